@@ -1,0 +1,114 @@
+//! Every bound of the program, each with its reason. A full queue or a reached limit is an outcome with a name.
+
+use std::time::Duration;
+
+/// From `accept` to a finished login, on either side of a link and at the SSH door. Long enough for a hardware key to be
+/// touched, short enough that strangers cannot hold connections.
+pub const LOGIN_GRACE: Duration = Duration::from_secs(20);
+
+/// How long the gateway waits for the peer's identification string before it sends its own: clients that wait for the
+/// server's line (ssh-keyscan) are served, agents and ordinary clients speak at once.
+pub const IDENTIFICATION_PATIENCE: Duration = Duration::from_millis(300);
+
+/// The longest identification string, with its line end (RFC 4253 §4.2).
+pub const IDENTIFICATION_MAX: usize = 255;
+
+/// Connections that have not logged in yet, over the whole gateway.
+pub const UNAUTHENTICATED_MAX: usize = 256;
+
+/// Connections from one address that have not logged in yet.
+pub const UNAUTHENTICATED_PER_ADDRESS: usize = 64;
+
+/// Logins refused on one connection before it is closed; an ssh-agent with a dozen keys still gets to the right one.
+pub const LOGIN_ATTEMPTS: usize = 16;
+
+/// What a refused login waits: constant, so that a refusal does not tell by its time what was wrong.
+pub const LOGIN_REFUSAL_DELAY: Duration = Duration::from_millis(50);
+
+/// Channels open at once on one session at the SSH door.
+pub const CHANNELS_PER_SESSION: usize = 256;
+
+/// Channels open at once on one link.
+pub const CHANNELS_PER_LINK: usize = 4_096;
+
+/// Opens under way at once on one link: each holds a task and a resolver or connect call on the agent.
+pub const PENDING_OPENS_PER_LINK: usize = 256;
+
+/// Opens under way at once on one session at the SSH door.
+pub const PENDING_OPENS_PER_SESSION: usize = 64;
+
+/// Opens, failed ones included, after which the agent replaces a link: the SSH library keeps some kilobytes for every
+/// channel that was closed locally, until the session ends.
+pub const OPENS_PER_LINK: u64 = 4_000;
+
+/// From a request to an open stream, over all steps; a forward that takes longer has failed.
+pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// One TCP connect by the agent to a target address.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// One name resolution.
+pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Addresses of one name that are looked at; more than any honest name has.
+pub const ADDRESSES_PER_NAME: usize = 32;
+
+/// The reply of an HTTP proxy to CONNECT: status line and headers.
+pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
+
+/// From the first byte sent to a proxy to the end of its reply.
+pub const PROXY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// The agent's first wait after a lost or failed link, before jitter.
+pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
+
+/// The agent's longest wait between attempts.
+pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
+
+/// A link that has lived so long has proved good: the next failure starts the backoff afresh.
+pub const LINK_PROVED: Duration = Duration::from_secs(30);
+
+/// Keepalives on a link: sent after this long without a packet, unanswered once, then the link is cut (40 s in all).
+pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
+
+/// Keepalives at the SSH door; not below [`LOGIN_GRACE`], because a keepalive during login is fatal to OpenSSH.
+pub const DOOR_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// What one read from a socket, and one channel message, carries at most.
+pub const CHUNK: usize = 32 * 1024;
+
+/// SSH channel window, in bytes.
+pub const WINDOW: u32 = 2 * 1024 * 1024;
+
+/// Messages that wait for one slow reader of a channel.
+pub const CHANNEL_QUEUE: usize = 64;
+
+/// Messages that wait to be sent on a session.
+pub const SESSION_QUEUE: usize = 128;
+
+/// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
+pub const TRAIL_QUEUE: usize = 65_536;
+
+/// How long running forwards may go on after a required audit sink has failed.
+pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
+
+/// How long a stop waits for tasks to end.
+pub const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Records about strangers' failed logins written in one period; what exceeds them is counted and written as a sum.
+pub const STRANGER_RECORDS: u32 = 50;
+
+/// The period of [`STRANGER_RECORDS`].
+pub const STRANGER_PERIOD: Duration = Duration::from_secs(10);
+
+/// Rekey limits lie above OpenSSH's own, so that a client begins the exchange; AES-GCM's counter allows far more.
+pub const REKEY_BYTES: usize = 64 << 30;
+
+/// See [`REKEY_BYTES`].
+pub const REKEY_TIME: Duration = Duration::from_secs(24 * 3600);
+
+/// One line on the admin socket, request or answer.
+pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
+
+/// A key file, a configuration or a registry file; anything larger is not one.
+pub const FILE_MAX: u64 = 1024 * 1024;

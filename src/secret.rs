@@ -1,0 +1,86 @@
+//! Values that must not be shown, and randomness fit for making them.
+//!
+//! Promised: neither `Debug` nor an error of ours shows a [`Secret`]; its memory is wiped when it is dropped.
+
+use std::fmt;
+
+use zeroize::Zeroize;
+
+/// A value that hides itself from `Debug` and wipes itself on drop. It has no `Display` on purpose.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret<T: Zeroize>(T);
+
+impl<T: Zeroize> Secret<T> {
+    /// Takes `value` under protection.
+    pub const fn new(value: T) -> Self {
+        Self(value)
+    }
+
+    /// The value itself, for the one call that needs it.
+    pub const fn expose(&self) -> &T {
+        &self.0
+    }
+}
+
+impl<T: Zeroize> Drop for Secret<T> {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl<T: Zeroize> fmt::Debug for Secret<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[hidden]")
+    }
+}
+
+/// Fills an array from the operating system's generator.
+///
+/// # Panics
+/// If the operating system has no randomness to give; nothing in this program may go on without.
+#[must_use]
+pub fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    #[expect(clippy::expect_used, reason = "a machine without randomness cannot run this program")]
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes
+}
+
+/// A random number, for jitter.
+#[must_use]
+pub fn random_u32() -> u32 {
+    u32::from_ne_bytes(random())
+}
+
+/// `len` characters drawn uniformly from the 64 that need no escaping in a URL (RFC 3986 §2.3: letters, digits, `-`, `_`):
+/// six bits of entropy each.
+#[must_use]
+pub fn random_url_safe(len: usize) -> Secret<String> {
+    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let mut text = String::with_capacity(len);
+    while text.len() < len {
+        let [byte] = random::<1>();
+        text.push(char::from(ALPHABET[usize::from(byte & 63)]));
+    }
+    Secret::new(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_hides_the_value() {
+        let secret = Secret::new("hunter2".to_owned());
+        assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "[hidden] Some([hidden])");
+    }
+
+    #[test]
+    fn passwords_are_url_safe_and_differ() {
+        let one = random_url_safe(32);
+        let two = random_url_safe(32);
+        assert_eq!(one.expose().len(), 32);
+        assert_ne!(one, two);
+        assert!(one.expose().bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_'));
+    }
+}

@@ -1,0 +1,274 @@
+//! A target: the host and port somebody asks to be connected to.
+//!
+//! Promised: a [`Target`] that exists is well formed. A host is either a literal address or a DNS name in one normal
+//! form (lower case, no trailing dot), and never something that a resolver might read as the other kind: spellings such
+//! as `0177.0.0.1`, `2130706433` or `0x7f.1`, which `inet_aton` takes for addresses, are refused here, before any policy
+//! sees them.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+/// A host and a port, both checked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Target {
+    /// Where to.
+    pub host: Host,
+    /// Which port; never 0.
+    pub port: u16,
+}
+
+/// A host: a literal address, or a name to be resolved.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Host {
+    /// A literal address. IPv4-mapped IPv6 addresses (`::ffff:a.b.c.d`) are kept as IPv4.
+    Address(IpAddr),
+    /// A DNS name.
+    Name(Name),
+}
+
+/// A DNS name: 1 to 253 bytes of lower-case LDH labels (RFC 1123 §2.1), also `_`; the last label is not all digits and
+/// does not look like a hexadecimal number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Name(String);
+
+/// Why a text is no target. The text itself is not repeated: it may come from a stranger.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum TargetError {
+    /// Nothing there.
+    #[error("the host is empty")]
+    Empty,
+    /// Longer than RFC 1035 §2.3.4 allows.
+    #[error("the host name is longer than 253 bytes, or one of its labels longer than 63")]
+    TooLong,
+    /// Outside of the permitted alphabet; internationalised names are written in their `xn--` form.
+    #[error(
+        "the host has a character that is not a letter, digit, '-', '_' or '.' (write international names as xn--…)"
+    )]
+    Character,
+    /// An empty label, or one that begins or ends with a hyphen.
+    #[error("the host name has an empty label, or one that begins or ends with '-'")]
+    Label,
+    /// A number that some resolvers take for an address.
+    #[error("the host looks like an address but is not in its normal form (four decimal numbers, or RFC 5952)")]
+    Numeric,
+    /// An IPv6 zone identifier.
+    #[error("addresses with a zone identifier cannot be targets")]
+    Zone,
+    /// No port, or not a number from 1 to 65535.
+    #[error("the port is not a number from 1 to 65535")]
+    Port,
+}
+
+impl Target {
+    /// Checks what SSH carries in `direct-tcpip` (RFC 4254 §7.2): a host without brackets, and a port of 32 bits.
+    ///
+    /// # Errors
+    /// If either is not acceptable.
+    pub fn from_wire(host: &str, port: u32) -> Result<Self, TargetError> {
+        let host = host.parse()?;
+        let port = u16::try_from(port).ok().filter(|port| *port != 0).ok_or(TargetError::Port)?;
+        Ok(Self { host, port })
+    }
+}
+
+impl FromStr for Target {
+    type Err = TargetError;
+
+    /// Reads `host:port`, with IPv6 addresses in brackets.
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let (host, port) = text.rsplit_once(':').ok_or(TargetError::Port)?;
+        let bracketed = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+        let host = match bracketed {
+            Some(address) => Host::Address(normal(IpAddr::V6(address.parse().map_err(|_| TargetError::Numeric)?))),
+            // An unbracketed IPv6 address would make the port ambiguous.
+            None if host.contains(':') => return Err(TargetError::Port),
+            None => host.parse()?,
+        };
+        // `u16::from_str` takes a leading '+'.
+        if !port.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(TargetError::Port);
+        }
+        let port = port.parse().ok().filter(|port| *port != 0).ok_or(TargetError::Port)?;
+        Ok(Self { host, port })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.host {
+            Host::Address(IpAddr::V6(address)) => write!(f, "[{address}]:{}", self.port),
+            host => write!(f, "{host}:{}", self.port),
+        }
+    }
+}
+
+impl FromStr for Host {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        if text.is_empty() {
+            return Err(TargetError::Empty);
+        }
+        if text.contains('%') {
+            return Err(if text.contains(':') { TargetError::Zone } else { TargetError::Character });
+        }
+        if text.contains(':') {
+            let address: Ipv6Addr = text.parse().map_err(|_| TargetError::Numeric)?;
+            return Ok(Self::Address(normal(IpAddr::V6(address))));
+        }
+        if let Ok(address) = text.parse::<Ipv4Addr>() {
+            return Ok(Self::Address(IpAddr::V4(address)));
+        }
+        text.parse().map(Self::Name)
+    }
+}
+
+impl fmt::Display for Host {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Address(address) => address.fmt(f),
+            Self::Name(name) => name.fmt(f),
+        }
+    }
+}
+
+impl Name {
+    /// The name, without a trailing dot.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Name {
+    type Err = TargetError;
+
+    fn from_str(text: &str) -> Result<Self, TargetError> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        if text.is_empty() {
+            return Err(TargetError::Empty);
+        }
+        if text.len() > 253 {
+            return Err(TargetError::TooLong);
+        }
+        if !text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.')) {
+            return Err(TargetError::Character);
+        }
+        for label in text.split('.') {
+            if label.is_empty() || label.starts_with('-') || label.ends_with('-') {
+                return Err(TargetError::Label);
+            }
+            if label.len() > 63 {
+                return Err(TargetError::TooLong);
+            }
+        }
+        let last = text.rsplit('.').next().unwrap_or(text);
+        let hexadecimal = last
+            .strip_prefix("0x")
+            .or_else(|| last.strip_prefix("0X"))
+            .is_some_and(|digits| digits.bytes().all(|b| b.is_ascii_hexdigit()));
+        if hexadecimal || last.bytes().all(|b| b.is_ascii_digit()) {
+            return Err(TargetError::Numeric);
+        }
+        Ok(Self(text.to_ascii_lowercase()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// The form of an address that policies compare: IPv4-mapped IPv6 becomes IPv4.
+#[must_use]
+pub fn normal(address: IpAddr) -> IpAddr {
+    address.to_canonical()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_a_resolver_might_take_for_an_address() {
+        for text in [
+            "0177.0.0.1",
+            "2130706433",
+            "0x7f.1",
+            "0x7f000001",
+            "127.1",
+            "1.2.3.4.5",
+            "256.1.1.1",
+            "01.2.3.4",
+            "0x",
+            "foo.0x1",
+            "foo.1",
+        ] {
+            assert_eq!(text.parse::<Host>(), Err(TargetError::Numeric), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_malformed_names() {
+        let long_label = format!("{}.example", "a".repeat(64));
+        let long_name = format!("{}example", "abcdefgh.".repeat(28));
+        for (text, error) in [
+            ("", TargetError::Empty),
+            (".", TargetError::Empty),
+            ("a..b", TargetError::Label),
+            (".a", TargetError::Label),
+            ("a..", TargetError::Label),
+            ("-a.b", TargetError::Label),
+            ("a-.b", TargetError::Label),
+            ("a b", TargetError::Character),
+            ("a\0b", TargetError::Character),
+            ("a/b", TargetError::Character),
+            ("a%2eb", TargetError::Character),
+            ("bücher.example", TargetError::Character),
+            ("fe80::1%eth0", TargetError::Zone),
+            ("::ffff:1.2.3", TargetError::Numeric),
+            (long_label.as_str(), TargetError::TooLong),
+            (long_name.as_str(), TargetError::TooLong),
+        ] {
+            assert_eq!(text.parse::<Host>(), Err(error), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn normalises_case_trailing_dot_and_mapped_addresses() {
+        for (text, normal) in [
+            ("Orders.DB.internal.", "orders.db.internal"),
+            ("::ffff:169.254.169.254", "169.254.169.254"),
+            ("::FFFF:A00:1", "10.0.0.1"),
+            ("2001:DB8::0001", "2001:db8::1"),
+            ("10.0.0.1", "10.0.0.1"),
+        ] {
+            assert_eq!(text.parse::<Host>().map(|host| host.to_string()).as_deref(), Ok(normal), "{text}");
+        }
+    }
+
+    #[test]
+    fn reads_host_and_port() {
+        for (text, normal) in [
+            ("db:5432", "db:5432"),
+            ("10.1.2.3:1", "10.1.2.3:1"),
+            ("[2001:db8::1]:65535", "[2001:db8::1]:65535"),
+            ("[::ffff:10.0.0.1]:5432", "10.0.0.1:5432"),
+        ] {
+            assert_eq!(text.parse::<Target>().map(|target| target.to_string()).as_deref(), Ok(normal), "{text}");
+        }
+        for text in ["db", "db:", "db:0", "db:65536", "db:+1", "db: 1", "2001:db8::1:5432", "[10.0.0.1]:1", "db:-1"] {
+            assert!(text.parse::<Target>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_ports_that_only_fit_thirty_two_bits() {
+        for port in [0, 65_536, u32::MAX] {
+            assert_eq!(Target::from_wire("db", port), Err(TargetError::Port), "{port}");
+        }
+        assert!(Target::from_wire("db", 65_535).is_ok());
+    }
+}
