@@ -112,3 +112,6 @@ pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
 
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
+
+/// Faults of a configuration that are shown; more than a person mends in one go are only counted.
+pub const FAULTS_MAX: usize = 100;
