@@ -5,6 +5,7 @@ pub mod chain;
 pub mod document;
 pub mod identity;
 pub mod limits;
+pub mod policy;
 pub mod secret;
 pub mod target;
 pub mod task;
