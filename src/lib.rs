@@ -6,6 +6,7 @@ pub mod document;
 pub mod identity;
 pub mod limits;
 pub mod policy;
+pub mod registry;
 pub mod secret;
 pub mod target;
 pub mod task;

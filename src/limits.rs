@@ -115,3 +115,16 @@ pub const FILE_MAX: u64 = 1024 * 1024;
 
 /// Faults of a configuration that are shown; more than a person mends in one go are only counted.
 pub const FAULTS_MAX: usize = 100;
+
+/// Files and folders of a file registry; more than that belongs into a database.
+pub const REGISTRY_ENTRIES_MAX: usize = 100_000;
+
+/// A file registry is read once nothing in it has changed for this long, so that what an editor or `git pull` writes in
+/// several steps is seen as one.
+pub const REGISTRY_SETTLE: Duration = Duration::from_millis(100);
+
+/// A file registry that does not come to rest is read anyhow after this long.
+pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
+
+/// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
+pub const REGISTRY_POLL: Duration = Duration::from_secs(5);
