@@ -10,6 +10,8 @@
 //! Absent: names are not resolved here, and nothing is dialled or recorded.
 
 pub mod grant;
+pub mod guard;
+pub mod rule;
 
 use std::fmt;
 
@@ -99,14 +101,19 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Writes a list into a detail, cut short: what an operator wrote may be long, an audit record must not be.
+/// Writes a list into a detail.
 fn list(items: impl IntoIterator<Item = impl fmt::Display>) -> String {
+    join(items, ", ")
+}
+
+/// Writes a list into a detail, cut short: what an operator wrote may be long, an audit record must not be.
+fn join(items: impl IntoIterator<Item = impl fmt::Display>, separator: &str) -> String {
     const SHOWN: usize = 8;
     let mut items = items.into_iter();
     let mut text = String::new();
     for item in items.by_ref().take(SHOWN) {
         if !text.is_empty() {
-            text.push_str(", ");
+            text.push_str(separator);
         }
         text.push_str(&item.to_string());
     }
