@@ -5,6 +5,7 @@ pub mod chain;
 pub mod identity;
 pub mod limits;
 pub mod policy;
+pub mod resolve;
 pub mod secret;
 pub mod target;
 pub mod task;

@@ -4,8 +4,9 @@
 //! the network's owner wrote into the agent's own configuration, and on the address that it is about to dial.
 //!
 //! Promised: every decision is a pure function of its arguments. It does no I/O, never waits, has an answer for every
-//! input, and that answer is a denial unless something was written down that allows the request. What it allows comes as
-//! a value with private fields that cannot be copied; the next layer consumes it, so there is no way round the policy.
+//! input, and that answer is a denial unless something was written down that allows the request. What it allows comes
+//! as a value with private fields that cannot be copied; the next layer consumes it, so there is no way round the
+//! policy.
 //!
 //! Absent: names are not resolved here, and nothing is dialled or recorded.
 

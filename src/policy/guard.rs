@@ -1,9 +1,9 @@
 //! What no ordinary rule reaches: reserved addresses, and the agent's own ways out.
 //!
-//! A *reserved* address is one that an operator hardly ever means when writing down a network: loopback, cloud metadata,
-//! multicast, and every IPv6 form that hides an IPv4 address. A network reaches such an address only if it lies wholly
-//! inside of the reserved range, so that it cannot have been written for any other purpose: `0.0.0.0/0` never reaches
-//! `127.0.0.1`, `127.0.0.0/8` does.
+//! A *reserved* address is one that an operator hardly ever means when writing down a network: loopback, cloud
+//! metadata, multicast, and every IPv6 form that hides an IPv4 address. A network reaches such an address only if it
+//! lies wholly inside of the reserved range, so that it cannot have been written for any other purpose: `0.0.0.0/0`
+//! never reaches `127.0.0.1`, `127.0.0.0/8` does.
 //!
 //! The agent's own gateways and its upstream proxy are not reachable at all: through them a principal could go on to
 //! places that no rule has seen.

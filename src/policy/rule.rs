@@ -1,11 +1,11 @@
 //! The agent's side: the allowlist that the network's owner wrote.
 //!
-//! A rule fits a request if it names the host or address, the port and the principal, all by itself: two rules never add
-//! up. Rules that name hosts never fit a literal address, and rules that name addresses never fit a name, so that an
-//! operator who grants one kind has not granted the other unawares.
+//! A rule fits a request if it names the host or address, the port and the principal, all by itself: two rules never
+//! add up. Rules that name hosts never fit a literal address, and rules that name addresses never fit a name, so that
+//! an operator who grants one kind has not granted the other unawares.
 //!
-//! A request by name is decided in two steps: [`Allowlist::consider`] before the lookup, so that nobody can use the agent
-//! to look up names that no rule has, and [`Allowlist::decide`] on what the name resolved to.
+//! A request by name is decided in two steps: [`Allowlist::consider`] before the lookup, so that nobody can use the
+//! agent to look up names that no rule has, and [`Allowlist::decide`] on what the name resolved to.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -848,8 +848,9 @@ mod tests {
                 "provisioner",
                 "orders.db.internal:5432",
                 &["10.21.0.5", "10.22.0.5"],
-                "rule orders-db has orders.db.internal:5432, but 10.21.0.5 lies outside of 10.20.0.0/16, 2001:db8:20::/48; \
-                 rule orders-db has orders.db.internal:5432, but 10.22.0.5 lies outside of 10.20.0.0/16, 2001:db8:20::/48",
+                "rule orders-db has orders.db.internal:5432, but 10.21.0.5 lies outside of 10.20.0.0/16, \
+                 2001:db8:20::/48; rule orders-db has orders.db.internal:5432, but 10.22.0.5 lies outside of \
+                 10.20.0.0/16, 2001:db8:20::/48",
             ),
             (
                 "provisioner",
@@ -878,7 +879,8 @@ mod tests {
             list.consider(&"p".parse().expect("p"), &"10.20.0.5:1".parse().expect("a target"), &Guard::default());
         assert_eq!(
             denial.expect_err("denied").detail,
-            "no rule has an address network that holds 10.20.0.5; rule db reaches that network by name only: ask for db.internal"
+            "no rule has an address network that holds 10.20.0.5; rule db reaches that network by name only: \
+             ask for db.internal"
         );
     }
 
@@ -997,7 +999,7 @@ mod tests {
         })
     }
 
-    /// What a reader of DESIGN would call a rule that fits, written down a second time and without any of the code above.
+    /// Whether a rule fits, written down a second time and without any of the code above.
     fn fits(rule: &Rule, principal: &Principal, target: &Target) -> bool {
         let reach = match (&rule.reach, &target.host) {
             (Reach::Hosts { hosts, .. }, Host::Name(name)) => hosts.iter().any(|host| host == name),
@@ -1056,7 +1058,8 @@ mod tests {
                     for address in candidates {
                         let free = reserved(address).is_empty() && !guard.holds_address(address, target.port);
                         let held = list.rules().iter().any(|rule| {
-                            fits(rule, &principal, &target) && rule.reach.networks().iter().any(|n| n.contains(&address))
+                            fits(rule, &principal, &target)
+                                && rule.reach.networks().iter().any(|network| network.contains(&address))
                         });
                         prop_assert!(!(free && held), "{address} was refused: {denial:?}");
                     }
