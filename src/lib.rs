@@ -8,6 +8,7 @@ pub mod identity;
 pub mod limits;
 pub mod policy;
 pub mod registry;
+pub mod resolve;
 pub mod secret;
 pub mod target;
 pub mod task;

@@ -4,12 +4,15 @@
 //! the network's owner wrote into the agent's own configuration, and on the address that it is about to dial.
 //!
 //! Promised: every decision is a pure function of its arguments. It does no I/O, never waits, has an answer for every
-//! input, and that answer is a denial unless something was written down that allows the request. What it allows comes as
-//! a value with private fields that cannot be copied; the next layer consumes it, so there is no way round the policy.
+//! input, and that answer is a denial unless something was written down that allows the request. What it allows comes
+//! as a value with private fields that cannot be copied; the next layer consumes it, so there is no way round the
+//! policy.
 //!
 //! Absent: names are not resolved here, and nothing is dialled or recorded.
 
 pub mod grant;
+pub mod guard;
+pub mod rule;
 
 use std::fmt;
 
@@ -105,14 +108,19 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Writes a list into a detail, cut short: what an operator wrote may be long, an audit record must not be.
+/// Writes a list into a detail.
 fn list(items: impl IntoIterator<Item = impl fmt::Display>) -> String {
+    join(items, ", ")
+}
+
+/// Writes a list into a detail, cut short: what an operator wrote may be long, an audit record must not be.
+fn join(items: impl IntoIterator<Item = impl fmt::Display>, separator: &str) -> String {
     const SHOWN: usize = 8;
     let mut items = items.into_iter();
     let mut text = String::new();
     for item in items.by_ref().take(SHOWN) {
         if !text.is_empty() {
-            text.push_str(", ");
+            text.push_str(separator);
         }
         text.push_str(&item.to_string());
     }

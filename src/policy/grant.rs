@@ -1,7 +1,7 @@
 //! The gateway's side: which agents a principal may use, and optionally for which targets.
 //!
-//! The gateway knows targets only as they were asked for. It compares a name with names and a literal with literals, and
-//! leaves addresses to the agent, which is the one that resolves and dials.
+//! The gateway knows targets only as they were asked for. It compares a name with names and a literal with literals,
+//! and leaves addresses to the agent, which is the one that resolves and dials.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -30,8 +30,8 @@ impl Grant {
 
     /// Decides whether `principal`, who holds this grant, may ask `agent` for `target`.
     ///
-    /// That the grant is this principal's, and of the same organisation as the agent, is the caller's part: a grant does
-    /// not know whose it is.
+    /// That the grant is this principal's, and of the same organisation as the agent, is the caller's part: a grant
+    /// does not know whose it is.
     pub fn decide(&self, principal: &Principal, agent: &AgentName, target: &Target) -> Decision<Pass> {
         if !self.covers(&agent.agent) {
             let detail = if self.agents.is_empty() {
