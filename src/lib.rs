@@ -1,5 +1,6 @@
 //! caponier: a bastion-style SSH tunnel service.
 
+pub mod audit;
 pub mod backoff;
 pub mod chain;
 pub mod cli;

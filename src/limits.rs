@@ -92,6 +92,25 @@ pub const SESSION_QUEUE: usize = 128;
 /// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
 pub const TRAIL_QUEUE: usize = 65_536;
 
+/// Audit records that go into one write, so that the buffer of a write stays at a few megabytes.
+pub const TRAIL_BATCH: usize = 4_096;
+
+/// How long a caller waits for the trail to accept a record: well within [`OPEN_TIMEOUT`], and a sink that takes longer
+/// (a full pipe that nobody reads) is a failed sink.
+pub const TRAIL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the trail looks whether a failed sink works again, and whether a write hangs.
+pub const TRAIL_RETRY: Duration = Duration::from_secs(1);
+
+/// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
+pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
+
+/// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
+pub const TRAIL_TEXT_MAX: usize = 512;
+
+/// One forward id, in bytes; ours are far shorter.
+pub const FORWARD_ID_MAX: usize = 128;
+
 /// How long running forwards may go on after a required audit sink has failed.
 pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
 
