@@ -414,12 +414,7 @@ impl Counters {
     /// An ordinary end, with the bytes counted here.
     #[must_use]
     pub fn ended(&self, reason: &'static str) -> Ending {
-        Ending::Ended {
-            reason,
-            to_target: self.to_target(),
-            from_target: self.from_target(),
-            detail: String::new(),
-        }
+        Ending::Ended { reason, to_target: self.to_target(), from_target: self.from_target(), detail: String::new() }
     }
 }
 

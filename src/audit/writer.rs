@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{
-    ABANDONED, DENIED, ENDED, FAILED, OPEN, RECOVERED, RESUMED, Record, STARTED, STOPPED, STRANGERS, Shared, Side, Sink,
-    StartError, lock, milliseconds, text,
+    ABANDONED, DENIED, ENDED, FAILED, OPEN, RECOVERED, RESUMED, Record, STARTED, STOPPED, STRANGERS, Shared, Side,
+    Sink, StartError, lock, milliseconds, text,
 };
 use crate::chain::Chain;
 use crate::limits::{TRAIL_BATCH, TRAIL_QUEUE, TRAIL_RECORD_MAX};
@@ -408,11 +408,7 @@ fn open(path: &Path) -> Result<File, StartError> {
 }
 
 fn started(side: Side) -> Record {
-    Record {
-        version: Some(env!("CARGO_PKG_VERSION")),
-        pid: Some(std::process::id()),
-        ..Record::own(side, STARTED)
-    }
+    Record { version: Some(env!("CARGO_PKG_VERSION")), pid: Some(std::process::id()), ..Record::own(side, STARTED) }
 }
 
 /// Reads what an earlier process left, and returns the lines that put it in order: the end of a torn line, a closing
