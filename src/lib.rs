@@ -4,6 +4,8 @@ pub mod backoff;
 pub mod chain;
 pub mod identity;
 pub mod limits;
+pub mod policy;
+pub mod resolve;
 pub mod secret;
 pub mod target;
 pub mod task;

@@ -53,6 +53,9 @@ pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one name that are looked at; more than any honest name has.
 pub const ADDRESSES_PER_NAME: usize = 32;
 
+/// The system's hosts file; block lists of a hundred thousand names still fit.
+pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
+
 /// The reply of an HTTP proxy to CONNECT: status line and headers.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
