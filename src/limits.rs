@@ -95,6 +95,25 @@ pub const SESSION_QUEUE: usize = 128;
 /// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
 pub const TRAIL_QUEUE: usize = 65_536;
 
+/// Audit records that go into one write, so that the buffer of a write stays at a few megabytes.
+pub const TRAIL_BATCH: usize = 4_096;
+
+/// How long a caller waits for the trail to accept a record: well within [`OPEN_TIMEOUT`], and a sink that takes longer
+/// (a full pipe that nobody reads) is a failed sink.
+pub const TRAIL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the trail looks whether a failed sink works again, and whether a write hangs.
+pub const TRAIL_RETRY: Duration = Duration::from_secs(1);
+
+/// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
+pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
+
+/// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
+pub const TRAIL_TEXT_MAX: usize = 512;
+
+/// One forward id, in bytes; ours are far shorter.
+pub const FORWARD_ID_MAX: usize = 128;
+
 /// How long running forwards may go on after a required audit sink has failed.
 pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
 
@@ -136,3 +155,18 @@ pub const ADMIN_CONNECTIONS: usize = 16;
 
 /// One question on the admin socket, from connect to answer.
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Faults of a configuration that are shown; more than a person mends in one go are only counted.
+pub const FAULTS_MAX: usize = 100;
+
+/// Files and folders of a file registry; more than that belongs into a database.
+pub const REGISTRY_ENTRIES_MAX: usize = 100_000;
+
+/// A file registry is read once nothing in it has changed for this long, so that what an editor or `git pull` writes in
+/// several steps is seen as one.
+pub const REGISTRY_SETTLE: Duration = Duration::from_millis(100);
+
+/// A file registry that does not come to rest is read anyhow after this long.
+pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
+
+/// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
+pub const REGISTRY_POLL: Duration = Duration::from_secs(5);

@@ -58,6 +58,10 @@ impl Denial {
 /// The kinds of denial. Those of the agent are ordered by how close the request came to being allowed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
+    /// Gateway: the organisation, the principal or the agent is not registered.
+    NotRegistered,
+    /// Gateway: the principal's registration has ended.
+    PrincipalExpired,
     /// Gateway: the grant does not name this agent.
     AgentNotGranted,
     /// Gateway: the grant names the agent, but not this target.
@@ -83,6 +87,8 @@ impl Reason {
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::NotRegistered => "not_registered",
+            Self::PrincipalExpired => "principal_expired",
             Self::AgentNotGranted => "agent_not_granted",
             Self::TargetNotGranted => "target_not_granted",
             Self::NoRule => "no_rule",
