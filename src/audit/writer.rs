@@ -24,8 +24,8 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::{
-    ABANDONED, DENIED, ENDED, FAILED, OPEN, RECOVERED, RESUMED, Record, STARTED, STOPPED, STRANGERS, Shared, Side, Sink,
-    StartError, lock, milliseconds, text,
+    ABANDONED, DENIED, ENDED, FAILED, OPEN, RECOVERED, RESUMED, Record, STARTED, STOPPED, STRANGERS, Shared, Side,
+    Sink, StartError, lock, milliseconds, text,
 };
 use crate::chain::Chain;
 use crate::limits::{TRAIL_BATCH, TRAIL_QUEUE, TRAIL_RECORD_MAX};
@@ -62,8 +62,11 @@ pub(super) trait Output: Send + 'static {
     fn sync(&mut self) -> io::Result<()>;
 }
 
+/// An open sink, and the lines that have to come first.
+pub(super) type Prepared = (Box<dyn Output>, Vec<Vec<u8>>);
+
 /// Opens a sink, and says which lines have to come first.
-pub(super) fn prepare(sink: &Sink, side: Side) -> Result<(Box<dyn Output>, Vec<Vec<u8>>), StartError> {
+pub(super) fn prepare(sink: &Sink, side: Side) -> Result<Prepared, StartError> {
     let mut first = Vec::new();
     let output: Box<dyn Output> = match sink {
         Sink::File(path) => {
@@ -362,6 +365,12 @@ impl Output for AppendedFile {
     }
 }
 
+/// A sink of which nothing can be taken back.
+#[cfg(test)]
+pub(super) fn stream(file: File) -> Box<dyn Output> {
+    Box::new(Stream(file))
+}
+
 /// A pipe, terminal or socket: what is written is gone.
 struct Stream(File);
 
@@ -408,11 +417,7 @@ fn open(path: &Path) -> Result<File, StartError> {
 }
 
 fn started(side: Side) -> Record {
-    Record {
-        version: Some(env!("CARGO_PKG_VERSION")),
-        pid: Some(std::process::id()),
-        ..Record::own(side, STARTED)
-    }
+    Record { version: Some(env!("CARGO_PKG_VERSION")), pid: Some(std::process::id()), ..Record::own(side, STARTED) }
 }
 
 /// Reads what an earlier process left, and returns the lines that put it in order: the end of a torn line, a closing
