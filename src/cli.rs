@@ -4,7 +4,7 @@
 //! refusal by policy with 3, any other failure with 1. What a program may want to read goes to standard output, all else
 //! to standard error.
 //!
-//! To add a command: write `cli/NAME.rs`, and name it in [`Command`] twice.
+//! To add a command: write `cli/NAME.rs`, and name it in `Command` twice.
 
 pub mod keys;
 
