@@ -112,3 +112,24 @@ pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
 
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
+
+/// From an open stream to a finished login at a database, TLS included.
+pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// One statement at a database, save those that copy a whole one. Longer than [`DATABASE_LOCK_TIMEOUT`], so that the
+/// server's own explanation arrives first.
+pub const DATABASE_STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Making, dropping or extending a database: a template may hold many gigabytes.
+pub const DATABASE_COPY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Waiting for a lock at a database. A run that was killed holds its lock until the server notices, which takes it as
+/// long as the tunnel needs to close.
+pub const DATABASE_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Rounds of observing and changing in one provisioning run. The first does the work, the second finds what a template
+/// brought along; more than a few mean that the server does not keep what it confirms.
+pub const PROVISION_ROUNDS: usize = 4;
+
+/// Characters of a generated password: 192 bits.
+pub const PASSWORD_LENGTH: usize = 32;
