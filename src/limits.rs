@@ -53,6 +53,9 @@ pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one name that are looked at; more than any honest name has.
 pub const ADDRESSES_PER_NAME: usize = 32;
 
+/// The system's hosts file; block lists of a hundred thousand names still fit.
+pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
+
 /// The reply of an HTTP proxy to CONNECT: status line and headers.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
@@ -89,6 +92,25 @@ pub const SESSION_QUEUE: usize = 128;
 /// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
 pub const TRAIL_QUEUE: usize = 65_536;
 
+/// Audit records that go into one write, so that the buffer of a write stays at a few megabytes.
+pub const TRAIL_BATCH: usize = 4_096;
+
+/// How long a caller waits for the trail to accept a record: well within [`OPEN_TIMEOUT`], and a sink that takes longer
+/// (a full pipe that nobody reads) is a failed sink.
+pub const TRAIL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the trail looks whether a failed sink works again, and whether a write hangs.
+pub const TRAIL_RETRY: Duration = Duration::from_secs(1);
+
+/// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
+pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
+
+/// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
+pub const TRAIL_TEXT_MAX: usize = 512;
+
+/// One forward id, in bytes; ours are far shorter.
+pub const FORWARD_ID_MAX: usize = 128;
+
 /// How long running forwards may go on after a required audit sink has failed.
 pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
 
@@ -116,6 +138,9 @@ pub const FILE_MAX: u64 = 1024 * 1024;
 /// From an open stream to a finished login at a database, TLS included.
 pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Saying goodbye to a database; without it the server only logs that a client went away.
+pub const DATABASE_GOODBYE: Duration = Duration::from_secs(2);
+
 /// One statement at a database, save those that copy a whole one. Longer than [`DATABASE_LOCK_TIMEOUT`], so that the
 /// server's own explanation arrives first.
 pub const DATABASE_STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
@@ -133,3 +158,18 @@ pub const PROVISION_ROUNDS: usize = 4;
 
 /// Characters of a generated password: 192 bits.
 pub const PASSWORD_LENGTH: usize = 32;
+/// Faults of a configuration that are shown; more than a person mends in one go are only counted.
+pub const FAULTS_MAX: usize = 100;
+
+/// Files and folders of a file registry; more than that belongs into a database.
+pub const REGISTRY_ENTRIES_MAX: usize = 100_000;
+
+/// A file registry is read once nothing in it has changed for this long, so that what an editor or `git pull` writes in
+/// several steps is seen as one.
+pub const REGISTRY_SETTLE: Duration = Duration::from_millis(100);
+
+/// A file registry that does not come to rest is read anyhow after this long.
+pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
+
+/// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
+pub const REGISTRY_POLL: Duration = Duration::from_secs(5);

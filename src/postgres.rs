@@ -16,7 +16,8 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres::tls::{NoTls, TlsConnect};
 use tokio_postgres::{Client, Config, Connection};
 
-use crate::limits::DATABASE_LOGIN_TIMEOUT;
+use crate::chain::Chain;
+use crate::limits::{DATABASE_GOODBYE, DATABASE_LOGIN_TIMEOUT};
 use crate::secret::Secret;
 use crate::task::Tasks;
 
@@ -37,7 +38,9 @@ pub enum NameError {
     #[error("the name has a control character")]
     Control,
     /// Client programs would not take it for a name.
-    #[error("client programs would take the name for an option or a connection string (it begins with '-', or has '=' or '://')")]
+    #[error(
+        "client programs would take the name for an option or a connection string (it begins with '-', or has '=' or '://')"
+    )]
     Misleading,
     /// It belongs to PostgreSQL, or to a provider that runs it.
     #[error("the name is reserved by PostgreSQL, or by a provider that runs it")]
@@ -228,9 +231,15 @@ where
 {
     let stop = tasks.stopping().clone();
     tasks.spawn(async move {
-        // Its error also reaches whoever waits for an answer, as a closed connection.
-        if let Some(Err(error)) = stop.run_until_cancelled(connection).await {
-            tracing::debug!(error = %crate::chain::Chain(&error), "a database connection failed");
+        let mut connection = std::pin::pin!(connection);
+        let result = match stop.run_until_cancelled(connection.as_mut()).await {
+            Some(result) => result,
+            // The client is gone as well, and the server is told so.
+            None => tokio::time::timeout(DATABASE_GOODBYE, connection).await.unwrap_or(Ok(())),
+        };
+        if let Err(error) = result {
+            // It also reaches whoever waits for an answer, as a closed connection.
+            tracing::debug!(error = %Chain(&error), "a database connection failed");
         }
     });
 }

@@ -28,6 +28,9 @@ use std::str::FromStr;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub use apply::{Event, Outcome, Progress, ProvisionError, apply, destroy, observe};
+pub use plan::{Observed, Plan, plan, plan_destroy};
+
 use crate::postgres::Identifier;
 use crate::secret::Secret;
 use crate::target::Target;
@@ -215,7 +218,8 @@ impl Resources {
     pub fn faults(&self) -> Vec<(String, String)> {
         let mut faults = Vec::new();
         if self.databases.is_empty() && self.roles.is_empty() {
-            faults.push(("database".to_owned(), "neither a database nor a role is named; there is nothing to do".into()));
+            faults
+                .push(("database".to_owned(), "neither a database nor a role is named; there is nothing to do".into()));
         }
         let mut names = BTreeSet::new();
         for (index, database) in self.databases.iter().enumerate() {

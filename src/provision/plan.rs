@@ -80,8 +80,8 @@ pub struct FoundDatabase {
     pub open: bool,
     /// Who may do what with it; `None` is PUBLIC.
     pub acl: Acl,
-    /// What is in it.
-    pub inside: Inside,
+    /// What is in it, if that was looked at.
+    pub inside: Option<Inside>,
 }
 
 /// Who may do what; `None` is PUBLIC. Privileges as SQL spells them.
@@ -274,9 +274,12 @@ impl<'a> Planner<'a> {
         }
         let name = quote_identifier(&admin.name);
         if !admin.createrole {
-            self.conflict(format!("the administrator {name} may not make roles; as a superuser: ALTER ROLE {name} CREATEROLE"));
+            self.conflict(format!(
+                "the administrator {name} may not make roles; as a superuser: ALTER ROLE {name} CREATEROLE"
+            ));
         }
-        if !admin.createdb && self.resources.databases.iter().any(|it| !self.observed.databases.contains_key(&it.name)) {
+        if !admin.createdb && self.resources.databases.iter().any(|it| !self.observed.databases.contains_key(&it.name))
+        {
             self.conflict(format!(
                 "the administrator {name} may not make databases; as a superuser: ALTER ROLE {name} CREATEDB"
             ));
@@ -433,7 +436,7 @@ impl<'a> Planner<'a> {
         if !found.is_some_and(|found| found.open) {
             self.run(None, vec![format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")]);
         }
-        self.inside(database, found.map(|found| &found.inside));
+        self.inside(database, found.and_then(|found| found.inside.as_ref()));
     }
 
     fn create_database(&mut self, database: &Database) {
@@ -597,9 +600,7 @@ impl<'a> Planner<'a> {
     /// A password that is printed, once. It counts as handed over only after that.
     fn printed_password(&mut self, role: &Identifier, state: Password, rotate: bool) {
         let id = &self.resources.id;
-        let sql = |state| {
-            Step::Sql(Sql { database: None, statements: vec![comment(role, id, state)], long: false })
-        };
+        let sql = |state| Step::Sql(Sql { database: None, statements: vec![comment(role, id, state)], long: false });
         if self.afterwards.is_empty() {
             self.afterwards.push(Step::Print);
         }
@@ -620,7 +621,9 @@ impl Plan {
     /// Whether there is nothing to do (printing what is known aside).
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.conflicts.is_empty() && self.structure.is_empty() && self.credentials.iter().all(|step| *step == Step::Print)
+        self.conflicts.is_empty()
+            && self.structure.is_empty()
+            && self.credentials.iter().all(|step| *step == Step::Print)
     }
 
     /// All steps in their order.
@@ -660,7 +663,8 @@ impl Step {
                 "statements": sql.statements,
             }),
             Self::SetPassword { role, mark } => {
-                let statements: Vec<_> = [Some(set_password(role, HIDDEN)), mark.clone()].into_iter().flatten().collect();
+                let statements: Vec<_> =
+                    [Some(set_password(role, HIDDEN)), mark.clone()].into_iter().flatten().collect();
                 json!({ "database": null, "statements": statements })
             }
             action => json!({ "action": action.to_string() }),
