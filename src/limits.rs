@@ -77,6 +77,9 @@ pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 /// Keepalives at the SSH door; not below [`LOGIN_GRACE`], because a keepalive during login is fatal to OpenSSH.
 pub const DOOR_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// How long we wait for the other end of a channel to close first once both directions have ended.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What one read from a socket, and one channel message, carries at most.
 pub const CHUNK: usize = 32 * 1024;
 
@@ -135,6 +138,47 @@ pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
 
+/// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
+pub const WAYS_OUT: usize = 1_024;
+
+/// Links of one agent that are held at once, replaced ones that still carry forwards included.
+pub const LINKS_PER_AGENT: usize = 64;
+
+/// How long accepting pauses after an error that is not of one connection alone.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Registry changes that wait to be recorded.
+pub const RELOAD_QUEUE: usize = 64;
+
+/// Questions on the admin socket under way at once.
+pub const ADMIN_CONNECTIONS: usize = 16;
+
+/// One question on the admin socket, from connect to answer.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// From an open stream to a finished login at a database, TLS included.
+pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Saying goodbye to a database; without it the server only logs that a client went away.
+pub const DATABASE_GOODBYE: Duration = Duration::from_secs(2);
+
+/// One statement at a database, save those that copy a whole one. Longer than [`DATABASE_LOCK_TIMEOUT`], so that the
+/// server's own explanation arrives first.
+pub const DATABASE_STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Making, dropping or extending a database: a template may hold many gigabytes.
+pub const DATABASE_COPY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Waiting for a lock at a database. A run that was killed holds its lock until the server notices, which takes it as
+/// long as the tunnel needs to close.
+pub const DATABASE_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Rounds of observing and changing in one provisioning run. The first does the work, the second finds what a template
+/// brought along; more than a few mean that the server does not keep what it confirms.
+pub const PROVISION_ROUNDS: usize = 4;
+
+/// Characters of a generated password: 192 bits.
+pub const PASSWORD_LENGTH: usize = 32;
 /// Faults of a configuration that are shown; more than a person mends in one go are only counted.
 pub const FAULTS_MAX: usize = 100;
 
