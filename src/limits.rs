@@ -77,6 +77,9 @@ pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 /// Keepalives at the SSH door; not below [`LOGIN_GRACE`], because a keepalive during login is fatal to OpenSSH.
 pub const DOOR_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// How long we wait for the other end of a channel to close first once both directions have ended.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What one read from a socket, and one channel message, carries at most.
 pub const CHUNK: usize = 32 * 1024;
 
@@ -134,6 +137,24 @@ pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
 
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
+
+/// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
+pub const WAYS_OUT: usize = 1_024;
+
+/// Links of one agent that are held at once, replaced ones that still carry forwards included.
+pub const LINKS_PER_AGENT: usize = 64;
+
+/// How long accepting pauses after an error that is not of one connection alone.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Registry changes that wait to be recorded.
+pub const RELOAD_QUEUE: usize = 64;
+
+/// Questions on the admin socket under way at once.
+pub const ADMIN_CONNECTIONS: usize = 16;
+
+/// One question on the admin socket, from connect to answer.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// From an open stream to a finished login at a database, TLS included.
 pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);

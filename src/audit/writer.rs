@@ -62,8 +62,11 @@ pub(super) trait Output: Send + 'static {
     fn sync(&mut self) -> io::Result<()>;
 }
 
+/// An open sink, and the lines that have to come first.
+pub(super) type Prepared = (Box<dyn Output>, Vec<Vec<u8>>);
+
 /// Opens a sink, and says which lines have to come first.
-pub(super) fn prepare(sink: &Sink, side: Side) -> Result<(Box<dyn Output>, Vec<Vec<u8>>), StartError> {
+pub(super) fn prepare(sink: &Sink, side: Side) -> Result<Prepared, StartError> {
     let mut first = Vec::new();
     let output: Box<dyn Output> = match sink {
         Sink::File(path) => {
@@ -360,6 +363,12 @@ impl Output for AppendedFile {
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
     }
+}
+
+/// A sink of which nothing can be taken back.
+#[cfg(test)]
+pub(super) fn stream(file: File) -> Box<dyn Output> {
+    Box::new(Stream(file))
 }
 
 /// A pipe, terminal or socket: what is written is gone.

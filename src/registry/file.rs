@@ -411,7 +411,7 @@ impl Reader {
             Ok(text) => match PublicKey::parse(&text) {
                 Ok(key) => Some(key),
                 Err(error) => {
-                    self.fault(path, Chain(&error).to_string());
+                    self.fault(path, format!("this {}", Chain(&error)));
                     None
                 }
             },
@@ -685,9 +685,14 @@ mod tests {
             ("organisations/acme/agents/prod-eu/notes.txt", "", "notes.txt", "does not belong here"),
             ("organisations/acme/agents/prod-eu/deep/x.pub", &good, "prod-eu/deep", "does not belong here"),
             ("organisations/acme/agents/loose.pub", &good, "agents/loose.pub", "does not belong here"),
-            ("organisations/acme/agents/prod-eu/x.pub", "", "x.pub", ""),
-            ("organisations/acme/agents/prod-eu/x.pub", "ssh-ed25519 AAAA", "x.pub", ""),
-            ("organisations/acme/agents/prod-eu/x.pub", private, "x.pub", ""),
+            ("organisations/acme/agents/prod-eu/x.pub", "", "x.pub", "this is empty"),
+            ("organisations/acme/agents/prod-eu/x.pub", "ssh-ed25519 AAAA", "x.pub", "this looks like an OpenSSH"),
+            (
+                "organisations/acme/agents/prod-eu/x.pub",
+                private,
+                "x.pub",
+                "this is a private key where a public key belongs",
+            ),
             ("organisations/acme/agents/prod-eu/2026-11.pem", &good, "2026-11.pub", "the same name as 2026-11.pem"),
             ("organisations/acme/agents/prod-eu/2027.toml", "", "2027.toml", "no key of this name beside it"),
             (
