@@ -421,6 +421,17 @@ impl<'a> Table<'a> {
         item.items().iter().filter_map(Item::table).collect()
     }
 
+    /// The tables written `[[key]]`. If there are none, the fault is `missing`.
+    #[must_use]
+    pub fn required_tables(&self, key: &str, missing: &str) -> Vec<Table<'a>> {
+        match self.optional(key).map(|item| &item.node.value) {
+            None => self.fault(key, missing),
+            Some(Value::Array(items)) if items.is_empty() => self.fault(key, missing),
+            Some(_) => (),
+        }
+        self.tables(key)
+    }
+
     /// Where `key` stands, or the table if it has no such key.
     #[must_use]
     pub fn at(&self, key: &str) -> Place {
@@ -614,8 +625,9 @@ impl<'a> Item<'a> {
         self.reject(format!("{wanted} is wanted, and this is {}", self.node.value.kind()))
     }
 
-    /// Values from the environment are strings, whatever they stand for.
-    fn set_by_variable(&self) -> bool {
+    /// Whether the value came from the environment; then it is a string, whatever it stands for.
+    #[must_use]
+    pub fn set_by_variable(&self) -> bool {
         self.place.variable.is_some()
     }
 }
