@@ -27,17 +27,6 @@ pub enum Loaded {
     Agent(Box<agent::Config>, Log),
     /// `caponier gateway` can run with it.
     Gateway(Box<gateway::Config>, Log),
-    /// `caponier provision` can run with it.
-    Resources(Box<Provision>),
-}
-
-/// What `caponier provision` is told.
-#[derive(Debug)]
-pub struct Provision {
-    /// How the instance is reached.
-    pub client: crate::client::Config,
-    /// What is wanted there.
-    pub resources: crate::provision::Resources,
     /// `caponier provision` can work on it.
     Resources(Box<Provisioning>),
 }
