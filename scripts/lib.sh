@@ -41,16 +41,22 @@ on_exit() {
   undo+=("$words")
 }
 
-unwind() {
-  local status=$? step
-  trap '' INT TERM HUP
-  trap - EXIT
-  set +e
+# undo_all : takes away all that is registered so far. A script may call it early, to look at what is left.
+undo_all() {
+  local step
   while [ "${#undo[@]}" -gt 0 ]; do
     step=${undo[-1]}
     unset 'undo[-1]'
-    eval "$step"
+    eval "$step" || true
   done
+}
+
+unwind() {
+  local status=$?
+  trap '' INT TERM HUP
+  trap - EXIT
+  set +e
+  undo_all
   exit "$status"
 }
 
