@@ -1,9 +1,15 @@
 //! caponier: a bastion-style SSH tunnel service.
 
+pub mod audit;
 pub mod backoff;
 pub mod chain;
+pub mod cli;
+pub mod document;
 pub mod identity;
 pub mod limits;
+pub mod policy;
+pub mod registry;
+pub mod resolve;
 pub mod secret;
 pub mod target;
 pub mod task;

@@ -53,6 +53,9 @@ pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Addresses of one name that are looked at; more than any honest name has.
 pub const ADDRESSES_PER_NAME: usize = 32;
 
+/// The system's hosts file; block lists of a hundred thousand names still fit.
+pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
+
 /// The reply of an HTTP proxy to CONNECT: status line and headers.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
@@ -74,6 +77,9 @@ pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 /// Keepalives at the SSH door; not below [`LOGIN_GRACE`], because a keepalive during login is fatal to OpenSSH.
 pub const DOOR_KEEPALIVE: Duration = Duration::from_secs(60);
 
+/// How long we wait for the other end of a channel to close first once both directions have ended.
+pub const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+
 /// What one read from a socket, and one channel message, carries at most.
 pub const CHUNK: usize = 32 * 1024;
 
@@ -88,6 +94,25 @@ pub const SESSION_QUEUE: usize = 128;
 
 /// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
 pub const TRAIL_QUEUE: usize = 65_536;
+
+/// Audit records that go into one write, so that the buffer of a write stays at a few megabytes.
+pub const TRAIL_BATCH: usize = 4_096;
+
+/// How long a caller waits for the trail to accept a record: well within [`OPEN_TIMEOUT`], and a sink that takes longer
+/// (a full pipe that nobody reads) is a failed sink.
+pub const TRAIL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How often the trail looks whether a failed sink works again, and whether a write hangs.
+pub const TRAIL_RETRY: Duration = Duration::from_secs(1);
+
+/// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
+pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
+
+/// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
+pub const TRAIL_TEXT_MAX: usize = 512;
+
+/// One forward id, in bytes; ours are far shorter.
+pub const FORWARD_ID_MAX: usize = 128;
 
 /// How long running forwards may go on after a required audit sink has failed.
 pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
@@ -112,3 +137,36 @@ pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
 
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
+
+/// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
+pub const WAYS_OUT: usize = 1_024;
+
+/// Links of one agent that are held at once, replaced ones that still carry forwards included.
+pub const LINKS_PER_AGENT: usize = 64;
+
+/// How long accepting pauses after an error that is not of one connection alone.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Registry changes that wait to be recorded.
+pub const RELOAD_QUEUE: usize = 64;
+
+/// Questions on the admin socket under way at once.
+pub const ADMIN_CONNECTIONS: usize = 16;
+
+/// One question on the admin socket, from connect to answer.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// Faults of a configuration that are shown; more than a person mends in one go are only counted.
+pub const FAULTS_MAX: usize = 100;
+
+/// Files and folders of a file registry; more than that belongs into a database.
+pub const REGISTRY_ENTRIES_MAX: usize = 100_000;
+
+/// A file registry is read once nothing in it has changed for this long, so that what an editor or `git pull` writes in
+/// several steps is seen as one.
+pub const REGISTRY_SETTLE: Duration = Duration::from_millis(100);
+
+/// A file registry that does not come to rest is read anyhow after this long.
+pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
+
+/// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
+pub const REGISTRY_POLL: Duration = Duration::from_secs(5);

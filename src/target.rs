@@ -189,7 +189,75 @@ pub fn normal(address: IpAddr) -> IpAddr {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// Texts that come close to hosts: whatever a resolver, a policy or a parser might read in two ways.
+    fn nearly_a_host() -> impl Strategy<Value = String> {
+        prop_oneof![
+            4 => "[a-zA-Z0-9_.x:-]{0,24}",
+            2 => "(0x[0-9a-fA-F]{0,8}|[0-9]{1,10})(\\.(0x[0-9a-fA-F]{0,4}|[0-9]{1,4})){0,4}\\.?",
+            2 => "([a-zA-Z0-9_-]{1,6}\\.){0,4}[a-zA-Z0-9-]{1,6}\\.?",
+            2 => any::<IpAddr>().prop_map(|address| address.to_string()),
+            1 => any::<Ipv4Addr>().prop_map(|address| format!("::ffff:{address}")),
+            1 => "\\PC{0,24}",
+            1 => any::<String>(),
+        ]
+    }
+
+    fn nearly_a_target() -> impl Strategy<Value = String> {
+        let port = prop_oneof![3 => any::<u16>().prop_map(|port| port.to_string()), 1 => "[+ 0-9-]{0,7}"];
+        prop_oneof![
+            2 => (nearly_a_host(), port.clone()).prop_map(|(host, port)| format!("{host}:{port}")),
+            2 => (nearly_a_host(), port).prop_map(|(host, port)| format!("[{host}]:{port}")),
+            1 => any::<String>(),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 4_000, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_host_has_one_form(text in nearly_a_host()) {
+            let Ok(host) = text.parse::<Host>() else { return Ok(()) };
+            let written = host.to_string();
+            prop_assert_eq!(written.parse::<Host>(), Ok(host.clone()));
+            prop_assert_eq!(written.parse::<Host>().map(|again| again.to_string()), Ok(written.clone()));
+            prop_assert_eq!(written.to_ascii_lowercase(), written.clone());
+            match host {
+                Host::Address(address) => {
+                    prop_assert_eq!(normal(address), address);
+                    prop_assert_eq!(normal(text.parse().expect("an address to the standard library as well")), address);
+                }
+                Host::Name(name) => {
+                    prop_assert!(!name.as_str().ends_with('.') && (1..=253).contains(&name.as_str().len()));
+                    prop_assert!(text.parse::<IpAddr>().is_err());
+                    prop_assert!(name.as_str().bytes().any(|byte| !byte.is_ascii_digit() && byte != b'.'));
+                    prop_assert_eq!(name.to_string().to_ascii_uppercase().parse::<Name>(), Ok(name.clone()));
+                    prop_assert_eq!(format!("{name}.").parse::<Name>(), Ok(name));
+                }
+            }
+        }
+
+        #[test]
+        fn a_target_reads_back_as_it_is_written(text in nearly_a_target()) {
+            let Ok(target) = text.parse::<Target>() else { return Ok(()) };
+            let written = target.to_string();
+            prop_assert_eq!(written.parse::<Target>(), Ok(target.clone()));
+            prop_assert_eq!(written.parse::<Target>().map(|again| again.to_string()), Ok(written));
+            prop_assert_ne!(target.port, 0);
+            // The other way in, from the wire, agrees.
+            prop_assert_eq!(Target::from_wire(&target.host.to_string(), target.port.into()), Ok(target));
+        }
+
+        #[test]
+        fn every_address_can_be_a_target(address in any::<IpAddr>(), port in 1..=u16::MAX) {
+            let target = Target { host: Host::Address(normal(address)), port };
+            prop_assert_eq!(target.to_string().parse::<Target>(), Ok(target.clone()));
+            prop_assert_eq!(Target::from_wire(&address.to_string(), port.into()), Ok(target));
+        }
+    }
 
     #[test]
     fn refuses_what_a_resolver_might_take_for_an_address() {

@@ -1,0 +1,180 @@
+//! The agent: dials out to its organisations' gateways, and forwards what its own allowlist permits.
+//!
+//! Promised: it opens no listening socket; nothing that comes over a link changes its keys or rules; every forward is
+//! decided here, on the resolved address, and the address that was checked is the one dialled; what cannot be recorded is
+//! not opened.
+//!
+//! What waits on what: one task per organisation and gateway keeps a link ([`dial`]), one task per link serves it
+//! ([`serve`]), one task per forward moves its bytes. All end with the stop token given to [`run`], which waits for them and
+//! then closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+
+mod dial;
+mod serve;
+
+use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::audit::{self, Side, Trail};
+use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::limits;
+use crate::policy::guard::Guard;
+use crate::policy::rule::{Allowlist, PrincipalPattern};
+use crate::task::Tasks;
+use crate::tunnel::connect::{GatewayUrl, Proxy};
+
+/// What an agent is told by its owner.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Its name within each organisation.
+    pub id: AgentId,
+    /// The name of this process among those that run the same agent.
+    pub replica: ReplicaId,
+    /// The host key: the agent's identity.
+    pub key: PrivateKey,
+    /// The HTTP proxy on the way out.
+    pub proxy: Option<Proxy>,
+    /// Whom it serves.
+    pub organisations: Vec<Organisation>,
+    /// Where its trail goes.
+    pub audit: audit::Sink,
+}
+
+/// What an agent does for one organisation.
+#[derive(Debug, Clone)]
+pub struct Organisation {
+    /// Which.
+    pub id: OrganisationId,
+    /// Where to link; all of them.
+    pub gateways: Vec<GatewayUrl>,
+    /// Who may log in.
+    pub orchestrators: Vec<Orchestrator>,
+    /// What may be reached.
+    pub allow: Allowlist,
+}
+
+/// A key that may log in, and for whom it may speak.
+#[derive(Debug, Clone)]
+pub struct Orchestrator {
+    /// The key.
+    pub key: PublicKey,
+    /// The principals that it may speak for; without them it is its own principal.
+    pub asserts: Option<Vec<PrincipalPattern>>,
+}
+
+/// Why an agent could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// No trail.
+    #[error("could not start the audit trail")]
+    Trail(#[source] audit::StartError),
+    /// The trail could not be completed.
+    #[error("could not close the audit trail")]
+    Close(#[source] audit::TrailError),
+    /// Tasks were left.
+    #[error("tasks were still running {} s after the stop", limits::STOP_GRACE.as_secs())]
+    Drain,
+}
+
+/// What the tasks of one agent share.
+struct Agent {
+    id: AgentId,
+    replica: ReplicaId,
+    key: PrivateKey,
+    proxy: Option<Proxy>,
+    trail: Trail,
+    tasks: Tasks,
+    ways_out: Mutex<WaysOut>,
+    /// Fires for all forwards that run when the trail has failed for too long.
+    unrecorded: Mutex<CancellationToken>,
+    /// The gateway's ids of the forwards that are live, by organisation.
+    live: Mutex<HashSet<(OrganisationId, String)>>,
+}
+
+/// The agent's own gateways and proxy, which no forward may reach.
+struct WaysOut {
+    targets: HashSet<crate::target::Target>,
+    addresses: HashSet<SocketAddr>,
+}
+
+/// One organisation, ready for lookups.
+struct Served {
+    name: AgentName,
+    orchestrators: HashMap<Fingerprint, Orchestrator>,
+    allow: Allowlist,
+}
+
+/// Runs an agent until `stop`.
+///
+/// # Errors
+/// If the trail cannot be started or completed, or tasks do not end.
+pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError> {
+    let tasks = Tasks::new();
+    let writer = Tasks::new();
+    let trail = Trail::start(config.audit, Side::Agent, &writer).await.map_err(RunError::Trail)?;
+    let targets = config
+        .organisations
+        .iter()
+        .flat_map(|organisation| organisation.gateways.iter().map(|gateway| gateway.target().clone()))
+        .chain(config.proxy.iter().map(|proxy| proxy.endpoint.clone()))
+        .collect();
+    let agent = Arc::new(Agent {
+        id: config.id,
+        replica: config.replica,
+        key: config.key,
+        proxy: config.proxy,
+        trail: trail.clone(),
+        tasks: tasks.clone(),
+        ways_out: Mutex::new(WaysOut { targets, addresses: HashSet::new() }),
+        unrecorded: Mutex::default(),
+        live: Mutex::default(),
+    });
+    info!(agent = %agent.id, replica = %agent.replica, key = %agent.key.public().fingerprint(), "agent started");
+    for organisation in config.organisations {
+        let served = Arc::new(Served {
+            name: AgentName { organisation: organisation.id, agent: agent.id.clone() },
+            orchestrators: organisation
+                .orchestrators
+                .into_iter()
+                .map(|orchestrator| (orchestrator.key.fingerprint(), orchestrator))
+                .collect(),
+            allow: organisation.allow,
+        });
+        for gateway in organisation.gateways {
+            tasks.spawn(dial::keep_linked(agent.clone(), served.clone(), gateway));
+        }
+    }
+    let grace = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
+        let agent = agent.clone();
+        move || {
+            error!("the audit trail has failed for {} s: ending all forwards", limits::TRAIL_FAILURE_GRACE.as_secs());
+            std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
+        }
+    }));
+    stop.cancelled().await;
+    info!("stopping");
+    let drained = tasks.drain(limits::STOP_GRACE).await;
+    grace.abort();
+    drop(agent);
+    trail.close().await.map_err(RunError::Close)?;
+    writer.drain(limits::STOP_GRACE).await;
+    if drained { Ok(()) } else { Err(RunError::Drain) }
+}
+
+impl Agent {
+    fn guard(&self) -> Guard {
+        let ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);
+        Guard::new(ways_out.targets.iter().cloned(), ways_out.addresses.iter().copied())
+    }
+
+    /// Remembers an address of a gateway or the proxy. Old ones stay: a gateway that has moved may move back.
+    fn learn(&self, address: SocketAddr) {
+        let mut ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);
+        if ways_out.addresses.len() < limits::WAYS_OUT {
+            ways_out.addresses.insert(address);
+        }
+    }
+}

@@ -1,0 +1,528 @@
+//! One link of the agent: from the dial to its end, and the forwards on it.
+//!
+//! The order of a forward is fixed: who asks → could any rule allow it → resolve → decide → record → dial → accept →
+//! splice → record the end. The permit that the decision yields is what the dial consumes.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info};
+
+use super::{Agent, Orchestrator, Served};
+use crate::audit::{Ending, Event, Kind, TrailError};
+use crate::chain::Chain;
+use crate::identity::{Fingerprint, Principal, PublicKey};
+use crate::limits;
+use crate::policy::Decision;
+use crate::policy::rule::Permit;
+use crate::resolve;
+use crate::target::{Host, Target};
+use crate::tunnel::admit::{self, GreetError};
+use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
+use crate::tunnel::splice::{self, End, Side};
+use crate::tunnel::ssh::{self, Channel, HandshakeError, Login, Opening, Running, ServerOptions};
+use crate::tunnel::transport::Control as Switch;
+use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
+
+/// Why there is no link.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    #[error("could not reach gateway {gateway}")]
+    Connect {
+        gateway: GatewayUrl,
+        #[source]
+        source: ConnectError,
+    },
+    #[error("could not speak to gateway {gateway}")]
+    Greet {
+        gateway: GatewayUrl,
+        #[source]
+        source: GreetError,
+    },
+    #[error("{gateway} is an SSH server or client, but no caponier gateway")]
+    NotAGateway { gateway: GatewayUrl },
+    #[error("the SSH handshake with gateway {gateway} failed")]
+    Handshake {
+        gateway: GatewayUrl,
+        #[source]
+        source: HandshakeError,
+    },
+    #[error(
+        "gateway {gateway} closed the connection after key exchange, before login: the agent's key {key} is not registered \
+         there for {agent}, or has expired or been revoked"
+    )]
+    KeyNotAccepted { gateway: GatewayUrl, key: Fingerprint, agent: String },
+    #[error(
+        "gateway {gateway} tried to log in for {organisation} with a key that is not among this agent's orchestrator keys \
+         ({reason}, last key {key}): add it to the configuration if it is the orchestrator's"
+    )]
+    LoginRefused { gateway: GatewayUrl, organisation: String, reason: &'static str, key: String },
+    #[error("gateway {gateway} has not logged in within {} s", limits::LOGIN_GRACE.as_secs())]
+    LoginTimeout { gateway: GatewayUrl },
+    #[error("could not record the link")]
+    Trail(#[source] TrailError),
+}
+
+/// How a link ended.
+pub(super) enum LinkEnd {
+    /// The agent stops.
+    Stopped,
+    /// Everything else.
+    Lost,
+}
+
+/// A link whose gateway has logged in.
+pub(super) struct Link {
+    shared: Arc<Shared>,
+    opens: mpsc::Receiver<Opening>,
+    control_channel: oneshot::Receiver<Channel>,
+    running: Running,
+}
+
+/// What the forwards of one link share.
+struct Shared {
+    agent: Arc<Agent>,
+    served: Arc<Served>,
+    gateway: GatewayUrl,
+    orchestrator: Orchestrator,
+    switch: Switch,
+    worn: CancellationToken,
+}
+
+/// Dials, shakes hands and waits for the gateway's login.
+pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &GatewayUrl) -> Result<Link, LinkError> {
+    let connection = connect::connect(gateway.target(), agent.proxy.as_ref())
+        .await
+        .map_err(|source| LinkError::Connect { gateway: gateway.clone(), source })?;
+    agent.learn(connection.dialled);
+    let deadline = Instant::now() + limits::LOGIN_GRACE;
+    let mut stream = connection.stream;
+    let line = wire::agent_line(&served.name, &agent.replica);
+    let greet = |source| LinkError::Greet { gateway: gateway.clone(), source };
+    let greeting = format!("{line}\r\n");
+    stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
+    let greeted = admit::greet(&mut stream, connection.head, None, deadline).await.map_err(greet)?;
+    // A gateway that had to wait for our line has sent its door's.
+    if !matches!(greeted.peer, Peer::Client | Peer::Door) {
+        return Err(LinkError::NotAGateway { gateway: gateway.clone() });
+    }
+
+    let logins = Arc::new(Mutex::new(Logins::default()));
+    let login = OrchestratorLogin { served: served.clone(), logins: logins.clone() };
+    let options = ServerOptions {
+        line,
+        said: true,
+        head: greeted.head,
+        key: agent.key.clone(),
+        control_channel: true,
+        keepalive: limits::LINK_KEEPALIVE,
+        keepalive_max: 1,
+        channels: limits::CHANNELS_PER_LINK,
+        opens: limits::PENDING_OPENS_PER_LINK,
+    };
+    let server = ssh::serve(stream, options, login, &agent.tasks)
+        .await
+        .map_err(|source| LinkError::Handshake { gateway: gateway.clone(), source })?;
+    let (logged_in, switch) = (server.logged_in.clone(), server.control.clone());
+    let _cut = CutOnDrop(Some(switch.clone()));
+    let mut cut = _cut;
+    let ended = tokio::select! {
+        outcome = timeout_at(deadline, logged_in.cancelled()) => match outcome {
+            Ok(()) => false,
+            Err(_) => return Err(LinkError::LoginTimeout { gateway: gateway.clone() }),
+        },
+        () = switch.gone().cancelled() => true,
+    };
+    let accepted = {
+        let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&logins.accepted, &logins.refused) {
+            (Some(orchestrator), _) if !ended => orchestrator.clone(),
+            (_, Some((reason, key))) => {
+                return Err(LinkError::LoginRefused {
+                    gateway: gateway.clone(),
+                    organisation: served.name.organisation.to_string(),
+                    reason,
+                    key: key.clone(),
+                });
+            }
+            _ => {
+                return Err(LinkError::KeyNotAccepted {
+                    gateway: gateway.clone(),
+                    key: agent.key.public().fingerprint(),
+                    agent: served.name.to_string(),
+                });
+            }
+        }
+    };
+    let event = Event::new(Kind::LinkUp)
+        .organisation(&served.name.organisation)
+        .agent(&served.name.agent)
+        .replica(&agent.replica)
+        .key(accepted.key.fingerprint())
+        .detail(gateway);
+    agent.trail.note(event).await.map_err(LinkError::Trail)?;
+    cut.0 = None;
+    let (opens, control_channel, running) = server.split();
+    let shared = Arc::new(Shared {
+        agent: agent.clone(),
+        served: served.clone(),
+        gateway: gateway.clone(),
+        orchestrator: accepted,
+        switch,
+        worn: CancellationToken::new(),
+    });
+    Ok(Link { shared, opens, control_channel, running })
+}
+
+struct CutOnDrop(Option<Switch>);
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        if let Some(switch) = &self.0 {
+            switch.cut();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Logins {
+    accepted: Option<Orchestrator>,
+    refused: Option<(&'static str, String)>,
+}
+
+struct OrchestratorLogin {
+    served: Arc<Served>,
+    logins: Arc<Mutex<Logins>>,
+}
+
+impl OrchestratorLogin {
+    fn find(&self, user: &str, key: &PublicKey) -> Option<&Orchestrator> {
+        let reason = if user == self.served.name.organisation.as_str() {
+            match self.served.orchestrators.get(&key.fingerprint()) {
+                Some(orchestrator) => return Some(orchestrator),
+                None => "unknown_key",
+            }
+        } else {
+            "other_organisation"
+        };
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused = Some((reason, key.fingerprint().to_string()));
+        None
+    }
+}
+
+impl Login for OrchestratorLogin {
+    fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
+        self.find(user, key).is_some()
+    }
+
+    fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
+        let Some(orchestrator) = self.find(user, key).cloned() else { return false };
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(orchestrator);
+        true
+    }
+
+    fn unfit(&mut self, _user: &str, why: &'static str) {
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused = Some((why, "not given".to_owned()));
+    }
+}
+
+impl Link {
+    /// Fires once the link has carried as many opens as one should.
+    pub(super) fn worn(&self) -> &CancellationToken {
+        &self.shared.worn
+    }
+
+    /// Serves the link to its end.
+    pub(super) async fn serve(mut self) -> LinkEnd {
+        let shared = self.shared;
+        let agent = shared.agent.clone();
+        let stop = agent.tasks.stopping().clone();
+        agent.tasks.spawn(converse(shared.clone(), self.control_channel));
+        let mut opened: u64 = 0;
+        let end = loop {
+            tokio::select! {
+                opening = self.opens.recv() => {
+                    let Some(opening) = opening else { break LinkEnd::Lost };
+                    opened += 1;
+                    if opened == limits::OPENS_PER_LINK {
+                        shared.worn.cancel();
+                    }
+                    if opening.over.is_some() {
+                        // In line, not in a task: a flood of refusals must not become a flood of tasks.
+                        forward(&shared, opening).await;
+                    } else {
+                        let shared = shared.clone();
+                        agent.tasks.spawn(async move { forward(&shared, opening).await });
+                    }
+                }
+                () = stop.cancelled() => break LinkEnd::Stopped,
+            }
+        };
+        shared.switch.cut();
+        let reason = match (timeout(limits::STOP_GRACE, self.running.ended()).await, &end) {
+            (_, LinkEnd::Stopped) => "stopped".to_owned(),
+            (Ok(Ok(())), LinkEnd::Lost) => "closed by the gateway".to_owned(),
+            (Ok(Err(error)), LinkEnd::Lost) => Chain(&error).to_string(),
+            (Err(_), LinkEnd::Lost) => "did not end".to_owned(),
+        };
+        let event = Event::new(Kind::LinkDown)
+            .organisation(&shared.served.name.organisation)
+            .agent(&shared.served.name.agent)
+            .replica(&agent.replica)
+            .key(shared.orchestrator.key.fingerprint())
+            .reason(reason)
+            .detail(&shared.gateway);
+        if let Err(error) = agent.trail.note(event).await {
+            debug!(error = %Chain(&error), "could not record the end of a link");
+        }
+        end
+    }
+}
+
+/// The control channel: says hello, and listens.
+async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<Channel>) {
+    let Ok(mut channel) = channel.await else { return };
+    let hello = Control::Hello(Hello {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: Vec::new(),
+        channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
+        replica: Some(shared.agent.replica.to_string()),
+    });
+    if channel.writer.send(hello.encode()).await.is_err() {
+        return;
+    }
+    let mut buffer = BytesMut::new();
+    while let Ok(Some(bytes)) = channel.reader.next().await {
+        buffer.extend_from_slice(&bytes);
+        loop {
+            match Control::decode(&mut buffer) {
+                Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
+                Ok(None) => break,
+                Err(error) => {
+                    info!(gateway = %shared.gateway, %error, "cutting a link whose gateway breaks the protocol");
+                    shared.switch.cut();
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// Marks the gateway's id as live for as long as it exists.
+struct Live<'a> {
+    agent: &'a Agent,
+    key: (crate::identity::OrganisationId, String),
+}
+
+impl<'a> Live<'a> {
+    fn mark(shared: &'a Shared, forward: &ForwardId) -> Option<Self> {
+        let key = (shared.served.name.organisation.clone(), forward.to_string());
+        let new = shared.agent.live.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
+        new.then_some(Self { agent: &shared.agent, key })
+    }
+}
+
+impl Drop for Live<'_> {
+    fn drop(&mut self) {
+        self.agent.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
+    }
+}
+
+/// One forward, from the gateway's request to its end.
+async fn forward(shared: &Shared, opening: Opening) {
+    let agent = &shared.agent;
+    let key = shared.orchestrator.key.fingerprint();
+    let originator = Originator::parse(&opening.originator);
+    let mut record = crate::audit::Opening {
+        forward: ForwardId::random().to_string(),
+        organisation: Some(shared.served.name.organisation.clone()),
+        agent: Some(agent.id.clone()),
+        replica: Some(agent.replica.clone()),
+        key: Some(key),
+        target: format!("{}:{}", opening.host, opening.port),
+        ..crate::audit::Opening::default()
+    };
+    let peer = match &originator {
+        Ok(Some(originator)) => {
+            record.peer_forward = Some(originator.forward.to_string());
+            record.principal = Some(Principal::Named(originator.principal.clone()));
+            record.asserted_by = Some(key.to_string());
+            record.client = Some(originator.client.clone());
+            Some(originator.forward.clone())
+        }
+        _ => None,
+    };
+    let refusal = Refusal { shared, opening, record, peer };
+
+    let principal = match (&originator, &shared.orchestrator.asserts) {
+        (Err(_), _) => return refusal.deny(RefusalCode::Malformed, "malformed_originator", "").await,
+        (Ok(Some(originator)), Some(asserts)) => {
+            let principal = Principal::Named(originator.principal.clone());
+            if !asserts.iter().any(|pattern| pattern.matches(&principal)) {
+                return refusal.deny(RefusalCode::Denied, "principal_not_asserted", "the key may not speak for it").await;
+            }
+            principal
+        }
+        (Ok(Some(_)), None) => {
+            let detail = "the key has no asserts, so it speaks for itself alone";
+            return refusal.deny(RefusalCode::Denied, "principal_not_asserted", detail).await;
+        }
+        (Ok(None), Some(_)) => {
+            return refusal.deny(RefusalCode::Denied, "principal_missing", "the key must say for whom it speaks").await;
+        }
+        (Ok(None), None) => Principal::Key(key),
+    };
+    let mut refusal = refusal;
+    refusal.record.principal = Some(principal.clone());
+
+    let _live = match &refusal.peer {
+        Some(peer) => match Live::mark(shared, peer) {
+            Some(live) => Some(live),
+            None => return refusal.deny(RefusalCode::Malformed, "duplicate_forward", "").await,
+        },
+        None => None,
+    };
+    if let Some(limit) = refusal.opening.over {
+        return refusal.deny(RefusalCode::Limit, "limit", limit).await;
+    }
+    let target = match Target::from_wire(&refusal.opening.host, refusal.opening.port) {
+        Ok(target) => target,
+        Err(error) => return refusal.deny(RefusalCode::Denied, "malformed_target", &error.to_string()).await,
+    };
+    refusal.record.target = target.to_string();
+
+    let guard = agent.guard();
+    let allow = &shared.served.allow;
+    if let Err(denial) = allow.consider(&principal, &target, &guard) {
+        return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
+    }
+    let deadline = Instant::now() + limits::OPEN_TIMEOUT;
+    let resolved: Vec<IpAddr> = match &target.host {
+        Host::Address(address) => vec![*address],
+        Host::Name(name) => match resolve::lookup(name).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                let detail = Chain(&error).to_string();
+                return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
+            }
+        },
+    };
+    refusal.record.resolved.clone_from(&resolved);
+    let permit = match allow.decide(&principal, &target, &resolved, &guard) {
+        Decision::Allow(permit) => permit,
+        Decision::Deny(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+    };
+    refusal.record.rule = Some(permit.rule().to_owned());
+    refusal.record.refused = permit.refused().to_vec();
+
+    let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut entry = match agent.trail.open(refusal.record.clone()).await {
+        Ok(entry) => entry,
+        Err(error) => return refusal.unrecorded(&error).await,
+    };
+    let dialled = tokio::select! {
+        dialled = timeout_at(deadline, dial(permit)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        // The gateway is gone: the entry ends as abandoned.
+        () = shared.switch.gone().cancelled() => return,
+    };
+    let (stream, address) = match dialled {
+        Ok(dialled) => dialled,
+        Err(error) => {
+            entry.finish(Ending::Failed { reason: "connect_failed", detail: error.to_string() });
+            return refusal.answer(RefusalCode::ConnectFailed, &format!("could not connect: {}", error.kind())).await;
+        }
+    };
+    entry.established(Some(address));
+    let Some(channel) = refusal.opening.accept().await else { return };
+    let counters = entry.counters();
+    let stop = CancellationToken::new();
+    let end = {
+        let splice = splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, &stop);
+        tokio::pin!(splice);
+        let why = tokio::select! {
+            end = &mut splice => Some(end),
+            () = agent.tasks.stopping().cancelled() => None,
+            () = unrecorded.cancelled() => None,
+        };
+        match why {
+            Some(end) => end,
+            None => {
+                stop.cancel();
+                splice.await
+            }
+        }
+    };
+    let reason = match end {
+        End::Clean => "eof",
+        End::NearBroke(_) if shared.switch.gone().is_cancelled() => "link_lost",
+        End::NearBroke(_) => "client_gone",
+        End::FarBroke(_) => "target_broke",
+        End::Stopped if unrecorded.is_cancelled() => "audit_failed",
+        End::Stopped => "agent_stopped",
+    };
+    entry.finish(counters.ended(reason));
+}
+
+/// Dials the permitted addresses in turn; what was permitted is what is dialled.
+async fn dial(permit: Permit) -> io::Result<(TcpStream, SocketAddr)> {
+    let port = permit.target().port;
+    let mut last = io::Error::from(io::ErrorKind::NotFound);
+    for address in permit.addresses() {
+        let address = SocketAddr::new(*address, port);
+        match connect::dial(address).await {
+            Ok(stream) => return Ok((stream, address)),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// A forward that has not been granted yet, and all that is needed to refuse it.
+struct Refusal<'a> {
+    shared: &'a Shared,
+    opening: Opening,
+    record: crate::audit::Opening,
+    peer: Option<ForwardId>,
+}
+
+impl Refusal<'_> {
+    /// Records a denial, then tells the gateway. The gateway's operator may read the reason, which both trails then share.
+    async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
+        debug!(reason, detail, "denied a forward");
+        match self.shared.agent.trail.deny(self.record.clone(), reason, detail).await {
+            Ok(()) => self.answer(code, reason).await,
+            Err(error) => self.unrecorded(&error).await,
+        }
+    }
+
+    /// Records a forward that failed before it could be decided to the end, then tells the gateway.
+    async fn fail(self, code: RefusalCode, reason: &'static str, detail: String) {
+        match self.shared.agent.trail.open(self.record.clone()).await {
+            Ok(entry) => {
+                entry.finish(Ending::Failed { reason, detail });
+                self.answer(code, reason).await;
+            }
+            Err(error) => self.unrecorded(&error).await,
+        }
+    }
+
+    async fn unrecorded(self, error: &TrailError) {
+        tracing::error!(error = %Chain(error), "refused a forward because it could not be recorded");
+        self.answer(RefusalCode::Unrecorded, "the agent could not record the forward").await;
+    }
+
+    async fn answer(self, code: RefusalCode, words: &str) {
+        self.opening.refuse(code, self.peer.as_ref(), words).await;
+    }
+}
+
+const _: () = assert!(limits::LINK_KEEPALIVE.as_secs() >= limits::LOGIN_GRACE.as_secs(), "see limits::DOOR_KEEPALIVE");

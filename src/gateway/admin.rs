@@ -1,0 +1,186 @@
+//! The admin socket: a Unix socket for the gateway's own user, one JSON line each way.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use tracing::{debug, warn};
+
+use super::Gateway;
+use crate::limits;
+
+/// What can be asked.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "request")]
+enum Question {
+    /// Who is linked?
+    Agents,
+}
+
+/// One link, as `caponier agents` shows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentRow {
+    /// The organisation.
+    pub organisation: String,
+    /// The agent.
+    pub agent: String,
+    /// Which of its processes.
+    pub replica: String,
+    /// Where it dials from, as the gateway sees it.
+    pub address: String,
+    /// What it runs.
+    pub version: String,
+    /// Since when, in RFC 3339.
+    pub since: String,
+    /// The fingerprint of its host key.
+    pub key: String,
+    /// How many forwards it carries now.
+    pub live: usize,
+    /// How many forwards the link was asked for.
+    pub opened: u64,
+    /// `active`, or `retired` while a replaced link waits for its last forward.
+    pub state: String,
+}
+
+/// Why a question was not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentsError {
+    /// No gateway there.
+    #[error("could not reach a gateway at {}; is it running, and are you its user?", .path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The answer.
+    #[error("the gateway's answer could not be read")]
+    Answer(#[source] io::Error),
+}
+
+/// Asks the gateway behind the socket `path` who is linked.
+///
+/// # Errors
+/// If nobody answers, or not as expected.
+pub async fn agents(path: &Path) -> Result<Vec<AgentRow>, AgentsError> {
+    let connect = |source| AgentsError::Connect { path: path.to_owned(), source };
+    let mut stream = UnixStream::connect(path).await.map_err(connect)?;
+    let mut line = serde_json::to_vec(&Question::Agents).map_err(|error| AgentsError::Answer(error.into()))?;
+    line.push(b'\n');
+    let answered = async {
+        stream.write_all(&line).await?;
+        let mut answer = Vec::new();
+        (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_to_end(&mut answer).await?;
+        Ok(serde_json::from_slice(&answer)?)
+    };
+    timeout(limits::ADMIN_TIMEOUT, answered)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        .map_err(AgentsError::Answer)
+}
+
+/// Removes the socket when the gateway goes.
+pub(super) struct Guard(PathBuf);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_file(&self.0) {
+            debug!(%error, "could not remove the admin socket");
+        }
+    }
+}
+
+/// Makes the socket, for this user alone. One that nobody listens on any more is replaced.
+pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, Guard)> {
+    if let Ok(metadata) = std::fs::symlink_metadata(path) {
+        if !metadata.file_type().is_socket() {
+            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else at this path"));
+        }
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers there"));
+        }
+        std::fs::remove_file(path)?;
+    }
+    // Bound under a name of its own in the same folder and renamed once its mode is set: it is never open to others.
+    let mut staging = path.as_os_str().to_owned();
+    staging.push(format!(".{}", std::process::id()));
+    let staging = PathBuf::from(staging);
+    let listener = UnixListener::bind(&staging)?;
+    let placed = std::fs::set_permissions(&staging, std::fs::Permissions::from_mode(0o600))
+        .and_then(|()| std::fs::rename(&staging, path));
+    if let Err(error) = placed {
+        drop(std::fs::remove_file(&staging));
+        return Err(error);
+    }
+    Ok((listener, Guard(path.to_owned())))
+}
+
+/// Answers until the gateway stops.
+pub(super) async fn serve(gateway: Arc<Gateway>, listener: UnixListener, guard: Guard) {
+    let _guard = guard;
+    let stop = gateway.tasks.stopping().clone();
+    let room = Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let stream = match accepted {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                warn!(%error, "could not accept a connection at the admin socket");
+                tokio::select! {
+                    () = tokio::time::sleep(limits::ACCEPT_PAUSE) => continue,
+                    () = stop.cancelled() => return,
+                }
+            }
+        };
+        let Ok(place) = room.clone().try_acquire_owned() else { continue };
+        let gateway = gateway.clone();
+        let tasks = gateway.tasks.clone();
+        tasks.spawn(async move {
+            let answered = timeout(limits::ADMIN_TIMEOUT, answer(&gateway, stream)).await;
+            if !matches!(answered, Ok(Ok(()))) {
+                debug!(?answered, "an admin question was not answered");
+            }
+            drop(place);
+        });
+    }
+}
+
+async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
+    let mut stream = BufReader::new(stream);
+    let mut line = Vec::new();
+    (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
+    let answer = match serde_json::from_slice(&line)? {
+        Question::Agents => {
+            let rows: Vec<AgentRow> = gateway
+                .roster
+                .list()
+                .iter()
+                .map(|link| AgentRow {
+                    organisation: link.name.organisation.to_string(),
+                    agent: link.name.agent.to_string(),
+                    replica: link.replica.to_string(),
+                    address: link.address.to_string(),
+                    version: link.version.clone(),
+                    since: link.since.to_string(),
+                    key: link.key.to_string(),
+                    live: link.live(),
+                    opened: link.opened(),
+                    state: if link.is_retired() { "retired" } else { "active" }.to_owned(),
+                })
+                .collect();
+            serde_json::to_vec(&rows)?
+        }
+    };
+    stream.write_all(&answer).await?;
+    stream.shutdown().await
+}

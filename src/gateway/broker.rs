@@ -1,0 +1,219 @@
+//! The one way from a request to a stream, whatever the door: decide → record → pick a link → open → accept → splice →
+//! record the end.
+
+use std::sync::PoisonError;
+
+use jiff::Timestamp;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, error};
+
+use super::Gateway;
+use crate::audit::{self, Ending};
+use crate::chain::Chain;
+use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
+use crate::limits;
+use crate::policy::Decision;
+use crate::registry::Registry;
+use crate::target::{Target, TargetError};
+use crate::tunnel::splice::{self, End, Side};
+use crate::tunnel::ssh::OpenError;
+use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
+
+/// What a door asks for.
+pub(super) struct Request {
+    /// Who is asking; the door has made sure of that.
+    pub(super) principal: PrincipalId,
+    /// The key it was made sure with, where there is one.
+    pub(super) key: Option<Fingerprint>,
+    /// Which agent is to serve it.
+    pub(super) agent: AgentName,
+    /// Where to, or why that could not be read.
+    pub(super) target: Result<Target, TargetError>,
+    /// The same as it was asked for.
+    pub(super) asked: String,
+    /// Where the principal connects from.
+    pub(super) client: String,
+    /// Which kind of door.
+    pub(super) door: &'static str,
+    /// On whose word the principal rests, where that is not its own key.
+    pub(super) asserted_by: Option<String>,
+    /// A limit of the door that stands against it.
+    pub(super) over: Option<&'static str>,
+}
+
+/// What an outsider is told: one of these, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Public {
+    /// The policy of either side says no.
+    NotAllowed,
+    /// Anything else.
+    NotAvailable,
+}
+
+impl Public {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not allowed",
+            Self::NotAvailable => "not available",
+        }
+    }
+}
+
+/// How a door answers its client.
+pub(super) trait Answer: Send {
+    /// Opens the principal's side; `None` where the client is gone.
+    fn accept(self) -> impl Future<Output = Option<Side>> + Send;
+    /// Refuses.
+    fn refuse(self, public: Public) -> impl Future<Output = ()> + Send;
+}
+
+/// Runs one forward from its request to its end. `leaving` fires when the door's session is cut.
+pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl Answer, leaving: &CancellationToken) {
+    let id = ForwardId::random();
+    let record = audit::Opening {
+        forward: id.to_string(),
+        organisation: Some(request.agent.organisation.clone()),
+        agent: Some(request.agent.agent.clone()),
+        principal: Some(Principal::Named(request.principal.clone())),
+        asserted_by: request.asserted_by.clone(),
+        key: request.key,
+        client: Some(request.client.clone()),
+        door: Some(request.door),
+        target: request.target.as_ref().map_or_else(|_| request.asked.clone(), ToString::to_string),
+        ..audit::Opening::default()
+    };
+    let denied = |reason: &'static str, detail: String, public: Public| (reason, detail, public);
+    let decided = match (&request.target, request.over) {
+        (_, Some(limit)) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
+        (Err(error), None) => Err(denied("malformed_target", error.to_string(), Public::NotAllowed)),
+        (Ok(target), None) => {
+            match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
+                Decision::Allow(pass) => Ok((pass, target)),
+                Decision::Deny(denial) => Err(denied(denial.reason.as_str(), denial.detail, Public::NotAllowed)),
+            }
+        }
+    };
+    let (pass, target) = match decided {
+        Ok(decided) => decided,
+        Err((reason, detail, public)) => {
+            debug!(reason, "denied a forward");
+            if let Err(error) = gateway.trail.deny(record, reason, &detail).await {
+                error!(error = %Chain(&error), "could not record a denial");
+            }
+            return answer.refuse(public).await;
+        }
+    };
+
+    let unrecorded = gateway.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let mut entry = match gateway.trail.open(record).await {
+        Ok(entry) => entry,
+        Err(error) => {
+            error!(error = %Chain(&error), "refused a forward because it could not be recorded");
+            return answer.refuse(Public::NotAvailable).await;
+        }
+    };
+    let Some(ride) = gateway.roster.pick(&request.agent) else {
+        entry.finish(Ending::Failed { reason: "no_link", detail: "the agent is not linked".to_owned() });
+        return answer.refuse(Public::NotAvailable).await;
+    };
+    entry.served_by(Some(ride.link().replica.clone()), None);
+    if ride.link().live() > limits::CHANNELS_PER_LINK {
+        entry.finish(Ending::Failed { reason: "limit", detail: "channels_per_link".to_owned() });
+        return answer.refuse(Public::NotAvailable).await;
+    }
+    let originator =
+        Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
+    let opened = tokio::select! {
+        opened = timeout(limits::OPEN_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
+        () = leaving.cancelled() => return,
+    };
+    let channel = match opened {
+        Ok(Ok(channel)) => channel,
+        Ok(Err(error)) => {
+            let (ending, public) = refusal(error);
+            entry.finish(ending);
+            return answer.refuse(public).await;
+        }
+        Err(_) => {
+            let detail = format!("the agent has not answered within {} s", limits::OPEN_TIMEOUT.as_secs());
+            entry.finish(Ending::Failed { reason: "timeout", detail });
+            return answer.refuse(Public::NotAvailable).await;
+        }
+    };
+    entry.established(None);
+    let Some(near) = answer.accept().await else { return };
+
+    let counters = entry.counters();
+    let stop = CancellationToken::new();
+    let splice = splice::splice(near, Side::Channel(channel), &counters, &stop);
+    tokio::pin!(splice);
+    let cut = tokio::select! {
+        end = &mut splice => Err(end),
+        () = no_longer_allowed(gateway, &request, target) => Ok("revoked"),
+        () = unrecorded.cancelled() => Ok("audit_failed"),
+        () = gateway.tasks.stopping().cancelled() => Ok("gateway_stopped"),
+        () = leaving.cancelled() => Ok("session_cut"),
+    };
+    let reason = match cut {
+        Ok(reason) => {
+            stop.cancel();
+            splice.await;
+            reason
+        }
+        Err(End::Clean) => "eof",
+        Err(End::NearBroke(_)) => "client_gone",
+        Err(End::FarBroke(_)) if ride.link().client().control().gone().is_cancelled() => "link_lost",
+        Err(End::FarBroke(_)) => "target_broke",
+        Err(End::Stopped) => "gateway_stopped",
+    };
+    entry.finish(counters.ended(reason));
+}
+
+/// Waits until the registry says no to what it has allowed.
+async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target) {
+    let mut changed = gateway.registry.changed();
+    loop {
+        if changed.changed().await.is_err() {
+            // The registry is going away with the gateway, which ends the forward itself.
+            return std::future::pending().await;
+        }
+        let now = Timestamp::now();
+        let snapshot = gateway.registry.current();
+        let key_holds = match &request.key {
+            Some(key) => snapshot.admits(&request.agent, key, now).is_ok_and(|principal| principal == request.principal),
+            None => true,
+        };
+        let decision = snapshot.decide(&request.principal, &request.agent, target, now);
+        if !key_holds || matches!(decision, Decision::Deny(_)) {
+            return;
+        }
+    }
+}
+
+fn refusal(error: OpenError) -> (Ending, Public) {
+    match error {
+        OpenError::Refused { code: Some(code), words } => {
+            let public = match code {
+                RefusalCode::Denied => Public::NotAllowed,
+                _ => Public::NotAvailable,
+            };
+            let ending = match code {
+                RefusalCode::Denied => Ending::Denied { reason: code.as_str(), detail: words },
+                _ => Ending::Failed { reason: code.as_str(), detail: words },
+            };
+            (ending, public)
+        }
+        OpenError::Refused { code: None, words } => {
+            (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable)
+        }
+        OpenError::Gone => {
+            (Ending::Failed { reason: "link_lost", detail: String::new() }, Public::NotAvailable)
+        }
+        OpenError::Limit => (
+            Ending::Failed { reason: "limit", detail: "pending_opens_per_link".to_owned() },
+            Public::NotAvailable,
+        ),
+    }
+}

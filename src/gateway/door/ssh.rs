@@ -1,0 +1,242 @@
+//! The SSH door: stock clients log in as `ORG/AGENT` with a registered key and ask for `direct-tcpip` channels.
+//!
+//! Promised: a key that is unknown, of another organisation, expired, revoked or not granted the agent, and an agent that
+//! does not exist, are refused with the same bytes after the same delay; the trail has the true reason.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use jiff::Timestamp;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use crate::audit::{Event, Kind};
+use crate::chain::Chain;
+use crate::gateway::Gateway;
+use crate::gateway::broker::{self, Answer, Public, Request};
+use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
+use crate::limits;
+use crate::registry::{Refusal, Registry};
+use crate::target::Target;
+use crate::tunnel::admit::{Greeted, Seat};
+use crate::tunnel::splice::Side;
+use crate::tunnel::ssh::{self, Login, Opening, ServerOptions};
+use crate::tunnel::wire;
+
+/// Who has logged in.
+#[derive(Debug, Clone)]
+struct Guest {
+    principal: PrincipalId,
+    key: Fingerprint,
+    agent: AgentName,
+}
+
+#[derive(Default)]
+struct Logins {
+    guest: Option<Guest>,
+    /// The last refusal: its true reason, and what is known of who was refused.
+    refused: Option<(&'static str, Option<Fingerprint>, Option<AgentName>)>,
+    refusals: usize,
+}
+
+struct DoorLogin {
+    gateway: Arc<Gateway>,
+    logins: Arc<Mutex<Logins>>,
+}
+
+impl DoorLogin {
+    fn judge(&self, user: &str, key: &PublicKey) -> Option<Guest> {
+        let key = key.fingerprint();
+        let Ok(agent) = user.parse::<AgentName>() else {
+            self.refuse("malformed_user", Some(key), None);
+            return None;
+        };
+        match self.gateway.registry.current().admits(&agent, &key, Timestamp::now()) {
+            Ok(principal) => Some(Guest { principal, key, agent }),
+            Err(refusal) => {
+                self.refuse(Refusal::as_str(refusal), Some(key), Some(agent));
+                None
+            }
+        }
+    }
+
+    fn refuse(&self, reason: &'static str, key: Option<Fingerprint>, agent: Option<AgentName>) {
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.refused = Some((reason, key, agent));
+        logins.refusals += 1;
+    }
+}
+
+impl Login for DoorLogin {
+    fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
+        self.judge(user, key).is_some()
+    }
+
+    fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
+        let Some(guest) = self.judge(user, key) else { return false };
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).guest = Some(guest);
+        true
+    }
+
+    fn unfit(&mut self, user: &str, why: &'static str) {
+        self.refuse(why, None, user.parse().ok());
+    }
+}
+
+struct Channel(Opening);
+
+impl Answer for Channel {
+    async fn accept(self) -> Option<Side> {
+        self.0.accept().await.map(Side::Channel)
+    }
+
+    async fn refuse(self, public: Public) {
+        // RFC 4254 §5.1: 1 is "administratively prohibited", 2 "connect failed".
+        let code = match public {
+            Public::NotAllowed => 1,
+            Public::NotAvailable => 2,
+        };
+        self.0.refuse_plainly(code, public.as_str()).await;
+    }
+}
+
+/// Serves one connection to its end.
+pub(in crate::gateway) async fn serve(
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    address: SocketAddr,
+    greeted: Greeted,
+    deadline: Instant,
+    seat: Seat,
+) {
+    let logins = Arc::new(Mutex::new(Logins::default()));
+    let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone() };
+    let options = ServerOptions {
+        line: wire::DOOR_LINE.to_owned(),
+        said: greeted.said.is_some(),
+        head: greeted.head,
+        key: gateway.host_key.clone(),
+        control_channel: false,
+        keepalive: limits::DOOR_KEEPALIVE,
+        keepalive_max: 3,
+        channels: limits::CHANNELS_PER_SESSION,
+        opens: limits::PENDING_OPENS_PER_SESSION,
+    };
+    let mut server = match ssh::serve(stream, options, login, &gateway.tasks).await {
+        Ok(server) => server,
+        Err(error) => {
+            let event = Event::new(Kind::AuthRefused).client(address).door("ssh").detail(Chain(&error));
+            return gateway.trail.stranger(event, "handshake");
+        }
+    };
+    let switch = server.control.clone();
+    let stop = gateway.tasks.stopping().clone();
+    let timed_out = tokio::select! {
+        outcome = timeout_at(deadline, server.logged_in.cancelled()) => outcome.is_err(),
+        () = switch.gone().cancelled() => false,
+        () = stop.cancelled() => {
+            switch.cut();
+            return;
+        }
+    };
+    let guest = logins.lock().unwrap_or_else(PoisonError::into_inner).guest.clone().filter(|_| !timed_out);
+    let Some(guest) = guest else {
+        switch.cut();
+        return record_stranger(&gateway, address, &logins, timed_out);
+    };
+    drop(seat);
+    let event = |kind| {
+        Event::new(kind)
+            .organisation(&guest.agent.organisation)
+            .agent(&guest.agent.agent)
+            .principal(&guest.principal)
+            .key(guest.key)
+            .client(address)
+            .door("ssh")
+    };
+    if let Err(error) = gateway.trail.note(event(Kind::AuthAccepted)).await {
+        debug!(error = %Chain(&error), "cutting a session that could not be recorded");
+        switch.cut();
+        return;
+    }
+    let leaving = CancellationToken::new();
+    let gone = switch.gone().clone();
+    loop {
+        tokio::select! {
+            opening = server.opens.recv() => {
+                let Some(opening) = opening else { break };
+                let request = request(&guest, address, &opening);
+                if request.over.is_some() {
+                    // In line, not in a task: a flood of refusals must not become a flood of tasks.
+                    broker::forward(&gateway, request, Channel(opening), &leaving).await;
+                } else {
+                    let (gateway, leaving) = (gateway.clone(), leaving.clone());
+                    let tasks = gateway.tasks.clone();
+                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening), &leaving).await });
+                }
+            }
+            () = gone.cancelled() => break,
+            () = no_longer_admitted(&gateway, &guest) => {
+                // The forwards see the same change of the registry and say so; nothing is left but the session.
+                tokio::task::yield_now().await;
+                break;
+            }
+            () = stop.cancelled() => break,
+        }
+    }
+    leaving.cancel();
+    switch.cut();
+}
+
+fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {
+    Request {
+        principal: guest.principal.clone(),
+        key: Some(guest.key),
+        agent: guest.agent.clone(),
+        target: Target::from_wire(&opening.host, opening.port),
+        asked: format!("{}:{}", opening.host, opening.port),
+        client: address.to_string(),
+        door: "ssh",
+        asserted_by: None,
+        over: opening.over,
+    }
+}
+
+fn record_stranger(gateway: &Gateway, address: SocketAddr, logins: &Mutex<Logins>, timed_out: bool) {
+    let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut event = Event::new(Kind::AuthRefused).client(address).door("ssh");
+    let reason = match &logins.refused {
+        Some((reason, key, agent)) => {
+            if let Some(key) = key {
+                event = event.key(key);
+            }
+            if let Some(agent) = agent {
+                event = event.organisation(&agent.organisation).agent(&agent.agent);
+            }
+            if logins.refusals > 1 {
+                event = event.detail(format!("{} refusals on this connection; this is the last", logins.refusals));
+            }
+            *reason
+        }
+        None if timed_out => "timeout",
+        None => "left_before_login",
+    };
+    gateway.trail.stranger(event, reason);
+}
+
+/// Waits until the registry no longer admits the guest.
+async fn no_longer_admitted(gateway: &Gateway, guest: &Guest) {
+    let mut changed = gateway.registry.changed();
+    loop {
+        let admitted = gateway.registry.current().admits(&guest.agent, &guest.key, Timestamp::now());
+        if admitted.as_ref() != Ok(&guest.principal) {
+            return;
+        }
+        if changed.changed().await.is_err() {
+            // The registry is going away with the gateway, which ends the session itself.
+            return std::future::pending().await;
+        }
+    }
+}

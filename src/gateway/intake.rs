@@ -1,0 +1,289 @@
+//! Accepts connections, and makes links or door sessions of them.
+//!
+//! Promised: a connection has a seat before its first byte is read and gives it back when it has logged in; everything up
+//! to the login happens under one deadline; what an agent claims to be is believed only with a host key that the registry
+//! holds for exactly that agent.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use jiff::Timestamp;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use super::roster::Link;
+use super::{Gateway, door};
+use crate::audit::{Event, Kind};
+use crate::chain::Chain;
+use crate::identity::{AgentName, ReplicaId};
+use crate::limits;
+use crate::registry::{Refusal, Registry};
+use crate::tunnel::admit::{self, Greeted, Seat};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Violation};
+use crate::tunnel::wire::{self, Control, Hello, Peer};
+
+/// Accepts until the gateway stops.
+pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
+    let stop = gateway.tasks.stopping().clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, address)) => match gateway.room.seat(address.ip()) {
+                Ok(seat) => {
+                    let gateway = gateway.clone();
+                    let tasks = gateway.tasks.clone();
+                    tasks.spawn(async move { greet(gateway, stream, address, seat).await });
+                }
+                Err(full) => {
+                    debug!(?full, "turned a connection away: too many have not logged in");
+                    gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_connections");
+                }
+            },
+            Err(error) if is_of_one_connection(&error) => debug!(%error, "a connection ended while it was accepted"),
+            Err(error) => {
+                // Out of descriptors or memory: accepting at once again would spin.
+                warn!(%error, "could not accept a connection");
+                tokio::select! {
+                    () = tokio::time::sleep(limits::ACCEPT_PAUSE) => {}
+                    () = stop.cancelled() => return,
+                }
+            }
+        }
+    }
+}
+
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted
+    )
+}
+
+async fn greet(gateway: Arc<Gateway>, mut stream: TcpStream, address: SocketAddr, seat: Seat) {
+    let deadline = Instant::now() + limits::LOGIN_GRACE;
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "a connection ended at once");
+        return;
+    }
+    let stop = gateway.tasks.stopping().clone();
+    let greeted = tokio::select! {
+        greeted = admit::greet(&mut stream, bytes::Bytes::new(), Some(wire::DOOR_LINE), deadline) => greeted,
+        () = stop.cancelled() => return,
+    };
+    match greeted {
+        Ok(greeted) => match greeted.peer.clone() {
+            Peer::Agent { name, replica } => link(gateway, stream, address, greeted, (name, replica), deadline, seat).await,
+            Peer::Client | Peer::Stock => door::ssh::serve(gateway, stream, address, greeted, deadline, seat).await,
+            Peer::Door => {
+                debug!("turned away a gateway");
+                gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
+            }
+        },
+        Err(error) => {
+            debug!(error = %Chain(&error), "turned away a connection");
+            let event = Event::new(Kind::AuthRefused).client(address).detail(Chain(&error));
+            gateway.trail.stranger(event, "identification");
+        }
+    }
+}
+
+type Claim = (AgentName, Option<ReplicaId>);
+
+async fn link(
+    gateway: Arc<Gateway>,
+    stream: TcpStream,
+    address: SocketAddr,
+    greeted: Greeted,
+    (name, replica): Claim,
+    deadline: Instant,
+    seat: Seat,
+) {
+    let stop = gateway.tasks.stopping().clone();
+    let established = tokio::select! {
+        established = timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)) => established,
+        () = stop.cancelled() => return,
+    };
+    let (client, control, hello) = match established {
+        Ok(Ok(established)) => established,
+        Ok(Err((reason, detail))) => {
+            debug!(reason, detail, "did not link");
+            let event =
+                Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address).detail(detail);
+            return gateway.trail.stranger(event, reason);
+        }
+        Err(_) => {
+            let event = Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
+            return gateway.trail.stranger(event, "timeout");
+        }
+    };
+    drop(seat);
+    // A replica without a name of its own is told apart by nothing; it shares the name with others of its kind.
+    let replica = replica.or_else(|| "unnamed".parse().ok());
+    let Some(replica) = replica else { return };
+    let link = Arc::new(Link::new(name, replica, address, hello.version, client));
+    let event = |kind| {
+        Event::new(kind)
+            .organisation(&link.name.organisation)
+            .agent(&link.name.agent)
+            .replica(&link.replica)
+            .key(link.key)
+            .client(link.address)
+    };
+    if let Err(error) = gateway.trail.note(event(Kind::LinkUp)).await {
+        warn!(error = %Chain(&error), "cutting a link that could not be recorded");
+        link.client().control().cut();
+        return;
+    }
+    info!(agent = %link.name, replica = %link.replica, key = %link.key, "linked");
+    for surplus in gateway.roster.insert(&link) {
+        warn!(agent = %surplus.name, replica = %surplus.replica, "cutting the oldest link: the agent has too many");
+        surplus.client().control().cut();
+    }
+    let gone = link.client().control().gone().clone();
+    let reason = tokio::select! {
+        () = gone.cancelled() => "closed by the agent, or lost",
+        () = no_longer_registered(&gateway, &link) => "revoked",
+        () = link.spent() => "replaced",
+        () = stop.cancelled() => "stopped",
+        () = listen(control, &gone) => "the agent broke the protocol",
+    };
+    gateway.roster.remove(&link);
+    if reason == "replaced" {
+        link.client().disconnect("replaced").await;
+        // The agent hangs up when it has read that; if it does not, the cut below does.
+        drop(timeout_at(Instant::now() + limits::CLOSE_PATIENCE, gone.cancelled()).await);
+    }
+    link.client().control().cut();
+    info!(agent = %link.name, replica = %link.replica, reason, "the link has ended");
+    if let Err(error) = gateway.trail.note(event(Kind::LinkDown).reason(reason)).await {
+        warn!(error = %Chain(&error), "could not record the end of a link");
+    }
+}
+
+/// Handshake, login and hello.
+async fn establish(
+    gateway: &Arc<Gateway>,
+    stream: TcpStream,
+    greeted: Greeted,
+    address: SocketAddr,
+    name: &AgentName,
+) -> Result<(ssh::Client, Channel, Hello), (&'static str, String)> {
+    let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
+    let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
+    let host_key = Box::new({
+        let (gateway, name, refused) = (gateway.clone(), name.clone(), refused.clone());
+        move |key: &crate::identity::PublicKey| {
+            let fingerprint = key.fingerprint();
+            let served = gateway.login_keys.contains_key(&name.organisation);
+            let judged = gateway.registry.current().agent(&name, &fingerprint, Timestamp::now());
+            let reason = match judged {
+                Ok(()) if served => return true,
+                Ok(()) => "organisation_not_served",
+                Err(refusal) => Refusal::as_str(refusal),
+            };
+            *refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((reason, format!("key {fingerprint}")));
+            false
+        }
+    });
+    let report = Arc::new({
+        let (gateway, name) = (gateway.clone(), name.clone());
+        move |violation: Violation| {
+            let Violation::OpenedChannel(kind) = violation;
+            warn!(agent = %name, channel = kind, "an agent opened a channel toward the gateway; refused");
+            let event = Event::new(Kind::PeerViolation)
+                .organisation(&name.organisation)
+                .agent(&name.agent)
+                .client(address)
+                .detail(format!("opened a channel of type {kind}"));
+            gateway.trail.stranger(event, "opened_channel");
+        }
+    });
+    let options = ClientOptions {
+        line,
+        said: greeted.said.is_some(),
+        head: greeted.head,
+        host_key,
+        keepalive: limits::LINK_KEEPALIVE,
+        report,
+    };
+    let stranger = ssh::connect(stream, options).await.map_err(|error| {
+        let refused = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        refused.unwrap_or_else(|| ("handshake", Chain(&error).to_string()))
+    })?;
+    let key = gateway.login_keys.get(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let client = stranger
+        .login(name.organisation.as_str(), key, &gateway.tasks, limits::PENDING_OPENS_PER_LINK)
+        .await
+        .map_err(|error| {
+            let what = format!("{}; the key is {}", Chain(&error), key.public().fingerprint());
+            warn!(agent = %name, "an agent did not accept the gateway's login: {what}");
+            ("login_refused_by_agent", what)
+        })?;
+    let mut control = client
+        .subsystem(wire::CONTROL_SUBSYSTEM)
+        .await
+        .map_err(|error| ("control_channel", Chain(&error).to_string()))?;
+    let hello = Control::Hello(Hello {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: Vec::new(),
+        channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
+        replica: None,
+    });
+    let broken = |error: &dyn std::fmt::Display| ("control_channel", error.to_string());
+    control.writer.send(hello.encode()).await.map_err(|error| broken(&error))?;
+    let mut buffer = BytesMut::new();
+    loop {
+        match Control::decode(&mut buffer).map_err(|error| broken(&error))? {
+            Some(Control::Hello(hello)) => return Ok((client, control, hello)),
+            Some(Control::Unknown(_)) => continue,
+            None => {}
+        }
+        match control.reader.next().await.map_err(|error| broken(&error))? {
+            Some(bytes) => buffer.extend_from_slice(&bytes),
+            None => return Err(("control_channel", "the agent closed it".to_owned())),
+        }
+    }
+}
+
+/// Reads the control channel; returns when the agent breaks the protocol.
+async fn listen(mut control: Channel, gone: &CancellationToken) {
+    let mut buffer = BytesMut::new();
+    loop {
+        match control.reader.next().await {
+            Ok(Some(bytes)) => buffer.extend_from_slice(&bytes),
+            // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
+            Ok(None) | Err(_) => {
+                drop(tokio::time::timeout(limits::CLOSE_PATIENCE, gone.cancelled()).await);
+                return;
+            }
+        }
+        loop {
+            match Control::decode(&mut buffer) {
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Waits until the registry no longer holds the link's key for its agent.
+async fn no_longer_registered(gateway: &Gateway, link: &Link) {
+    let mut changed = gateway.registry.changed();
+    loop {
+        if gateway.registry.current().agent(&link.name, &link.key, Timestamp::now()).is_err() {
+            return;
+        }
+        if changed.changed().await.is_err() {
+            // The registry is going away with the gateway, which ends the link itself.
+            return std::future::pending().await;
+        }
+    }
+}

@@ -1,0 +1,530 @@
+//! Who exists: organisations with their agents, principals and public keys, and what each principal is granted.
+//!
+//! A [`Snapshot`] is one state of all that, and answers from memory. Where it comes from is a [`Registry`]'s business;
+//! [`file`] keeps it in folders.
+//!
+//! Promised: what is not registered is refused; a key counts only in the organisation, and for the agent or principal,
+//! that it is registered for; expiry is judged at the moment of the question. A [`Refusal`] is the true reason and goes
+//! into the audit: whoever was refused is told one and the same text for all of them.
+//!
+//! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
+
+pub mod file;
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use tokio::sync::watch;
+
+use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, Principal, PrincipalId, PublicKey};
+use crate::policy::grant::{Grant, Pass};
+use crate::policy::{Decision, Denial, Reason};
+use crate::target::Target;
+
+/// Where snapshots come from.
+pub trait Registry: Send + Sync + 'static {
+    /// The state that holds now.
+    fn current(&self) -> Arc<Snapshot>;
+
+    /// Tells of each new state, and of each moment at which an expiry of the present one takes effect: whoever lets
+    /// something go on because of an answer asks again then.
+    fn changed(&self) -> watch::Receiver<u64>;
+}
+
+/// One state of the registry. It does not change.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Snapshot {
+    organisations: BTreeMap<OrganisationId, Organisation>,
+    /// Every place where a key is registered.
+    holders: HashMap<Fingerprint, Vec<Holder>>,
+}
+
+/// What one organisation owns.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Organisation {
+    /// Its agents.
+    pub agents: BTreeMap<AgentId, Agent>,
+    /// Its principals.
+    pub principals: BTreeMap<PrincipalId, PrincipalRecord>,
+}
+
+/// A registered agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Agent {
+    /// A note for people.
+    pub description: Option<String>,
+    /// Its host keys: several while one replaces another. Without any the agent is known but cannot link.
+    pub keys: Vec<RegisteredKey>,
+}
+
+/// A registered principal.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct PrincipalRecord {
+    /// What it may use.
+    pub grant: Grant,
+    /// From when on it may use nothing.
+    pub expires: Option<Timestamp>,
+    /// Its keys. Without any only the gateway's own configuration can act as this principal.
+    pub keys: Vec<RegisteredKey>,
+}
+
+/// A public key with what is registered about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RegisteredKey {
+    /// The key.
+    pub key: PublicKey,
+    /// From when on it does not count.
+    pub expires: Option<Timestamp>,
+    /// Whether it was withdrawn. A revoked key stays registered so that the audit can say what it was.
+    pub revoked: bool,
+    /// A note for people.
+    pub comment: Option<String>,
+}
+
+/// Why the registry says no: for the audit, never for whoever asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// The key is registered nowhere.
+    UnknownKey,
+    /// The key is registered in this organisation, but for another agent or in another role.
+    OtherHolder,
+    /// The key is registered in other organisations only.
+    OtherOrganisation,
+    /// The key or its principal has expired.
+    Expired,
+    /// The key was revoked.
+    Revoked,
+    /// There is no such organisation.
+    UnknownOrganisation,
+    /// There is no such agent.
+    UnknownAgent,
+    /// The principal has no grant for the agent.
+    NotGranted,
+}
+
+impl Refusal {
+    /// The word that the audit uses.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::UnknownKey => "unknown_key",
+            Self::OtherHolder => "other_holder",
+            Self::OtherOrganisation => "other_organisation",
+            Self::Expired => "expired",
+            Self::Revoked => "revoked",
+            Self::UnknownOrganisation => "unknown_organisation",
+            Self::UnknownAgent => "unknown_agent",
+            Self::NotGranted => "not_granted",
+        }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Snapshot {
+    /// A state with these organisations.
+    ///
+    /// # Errors
+    /// If a key is registered twice within one organisation: it could not be told then whose it is, or which expiry
+    /// holds.
+    pub fn new(organisations: BTreeMap<OrganisationId, Organisation>) -> Result<Self, DuplicateKey> {
+        let mut holders: HashMap<Fingerprint, Vec<Holder>> = HashMap::new();
+        for (id, organisation) in &organisations {
+            for (role, key) in organisation.keys() {
+                let fingerprint = key.key.fingerprint();
+                let held = holders.entry(fingerprint).or_default();
+                if let Some(first) = held.iter().find(|holder| holder.organisation == *id) {
+                    let [first, second] = [first.role.to_string(), role.to_string()];
+                    return Err(DuplicateKey { fingerprint, organisation: id.clone(), first, second });
+                }
+                held.push(Holder { organisation: id.clone(), role });
+            }
+        }
+        Ok(Self { organisations, holders })
+    }
+
+    /// The organisations with all they own.
+    #[must_use]
+    pub fn organisations(&self) -> &BTreeMap<OrganisationId, Organisation> {
+        &self.organisations
+    }
+
+    /// Whether `key` is, at the time `now`, a host key of exactly this agent.
+    ///
+    /// # Errors
+    /// If it is not, with the true reason.
+    pub fn agent(&self, name: &AgentName, key: &Fingerprint, now: Timestamp) -> Result<(), Refusal> {
+        let organisation = self.organisation(&name.organisation)?;
+        let agent = organisation.agents.get(&name.agent).ok_or(Refusal::UnknownAgent)?;
+        match self.role(&name.organisation, key)? {
+            Role::Agent(id) if *id == name.agent => active(&agent.keys, key, now),
+            _ => Err(Refusal::OtherHolder),
+        }
+    }
+
+    /// The principal of this organisation whom `key` stands for at the time `now`.
+    ///
+    /// # Errors
+    /// If there is none, with the true reason.
+    pub fn principal(
+        &self,
+        organisation: &OrganisationId,
+        key: &Fingerprint,
+        now: Timestamp,
+    ) -> Result<PrincipalId, Refusal> {
+        let principals = &self.organisation(organisation)?.principals;
+        let Role::Principal(id) = self.role(organisation, key)? else { return Err(Refusal::OtherHolder) };
+        let record = principals.get(id).ok_or(Refusal::UnknownKey)?;
+        active(&record.keys, key, now)?;
+        if expired(record.expires, now) {
+            return Err(Refusal::Expired);
+        }
+        Ok(id.clone())
+    }
+
+    /// The principal whom `key` stands for, if it may use this agent at the time `now`.
+    ///
+    /// # Errors
+    /// If the key stands for nobody, the agent is not registered, or the grant does not name it.
+    pub fn admits(&self, agent: &AgentName, key: &Fingerprint, now: Timestamp) -> Result<PrincipalId, Refusal> {
+        let id = self.principal(&agent.organisation, key, now)?;
+        let organisation = self.organisation(&agent.organisation)?;
+        if !organisation.agents.contains_key(&agent.agent) {
+            return Err(Refusal::UnknownAgent);
+        }
+        match organisation.principals.get(&id) {
+            Some(record) if record.grant.covers(&agent.agent) => Ok(id),
+            _ => Err(Refusal::NotGranted),
+        }
+    }
+
+    /// Decides whether a principal of the agent's organisation may ask that agent for `target` at the time `now`.
+    ///
+    /// The principal is the caller's word: who came with a key is first looked up with [`Snapshot::admits`], and again
+    /// whenever the registry changes, because this does not know which key was shown.
+    pub fn decide(
+        &self,
+        principal: &PrincipalId,
+        agent: &AgentName,
+        target: &Target,
+        now: Timestamp,
+    ) -> Decision<Pass> {
+        let deny = |reason, detail: String| Decision::Deny(Denial::new(reason, detail));
+        let Some(organisation) = self.organisations.get(&agent.organisation) else {
+            return deny(Reason::NotRegistered, format!("no organisation {}", agent.organisation));
+        };
+        let Some(record) = organisation.principals.get(principal) else {
+            return deny(Reason::NotRegistered, format!("no principal {principal} in {}", agent.organisation));
+        };
+        if let Some(expires) = record.expires.filter(|expires| *expires <= now) {
+            return deny(Reason::PrincipalExpired, format!("principal {principal} expired at {expires}"));
+        }
+        if !organisation.agents.contains_key(&agent.agent) {
+            return deny(Reason::NotRegistered, format!("no agent {agent}"));
+        }
+        record.grant.decide(&Principal::Named(principal.clone()), agent, target)
+    }
+
+    /// Whether some key or principal that was good at `since` is expired at `now`.
+    #[must_use]
+    pub fn expires_within(&self, since: Timestamp, now: Timestamp) -> bool {
+        self.organisations.values().any(|organisation| {
+            let of_keys = organisation.keys().filter_map(|(_, key)| key.expires);
+            let of_principals = organisation.principals.values().filter_map(|record| record.expires);
+            of_keys.chain(of_principals).any(|expires| since < expires && expires <= now)
+        })
+    }
+
+    fn organisation(&self, id: &OrganisationId) -> Result<&Organisation, Refusal> {
+        self.organisations.get(id).ok_or(Refusal::UnknownOrganisation)
+    }
+
+    /// What `key` is registered as in this organisation.
+    fn role(&self, organisation: &OrganisationId, key: &Fingerprint) -> Result<&Role, Refusal> {
+        let holders = self.holders.get(key).ok_or(Refusal::UnknownKey)?;
+        let holder = holders.iter().find(|holder| holder.organisation == *organisation);
+        holder.map(|holder| &holder.role).ok_or(Refusal::OtherOrganisation)
+    }
+}
+
+impl Organisation {
+    fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
+        let agents =
+            self.agents.iter().flat_map(|(id, agent)| agent.keys.iter().map(move |key| (Role::Agent(id.clone()), key)));
+        let principals = self
+            .principals
+            .iter()
+            .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
+        agents.chain(principals)
+    }
+}
+
+/// A key that is registered twice in one organisation.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("key {fingerprint} is registered twice in {organisation}: for {first} and for {second}")]
+pub struct DuplicateKey {
+    fingerprint: Fingerprint,
+    organisation: OrganisationId,
+    first: String,
+    second: String,
+}
+
+/// Where a key is registered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Holder {
+    organisation: OrganisationId,
+    role: Role,
+}
+
+/// What a key is registered as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Role {
+    Agent(AgentId),
+    Principal(PrincipalId),
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agent(id) => write!(f, "agent {id}"),
+            Self::Principal(id) => write!(f, "principal {id}"),
+        }
+    }
+}
+
+/// Whether the key with this fingerprint counts at the time `now`.
+fn active(keys: &[RegisteredKey], fingerprint: &Fingerprint, now: Timestamp) -> Result<(), Refusal> {
+    let registered = keys.iter().find(|registered| registered.key.fingerprint() == *fingerprint);
+    match registered.ok_or(Refusal::UnknownKey)? {
+        registered if registered.revoked => Err(Refusal::Revoked),
+        registered if expired(registered.expires, now) => Err(Refusal::Expired),
+        _ => Ok(()),
+    }
+}
+
+/// Good before that moment, expired from then on.
+fn expired(expires: Option<Timestamp>, now: Timestamp) -> bool {
+    expires.is_some_and(|expires| expires <= now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Algorithm, PrivateKey};
+
+    fn key() -> PublicKey {
+        PrivateKey::generate(Algorithm::Ed25519).public()
+    }
+
+    fn good(key: &PublicKey) -> RegisteredKey {
+        RegisteredKey { key: key.clone(), expires: None, revoked: false, comment: None }
+    }
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect(text)
+    }
+
+    fn id<T: std::str::FromStr<Err: fmt::Debug>>(text: &str) -> T {
+        text.parse().expect(text)
+    }
+
+    struct World {
+        snapshot: Snapshot,
+        eu: PublicKey,
+        us: PublicKey,
+        revoked: PublicKey,
+        expiring: PublicKey,
+        ci: PublicKey,
+        ci_expiring: PublicKey,
+        leaver: PublicKey,
+        other: PublicKey,
+        shared: PublicKey,
+    }
+
+    fn world() -> World {
+        let [eu, us, revoked, expiring, ci, ci_expiring, leaver, other, shared] = std::array::from_fn(|_| key());
+        let expires = Some(at("2027-01-01T00:00:00Z"));
+        let grant = |agents: &[&str], targets: Option<&[&str]>| Grant {
+            agents: agents.iter().map(|text| id(text)).collect(),
+            targets: targets.map(|all| all.iter().map(|text| id(text)).collect()),
+        };
+        let acme = Organisation {
+            agents: [
+                (
+                    id("prod-eu"),
+                    Agent {
+                        keys: vec![
+                            good(&eu),
+                            RegisteredKey { revoked: true, ..good(&revoked) },
+                            RegisteredKey { expires, ..good(&expiring) },
+                        ],
+                        ..Agent::default()
+                    },
+                ),
+                (id("prod-us"), Agent { keys: vec![good(&us)], ..Agent::default() }),
+                (id("test"), Agent::default()),
+            ]
+            .into(),
+            principals: [
+                (
+                    id("ci"),
+                    PrincipalRecord {
+                        grant: grant(&["prod-*", "gone"], Some(&["db:5432"])),
+                        expires: None,
+                        keys: vec![good(&ci), RegisteredKey { expires, ..good(&ci_expiring) }, good(&shared)],
+                    },
+                ),
+                (id("leaver"), PrincipalRecord { grant: grant(&["*"], None), expires, keys: vec![good(&leaver)] }),
+                (id("nobody"), PrincipalRecord::default()),
+            ]
+            .into(),
+        };
+        let globex = Organisation {
+            agents: [(id("prod-eu"), Agent { keys: vec![good(&other)], ..Agent::default() })].into(),
+            principals: [(
+                id("visitor"),
+                PrincipalRecord { grant: grant(&["*"], None), expires: None, keys: vec![good(&shared)] },
+            )]
+            .into(),
+        };
+        let snapshot =
+            Snapshot::new([(id("acme"), acme), (id("globex"), globex)].into()).expect("no key is there twice");
+        World { snapshot, eu, us, revoked, expiring, ci, ci_expiring, leaver, other, shared }
+    }
+
+    #[test]
+    fn refuses_agents_with_the_true_reason() {
+        let world = world();
+        let before = at("2026-12-31T23:59:59Z");
+        let after = at("2027-01-01T00:00:00Z");
+        for (case, name, key, now, refusal) in [
+            ("organisation", "initech/prod-eu", &world.eu, before, Refusal::UnknownOrganisation),
+            ("agent", "acme/prod-asia", &world.eu, before, Refusal::UnknownAgent),
+            ("key of nobody", "acme/prod-eu", &key(), before, Refusal::UnknownKey),
+            ("key of another agent", "acme/prod-eu", &world.us, before, Refusal::OtherHolder),
+            ("key of a principal", "acme/prod-eu", &world.ci, before, Refusal::OtherHolder),
+            ("agent without keys", "acme/test", &world.eu, before, Refusal::OtherHolder),
+            ("same id in another organisation", "acme/prod-eu", &world.other, before, Refusal::OtherOrganisation),
+            ("the other way round", "globex/prod-eu", &world.eu, before, Refusal::OtherOrganisation),
+            ("revoked", "acme/prod-eu", &world.revoked, before, Refusal::Revoked),
+            ("expired", "acme/prod-eu", &world.expiring, after, Refusal::Expired),
+        ] {
+            let answer = world.snapshot.agent(&id(name), &key.fingerprint(), now);
+            assert_eq!(answer, Err(refusal), "{case}");
+        }
+    }
+
+    #[test]
+    fn knows_agents_by_each_of_their_keys() {
+        let world = world();
+        for key in [&world.eu, &world.expiring] {
+            let answer = world.snapshot.agent(&id("acme/prod-eu"), &key.fingerprint(), at("2026-12-31T23:59:59Z"));
+            assert_eq!(answer, Ok(()));
+        }
+    }
+
+    #[test]
+    fn refuses_principals_with_the_true_reason() {
+        let world = world();
+        let before = at("2026-12-31T23:59:59Z");
+        let after = at("2027-01-01T00:00:00Z");
+        for (case, name, key, now, refusal) in [
+            ("organisation", "initech/prod-eu", &world.ci, before, Refusal::UnknownOrganisation),
+            ("key of nobody", "acme/prod-eu", &key(), before, Refusal::UnknownKey),
+            ("key of an agent", "acme/prod-eu", &world.eu, before, Refusal::OtherHolder),
+            ("key of another organisation", "globex/prod-eu", &world.ci, before, Refusal::OtherOrganisation),
+            ("expired key", "acme/prod-eu", &world.ci_expiring, after, Refusal::Expired),
+            ("expired principal", "acme/prod-eu", &world.leaver, after, Refusal::Expired),
+            ("agent that is not there", "acme/prod-asia", &world.ci, before, Refusal::UnknownAgent),
+            ("granted agent that is not there", "acme/gone", &world.ci, before, Refusal::UnknownAgent),
+            ("agent that is not granted", "acme/test", &world.ci, before, Refusal::NotGranted),
+        ] {
+            let answer = world.snapshot.admits(&id(name), &key.fingerprint(), now);
+            assert_eq!(answer, Err(refusal), "{case}");
+        }
+    }
+
+    #[test]
+    fn a_key_in_two_organisations_is_who_it_is_in_each() {
+        let world = world();
+        let now = at("2026-12-01T00:00:00Z");
+        let key = world.shared.fingerprint();
+        assert_eq!(world.snapshot.admits(&id("acme/prod-eu"), &key, now), Ok(id("ci")));
+        assert_eq!(world.snapshot.admits(&id("globex/prod-eu"), &key, now), Ok(id("visitor")));
+        assert_eq!(world.snapshot.principal(&id("globex"), &key, now), Ok(id("visitor")));
+    }
+
+    #[test]
+    fn decisions_ask_who_exists_before_what_is_granted() {
+        let world = world();
+        let before = at("2026-12-31T23:59:59Z");
+        let after = at("2027-01-01T00:00:00Z");
+        for (case, principal, agent, target, now, reason) in [
+            ("organisation", "ci", "initech/prod-eu", "db:5432", before, Reason::NotRegistered),
+            ("principal", "visitor", "acme/prod-eu", "db:5432", before, Reason::NotRegistered),
+            ("agent", "ci", "acme/gone", "db:5432", before, Reason::NotRegistered),
+            ("expired", "leaver", "acme/prod-eu", "db:5432", after, Reason::PrincipalExpired),
+            ("no grant at all", "nobody", "acme/prod-eu", "db:5432", before, Reason::AgentNotGranted),
+            ("other agent", "ci", "acme/test", "db:5432", before, Reason::AgentNotGranted),
+            ("other target", "ci", "acme/prod-eu", "db:22", before, Reason::TargetNotGranted),
+        ] {
+            let denial = world.snapshot.decide(&id(principal), &id(agent), &id(target), now).into_result();
+            assert_eq!(denial.expect_err(case).reason, reason, "{case}");
+        }
+        let pass = world.snapshot.decide(&id("ci"), &id("acme/prod-eu"), &id("db:5432"), before).into_result();
+        assert_eq!(pass.expect("allowed").agent(), &id::<AgentName>("acme/prod-eu"));
+        let pass = world.snapshot.decide(&id("leaver"), &id("acme/test"), &id("any:1"), before);
+        assert!(pass.into_result().is_ok());
+    }
+
+    #[test]
+    fn an_empty_registry_refuses_everybody() {
+        let snapshot = Snapshot::default();
+        let now = Timestamp::UNIX_EPOCH;
+        let key = key().fingerprint();
+        assert_eq!(snapshot.agent(&id("acme/prod-eu"), &key, now), Err(Refusal::UnknownOrganisation));
+        assert_eq!(snapshot.admits(&id("acme/prod-eu"), &key, now), Err(Refusal::UnknownOrganisation));
+        assert!(snapshot.decide(&id("ci"), &id("acme/prod-eu"), &id("db:1"), now).into_result().is_err());
+    }
+
+    #[test]
+    fn refuses_a_key_twice_in_one_organisation() {
+        let key = key();
+        let agent = Agent { keys: vec![good(&key)], ..Agent::default() };
+        let record = PrincipalRecord { keys: vec![good(&key)], ..PrincipalRecord::default() };
+        for organisation in [
+            Organisation {
+                agents: [(id("a"), agent.clone()), (id("b"), agent.clone())].into(),
+                ..Organisation::default()
+            },
+            Organisation {
+                principals: [(id("a"), record.clone()), (id("b"), record.clone())].into(),
+                ..Organisation::default()
+            },
+            Organisation { agents: [(id("a"), agent)].into(), principals: [(id("b"), record)].into() },
+            Organisation {
+                agents: [(id("a"), Agent { keys: vec![good(&key), good(&key)], ..Agent::default() })].into(),
+                ..Organisation::default()
+            },
+        ] {
+            assert!(Snapshot::new([(id("acme"), organisation)].into()).is_err());
+        }
+    }
+
+    #[test]
+    fn knows_when_an_expiry_takes_effect() {
+        let snapshot = world().snapshot;
+        let [early, before, moment, after] =
+            ["2026-01-01T00:00:00Z", "2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z", "2027-01-01T00:00:01Z"].map(at);
+        assert!(!snapshot.expires_within(early, before));
+        assert!(snapshot.expires_within(before, moment));
+        assert!(snapshot.expires_within(before, after));
+        assert!(!snapshot.expires_within(moment, after));
+    }
+}

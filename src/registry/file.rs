@@ -1,0 +1,927 @@
+//! The registry in folders: public keys as files, and TOML beside them for what is not a key.
+//!
+//! ```text
+//! organisations/acme/agents/prod-eu/2026-11.pub       an OpenSSH or PEM public key (.pub or .pem)
+//! organisations/acme/agents/prod-eu/2026-11.toml      optional: expires, revoked, comment of that key
+//! organisations/acme/agents/prod-eu.toml              optional: description
+//! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
+//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires
+//! ```
+//!
+//! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
+//! state that changes while it is read is read again. Files whose names begin with a dot or with `README` are passed
+//! over, every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
+//! is swapped as a whole (as Kubernetes does with mounted secrets) is seen as one change.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use jiff::Timestamp;
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::{Notify, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
+
+use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
+use crate::chain::Chain;
+use crate::document::{Document, Faults, Item, read_text};
+use crate::identity::{Fingerprint, PublicKey};
+use crate::limits::{REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX};
+use crate::policy::grant::Grant;
+use crate::task::Tasks;
+
+/// Reads a registry once.
+///
+/// # Errors
+/// With every fault in it, if there is one.
+pub fn load(dir: &Path) -> Result<Snapshot, Faults> {
+    let mut reader = Reader::default();
+    let mut organisations = BTreeMap::new();
+    let mut found = false;
+    for entry in reader.list(dir) {
+        match entry {
+            Entry { name, path, folder: true } if name == "organisations" => {
+                found = true;
+                for entry in reader.list(&path) {
+                    if let Some((id, path)) = reader.folder_named(entry) {
+                        organisations.insert(id, reader.organisation(&path));
+                    }
+                }
+            }
+            entry => reader.unexpected(&entry, "only the folder organisations is accepted here"),
+        }
+    }
+    if !found && reader.faults.is_empty() {
+        reader.fault(dir, "no folder organisations in it: this is no registry (make the folder to begin one)");
+    }
+    reader.faults.none_in(())?;
+    // Duplicates were found above, with the files' names; this is the second lock on that door.
+    Snapshot::new(organisations).map_err(|error| Faults::file(dir, error.to_string()))
+}
+
+/// A registry in folders that follows their changes.
+pub struct Files {
+    dir: PathBuf,
+    current: ArcSwap<Snapshot>,
+    version: watch::Sender<u64>,
+}
+
+impl fmt::Debug for Files {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Files").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// What came of a change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reload {
+    /// The new state holds, with so many of each.
+    Accepted {
+        /// Organisations.
+        organisations: usize,
+        /// Agents in all of them.
+        agents: usize,
+        /// Principals in all of them.
+        principals: usize,
+        /// Keys, also revoked and expired ones.
+        keys: usize,
+    },
+    /// The new state has faults, and the last good one goes on to hold.
+    Rejected(Faults),
+    /// The system does not tell of changes, for this reason; they are found by looking every few seconds.
+    PollOnly(String),
+}
+
+impl Registry for Files {
+    fn current(&self) -> Arc<Snapshot> {
+        self.current.load_full()
+    }
+
+    fn changed(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+}
+
+impl Files {
+    /// Reads the registry for the first time. Blocks while it does.
+    ///
+    /// # Errors
+    /// With every fault in it, if there is one: there is no good state yet to go on with.
+    pub fn open(dir: PathBuf) -> Result<Arc<Self>, Faults> {
+        let snapshot = load(&dir)?;
+        Ok(Arc::new(Self { dir, current: ArcSwap::from_pointee(snapshot), version: watch::Sender::new(0) }))
+    }
+
+    /// Follows the folders' changes until `tasks` is asked to stop. Waits for the file system to tell of one, for the
+    /// clock, and for the reading itself, which runs on a thread of its own. `report` is called for each state that was
+    /// taken over or refused, once per state, and must not block.
+    pub async fn watch(self: Arc<Self>, tasks: Tasks, report: impl FnMut(Reload) + Send) {
+        let pace = Pace { told: true, poll: REGISTRY_POLL, settle: REGISTRY_SETTLE };
+        self.watch_at(pace, tasks, report).await;
+    }
+
+    async fn watch_at(&self, pace: Pace, tasks: Tasks, mut report: impl FnMut(Reload) + Send) {
+        let woken = Arc::new(Notify::new());
+        let mut watcher = pace.told.then(|| arm(&self.dir, &woken));
+        if let Some(Err(error)) = &watcher {
+            report(Reload::PollOnly(error.to_string()));
+        }
+        let mut poll = interval(pace.poll);
+        poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut looked_at = Timestamp::now();
+        let mut seen = None;
+        let mut rejected = None;
+        // What changed between opening and watching shows at the first tick, which comes at once.
+        loop {
+            let told = tokio::select! {
+                () = tasks.stopping().cancelled() => return,
+                () = woken.notified() => true,
+                _ = poll.tick() => false,
+            };
+            if told && tasks.stopping().run_until_cancelled(settled(&woken, pace.settle)).await.is_none() {
+                return;
+            }
+            let now = Timestamp::now();
+            if self.current.load().expires_within(looked_at, now) {
+                self.version.send_modify(|version| *version += 1);
+            }
+            looked_at = now;
+
+            let dir = self.dir.clone();
+            // A change that the system told of is read even if the signature is the same: clocks of files are coarse.
+            let known = if told { None } else { seen };
+            let look = tasks.spawn_blocking(move || look(&dir, known));
+            let Some(look) = tasks.stopping().run_until_cancelled(look).await else { return };
+            // The reading panicked or the runtime is going down; the last good state holds, the next tick tries again.
+            let Ok(Some((signature, result))) = look else { continue };
+            if !told && seen.is_some() && pace.told {
+                // The watch missed this: perhaps the watched folder was itself replaced.
+                let told_so_far = matches!(watcher, Some(Ok(_)));
+                watcher = Some(arm(&self.dir, &woken));
+                if let (true, Some(Err(error))) = (told_so_far, &watcher) {
+                    report(Reload::PollOnly(error.to_string()));
+                }
+            }
+            seen = signature;
+            match result {
+                Ok(snapshot) => {
+                    let mended = rejected.take().is_some();
+                    let differs = **self.current.load() != snapshot;
+                    if differs || mended {
+                        let accepted = accepted(&snapshot);
+                        if differs {
+                            self.current.store(Arc::new(snapshot));
+                            self.version.send_modify(|version| *version += 1);
+                        }
+                        report(accepted);
+                    }
+                }
+                Err(faults) if rejected.as_ref() != Some(&faults) => {
+                    rejected = Some(faults.clone());
+                    report(Reload::Rejected(faults));
+                }
+                Err(_) => (),
+            }
+        }
+    }
+}
+
+/// How closely changes are followed.
+#[derive(Debug, Clone, Copy)]
+struct Pace {
+    /// Whether the system is asked to tell of changes.
+    told: bool,
+    poll: Duration,
+    settle: Duration,
+}
+
+/// Has the system tell of changes below `dir` for as long as what this returns lives.
+fn arm(dir: &Path, woken: &Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let woken = Arc::clone(woken);
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Our own reading makes events too.
+        let reading = |kind| !matches!(kind, AccessKind::Close(AccessMode::Write));
+        match event.map(|event| event.kind) {
+            Ok(EventKind::Access(kind)) if reading(kind) => (),
+            // An error may mean that events were lost.
+            Ok(_) | Err(_) => woken.notify_one(),
+        }
+    })?;
+    watcher.watch(dir, RecursiveMode::Recursive)?;
+    Ok(watcher)
+}
+
+/// Waits until nothing has changed for a while, or for long enough.
+async fn settled(woken: &Notify, quiet: Duration) {
+    let end = Instant::now() + REGISTRY_SETTLE_MAX;
+    while Instant::now() < end && timeout_at(end.min(Instant::now() + quiet), woken.notified()).await.is_ok() {}
+}
+
+/// Reads the registry if its signature is not the `known` one. No signature is returned for a state that would not hold
+/// still, so that it is read again at the next opportunity.
+fn look(dir: &Path, known: Option<u64>) -> Option<(Option<u64>, Result<Snapshot, Faults>)> {
+    const ATTEMPTS: usize = 3;
+    let mut before = signature(dir);
+    if known == Some(before) {
+        return None;
+    }
+    for _ in 0..ATTEMPTS {
+        let result = load(dir);
+        let after = signature(dir);
+        if before == after {
+            return Some((Some(after), result));
+        }
+        before = after;
+    }
+    Some((None, Err(Faults::file(dir, "kept changing while it was read: it is read again when it has come to rest"))))
+}
+
+/// A digest of the names, places, sizes and times of everything that [`load`] would read.
+fn signature(dir: &Path) -> u64 {
+    /// The tree has five levels; more could only be links in a circle.
+    const DEPTH: usize = 8;
+    let mut hasher = DefaultHasher::new();
+    let mut left = vec![(dir.to_owned(), DEPTH)];
+    let mut entries = 0;
+    while let Some((dir, depth)) = left.pop() {
+        let mut paths: Vec<PathBuf> = match std::fs::read_dir(&dir) {
+            Ok(list) => list.flatten().map(|entry| entry.path()).collect(),
+            Err(error) => {
+                (&dir, error.kind().to_string()).hash(&mut hasher);
+                continue;
+            }
+        };
+        paths.sort();
+        for path in paths.into_iter().filter(|path| !is_passed_over(path)) {
+            entries += 1;
+            if entries > REGISTRY_ENTRIES_MAX {
+                return hasher.finish();
+            }
+            path.hash(&mut hasher);
+            match std::fs::metadata(&path) {
+                Ok(data) => {
+                    let times = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
+                    (data.dev(), data.ino(), data.len(), times).hash(&mut hasher);
+                    if data.is_dir() && depth > 0 {
+                        left.push((path, depth - 1));
+                    }
+                }
+                Err(error) => error.kind().to_string().hash(&mut hasher),
+            }
+        }
+    }
+    hasher.finish()
+}
+
+fn accepted(snapshot: &Snapshot) -> Reload {
+    let organisations = snapshot.organisations();
+    Reload::Accepted {
+        organisations: organisations.len(),
+        agents: organisations.values().map(|organisation| organisation.agents.len()).sum(),
+        principals: organisations.values().map(|organisation| organisation.principals.len()).sum(),
+        keys: organisations.values().map(|organisation| organisation.keys().count()).sum(),
+    }
+}
+
+/// Reads the folders, and goes on after a fault.
+#[derive(Default)]
+struct Reader {
+    faults: Faults,
+    entries: usize,
+}
+
+/// Something in a folder that is not passed over.
+struct Entry {
+    name: String,
+    path: PathBuf,
+    folder: bool,
+}
+
+/// An agent or principal as it lies there.
+#[derive(Default)]
+struct Member {
+    /// The TOML beside the folder.
+    about: Option<PathBuf>,
+    folder: Option<PathBuf>,
+}
+
+impl Reader {
+    fn organisation(&mut self, dir: &Path) -> Organisation {
+        let mut organisation = Organisation::default();
+        // A key has one holder within an organisation; in another it may have another.
+        let mut holders = HashMap::new();
+        for entry in self.list(dir) {
+            match (entry.name.as_str(), entry.folder) {
+                ("agents", true) => {
+                    for (id, member) in self.members(&entry.path) {
+                        let agent = self.agent(&member, &mut holders);
+                        organisation.agents.insert(id, agent);
+                    }
+                }
+                ("principals", true) => {
+                    for (id, member) in self.members(&entry.path) {
+                        let record = self.principal(&member, &mut holders);
+                        organisation.principals.insert(id, record);
+                    }
+                }
+                _ => self.unexpected(&entry, "only the folders agents and principals are accepted here"),
+            }
+        }
+        organisation
+    }
+
+    fn agent(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Agent {
+        let description = member.about.as_deref().and_then(|file| {
+            self.document(file, |document| {
+                let description = document.root().optional("description").and_then(|item| item.string());
+                Some(description.map(str::to_owned))
+            })
+        });
+        Agent { description: description.flatten(), keys: self.keys(member, holders) }
+    }
+
+    fn principal(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> PrincipalRecord {
+        let about = match (&member.about, &member.folder) {
+            (Some(file), _) => self.document(file, |document| {
+                let root = document.root();
+                let agents = root.required("agents").map(|item| read_all(&item));
+                let targets = root.optional("targets").map(|item| read_all(&item));
+                let expires = root.optional("expires").and_then(|item| item.timestamp());
+                Some((Grant { agents: agents?, targets }, expires))
+            }),
+            (None, Some(folder)) => {
+                let mut file = folder.clone().into_os_string();
+                file.push(".toml");
+                self.fault(Path::new(&file), "missing: it says which agents this principal may use (agents = [\"…\"])");
+                None
+            }
+            (None, None) => None,
+        };
+        let (grant, expires) = about.unwrap_or_default();
+        PrincipalRecord { grant, expires, keys: self.keys(member, holders) }
+    }
+
+    fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
+        let mut keys = BTreeMap::new();
+        let mut abouts = BTreeMap::new();
+        let Some(folder) = &member.folder else { return Vec::new() };
+        for entry in self.list(folder) {
+            match entry.name.rsplit_once('.') {
+                Some((stem, "pub" | "pem")) if !entry.folder => {
+                    if let Some(other) = keys.insert(stem.to_owned(), entry.path.clone()) {
+                        self.fault(&entry.path, format!("the same name as {}: rename one", file_name(&other)));
+                    }
+                }
+                Some((stem, "toml")) if !entry.folder => {
+                    abouts.insert(stem.to_owned(), entry.path);
+                }
+                _ => self.unexpected(&entry, "accepted here are public keys (.pub, .pem) and a .toml of the same name"),
+            }
+        }
+        let mut registered = Vec::new();
+        for (stem, path) in keys {
+            let about = abouts.remove(&stem);
+            let Some(key) = self.key(&path) else { continue };
+            if let Some(first) = holders.insert(key.fingerprint(), path.clone()) {
+                let problem = format!(
+                    "this key is registered in this organisation already, in {}: a key has one holder",
+                    first.display()
+                );
+                self.fault(&path, problem);
+            }
+            let (expires, revoked, comment) = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
+            registered.push(RegisteredKey { key, expires, revoked, comment });
+        }
+        for path in abouts.values() {
+            self.fault(path, "no key of this name beside it (.pub or .pem)");
+        }
+        registered
+    }
+
+    fn key(&mut self, path: &Path) -> Option<PublicKey> {
+        match read_text(path) {
+            Ok(text) => match PublicKey::parse(&text) {
+                Ok(key) => Some(key),
+                Err(error) => {
+                    self.fault(path, format!("this {}", Chain(&error)));
+                    None
+                }
+            },
+            Err(faults) => {
+                self.faults.append(faults);
+                None
+            }
+        }
+    }
+
+    fn about_key(&mut self, file: &Path) -> Option<(Option<Timestamp>, bool, Option<String>)> {
+        self.document(file, |document| {
+            let root = document.root();
+            let expires = root.optional("expires").and_then(|item| item.timestamp());
+            let revoked = root.optional("revoked").and_then(|item| item.boolean()).unwrap_or(false);
+            let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
+            Some((expires, revoked, comment))
+        })
+    }
+
+    /// The agents or principals of a folder: `ID/`, `ID.toml`, or both.
+    fn members<T: FromStr<Err: std::error::Error + 'static> + Ord>(&mut self, dir: &Path) -> BTreeMap<T, Member> {
+        let mut members: BTreeMap<T, Member> = BTreeMap::new();
+        for entry in self.list(dir) {
+            let name = if entry.folder { Some(entry.name.as_str()) } else { entry.name.strip_suffix(".toml") };
+            let Some(name) = name else {
+                self.unexpected(&entry, "accepted here are folders with keys and a .toml of the same name");
+                continue;
+            };
+            match name.parse() {
+                Ok(id) => {
+                    let member = members.entry(id).or_default();
+                    let place = if entry.folder { &mut member.folder } else { &mut member.about };
+                    *place = Some(entry.path);
+                }
+                Err(error) => self.fault(&entry.path, Chain(&error).to_string()),
+            }
+        }
+        members
+    }
+
+    fn folder_named<T: FromStr<Err: std::error::Error + 'static>>(&mut self, entry: Entry) -> Option<(T, PathBuf)> {
+        if !entry.folder {
+            self.unexpected(&entry, "only folders are accepted here");
+            return None;
+        }
+        match entry.name.parse() {
+            Ok(id) => Some((id, entry.path)),
+            Err(error) => {
+                self.fault(&entry.path, Chain(&error).to_string());
+                None
+            }
+        }
+    }
+
+    /// What lies in a folder, sorted by name.
+    fn list(&mut self, dir: &Path) -> Vec<Entry> {
+        let listed = std::fs::read_dir(dir).and_then(Iterator::collect::<io::Result<Vec<_>>>);
+        let mut paths: Vec<_> = match listed {
+            Ok(list) => list.iter().map(std::fs::DirEntry::path).filter(|path| !is_passed_over(path)).collect(),
+            Err(error) => {
+                self.fault(dir, format!("cannot be read: {error}"));
+                return Vec::new();
+            }
+        };
+        paths.sort();
+        self.entries += paths.len();
+        if self.entries > REGISTRY_ENTRIES_MAX {
+            self.fault(dir, format!("a registry of more than {REGISTRY_ENTRIES_MAX} files is not accepted"));
+            return Vec::new();
+        }
+        let mut entries = Vec::new();
+        for path in paths {
+            match (std::fs::metadata(&path), path.file_name().and_then(|name| name.to_str())) {
+                (Err(error), _) => self.fault(&path, format!("cannot be read: {error}")),
+                (Ok(_), None) => self.fault(&path, "the name is not UTF-8"),
+                (Ok(data), _) if !data.is_dir() && !data.is_file() => {
+                    self.fault(&path, "neither a file nor a folder");
+                }
+                (Ok(data), Some(name)) => {
+                    entries.push(Entry { name: name.to_owned(), folder: data.is_dir(), path });
+                }
+            }
+        }
+        entries
+    }
+
+    fn document<T>(&mut self, file: &Path, read: impl FnOnce(&Document) -> Option<T>) -> Option<T> {
+        let result = Document::read(file).and_then(|document| {
+            let value = read(&document);
+            document.finish(value)
+        });
+        result.map_err(|faults| self.faults.append(faults)).ok()
+    }
+
+    fn unexpected(&mut self, entry: &Entry, accepted: &str) {
+        let kind = if entry.folder { "folder" } else { "file" };
+        self.fault(&entry.path, format!("this {kind} does not belong here: {accepted}"));
+    }
+
+    fn fault(&mut self, path: &Path, problem: impl Into<String>) {
+        self.faults.append(Faults::file(path, problem));
+    }
+}
+
+/// The elements of a list that may be empty: written out, an empty list grants nothing.
+fn read_all<T: FromStr<Err: std::error::Error + 'static>>(item: &Item<'_>) -> Vec<T> {
+    item.items().iter().filter_map(Item::parse).collect()
+}
+
+/// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README.md`.
+fn is_passed_over(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    name.starts_with(b".") || name.starts_with(b"README")
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::identity::{Algorithm, PrivateKey};
+    use crate::registry::Refusal;
+    use std::os::unix::fs::symlink;
+    use tempfile::TempDir;
+    use tokio::sync::mpsc;
+
+    const DEADLINE: Duration = Duration::from_secs(20);
+
+    struct Tree(TempDir);
+
+    impl Tree {
+        fn new() -> Self {
+            let tree = Self(tempfile::tempdir().expect("temporary directory"));
+            tree.folder("organisations");
+            tree
+        }
+
+        /// A small registry in good order, with its agent's key.
+        fn good() -> (Self, PublicKey) {
+            let tree = Self::new();
+            let key = tree.key("organisations/acme/agents/prod-eu/2026-11.pub");
+            tree.key("organisations/acme/principals/ci/laptop.pub");
+            tree.write("organisations/acme/principals/ci.toml", "agents = [\"prod-*\"]\n");
+            (tree, key)
+        }
+
+        fn path(&self, path: &str) -> PathBuf {
+            self.0.path().join(path)
+        }
+
+        fn folder(&self, path: &str) {
+            std::fs::create_dir_all(self.path(path)).expect("create folder");
+        }
+
+        fn write(&self, path: &str, text: &str) {
+            let path = self.path(path);
+            std::fs::create_dir_all(path.parent().expect("parent")).expect("create folder");
+            std::fs::write(path, text).expect("write file");
+        }
+
+        fn key(&self, path: &str) -> PublicKey {
+            let key = PrivateKey::generate(Algorithm::Ed25519).public();
+            self.write(path, &key.to_openssh());
+            key
+        }
+
+        fn load(&self) -> Result<Snapshot, Faults> {
+            load(self.0.path())
+        }
+    }
+
+    /// The reports of a registry that is being watched.
+    struct Watched {
+        files: Arc<Files>,
+        reports: mpsc::Receiver<Reload>,
+        tasks: Tasks,
+    }
+
+    impl Watched {
+        fn start(dir: &Path, told: bool) -> Self {
+            let files = Files::open(dir.to_owned()).expect("a good registry");
+            let tasks = Tasks::new();
+            let (sender, reports) = mpsc::channel(16);
+            let pace = Pace {
+                told,
+                poll: if told { Duration::from_secs(3600) } else { Duration::from_millis(10) },
+                settle: Duration::from_millis(10),
+            };
+            let (watching, group) = (Arc::clone(&files), tasks.clone());
+            tasks.spawn(async move {
+                watching.watch_at(pace, group, move |reload| sender.try_send(reload).expect("room")).await;
+            });
+            Self { files, reports, tasks }
+        }
+
+        async fn next(&mut self) -> Reload {
+            tokio::time::timeout(DEADLINE, self.reports.recv()).await.expect("a report in time").expect("a report")
+        }
+
+        /// The next state that is taken over; states in between, which a slow writer makes, may be refused.
+        async fn accepted(&mut self) -> Reload {
+            loop {
+                if let accepted @ Reload::Accepted { .. } = self.next().await {
+                    return accepted;
+                }
+            }
+        }
+
+        async fn stop(self) {
+            assert!(self.tasks.drain(DEADLINE).await);
+        }
+    }
+
+    fn knows(files: &Files, key: &PublicKey) -> Result<(), Refusal> {
+        let name = "acme/prod-eu".parse().expect("a name");
+        files.current().agent(&name, &key.fingerprint(), Timestamp::now())
+    }
+
+    #[test]
+    fn reads_what_the_design_shows() {
+        let (tree, key) = Tree::good();
+        let old = tree.key("organisations/acme/agents/prod-eu/2025.pem");
+        tree.write(
+            "organisations/acme/agents/prod-eu/2025.toml",
+            "expires = 2026-12-01T00:00:00Z\nrevoked = true\ncomment = \"lost\"\n",
+        );
+        tree.write("organisations/acme/agents/prod-eu.toml", "description = \"Frankfurt\"\n");
+        tree.write(
+            "organisations/acme/principals/ci.toml",
+            "agents = [\"prod-*\"]\ntargets = [\"db:5432\", \"web:*\"]\nexpires = 2027-01-01T00:00:00Z\n",
+        );
+        tree.write("organisations/acme/agents/keyless.toml", "");
+        tree.write("organisations/README.md", "# Words");
+        tree.write("organisations/acme/.gitkeep", "");
+        tree.folder(".git/objects");
+        tree.folder("organisations/globex");
+
+        let snapshot = tree.load().expect("in good order");
+        let acme = &snapshot.organisations()[&"acme".parse().expect("an id")];
+        let agent = &acme.agents[&"prod-eu".parse().expect("an id")];
+        assert_eq!(agent.description.as_deref(), Some("Frankfurt"));
+        let keys: Vec<_> = agent.keys.iter().map(|key| key.key.clone()).collect();
+        assert_eq!(keys, [old, key]);
+        assert!(agent.keys[0].revoked && !agent.keys[1].revoked);
+        assert_eq!(agent.keys[0].comment.as_deref(), Some("lost"));
+        assert_eq!(agent.keys[0].expires.map(|at| at.to_string()).as_deref(), Some("2026-12-01T00:00:00Z"));
+        let ci = &acme.principals[&"ci".parse().expect("an id")];
+        assert_eq!(ci.keys.len(), 1);
+        assert_eq!(ci.grant.targets.as_ref().map(Vec::len), Some(2));
+        assert!(ci.expires.is_some());
+        assert!(acme.agents[&"keyless".parse().expect("an id")].keys.is_empty());
+        assert_eq!(snapshot.organisations().len(), 2);
+    }
+
+    #[test]
+    fn every_kind_of_fault_is_found() {
+        let private = "-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n";
+        let good = PrivateKey::generate(Algorithm::Ed25519).public().to_openssh();
+        for (path, text, file, problem) in [
+            ("organisations/Acme/agents/.k", "", "organisations/Acme", "organisation ids are"),
+            ("organisations/a_b/.k", "", "organisations/a_b", "organisation ids are"),
+            ("organisations/acme/agents/-x/.k", "", "agents/-x", "agent ids are"),
+            ("organisations/acme/agents/X.toml", "", "agents/X.toml", "agent ids are"),
+            ("organisations/acme/principals/a b/.k", "", "principals/a b", "principal ids are"),
+            ("organisations/acme/machines/.k", "", "acme/machines", "this folder does not belong here"),
+            ("organisations/acme.toml", "", "organisations/acme.toml", "this file does not belong here"),
+            ("stray.txt", "", "stray.txt", "this file does not belong here"),
+            ("organisations/acme/agents/prod-eu/notes.txt", "", "notes.txt", "does not belong here"),
+            ("organisations/acme/agents/prod-eu/deep/x.pub", &good, "prod-eu/deep", "does not belong here"),
+            ("organisations/acme/agents/loose.pub", &good, "agents/loose.pub", "does not belong here"),
+            ("organisations/acme/agents/prod-eu/x.pub", "", "x.pub", "this is empty"),
+            ("organisations/acme/agents/prod-eu/x.pub", "ssh-ed25519 AAAA", "x.pub", "this looks like an OpenSSH"),
+            (
+                "organisations/acme/agents/prod-eu/x.pub",
+                private,
+                "x.pub",
+                "this is a private key where a public key belongs",
+            ),
+            ("organisations/acme/agents/prod-eu/2026-11.pem", &good, "2026-11.pub", "the same name as 2026-11.pem"),
+            ("organisations/acme/agents/prod-eu/2027.toml", "", "2027.toml", "no key of this name beside it"),
+            (
+                "organisations/acme/agents/prod-eu/2026-11.toml",
+                "expire = 2027-01-01T00:00:00Z",
+                "2026-11.toml:1",
+                "expire: unknown key: did you mean expires?",
+            ),
+            ("organisations/acme/agents/prod-eu/2026-11.toml", "revoked = 1", "2026-11.toml:1", "true or false"),
+            ("organisations/acme/agents/prod-eu.toml", "agents = []", "prod-eu.toml:1", "agents: unknown key"),
+            ("organisations/acme/agents/prod-eu.toml", "description =", "prod-eu.toml:1", "not TOML"),
+            ("organisations/acme/principals/ci.toml", "", "ci.toml", "agents: this key is missing"),
+            ("organisations/acme/principals/ci.toml", "agents = \"*\"", "ci.toml:1", "a list is wanted"),
+            (
+                "organisations/acme/principals/ci.toml",
+                "agents = [\"A\"]",
+                "ci.toml:1",
+                "agents[0]: patterns for ids are",
+            ),
+            (
+                "organisations/acme/principals/ci.toml",
+                "agents = [\"*\"]\ntargets = [\"*:443\"]",
+                "ci.toml:2",
+                "targets[0]: a target is written",
+            ),
+            (
+                "organisations/acme/principals/ci.toml",
+                "agents = [\"*\"]\nexpires = \"tomorrow\"",
+                "ci.toml:2",
+                "expires: a date and time",
+            ),
+            ("organisations/acme/principals/new/x.pub", &good, "principals/new.toml", "missing: it says which agents"),
+        ] {
+            let (tree, _) = Tree::good();
+            tree.write(path, text);
+            let faults = tree.load().expect_err(path).to_string();
+            assert!(faults.lines().any(|line| line.contains(file) && line.contains(problem)), "{path}: {faults}");
+            assert!(!faults.contains("AAAA"), "{path}: {faults}");
+        }
+    }
+
+    #[test]
+    fn faults_of_all_files_are_told_at_once() {
+        let (tree, _) = Tree::good();
+        tree.write("organisations/acme/agents/X/a.pub", "");
+        tree.write("organisations/acme/agents/prod-eu/b.pub", "b");
+        tree.write("organisations/acme/principals/ci.toml", "agents = [1, 2]\nwhat = 1\n");
+        let faults = tree.load().expect_err("faults");
+        assert_eq!(faults.iter().count(), 5, "{faults}");
+    }
+
+    #[test]
+    fn a_key_has_one_holder_in_an_organisation() {
+        for (other, refused) in [
+            ("organisations/acme/agents/prod-eu/again.pub", true),
+            ("organisations/acme/agents/prod-us/2026.pub", true),
+            ("organisations/acme/principals/ci/agents-key.pub", true),
+            ("organisations/globex/agents/prod-eu/2026.pub", false),
+        ] {
+            let (tree, key) = Tree::good();
+            tree.write(other, &key.to_openssh());
+            match tree.load() {
+                Ok(_) => assert!(!refused, "{other}"),
+                Err(faults) => {
+                    assert!(refused, "{other}: {faults}");
+                    assert!(faults.to_string().contains("a key has one holder"), "{faults}");
+                    assert!(faults.to_string().contains("2026-11.pub"), "{faults}");
+                }
+            }
+        }
+        let (tree, key) = Tree::good();
+        tree.write("organisations/acme/principals/dev/x.pub", &key.to_openssh());
+        tree.write("organisations/acme/principals/dev.toml", "agents = []");
+        assert!(tree.load().is_err());
+    }
+
+    #[test]
+    fn special_files_and_broken_links_are_faults() {
+        let (tree, _) = Tree::good();
+        symlink("nowhere", tree.path("organisations/acme/agents/prod-eu/x.pub")).expect("link");
+        assert!(tree.load().expect_err("a broken link").to_string().contains("x.pub: cannot be read"));
+
+        let (tree, _) = Tree::good();
+        let _socket = std::os::unix::net::UnixListener::bind(tree.path("organisations/acme/agents/prod-eu/x.pub"));
+        assert!(tree.load().expect_err("a socket").to_string().contains("neither a file nor a folder"));
+
+        let (tree, _) = Tree::good();
+        symlink("..", tree.path("organisations/acme/agents/loop")).expect("link");
+        assert!(tree.load().is_err());
+        let _ = signature(tree.0.path());
+    }
+
+    #[test]
+    fn a_folder_that_is_no_registry_is_refused() {
+        let empty = tempfile::tempdir().expect("temporary directory");
+        assert!(load(empty.path()).expect_err("empty").to_string().contains("this is no registry"));
+        assert!(Files::open(empty.path().join("absent")).expect_err("absent").to_string().contains("cannot be read"));
+        assert!(Tree::new().load().expect("an empty registry").organisations().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_change_is_taken_over_when_the_system_tells_of_it() {
+        let (tree, old) = Tree::good();
+        let mut watched = Watched::start(tree.0.path(), true);
+        let mut changed = watched.files.changed();
+        assert_eq!(knows(&watched.files, &old), Ok(()));
+
+        let new = tree.key("organisations/acme/agents/prod-eu/2027.pub");
+        let Reload::Accepted { organisations: 1, agents: 1, principals: 1, keys: 3 } = watched.accepted().await else {
+            panic!("a third key");
+        };
+        assert_eq!((knows(&watched.files, &old), knows(&watched.files, &new)), (Ok(()), Ok(())));
+        tokio::time::timeout(DEADLINE, changed.changed()).await.expect("in time").expect("changed");
+
+        std::fs::remove_file(tree.path("organisations/acme/agents/prod-eu/2026-11.pub")).expect("remove");
+        watched.accepted().await;
+        assert_eq!(knows(&watched.files, &old), Err(Refusal::UnknownKey));
+
+        tree.write("organisations/acme/agents/prod-eu/2027.toml", "revoked = true");
+        watched.accepted().await;
+        assert_eq!(knows(&watched.files, &new), Err(Refusal::Revoked));
+
+        let deep = tree.key("organisations/globex/agents/prod-eu/2027.pub");
+        watched.accepted().await;
+        assert_eq!(knows(&watched.files, &deep), Err(Refusal::OtherOrganisation));
+        watched.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_faulty_state_keeps_the_last_good_one() {
+        for told in [true, false] {
+            let (tree, key) = Tree::good();
+            let mut watched = Watched::start(tree.0.path(), told);
+            let mut changed = watched.files.changed();
+            changed.mark_unchanged();
+
+            tree.write("organisations/acme/agents/prod-eu/broken.pub", "not a key");
+            std::fs::remove_file(tree.path("organisations/acme/agents/prod-eu/2026-11.pub")).expect("remove");
+            // The file may be seen between being made and being written, which is another fault.
+            let mut faults = String::new();
+            while !(faults.contains("broken.pub") && faults.lines().count() == 1) {
+                let Reload::Rejected(found) = watched.next().await else { panic!("rejected") };
+                faults = found.to_string();
+            }
+            assert_eq!(knows(&watched.files, &key), Ok(()));
+            assert!(!changed.has_changed().expect("watched"));
+
+            std::fs::remove_file(tree.path("organisations/acme/agents/prod-eu/broken.pub")).expect("remove");
+            watched.accepted().await;
+            assert_eq!(knows(&watched.files, &key), Err(Refusal::UnknownKey));
+            assert!(changed.has_changed().expect("watched"));
+            watched.stop().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn going_back_to_the_last_good_state_is_said() {
+        let (tree, key) = Tree::good();
+        let mut watched = Watched::start(tree.0.path(), true);
+        tree.write("organisations/stray.txt", "x");
+        assert!(matches!(watched.next().await, Reload::Rejected(_)));
+        std::fs::remove_file(tree.path("organisations/stray.txt")).expect("remove");
+        assert!(matches!(watched.next().await, Reload::Accepted { keys: 2, .. }));
+        assert_eq!(knows(&watched.files, &key), Ok(()));
+        watched.stop().await;
+    }
+
+    #[tokio::test]
+    async fn changes_are_found_by_looking_too() {
+        let (tree, _) = Tree::good();
+        let mut watched = Watched::start(tree.0.path(), false);
+        let new = tree.key("organisations/acme/agents/prod-eu/2027.pub");
+        assert!(matches!(watched.accepted().await, Reload::Accepted { keys: 3, .. }));
+        assert_eq!(knows(&watched.files, &new), Ok(()));
+        watched.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_goes_away_keeps_the_last_good_state() {
+        let (tree, key) = Tree::good();
+        let away = tree.path("away");
+        let mut watched = Watched::start(&tree.path(""), false);
+        std::fs::rename(tree.path("organisations"), &away).expect("rename");
+        let Reload::Rejected(_) = watched.next().await else { panic!("rejected") };
+        assert_eq!(knows(&watched.files, &key), Ok(()));
+        std::fs::rename(&away, tree.path("organisations")).expect("rename");
+        watched.accepted().await;
+        assert_eq!(knows(&watched.files, &key), Ok(()));
+        watched.stop().await;
+    }
+
+    #[tokio::test]
+    async fn a_tree_swapped_by_a_link_is_one_change() {
+        for told in [true, false] {
+            let tree = Tree(tempfile::tempdir().expect("temporary directory"));
+            let state = |name: &str| {
+                tree.key(&format!("{name}/organisations/acme/principals/ci/x.pub"));
+                tree.write(&format!("{name}/organisations/acme/principals/ci.toml"), "agents = [\"*\"]");
+                tree.key(&format!("{name}/organisations/acme/agents/prod-eu/x.pub"))
+            };
+            let old = state("..2026_11_01");
+            symlink("..2026_11_01", tree.path("..data")).expect("link");
+            symlink("..data/organisations", tree.path("organisations")).expect("link");
+            let mut watched = Watched::start(tree.0.path(), told);
+            assert_eq!(knows(&watched.files, &old), Ok(()));
+
+            for round in 0..3 {
+                let name = format!("..2026_11_02_{round}");
+                let new = state(&name);
+                symlink(&name, tree.path("..data_tmp")).expect("link");
+                std::fs::rename(tree.path("..data_tmp"), tree.path("..data")).expect("rename");
+                assert!(matches!(watched.next().await, Reload::Accepted { keys: 2, .. }));
+                assert_eq!(knows(&watched.files, &new), Ok(()));
+                assert_eq!(knows(&watched.files, &old), Err(Refusal::UnknownKey));
+            }
+            watched.stop().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_expiry_counts_as_a_change() {
+        let (tree, key) = Tree::good();
+        let soon = Timestamp::now() + Duration::from_millis(300);
+        tree.write("organisations/acme/agents/prod-eu/2026-11.toml", &format!("expires = {soon}"));
+        let watched = Watched::start(tree.0.path(), false);
+        let mut changed = watched.files.changed();
+        changed.mark_unchanged();
+        tokio::time::timeout(DEADLINE, changed.changed()).await.expect("in time").expect("changed");
+        assert_eq!(knows(&watched.files, &key), Err(Refusal::Expired));
+        watched.stop().await;
+    }
+}

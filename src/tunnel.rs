@@ -1,0 +1,15 @@
+//! What a tunnel is made of, for both its ends.
+//!
+//! - [`connect`] reaches the other end over TCP, through an HTTP proxy if need be;
+//! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
+//! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
+//! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
+//! - [`wire`] is everything that our two ends say to each other inside of SSH;
+//! - [`splice`] moves the bytes of one forward.
+
+pub mod admit;
+pub mod connect;
+pub mod splice;
+pub mod ssh;
+pub mod transport;
+pub mod wire;

@@ -1,0 +1,723 @@
+//! SSH sessions in both roles, and their channels as streams: the only way to the SSH library.
+//!
+//! Promised, where the library by itself promises less:
+//! - algorithms are listed, never defaulted: ML-KEM and X25519 key exchange, AES-GCM alone (so that Terrapin has nothing to
+//!   work on), no SHA-1, no finite-field groups, no compression;
+//! - a session can be cut at once and tells when it is gone ([`Control`]);
+//! - an open that nobody waits for any more is closed when its confirmation comes, and a channel is closed on every way out;
+//! - a writer that waits for window ends when its channel or session does;
+//! - in the client role every channel the server opens is refused and reported; in the server role everything but
+//!   `direct-tcpip`, and on agents the control channel, is refused.
+//!
+//! What waits on what: a session is one task of the library, which ends when its stream does. Its handler waits for
+//! nothing: opens are handed over through a bounded queue. **A session and the tasks that use its channels must run on the
+//! same thread** (a current-thread runtime): the library takes the confirmation of an open and the data that follows it
+//! from two queues, and on several threads may look at the second one first and drop the data.
+
+mod handler;
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use russh::keys::{HashAlg, PrivateKeyWithHashAlg};
+use russh::{ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, SshId, cipher, client, compression, kex, mac, server};
+use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::transport::{Control, Transport};
+use super::wire::{self, ForwardId, RefusalCode};
+use crate::identity::{PrivateKey, PublicKey};
+use crate::limits;
+use crate::target::Target;
+use crate::task::Tasks;
+
+/// What a peer in the server role tried that it must not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Violation {
+    /// It opened a channel of this type toward us.
+    OpenedChannel(&'static str),
+}
+
+/// Reports what a peer tried; it must not wait.
+pub type Report = Arc<dyn Fn(Violation) + Send + Sync>;
+
+/// Judges a host key; it must not wait.
+pub type HostKeyCheck = Box<dyn FnMut(&PublicKey) -> bool + Send>;
+
+/// How to be a client on a stream.
+pub struct ClientOptions {
+    /// Our identification string.
+    pub line: &'static str,
+    /// Whether the peer has it already.
+    pub said: bool,
+    /// What was read from the stream already, to be replayed.
+    pub head: Bytes,
+    /// Which host keys are accepted. Host certificates never are.
+    pub host_key: HostKeyCheck,
+    /// The channel window and packet size this end announces are fixed; keepalives are sent this often.
+    pub keepalive: Duration,
+    /// Who hears of violations.
+    pub report: Report,
+}
+
+/// Why a session did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum HandshakeError {
+    /// The host key is not accepted.
+    #[error("the peer's host key is not one that is accepted for it")]
+    HostKey,
+    /// Anything else.
+    #[error("the SSH handshake failed")]
+    Ssh(#[source] russh::Error),
+    /// The peer broke off.
+    #[error("the peer closed the connection during the SSH handshake")]
+    Closed,
+}
+
+/// Why a login failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    /// Refused.
+    #[error("the peer does not accept this key for user {user}")]
+    Refused {
+        /// Who we tried to be.
+        user: String,
+    },
+    /// The session ended first.
+    #[error("the session ended during login")]
+    Ssh(#[source] russh::Error),
+}
+
+/// Why a channel did not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The peer refused.
+    #[error("the peer refused: {words}")]
+    Refused {
+        /// Its reason code, where it is one of ours.
+        code: Option<RefusalCode>,
+        /// Its words, bounded and printable.
+        words: String,
+    },
+    /// The session ended.
+    #[error("the session ended")]
+    Gone,
+    /// Too many opens are under way.
+    #[error("too many opens are under way on this session")]
+    Limit,
+}
+
+/// The outside of a session in the client role. Clones share it.
+#[derive(Clone)]
+pub struct Client {
+    handle: Arc<client::Handle<handler::Client>>,
+    control: Control,
+    failures: Failures,
+    opens: Arc<Semaphore>,
+    host_key: PublicKey,
+    tasks: Tasks,
+}
+
+/// Descriptions of refused opens, by forward id: the library hands them to the handler alone.
+type Failures = Arc<Mutex<HashMap<ForwardId, String>>>;
+
+/// Cuts the session when the future that sets it up is dropped.
+struct CutUnless(Option<Control>);
+
+impl Drop for CutUnless {
+    fn drop(&mut self) {
+        if let Some(control) = &self.0 {
+            control.cut();
+        }
+    }
+}
+
+/// A session in the client role whose login is still to come.
+pub struct Stranger {
+    handle: client::Handle<handler::Client>,
+    control: Control,
+    failures: Failures,
+    host_key: PublicKey,
+    cut: CutUnless,
+}
+
+/// Becomes a client on `stream`, up to the end of the key exchange. Dropping the future cuts the session.
+///
+/// # Errors
+/// If the handshake fails or the host key is not accepted.
+pub async fn connect<S>(stream: S, options: ClientOptions) -> Result<Stranger, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let control = Control::new();
+    let cut = CutUnless(Some(control.clone()));
+    let unsaid = if options.said { options.line.len() + 2 } else { 0 };
+    let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
+    let failures = Failures::default();
+    let host_key = Arc::new(Mutex::new(handler::HostKey::Unseen));
+    let handler = handler::Client {
+        check: options.host_key,
+        host_key: host_key.clone(),
+        failures: failures.clone(),
+        report: options.report,
+    };
+    let config = client::Config {
+        client_id: SshId::Standard(options.line.into()),
+        limits: rekey_limits(),
+        window_size: limits::WINDOW,
+        maximum_packet_size: PACKET,
+        channel_buffer_size: limits::CHANNEL_QUEUE,
+        preferred: preferred(),
+        inactivity_timeout: Some(options.keepalive * 5),
+        keepalive_interval: Some(options.keepalive),
+        keepalive_max: 1,
+        anonymous: false,
+        gex: client::GexParams::default(),
+        nodelay: false,
+    };
+    let result = client::connect_stream(Arc::new(config), stream, handler).await;
+    let seen = std::mem::replace(&mut *host_key.lock().unwrap_or_else(PoisonError::into_inner), handler::HostKey::Unseen);
+    match (result, seen) {
+        (Ok(handle), handler::HostKey::Accepted(host_key)) => Ok(Stranger { handle, control, failures, host_key, cut }),
+        (_, handler::HostKey::Refused) => Err(HandshakeError::HostKey),
+        (Err(russh::Error::Disconnect | russh::Error::HUP), _) => Err(HandshakeError::Closed),
+        (Err(russh::Error::IO(error)), _) if error.kind() == io::ErrorKind::UnexpectedEof => Err(HandshakeError::Closed),
+        (Err(error), _) => Err(HandshakeError::Ssh(error)),
+        (Ok(_), _) => Err(HandshakeError::HostKey),
+    }
+}
+
+impl Stranger {
+    /// The host key that was accepted.
+    #[must_use]
+    pub fn host_key(&self) -> &PublicKey {
+        &self.host_key
+    }
+
+    /// Logs in as `user` with `key`. Dropping the future cuts the session. Opens that outlive their requester belong to
+    /// `tasks`, and so many of them may be under way at once.
+    ///
+    /// # Errors
+    /// If the peer does not accept the key, or goes away.
+    pub async fn login(mut self, user: &str, key: &PrivateKey, tasks: &Tasks, opens: usize) -> Result<Client, LoginError> {
+        // For RSA, SHA-512: every server worth talking to has had it since 2016. Other keys ignore it.
+        let key = PrivateKeyWithHashAlg::new(key.as_ssh().clone(), Some(HashAlg::Sha512));
+        let result = self.handle.authenticate_publickey(user, key).await.map_err(LoginError::Ssh)?;
+        if !result.success() {
+            return Err(LoginError::Refused { user: user.to_owned() });
+        }
+        self.cut.0 = None;
+        Ok(Client {
+            handle: Arc::new(self.handle),
+            control: self.control,
+            failures: self.failures,
+            opens: Arc::new(Semaphore::new(opens)),
+            host_key: self.host_key,
+            tasks: tasks.clone(),
+        })
+    }
+}
+
+impl Client {
+    /// The host key of the peer.
+    #[must_use]
+    pub fn host_key(&self) -> &PublicKey {
+        &self.host_key
+    }
+
+    /// The session's switch.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Asks the peer to connect to `target` (RFC 4254 §7.2). With `forward`, a refusal's description is looked for under
+    /// that id. The future may be dropped: a confirmation that comes later is answered with a close.
+    ///
+    /// # Errors
+    /// If the peer refuses, the session ends, or too many opens are under way.
+    pub async fn open(&self, target: &Target, originator: &str, forward: Option<&ForwardId>) -> Result<Channel, OpenError> {
+        let permit = self.opens.clone().try_acquire_owned().map_err(|_| OpenError::Limit)?;
+        let noted = forward.map(|forward| Noted::new(&self.failures, forward));
+        let (host, port) = (target.host.to_string(), u32::from(target.port));
+        let originator = originator.to_owned();
+        let handle = self.handle.clone();
+        let result = self
+            .detached(permit, async move { handle.channel_open_direct_tcpip(host, port, originator, 0).await })
+            .await?;
+        result.map_err(|code| {
+            let words = noted.and_then(|noted| noted.words()).unwrap_or_else(|| code.description().to_owned());
+            OpenError::Refused { code: RefusalCode::from_wire(code.code()), words }
+        })
+    }
+
+    /// Opens a session channel and asks for `subsystem` on it (RFC 4254 §6.5).
+    ///
+    /// # Errors
+    /// If the peer refuses either, or the session ends.
+    pub async fn subsystem(&self, subsystem: &'static str) -> Result<Channel, OpenError> {
+        let permit = self.opens.clone().try_acquire_owned().map_err(|_| OpenError::Limit)?;
+        let handle = self.handle.clone();
+        let result = self.detached(permit, async move { handle.channel_open_session().await }).await?;
+        let refused = |words: &str| OpenError::Refused { code: None, words: words.to_owned() };
+        let mut channel = result.map_err(|code| refused(code.description()))?;
+        if let Half::Client(half) = &channel.writer.half {
+            half.request_subsystem(true, subsystem).await.map_err(|_| OpenError::Gone)?;
+        }
+        loop {
+            match channel.reader.half.wait().await {
+                Some(ChannelMsg::Success) => return Ok(channel),
+                Some(ChannelMsg::Failure | ChannelMsg::Close) => return Err(refused("the subsystem is refused")),
+                Some(_) => {}
+                None => return Err(OpenError::Gone),
+            }
+        }
+    }
+
+    /// Runs an open in a task of its own, since it must not be dropped half-way.
+    async fn detached<F>(&self, permit: OwnedSemaphorePermit, open: F) -> Result<Result<Channel, ChannelOpenFailure>, OpenError>
+    where
+        F: Future<Output = Result<russh::Channel<client::Msg>, russh::Error>> + Send + 'static,
+    {
+        let (sender, receiver) = oneshot::channel();
+        let (tasks, control) = (self.tasks.clone(), self.control.clone());
+        self.tasks.spawn(async move {
+            let _permit = permit;
+            let result = tokio::select! {
+                result = open => result,
+                () = control.gone().cancelled() => Err(russh::Error::Disconnect),
+            };
+            let result = match result {
+                Ok(channel) => {
+                    let (reader, writer) = channel.split();
+                    Ok(Ok(Channel::new(reader, Half::Client(writer), &control, &tasks, None)))
+                }
+                Err(russh::Error::ChannelOpenFailure(code)) => Ok(Err(code)),
+                Err(_) => Err(OpenError::Gone),
+            };
+            // Nobody waits any more: what comes back is dropped, and dropping a channel closes it.
+            drop(sender.send(result));
+        });
+        receiver.await.unwrap_or(Err(OpenError::Gone))
+    }
+
+    /// Says goodbye; the session ends soon after.
+    pub async fn disconnect(&self, words: &str) {
+        if self.handle.disconnect(russh::Disconnect::ByApplication, words, "").await.is_err() {
+            // The session is gone already, which is what was wanted.
+            self.control.cut();
+        }
+    }
+}
+
+/// A place for one refusal's description, taken back on drop.
+struct Noted {
+    failures: Failures,
+    forward: ForwardId,
+}
+
+impl Noted {
+    fn new(failures: &Failures, forward: &ForwardId) -> Self {
+        failures.lock().unwrap_or_else(PoisonError::into_inner).insert(forward.clone(), String::new());
+        Self { failures: failures.clone(), forward: forward.clone() }
+    }
+
+    fn words(&self) -> Option<String> {
+        let failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        failures.get(&self.forward).filter(|words| !words.is_empty()).cloned()
+    }
+}
+
+impl Drop for Noted {
+    fn drop(&mut self) {
+        self.failures.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.forward);
+    }
+}
+
+/// Decides about logins. The methods run inside of the session and must not wait.
+pub trait Login: Send + 'static {
+    /// Whether `key` could log in as `user`, before anything is signed.
+    fn offered(&mut self, user: &str, key: &PublicKey) -> bool;
+    /// Whether `key`, whose signature has been verified, logs in as `user`.
+    fn verified(&mut self, user: &str, key: &PublicKey) -> bool;
+    /// A key or method was refused before it came to [`Login::offered`].
+    fn unfit(&mut self, user: &str, why: &'static str);
+}
+
+/// How to be a server on a stream.
+pub struct ServerOptions {
+    /// Our identification string.
+    pub line: String,
+    /// Whether the peer has it already.
+    pub said: bool,
+    /// What was read from the stream already, to be replayed.
+    pub head: Bytes,
+    /// The only host key.
+    pub key: PrivateKey,
+    /// Whether one session channel with the control subsystem is accepted.
+    pub control_channel: bool,
+    /// Keepalives are sent this often, also before login: never more often than the login may take.
+    pub keepalive: Duration,
+    /// How many unanswered ones end the session.
+    pub keepalive_max: usize,
+    /// Channels that may be open at once.
+    pub channels: usize,
+    /// Opens that may be under way at once.
+    pub opens: usize,
+}
+
+/// A session in the server role.
+pub struct Server {
+    /// Fires with the first successful login.
+    pub logged_in: CancellationToken,
+    /// What the peer asks for.
+    pub opens: mpsc::Receiver<Opening>,
+    /// The control channel, once the peer has opened it.
+    pub control_channel: oneshot::Receiver<Channel>,
+    /// The session's switch.
+    pub control: Control,
+    running: server::RunningSession<handler::BoxedServer>,
+}
+
+/// Becomes a server on `stream`. Returns before the key exchange; the caller cuts the session if `logged_in` does not fire
+/// in time.
+///
+/// # Errors
+/// If the identification strings cannot be exchanged.
+pub async fn serve<S>(stream: S, options: ServerOptions, login: impl Login, tasks: &Tasks) -> Result<Server, HandshakeError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let control = Control::new();
+    let mut cut = CutUnless(Some(control.clone()));
+    let unsaid = if options.said { options.line.len() + 2 } else { 0 };
+    let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
+    let logged_in = CancellationToken::new();
+    // The queue never fills before the pending opens do: what exceeds them is passed on marked, to be recorded.
+    let (opens_sender, opens) = mpsc::channel(options.opens * 2);
+    let (control_sender, control_channel) = oneshot::channel();
+    let handler = handler::BoxedServer {
+        login: Box::new(login),
+        logged_in: logged_in.clone(),
+        opens: opens_sender,
+        pending: Arc::new(Semaphore::new(options.opens)),
+        channels: Arc::new(Semaphore::new(options.channels)),
+        control_sender: options.control_channel.then_some(control_sender),
+        session: None,
+        control: control.clone(),
+        tasks: tasks.clone(),
+    };
+    let config = server::Config {
+        server_id: SshId::Standard(options.line.into()),
+        methods: russh::MethodSet::from(&[russh::MethodKind::PublicKey][..]),
+        auth_rejection_time: limits::LOGIN_REFUSAL_DELAY,
+        // The `none` probe that every OpenSSH login begins with.
+        auth_rejection_time_initial: Some(Duration::ZERO),
+        keys: vec![options.key.as_ssh().as_ref().clone()],
+        certificates: Vec::new(),
+        window_size: limits::WINDOW,
+        maximum_packet_size: PACKET,
+        channel_buffer_size: limits::CHANNEL_QUEUE,
+        event_buffer_size: limits::SESSION_QUEUE,
+        limits: rekey_limits(),
+        preferred: preferred(),
+        max_auth_attempts: limits::LOGIN_ATTEMPTS,
+        inactivity_timeout: Some(options.keepalive * 5),
+        keepalive_interval: Some(options.keepalive),
+        keepalive_max: options.keepalive_max,
+        nodelay: false,
+    };
+    let running = server::run_stream(Arc::new(config), stream, handler).await.map_err(HandshakeError::Ssh)?;
+    cut.0 = None;
+    Ok(Server { logged_in, opens, control_channel, control, running })
+}
+
+impl Server {
+    /// Splits off what the caller consumes from the session's end.
+    #[must_use]
+    pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<Channel>, Running) {
+        (self.opens, self.control_channel, Running(self.running))
+    }
+}
+
+/// A session in the server role, to be awaited.
+pub struct Running(server::RunningSession<handler::BoxedServer>);
+
+impl Running {
+    /// Waits for the end of the session and tells why it ended, where something went wrong.
+    pub async fn ended(self) -> Result<(), HandshakeError> {
+        match self.0.await {
+            Ok(()) | Err(russh::Error::Disconnect | russh::Error::HUP) => Ok(()),
+            Err(russh::Error::IO(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(HandshakeError::Closed),
+            Err(error) => Err(HandshakeError::Ssh(error)),
+        }
+    }
+}
+
+/// A `direct-tcpip` channel that a peer asks for. Dropped, it is refused.
+pub struct Opening {
+    /// The host, as the peer wrote it.
+    pub host: String,
+    /// The port, as the peer wrote it: 32 bits on the wire.
+    pub port: u32,
+    /// The originator's address, as the peer wrote it.
+    pub originator: String,
+    /// Set where a limit stands against it: it can only be recorded and refused.
+    pub over: Option<&'static str>,
+    channel: Option<(ChannelReadHalf, ChannelWriteHalf<server::Msg>)>,
+    reply: Option<server::ChannelOpenHandle>,
+    slot: Option<OwnedSemaphorePermit>,
+    _pending: Option<OwnedSemaphorePermit>,
+    control: Control,
+    tasks: Tasks,
+}
+
+impl Opening {
+    /// Grants it; `None` where a limit stands against it.
+    pub async fn accept(mut self) -> Option<Channel> {
+        let slot = self.slot.take()?;
+        let (reader, writer) = self.channel.take()?;
+        self.reply.take()?.accept().await;
+        Some(Channel::new(reader, Half::Server(writer), &self.control, &self.tasks, Some(slot)))
+    }
+
+    /// Refuses it with one of our reasons, as an agent does to its gateway.
+    pub async fn refuse(mut self, code: RefusalCode, forward: Option<&ForwardId>, words: &str) {
+        if let Some(reply) = self.reply.take() {
+            reply.reject(ChannelOpenFailure::Other { code: code as u32, reason: wire::refusal_text(forward, words) }).await;
+        }
+    }
+
+    /// Refuses it with a standard reason (RFC 4254 §5.1), as the door does to its clients: 1 where it is not allowed, 2 where
+    /// it is not available.
+    pub async fn refuse_plainly(mut self, code: u32, words: &'static str) {
+        if let Some(reply) = self.reply.take() {
+            reply.reject(ChannelOpenFailure::Other { code, reason: words.to_owned() }).await;
+        }
+    }
+}
+
+/// An open channel. Dropping its writing half closes it.
+pub struct Channel {
+    /// Where bytes come from.
+    pub reader: Reader,
+    /// Where bytes go to.
+    pub writer: Writer,
+}
+
+/// The receiving half of a channel.
+pub struct Reader {
+    half: ChannelReadHalf,
+    closed: CancellationToken,
+    gone: CancellationToken,
+    ended: bool,
+    opened_by_peer: bool,
+}
+
+/// The sending half of a channel.
+pub struct Writer {
+    half: Half,
+    closed: CancellationToken,
+    control: Control,
+    tasks: Tasks,
+    slot: Option<OwnedSemaphorePermit>,
+    sent_close: bool,
+}
+
+enum Half {
+    Client(ChannelWriteHalf<client::Msg>),
+    Server(ChannelWriteHalf<server::Msg>),
+    None,
+}
+
+impl Channel {
+    fn new(reader: ChannelReadHalf, half: Half, control: &Control, tasks: &Tasks, slot: Option<OwnedSemaphorePermit>) -> Self {
+        let closed = CancellationToken::new();
+        let opened_by_peer = matches!(half, Half::Server(_));
+        Self {
+            reader: Reader {
+                half: reader,
+                closed: closed.clone(),
+                gone: control.gone().clone(),
+                ended: false,
+                opened_by_peer,
+            },
+            writer: Writer { half, closed, control: control.clone(), tasks: tasks.clone(), slot, sent_close: false },
+        }
+    }
+}
+
+impl Reader {
+    /// The next bytes; `None` after the peer's EOF.
+    ///
+    /// # Errors
+    /// If the peer closes without EOF, or the session ends.
+    pub async fn next(&mut self) -> io::Result<Option<Bytes>> {
+        if self.ended {
+            return Ok(None);
+        }
+        loop {
+            match self.half.wait().await {
+                Some(ChannelMsg::Data { data }) if data.is_empty() => {}
+                Some(ChannelMsg::Data { data }) => return Ok(Some(data)),
+                Some(ChannelMsg::Eof) => {
+                    self.ended = true;
+                    return Ok(None);
+                }
+                Some(ChannelMsg::Close) => {
+                    self.closed.cancel();
+                    return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the channel was closed"));
+                }
+                Some(_) => {}
+                None => {
+                    self.closed.cancel();
+                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the session ended"));
+                }
+            }
+        }
+    }
+
+    /// Whether the peer opened the channel.
+    #[must_use]
+    pub fn opened_by_peer(&self) -> bool {
+        self.opened_by_peer
+    }
+
+    /// Waits until the peer has closed the channel or the session is gone; data that still comes is dropped.
+    pub async fn closed(&mut self) {
+        loop {
+            tokio::select! {
+                message = self.half.wait() => if matches!(message, Some(ChannelMsg::Close) | None) { break },
+                () = self.gone.cancelled() => break,
+            }
+        }
+        self.closed.cancel();
+    }
+}
+
+impl Writer {
+    /// Sends bytes, waiting for window.
+    ///
+    /// # Errors
+    /// If the channel or the session ends first.
+    pub async fn send(&mut self, bytes: Bytes) -> io::Result<()> {
+        let gone = self.control.gone();
+        let sent = async {
+            match &self.half {
+                Half::Client(half) => half.data_bytes(bytes).await,
+                Half::Server(half) => half.data_bytes(bytes).await,
+                Half::None => Err(russh::Error::SendError),
+            }
+        };
+        tokio::select! {
+            result = sent => result.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+            () = self.closed.cancelled() => Err(io::ErrorKind::ConnectionReset.into()),
+            () = gone.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    /// Tells the peer that no more bytes will come.
+    ///
+    /// # Errors
+    /// If the session ended.
+    pub async fn finish(&mut self) -> io::Result<()> {
+        match &self.half {
+            Half::Client(half) => half.eof().await,
+            Half::Server(half) => half.eof().await,
+            Half::None => Ok(()),
+        }
+        .map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    /// Closes the channel.
+    pub async fn close(&mut self) {
+        self.sent_close = true;
+        close(&std::mem::replace(&mut self.half, Half::None), &self.control).await;
+    }
+
+    /// Leaves the channel to the peer, which has closed it.
+    pub fn peer_closed(&mut self) {
+        self.sent_close = true;
+    }
+}
+
+async fn close(half: &Half, control: &Control) {
+    let closing = async {
+        match half {
+            Half::Client(half) => half.close().await,
+            Half::Server(half) => half.close().await,
+            Half::None => Ok(()),
+        }
+    };
+    tokio::select! {
+        // A session that has ended has closed all its channels.
+        _ = closing => {}
+        () = control.gone().cancelled() => {}
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let slot = self.slot.take();
+        if self.sent_close || self.control.gone().is_cancelled() {
+            return;
+        }
+        let half = std::mem::replace(&mut self.half, Half::None);
+        let control = self.control.clone();
+        self.tasks.spawn(async move {
+            close(&half, &control).await;
+            drop(slot);
+        });
+    }
+}
+
+/// SSH packets carry at most this much (RFC 4253 §6.1 asks for 32 KiB to be handled).
+const PACKET: u32 = 32 * 1024;
+
+/// The library reads a packet in two steps; a buffer below it halves the system calls.
+fn buffered<S: AsyncRead>(stream: S) -> BufReader<S> {
+    BufReader::with_capacity(64 * 1024, stream)
+}
+
+fn rekey_limits() -> russh::Limits {
+    russh::Limits {
+        rekey_write_limit: limits::REKEY_BYTES,
+        rekey_read_limit: limits::REKEY_BYTES,
+        rekey_time_limit: limits::REKEY_TIME,
+    }
+}
+
+fn preferred() -> Preferred {
+    use russh::keys::{Algorithm, EcdsaCurve};
+    Preferred {
+        kex: vec![
+            kex::MLKEM768X25519_SHA256,
+            kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::EXTENSION_SUPPORT_AS_CLIENT,
+            kex::EXTENSION_SUPPORT_AS_SERVER,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
+        ]
+        .into(),
+        // What a server announces as acceptable for user keys, too.
+        key: vec![
+            Algorithm::Ed25519,
+            Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
+            Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
+            Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+            Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+            Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
+        ]
+        .into(),
+        host_key_certificates: Vec::new().into(),
+        cipher: vec![cipher::AES_128_GCM, cipher::AES_256_GCM].into(),
+        // Never used: the ciphers authenticate by themselves. The negotiation wants a name all the same.
+        mac: vec![mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM].into(),
+        compression: vec![compression::NONE].into(),
+    }
+}

@@ -1,0 +1,413 @@
+//! The callbacks of the SSH library, turned into events. They decide nothing but what is refused to everybody, and wait for
+//! nothing; what the library would accept by default is refused here in so many words.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use russh::keys::{Algorithm, PublicKeyOrCertificate};
+use russh::server::{Auth, PublicKeyOffer, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Error, Pty, Sig, client, server};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tracing::debug;
+
+use super::{Control, Failures, Half, HostKeyCheck, Login, Opening, Report, Violation};
+use crate::identity::PublicKey;
+use crate::task::Tasks;
+use crate::tunnel::wire;
+
+/// What became of the server's host key.
+pub(super) enum HostKey {
+    Unseen,
+    Refused,
+    Accepted(PublicKey),
+}
+
+pub(super) struct Client {
+    pub(super) check: HostKeyCheck,
+    pub(super) host_key: Arc<Mutex<HostKey>>,
+    pub(super) failures: Failures,
+    pub(super) report: Report,
+}
+
+impl Client {
+    async fn refuse(&self, reply: client::ChannelOpenHandle, kind: &'static str) -> Result<(), Error> {
+        reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+        (self.report)(Violation::OpenedChannel(kind));
+        Ok(())
+    }
+}
+
+impl client::Handler for Client {
+    type Error = Error;
+
+    async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Error> {
+        let accepted = match key {
+            PublicKeyOrCertificate::PublicKey { key, .. } => {
+                PublicKey::from_ssh(key.clone()).ok().filter(|key| (self.check)(key))
+            }
+            // A host certificate would let a CA say who an agent is; here only the registry does.
+            PublicKeyOrCertificate::Certificate(_) => None,
+        };
+        let judged = accepted.is_some();
+        *self.host_key.lock().unwrap_or_else(PoisonError::into_inner) =
+            accepted.map_or(HostKey::Refused, HostKey::Accepted);
+        Ok(judged)
+    }
+
+    async fn channel_open_failure(
+        &mut self,
+        _channel: ChannelId,
+        _reason: ChannelOpenFailure,
+        description: &str,
+        _language: &str,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        // Only for opens that wait for it, so that a peer cannot fill the map.
+        if let Some((forward, words)) = wire::parse_refusal(description)
+            && let Some(place) = self.failures.lock().unwrap_or_else(PoisonError::into_inner).get_mut(&forward)
+        {
+            *place = words;
+        }
+        Ok(())
+    }
+
+    async fn should_accept_unknown_server_channel(&mut self, _id: ChannelId, _kind: &str) -> bool {
+        (self.report)(Violation::OpenedChannel("unknown"));
+        false
+    }
+
+    async fn server_channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _address: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "forwarded-tcpip").await
+    }
+
+    async fn server_channel_open_forwarded_streamlocal(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _path: &str,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "forwarded-streamlocal@openssh.com").await
+    }
+
+    async fn server_channel_open_agent_forward(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "auth-agent@openssh.com").await
+    }
+
+    async fn server_channel_open_unknown(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "unknown").await
+    }
+
+    async fn server_channel_open_session(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "session").await
+    }
+
+    async fn server_channel_open_direct_tcpip(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _host: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "direct-tcpip").await
+    }
+
+    async fn server_channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _path: &str,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "direct-streamlocal@openssh.com").await
+    }
+
+    async fn server_channel_open_x11(
+        &mut self,
+        _channel: Channel<client::Msg>,
+        _originator: &str,
+        _originator_port: u32,
+        reply: client::ChannelOpenHandle,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        self.refuse(reply, "x11").await
+    }
+}
+
+pub(super) struct BoxedServer {
+    pub(super) login: Box<dyn Login>,
+    pub(super) logged_in: CancellationToken,
+    pub(super) opens: mpsc::Sender<Opening>,
+    pub(super) pending: Arc<Semaphore>,
+    pub(super) channels: Arc<Semaphore>,
+    pub(super) control_sender: Option<oneshot::Sender<super::Channel>>,
+    pub(super) session: Option<Channel<server::Msg>>,
+    pub(super) control: Control,
+    pub(super) tasks: Tasks,
+}
+
+impl BoxedServer {
+    /// The key, where it is of a kind that may log in at all.
+    fn fit(&mut self, user: &str, key: &russh::keys::PublicKey, algorithm: &Algorithm) -> Option<PublicKey> {
+        if matches!(algorithm, Algorithm::Rsa { hash: None }) {
+            self.login.unfit(user, "sha1_signature");
+            return None;
+        }
+        match PublicKey::from_ssh(key.clone()) {
+            Ok(key) => Some(key),
+            Err(_) => {
+                self.login.unfit(user, "weak_key");
+                None
+            }
+        }
+    }
+
+    fn refuse_request(channel: ChannelId, what: &'static str, session: &mut server::Session) -> Result<(), Error> {
+        debug!(request = what, "refused a channel request");
+        session.channel_failure(channel)
+    }
+}
+
+async fn prohibit(reply: server::ChannelOpenHandle, what: &'static str) -> Result<(), Error> {
+    debug!(channel = what, "refused a channel");
+    reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
+    Ok(())
+}
+
+impl server::Handler for BoxedServer {
+    type Error = Error;
+
+    async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
+        let fit = self.fit(user, offer.public_key, offer.algorithm);
+        let accepted = fit.is_some_and(|key| self.login.offered(user, &key));
+        Ok(if accepted { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn auth_publickey(&mut self, user: &str, key: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+        let fit = self.fit(user, key.public_key, key.algorithm);
+        let accepted = fit.is_some_and(|key| self.login.verified(user, &key));
+        Ok(if accepted { Auth::Accept } else { Auth::reject() })
+    }
+
+    async fn auth_openssh_certificate(&mut self, user: &str, _certificate: &russh::keys::Certificate) -> Result<Auth, Error> {
+        self.login.unfit(user, "certificate");
+        Ok(Auth::reject())
+    }
+
+    async fn auth_password(&mut self, user: &str, _password: &str) -> Result<Auth, Error> {
+        self.login.unfit(user, "password");
+        Ok(Auth::reject())
+    }
+
+    async fn auth_succeeded(&mut self, _session: &mut server::Session) -> Result<(), Error> {
+        self.logged_in.cancel();
+        Ok(())
+    }
+
+    async fn channel_open_direct_tcpip(
+        &mut self,
+        channel: Channel<server::Msg>,
+        host: &str,
+        port: u32,
+        originator: &str,
+        _originator_port: u32,
+        reply: server::ChannelOpenHandle,
+        _session: &mut server::Session,
+    ) -> Result<(), Error> {
+        let slot = self.channels.clone().try_acquire_owned().ok();
+        let pending = self.pending.clone().try_acquire_owned().ok();
+        let over = match (&slot, &pending) {
+            (None, _) => Some("channels_per_session"),
+            (_, None) => Some("pending_opens_per_session"),
+            _ => None,
+        };
+        let opening = Opening {
+            host: host.to_owned(),
+            port,
+            originator: originator.to_owned(),
+            over,
+            channel: Some(channel.split()),
+            reply: Some(reply),
+            slot: slot.filter(|_| over.is_none()),
+            _pending: pending,
+            control: self.control.clone(),
+            tasks: self.tasks.clone(),
+        };
+        // Where the queue is full or the session is being left, the opening comes back and is refused by being dropped.
+        if self.opens.try_send(opening).is_err() {
+            debug!("refused a forward: more opens are waiting than this session may have");
+        }
+        Ok(())
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<server::Msg>,
+        reply: server::ChannelOpenHandle,
+        _session: &mut server::Session,
+    ) -> Result<(), Error> {
+        if self.control_sender.is_none() || self.session.is_some() {
+            return prohibit(reply, "session").await;
+        }
+        self.session = Some(channel);
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut server::Session) -> Result<(), Error> {
+        let ours = name == wire::CONTROL_SUBSYSTEM && self.session.as_ref().is_some_and(|channel| channel.id() == id);
+        if !ours {
+            return Self::refuse_request(id, "subsystem", session);
+        }
+        let (Some(channel), Some(sender)) = (self.session.take(), self.control_sender.take()) else {
+            return Self::refuse_request(id, "subsystem", session);
+        };
+        session.channel_success(id)?;
+        let (reader, writer) = channel.split();
+        let channel = super::Channel::new(reader, Half::Server(writer), &self.control, &self.tasks, None);
+        // A receiver that is gone means a session that is being left: dropping the channel closes it.
+        drop(sender.send(channel));
+        Ok(())
+    }
+
+    async fn channel_open_x11(
+        &mut self,
+        _channel: Channel<server::Msg>,
+        _originator: &str,
+        _originator_port: u32,
+        reply: server::ChannelOpenHandle,
+        _session: &mut server::Session,
+    ) -> Result<(), Error> {
+        prohibit(reply, "x11").await
+    }
+
+    async fn channel_open_forwarded_tcpip(
+        &mut self,
+        _channel: Channel<server::Msg>,
+        _host: &str,
+        _port: u32,
+        _originator: &str,
+        _originator_port: u32,
+        reply: server::ChannelOpenHandle,
+        _session: &mut server::Session,
+    ) -> Result<(), Error> {
+        prohibit(reply, "forwarded-tcpip").await
+    }
+
+    async fn channel_open_direct_streamlocal(
+        &mut self,
+        _channel: Channel<server::Msg>,
+        _path: &str,
+        reply: server::ChannelOpenHandle,
+        _session: &mut server::Session,
+    ) -> Result<(), Error> {
+        prohibit(reply, "direct-streamlocal@openssh.com").await
+    }
+
+    async fn pty_request(
+        &mut self,
+        channel: ChannelId,
+        _term: &str,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        _modes: &[(Pty, u32)],
+        session: &mut server::Session,
+    ) -> Result<(), Error> {
+        Self::refuse_request(channel, "pty-req", session)
+    }
+
+    async fn x11_request(
+        &mut self,
+        channel: ChannelId,
+        _single: bool,
+        _protocol: &str,
+        _cookie: &str,
+        _screen: u32,
+        session: &mut server::Session,
+    ) -> Result<(), Error> {
+        Self::refuse_request(channel, "x11-req", session)
+    }
+
+    async fn env_request(
+        &mut self,
+        channel: ChannelId,
+        _name: &str,
+        _value: &str,
+        session: &mut server::Session,
+    ) -> Result<(), Error> {
+        Self::refuse_request(channel, "env", session)
+    }
+
+    async fn shell_request(&mut self, channel: ChannelId, session: &mut server::Session) -> Result<(), Error> {
+        Self::refuse_request(channel, "shell", session)
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, _command: &[u8], session: &mut server::Session) -> Result<(), Error> {
+        Self::refuse_request(channel, "exec", session)
+    }
+
+    async fn window_change_request(
+        &mut self,
+        channel: ChannelId,
+        _columns: u32,
+        _rows: u32,
+        _width: u32,
+        _height: u32,
+        session: &mut server::Session,
+    ) -> Result<(), Error> {
+        Self::refuse_request(channel, "window-change", session)
+    }
+
+    async fn signal(&mut self, channel: ChannelId, _signal: Sig, session: &mut server::Session) -> Result<(), Error> {
+        Self::refuse_request(channel, "signal", session)
+    }
+
+    async fn agent_request(&mut self, _channel: ChannelId, _session: &mut server::Session) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn tcpip_forward(&mut self, _address: &str, _port: &mut u32, _session: &mut server::Session) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn cancel_tcpip_forward(&mut self, _address: &str, _port: u32, _session: &mut server::Session) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn streamlocal_forward(&mut self, _path: &str, _session: &mut server::Session) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn cancel_streamlocal_forward(&mut self, _path: &str, _session: &mut server::Session) -> Result<bool, Error> {
+        Ok(false)
+    }
+}

@@ -1,0 +1,492 @@
+//! What our ends say to each other inside of SSH: identification strings, originators, refusals, control messages.
+//!
+//! Promised: pure functions on bytes, no I/O; every reader bounds what it takes; tests freeze the bytes, so that a
+//! change of the wire is a decision. The formats are those of the incompatible major version [`MAJOR`].
+//!
+//! **Originator.** Where our gateway opens a `direct-tcpip` channel (RFC 4254 §7.2) at an agent, the field
+//! `originator address` holds `caponier1:FORWARD:PRINCIPAL:CLIENT`: the gateway's forward id, the principal it speaks for,
+//! and the address of the principal's client, which may itself contain colons. Stock clients put an address there, which
+//! never begins with `caponier`.
+//!
+//! **Refusal.** The agent refuses with reason code `0xFE0000xx` and a description that begins with the gateway's forward
+//! id and a space, so that refusals of concurrent opens cannot be mixed up.
+//!
+//! **Control.** On the control channel each message is a length (u32, big endian, of what follows), a kind (u16) and a body.
+//! Unknown kinds are skipped: features are announced in `hello`.
+
+use std::fmt;
+use std::str::FromStr;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+
+use crate::identity::{AgentName, PrincipalId, ReplicaId};
+use crate::secret;
+
+/// The incompatible major version of the wire.
+pub const MAJOR: u32 = 1;
+
+/// What the door sends as its identification, without the line end.
+pub const DOOR_LINE: &str = "SSH-2.0-caponier_1";
+
+/// What our own clients send: the gateway to an agent, `caponier forward` to the door.
+pub const CLIENT_LINE: &str = "SSH-2.0-caponier_1 client";
+
+/// The subsystem of the control channel.
+pub const CONTROL_SUBSYSTEM: &str = "control@caponier";
+
+/// The largest control message, in bytes after the length field.
+pub const CONTROL_MAX: usize = 64 * 1024;
+
+/// Who sent an identification string (RFC 4253 §4.2).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Peer {
+    /// An agent of ours.
+    Agent {
+        /// Which agent it claims to be; its host key decides.
+        name: AgentName,
+        /// Which of its processes.
+        replica: Option<ReplicaId>,
+    },
+    /// A client of ours.
+    Client,
+    /// A gateway's door.
+    Door,
+    /// Any other SSH implementation.
+    Stock,
+}
+
+/// Why a line is no identification that we go on with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdentificationError {
+    /// Not SSH at all.
+    #[error("the peer does not speak SSH; it said {0:?}")]
+    NotSsh(String),
+    /// Another protocol version of SSH.
+    #[error("the peer speaks another version of SSH than 2.0")]
+    SshVersion,
+    /// Over the length of RFC 4253 §4.2.
+    #[error("the identification string is longer than 255 bytes")]
+    TooLong,
+    /// Control or non-ASCII characters.
+    #[error("the identification string holds a character that is not printable ASCII")]
+    Character,
+    /// Ours, but of another major version.
+    #[error("the peer speaks version {0} of caponier's protocol and this end version {MAJOR}: upgrade the older of the two")]
+    Major(u32),
+    /// Ours, but not as it should be.
+    #[error("the peer's identification string is not one of caponier's")]
+    Malformed,
+}
+
+impl Peer {
+    /// Reads an identification string without its line end.
+    ///
+    /// # Errors
+    /// If it is not SSH 2.0, not printable, too long, or claims to be ours and is not.
+    pub fn parse(line: &[u8]) -> Result<Self, IdentificationError> {
+        if line.len() > 253 {
+            return Err(IdentificationError::TooLong);
+        }
+        if !line.starts_with(b"SSH-") {
+            let start: String = line.iter().take(60).flat_map(|byte| byte.escape_ascii()).map(char::from).collect();
+            return Err(IdentificationError::NotSsh(start));
+        }
+        if !line.iter().all(|byte| (0x20..0x7f).contains(byte)) {
+            return Err(IdentificationError::Character);
+        }
+        let line = std::str::from_utf8(line).map_err(|_| IdentificationError::Character)?;
+        let software = line.strip_prefix("SSH-2.0-").ok_or(IdentificationError::SshVersion)?;
+        let Some(ours) = software.strip_prefix("caponier_") else { return Ok(Self::Stock) };
+        let (major, comment) = match ours.split_once(' ') {
+            Some((major, comment)) => (major, Some(comment)),
+            None => (ours, None),
+        };
+        let digits = !major.is_empty() && major.len() <= 9 && major.bytes().all(|byte| byte.is_ascii_digit());
+        let major: u32 = major.parse().ok().filter(|_| digits).ok_or(IdentificationError::Malformed)?;
+        if major != MAJOR {
+            return Err(IdentificationError::Major(major));
+        }
+        match comment {
+            None => Ok(Self::Door),
+            Some("client") => Ok(Self::Client),
+            Some(comment) => {
+                let claim = comment.strip_prefix("agent=").ok_or(IdentificationError::Malformed)?;
+                let mut parts = claim.splitn(3, '/');
+                let mut part = || parts.next().ok_or(IdentificationError::Malformed);
+                let organisation = part()?.parse().map_err(|_| IdentificationError::Malformed)?;
+                let agent = part()?.parse().map_err(|_| IdentificationError::Malformed)?;
+                let replica = parts.next().map(str::parse).transpose().map_err(|_| IdentificationError::Malformed)?;
+                Ok(Self::Agent { name: AgentName { organisation, agent }, replica })
+            }
+        }
+    }
+}
+
+/// What an agent sends as its identification, without the line end.
+#[must_use]
+pub fn agent_line(name: &AgentName, replica: &ReplicaId) -> String {
+    format!("SSH-2.0-caponier_{MAJOR} agent={name}/{replica}")
+}
+
+/// The identifier of one forward: 24 hexadecimal digits, drawn at random.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ForwardId(Box<str>);
+
+impl ForwardId {
+    /// A new identifier.
+    #[must_use]
+    pub fn random() -> Self {
+        use std::fmt::Write;
+        let mut text = String::with_capacity(24);
+        for byte in secret::random::<12>() {
+            // Writing to a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+        }
+        Self(text.into())
+    }
+
+    /// The identifier as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ForwardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for ForwardId {
+    type Err = MalformedError;
+
+    fn from_str(text: &str) -> Result<Self, MalformedError> {
+        let digits = text.len() == 24 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if digits { Ok(Self(text.into())) } else { Err(MalformedError("forward id")) }
+    }
+}
+
+/// Something of ours that is not formed as this module says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("malformed {0}")]
+pub struct MalformedError(&'static str);
+
+/// What the gateway tells an agent about whom a forward is for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Originator {
+    /// The gateway's forward id.
+    pub forward: ForwardId,
+    /// The principal the gateway speaks for.
+    pub principal: PrincipalId,
+    /// The address of the principal's client as the gateway saw it; at most 64 bytes of printable ASCII.
+    pub client: String,
+}
+
+impl fmt::Display for Originator {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "caponier{MAJOR}:{}:{}:{}", self.forward, self.principal, self.client)
+    }
+}
+
+impl Originator {
+    /// Reads the field; `None` where it is a stock client's.
+    ///
+    /// # Errors
+    /// If it claims to be ours and is not well formed.
+    pub fn parse(text: &str) -> Result<Option<Self>, MalformedError> {
+        if !text.starts_with("caponier") {
+            return Ok(None);
+        }
+        let malformed = MalformedError("originator");
+        let mut parts = text.splitn(4, ':');
+        if parts.next() != Some("caponier1") {
+            return Err(malformed);
+        }
+        let mut part = || parts.next().ok_or(malformed);
+        let forward = part()?.parse()?;
+        let principal = part()?.parse().map_err(|_| malformed)?;
+        let client = part()?;
+        if client.len() > 64 || !client.bytes().all(|byte| (0x21..0x7f).contains(&byte)) {
+            return Err(malformed);
+        }
+        Ok(Some(Self { forward, principal, client: client.to_owned() }))
+    }
+}
+
+/// Why an agent refuses a forward. The numbers are the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum RefusalCode {
+    /// The agent's allowlist says no.
+    Denied = 0xFE00_0001,
+    /// The name does not resolve.
+    Unresolved = 0xFE00_0002,
+    /// No permitted address could be connected to.
+    ConnectFailed = 0xFE00_0003,
+    /// The agent cannot record the forward.
+    Unrecorded = 0xFE00_0004,
+    /// A limit of the agent is reached.
+    Limit = 0xFE00_0005,
+    /// The agent is going away, or replaces this link.
+    Draining = 0xFE00_0006,
+    /// The request is not well formed, or repeats a live forward's id.
+    Malformed = 0xFE00_0007,
+}
+
+impl RefusalCode {
+    /// Reads the number; `None` for one that is not ours.
+    #[must_use]
+    pub fn from_wire(code: u32) -> Option<Self> {
+        [
+            Self::Denied,
+            Self::Unresolved,
+            Self::ConnectFailed,
+            Self::Unrecorded,
+            Self::Limit,
+            Self::Draining,
+            Self::Malformed,
+        ]
+        .into_iter()
+        .find(|known| *known as u32 == code)
+    }
+
+    /// The reason as the audit writes it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Denied => "agent_denied",
+            Self::Unresolved => "unresolved",
+            Self::ConnectFailed => "connect_failed",
+            Self::Unrecorded => "agent_unrecorded",
+            Self::Limit => "agent_limit",
+            Self::Draining => "agent_draining",
+            Self::Malformed => "agent_malformed",
+        }
+    }
+}
+
+/// The description of a refusal: the gateway's forward id, then words for its operator.
+#[must_use]
+pub fn refusal_text(forward: Option<&ForwardId>, words: &str) -> String {
+    match forward {
+        Some(forward) => format!("{forward} {words}"),
+        None => words.to_owned(),
+    }
+}
+
+/// Splits a refusal's description into the forward id and the words, which are bounded and stripped of control characters.
+#[must_use]
+pub fn parse_refusal(text: &str) -> Option<(ForwardId, String)> {
+    let (forward, words) = text.split_once(' ')?;
+    let words = words.chars().filter(|c| !c.is_control()).take(256).collect();
+    Some((forward.parse().ok()?, words))
+}
+
+/// The first message on the control channel, from each end.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// The program's version, for people.
+    pub version: String,
+    /// What this end can do beyond the major version.
+    #[serde(default)]
+    pub features: Vec<String>,
+    /// The most channels this end lets the other hold open.
+    pub channels: u32,
+    /// The agent's replica; absent from a gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<String>,
+}
+
+/// A message on the control channel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Control {
+    /// See [`Hello`].
+    Hello(Hello),
+    /// A kind this version does not know.
+    Unknown(u16),
+}
+
+const KIND_HELLO: u16 = 1;
+
+impl Control {
+    /// Encodes the message with its length.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let (kind, body) = match self {
+            Self::Hello(hello) => (KIND_HELLO, serde_json::to_vec(hello).unwrap_or_default()),
+            Self::Unknown(kind) => (*kind, Vec::new()),
+        };
+        let mut bytes = BytesMut::with_capacity(body.len() + 6);
+        // A message of ours is far below the limit; one that is not would be refused by the peer.
+        bytes.put_u32(u32::try_from(body.len() + 2).unwrap_or(u32::MAX));
+        bytes.put_u16(kind);
+        bytes.put_slice(&body);
+        bytes.freeze()
+    }
+
+    /// Takes one message off the front of `buffer`; `None` where it is not complete yet.
+    ///
+    /// # Errors
+    /// If the length exceeds [`CONTROL_MAX`] or a body does not read.
+    pub fn decode(buffer: &mut BytesMut) -> Result<Option<Self>, MalformedError> {
+        let malformed = MalformedError("control message");
+        let Some(mut head) = buffer.get(..4) else { return Ok(None) };
+        let length = usize::try_from(head.get_u32()).unwrap_or(usize::MAX);
+        if !(2..=CONTROL_MAX).contains(&length) {
+            return Err(malformed);
+        }
+        if buffer.len() < length + 4 {
+            return Ok(None);
+        }
+        buffer.advance(4);
+        let mut body = buffer.split_to(length);
+        match body.get_u16() {
+            KIND_HELLO => {
+                let hello: Hello = serde_json::from_slice(&body).map_err(|_| malformed)?;
+                let text = |text: &str| text.len() <= 64 && text.bytes().all(|byte| (0x20..0x7f).contains(&byte));
+                let clean = text(&hello.version)
+                    && hello.features.len() <= 64
+                    && hello.features.iter().all(|feature| text(feature))
+                    && hello.replica.as_deref().is_none_or(text);
+                if clean { Ok(Some(Self::Hello(hello))) } else { Err(malformed) }
+            }
+            kind => Ok(Some(Self::Unknown(kind))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(line: &str) -> Result<Peer, IdentificationError> {
+        Peer::parse(line.as_bytes())
+    }
+
+    #[test]
+    fn refuses_identification_that_is_not_ours_or_not_ssh() {
+        let long = format!("SSH-2.0-{}", "x".repeat(246));
+        for (line, error) in [
+            ("", IdentificationError::NotSsh(String::new())),
+            ("GET / HTTP/1.1", IdentificationError::NotSsh("GET / HTTP/1.1".into())),
+            ("\u{1b}[2J", IdentificationError::NotSsh("\\x1b[2J".into())),
+            ("SSH-1.5-old", IdentificationError::SshVersion),
+            ("SSH-2.0-a\tb", IdentificationError::Character),
+            ("SSH-2.0-a\0", IdentificationError::Character),
+            ("SSH-2.0-caponier_2 client", IdentificationError::Major(2)),
+            ("SSH-2.0-caponier_ client", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_+1", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_1 ", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_1 clients", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_1 agent=acme", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_1 agent=acme/", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_1 agent=acme/../x", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_1 agent=acme/prod/r/x", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_1 agent=Acme/prod", IdentificationError::Malformed),
+            (long.as_str(), IdentificationError::TooLong),
+        ] {
+            assert_eq!(parse(line), Err(error), "{line:?}");
+        }
+        assert_eq!(Peer::parse(b"SSH-2.0-\xff"), Err(IdentificationError::Character));
+    }
+
+    #[test]
+    fn identification_is_frozen() {
+        let name: AgentName = "acme/prod-eu".parse().expect("a name");
+        let line = agent_line(&name, &"node-1.a_B".parse().expect("a replica"));
+        assert_eq!(line, "SSH-2.0-caponier_1 agent=acme/prod-eu/node-1.a_B");
+        assert_eq!(
+            parse(&line),
+            Ok(Peer::Agent { name: name.clone(), replica: Some("node-1.a_B".parse().expect("a replica")) })
+        );
+        assert_eq!(parse("SSH-2.0-caponier_1 agent=acme/prod-eu"), Ok(Peer::Agent { name, replica: None }));
+        assert_eq!(parse(CLIENT_LINE), Ok(Peer::Client));
+        assert_eq!(parse(DOOR_LINE), Ok(Peer::Door));
+        assert_eq!(parse("SSH-2.0-OpenSSH_9.2p1 Debian-2"), Ok(Peer::Stock));
+    }
+
+    #[test]
+    fn originator_is_frozen() {
+        let originator = Originator {
+            forward: "00112233445566778899aabb".parse().expect("an id"),
+            principal: "provisioner".parse().expect("a principal"),
+            client: "[2001:db8::1]:40000".into(),
+        };
+        let text = originator.to_string();
+        assert_eq!(text, "caponier1:00112233445566778899aabb:provisioner:[2001:db8::1]:40000");
+        assert_eq!(Originator::parse(&text), Ok(Some(originator)));
+        assert_eq!(Originator::parse("127.0.0.1"), Ok(None));
+        for text in [
+            "caponier1",
+            "caponier2:00112233445566778899aabb:p:c",
+            "caponier1:00112233445566778899aab:p:c",
+            "caponier1:00112233445566778899AABB:p:c",
+            "caponier1:00112233445566778899aabb:P:c",
+            "caponier1:00112233445566778899aabb:p",
+            "caponier1:00112233445566778899aabb:p:a b",
+            "caponier1:00112233445566778899aabb:p:\n",
+        ] {
+            assert!(Originator::parse(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn refusals_are_frozen() {
+        for (code, number) in [
+            (RefusalCode::Denied, 0xFE00_0001),
+            (RefusalCode::Unresolved, 0xFE00_0002),
+            (RefusalCode::ConnectFailed, 0xFE00_0003),
+            (RefusalCode::Unrecorded, 0xFE00_0004),
+            (RefusalCode::Limit, 0xFE00_0005),
+            (RefusalCode::Draining, 0xFE00_0006),
+            (RefusalCode::Malformed, 0xFE00_0007),
+        ] {
+            assert_eq!(code as u32, number);
+            assert_eq!(RefusalCode::from_wire(number), Some(code));
+        }
+        assert_eq!(RefusalCode::from_wire(1), None);
+        let forward = ForwardId::random();
+        let text = refusal_text(Some(&forward), "not \u{7}allowed");
+        assert_eq!(parse_refusal(&text), Some((forward, "not allowed".into())));
+        assert_eq!(parse_refusal("open failed"), None);
+    }
+
+    #[test]
+    fn hello_is_frozen() {
+        let hello = Control::Hello(Hello {
+            version: "0.1.0".into(),
+            features: vec![],
+            channels: 4096,
+            replica: Some("node-1".into()),
+        });
+        let bytes = hello.encode();
+        assert_eq!(
+            &bytes[..],
+            b"\0\0\0\x46\0\x01{\"version\":\"0.1.0\",\"features\":[],\"channels\":4096,\"replica\":\"node-1\"}"
+        );
+        assert_eq!(Control::decode(&mut BytesMut::from(&bytes[..])), Ok(Some(hello)));
+    }
+
+    #[test]
+    fn control_refuses_what_is_too_long_or_broken() {
+        for bytes in [&b"\0\0\0\x01\0"[..], b"\0\x01\0\x01", b"\xff\xff\xff\xff", b"\0\0\0\x04\0\x01{}"] {
+            assert!(Control::decode(&mut BytesMut::from(bytes)).is_err(), "{bytes:?}");
+        }
+        assert_eq!(Control::decode(&mut BytesMut::from(&b"\0\0"[..])), Ok(None));
+        assert_eq!(Control::decode(&mut BytesMut::from(&b"\0\0\0\x02\x12\x34"[..])), Ok(Some(Control::Unknown(0x1234))));
+    }
+
+    proptest! {
+        #[test]
+        fn readers_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let _ = Peer::parse(&bytes);
+            let _ = Originator::parse(&String::from_utf8_lossy(&bytes));
+            let _ = parse_refusal(&String::from_utf8_lossy(&bytes));
+            let _ = Control::decode(&mut BytesMut::from(&bytes[..]));
+        }
+    }
+}
