@@ -324,6 +324,32 @@ impl Trail {
     }
 }
 
+/// Calls `cut` once the sink has been failing for [`crate::limits::TRAIL_FAILURE_GRACE`], and again whenever that happens
+/// anew: what runs unrecorded must end. Returns when `stop` fires.
+pub async fn watch_failure(mut failed: watch::Receiver<Option<Instant>>, stop: CancellationToken, cut: impl Fn()) {
+    loop {
+        let since = *failed.borrow_and_update();
+        let grace = async {
+            match since {
+                Some(since) => tokio::time::sleep_until((since + crate::limits::TRAIL_FAILURE_GRACE).into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = grace => {
+                cut();
+                // The same failure cuts once; a new one begins with a change.
+                tokio::select! {
+                    changed = failed.changed() => if changed.is_err() { return },
+                    () = stop.cancelled() => return,
+                }
+            }
+            changed = failed.changed() => if changed.is_err() { return },
+            () = stop.cancelled() => return,
+        }
+    }
+}
+
 /// What is known of a forward when it is asked for. Absent fields are left out of the record.
 #[derive(Debug, Clone, Default)]
 pub struct Opening {

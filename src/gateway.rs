@@ -30,7 +30,6 @@ use crate::chain::Chain;
 use crate::document::Faults;
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
-use crate::registry::Registry;
 use crate::registry::file::{Files, Reload};
 use crate::target::Target;
 use crate::task::Tasks;
@@ -92,7 +91,9 @@ pub enum RunError {
         source: Faults,
     },
     /// A listener.
-    #[error("could not listen on {address}; is another process using it, or is the port below 1024 and the capability missing?")]
+    #[error(
+        "could not listen on {address}; is another process using it, or is the port below 1024 and the capability missing?"
+    )]
     Listen {
         /// Where.
         address: SocketAddr,
@@ -161,7 +162,11 @@ pub async fn run(
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
         host_key: config.host_key,
-        login_keys: config.organisations.into_iter().map(|organisation| (organisation.id, organisation.login_key)).collect(),
+        login_keys: config
+            .organisations
+            .into_iter()
+            .map(|organisation| (organisation.id, organisation.login_key))
+            .collect(),
         registry: registry.clone(),
         roster: roster::Roster::default(),
         trail: trail.clone(),
@@ -206,11 +211,11 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
 
 fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
     let trail = gateway.trail.clone();
-    let stop = gateway.tasks.stopping().clone();
+    let tasks = gateway.tasks.clone();
     let (sender, mut reloads) = tokio::sync::mpsc::channel(limits::RELOAD_QUEUE);
     gateway.tasks.spawn(async move {
         registry
-            .watch(stop, move |reload| {
+            .watch(tasks, move |reload| {
                 if sender.try_send(reload).is_err() {
                     warn!("more registry changes than can be recorded; the newest state is in force all the same");
                 }
@@ -227,6 +232,10 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
                 Reload::Rejected(faults) => {
                     warn!("the registry has changed and has faults; the last good state stays in force: {faults}");
                     Event::new(Kind::RegistryRejected).detail(faults)
+                }
+                Reload::PollOnly(why) => {
+                    warn!(why, "the system does not tell of changes in the registry; looking for them at intervals");
+                    continue;
                 }
             };
             if let Err(error) = trail.note(event).await {

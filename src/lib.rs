@@ -1,10 +1,13 @@
 //! caponier: a bastion-style SSH tunnel service.
 
+pub mod agent;
 pub mod audit;
 pub mod backoff;
 pub mod chain;
 pub mod cli;
+pub mod client;
 pub mod document;
+pub mod gateway;
 pub mod identity;
 pub mod limits;
 pub mod policy;
@@ -13,3 +16,5 @@ pub mod resolve;
 pub mod secret;
 pub mod target;
 pub mod task;
+pub mod telemetry;
+pub mod tunnel;

@@ -155,6 +155,7 @@ pub const ADMIN_CONNECTIONS: usize = 16;
 
 /// One question on the admin socket, from connect to answer.
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Faults of a configuration that are shown; more than a person mends in one go are only counted.
 pub const FAULTS_MAX: usize = 100;
 

@@ -6,7 +6,6 @@
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
@@ -132,8 +131,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         .await
         .map_err(|source| LinkError::Handshake { gateway: gateway.clone(), source })?;
     let (logged_in, switch) = (server.logged_in.clone(), server.control.clone());
-    let _cut = CutOnDrop(Some(switch.clone()));
-    let mut cut = _cut;
+    let mut cut = CutOnDrop(Some(switch.clone()));
     let ended = tokio::select! {
         outcome = timeout_at(deadline, logged_in.cancelled()) => match outcome {
             Ok(()) => false,
@@ -213,7 +211,8 @@ impl OrchestratorLogin {
         } else {
             "other_organisation"
         };
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused = Some((reason, key.fingerprint().to_string()));
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused =
+            Some((reason, key.fingerprint().to_string()));
         None
     }
 }
@@ -368,7 +367,9 @@ async fn forward(shared: &Shared, opening: Opening) {
         (Ok(Some(originator)), Some(asserts)) => {
             let principal = Principal::Named(originator.principal.clone());
             if !asserts.iter().any(|pattern| pattern.matches(&principal)) {
-                return refusal.deny(RefusalCode::Denied, "principal_not_asserted", "the key may not speak for it").await;
+                return refusal
+                    .deny(RefusalCode::Denied, "principal_not_asserted", "the key may not speak for it")
+                    .await;
             }
             principal
         }
@@ -419,7 +420,9 @@ async fn forward(shared: &Shared, opening: Opening) {
     refusal.record.resolved.clone_from(&resolved);
     let permit = match allow.decide(&principal, &target, &resolved, &guard) {
         Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+        Decision::Deny(denial) => {
+            return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
+        }
     };
     refusal.record.rule = Some(permit.rule().to_owned());
     refusal.record.refused = permit.refused().to_vec();

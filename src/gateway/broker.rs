@@ -182,7 +182,9 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
         let now = Timestamp::now();
         let snapshot = gateway.registry.current();
         let key_holds = match &request.key {
-            Some(key) => snapshot.admits(&request.agent, key, now).is_ok_and(|principal| principal == request.principal),
+            Some(key) => {
+                snapshot.admits(&request.agent, key, now).is_ok_and(|principal| principal == request.principal)
+            }
             None => true,
         };
         let decision = snapshot.decide(&request.principal, &request.agent, target, now);
@@ -208,12 +210,9 @@ fn refusal(error: OpenError) -> (Ending, Public) {
         OpenError::Refused { code: None, words } => {
             (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable)
         }
-        OpenError::Gone => {
-            (Ending::Failed { reason: "link_lost", detail: String::new() }, Public::NotAvailable)
+        OpenError::Gone => (Ending::Failed { reason: "link_lost", detail: String::new() }, Public::NotAvailable),
+        OpenError::Limit => {
+            (Ending::Failed { reason: "limit", detail: "pending_opens_per_link".to_owned() }, Public::NotAvailable)
         }
-        OpenError::Limit => (
-            Ending::Failed { reason: "limit", detail: "pending_opens_per_link".to_owned() },
-            Public::NotAvailable,
-        ),
     }
 }

@@ -62,7 +62,10 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
-        io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::ConnectionRefused | io::ErrorKind::Interrupted
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
     )
 }
 
@@ -79,7 +82,9 @@ async fn greet(gateway: Arc<Gateway>, mut stream: TcpStream, address: SocketAddr
     };
     match greeted {
         Ok(greeted) => match greeted.peer.clone() {
-            Peer::Agent { name, replica } => link(gateway, stream, address, greeted, (name, replica), deadline, seat).await,
+            Peer::Agent { name, replica } => {
+                link(gateway, stream, address, greeted, (name, replica), deadline, seat).await
+            }
             Peer::Client | Peer::Stock => door::ssh::serve(gateway, stream, address, greeted, deadline, seat).await,
             Peer::Door => {
                 debug!("turned away a gateway");
@@ -114,12 +119,16 @@ async fn link(
         Ok(Ok(established)) => established,
         Ok(Err((reason, detail))) => {
             debug!(reason, detail, "did not link");
-            let event =
-                Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address).detail(detail);
+            let event = Event::new(Kind::AuthRefused)
+                .organisation(&name.organisation)
+                .agent(&name.agent)
+                .client(address)
+                .detail(detail);
             return gateway.trail.stranger(event, reason);
         }
         Err(_) => {
-            let event = Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
+            let event =
+                Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
             return gateway.trail.stranger(event, "timeout");
         }
     };
@@ -188,7 +197,8 @@ async fn establish(
                 Ok(()) => "organisation_not_served",
                 Err(refusal) => Refusal::as_str(refusal),
             };
-            *refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some((reason, format!("key {fingerprint}")));
+            *refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
+                Some((reason, format!("key {fingerprint}")));
             false
         }
     });

@@ -167,7 +167,12 @@ impl Ride {
     }
 
     /// Asks the agent for the forward that `pass` permits.
-    pub(super) async fn open(&self, pass: Pass, originator: &Originator, forward: &ForwardId) -> Result<Channel, OpenError> {
+    pub(super) async fn open(
+        &self,
+        pass: Pass,
+        originator: &Originator,
+        forward: &ForwardId,
+    ) -> Result<Channel, OpenError> {
         self.link.client.open(pass.target(), &originator.to_string(), Some(forward)).await
     }
 }

@@ -126,7 +126,12 @@ pub enum GreetError {
 ///
 /// # Errors
 /// If the peer does not identify itself by `deadline`, or not as it should.
-pub async fn greet<S>(stream: &mut S, head: Bytes, first: Option<&'static str>, deadline: Instant) -> Result<Greeted, GreetError>
+pub async fn greet<S>(
+    stream: &mut S,
+    head: Bytes,
+    first: Option<&'static str>,
+    deadline: Instant,
+) -> Result<Greeted, GreetError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
@@ -144,7 +149,10 @@ where
         }
         // Judged before the line is complete, so that what is not SSH is not waited for.
         if !read.starts_with(&b"SSH-"[..read.len().min(4)]) {
-            return Err(Peer::parse(&read[..read.len().min(200)]).err().unwrap_or(IdentificationError::Malformed).into());
+            return Err(Peer::parse(&read[..read.len().min(200)])
+                .err()
+                .unwrap_or(IdentificationError::Malformed)
+                .into());
         }
         if read.len() >= limits::IDENTIFICATION_MAX {
             return Err(IdentificationError::TooLong.into());
@@ -195,17 +203,20 @@ mod tests {
 
     #[tokio::test]
     async fn refuses_garbage_before_its_line_is_complete() {
-        for bytes in [&b"GET / HTTP/1.1\r\n\r\n"[..], b"\x16\x03\x01\x02\x00", b"SSX", b"\nSSH-2.0-x\r\n", b"hello\r\nSSH-2.0-x\r\n"] {
+        for bytes in [
+            &b"GET / HTTP/1.1\r\n\r\n"[..],
+            b"\x16\x03\x01\x02\x00",
+            b"SSX",
+            b"\nSSH-2.0-x\r\n",
+            b"hello\r\nSSH-2.0-x\r\n",
+        ] {
             assert!(
                 matches!(greet_with(bytes).await, Err(GreetError::Identification(IdentificationError::NotSsh(_)))),
                 "{bytes:?}"
             );
         }
         let long = [&b"SSH-2.0-"[..], &[b'x'; 2000]].concat();
-        assert!(matches!(
-            greet_with(&long).await,
-            Err(GreetError::Identification(IdentificationError::TooLong))
-        ));
+        assert!(matches!(greet_with(&long).await, Err(GreetError::Identification(IdentificationError::TooLong))));
         assert!(matches!(greet_with(b"SSH-2.0-x").await, Err(GreetError::Closed)));
         assert!(matches!(greet_with(b"").await, Err(GreetError::Closed)));
     }

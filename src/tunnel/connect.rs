@@ -57,7 +57,9 @@ pub enum UrlError {
     #[error("the host or port is not well formed")]
     Endpoint(#[source] crate::target::TargetError),
     /// The user information.
-    #[error("the credentials must be USER:PASSWORD, percent-encoded where they hold special characters, without control characters")]
+    #[error(
+        "the credentials must be USER:PASSWORD, percent-encoded where they hold special characters, without control characters"
+    )]
     Credentials,
 }
 
@@ -226,7 +228,9 @@ pub enum ConnectError {
         sent: bool,
     },
     /// The proxy said no.
-    #[error("proxy {proxy} refused CONNECT {to} with status {status} {reason}; ask its operators to permit this host and port")]
+    #[error(
+        "proxy {proxy} refused CONNECT {to} with status {status} {reason}; ask its operators to permit this host and port"
+    )]
     ProxyRefused {
         /// The proxy.
         proxy: Target,
@@ -269,9 +273,11 @@ pub async fn connect(to: &Target, proxy: Option<&Proxy>) -> Result<Connection, C
 async fn tcp(what: &'static str, to: &Target) -> Result<(TcpStream, SocketAddr), ConnectError> {
     let addresses = match &to.host {
         Host::Address(address) => vec![*address],
-        Host::Name(name) => resolve::lookup(name)
-            .await
-            .map_err(|source| ConnectError::Resolve { what, host: to.host.clone(), source })?,
+        Host::Name(name) => resolve::lookup(name).await.map_err(|source| ConnectError::Resolve {
+            what,
+            host: to.host.clone(),
+            source,
+        })?,
     };
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
@@ -289,9 +295,9 @@ async fn tcp(what: &'static str, to: &Target) -> Result<(TcpStream, SocketAddr),
 /// # Errors
 /// If the connection is refused or takes too long.
 pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = timeout(limits::CONNECT_TIMEOUT, TcpStream::connect(address))
-        .await
-        .map_err(|_| io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", secs(limits::CONNECT_TIMEOUT))))??;
+    let stream = timeout(limits::CONNECT_TIMEOUT, TcpStream::connect(address)).await.map_err(|_| {
+        io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", secs(limits::CONNECT_TIMEOUT)))
+    })??;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -301,8 +307,7 @@ fn secs(duration: Duration) -> u64 {
 }
 
 async fn tunnel(stream: &mut TcpStream, to: &Target, proxy: &Proxy) -> Result<Bytes, ConnectError> {
-    let broke =
-        |source| ConnectError::ProxyBroke { proxy: proxy.endpoint.clone(), to: to.clone(), source };
+    let broke = |source| ConnectError::ProxyBroke { proxy: proxy.endpoint.clone(), to: to.clone(), source };
     let odd = || ConnectError::ProxyReply { proxy: proxy.endpoint.clone(), to: to.clone() };
     let mut request = Secret::new(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n"));
     if let Some(credentials) = &proxy.credentials {
@@ -373,9 +378,17 @@ mod tests {
         ] {
             assert_eq!(text.parse::<GatewayUrl>().map(|url| url.to_string()).as_deref(), Ok(normal));
         }
-        for text in
-            ["gateway", "tls://gateway", "ssh://", "ssh://a/b", "ssh://u@a", "ssh://a:0", "ssh://a:b", "ssh://a?x", "ssh://2130706433"]
-        {
+        for text in [
+            "gateway",
+            "tls://gateway",
+            "ssh://",
+            "ssh://a/b",
+            "ssh://u@a",
+            "ssh://a:0",
+            "ssh://a:b",
+            "ssh://a?x",
+            "ssh://2130706433",
+        ] {
             assert!(text.parse::<GatewayUrl>().is_err(), "{text}");
         }
     }
@@ -389,8 +402,17 @@ mod tests {
         let shown = format!("{proxy:?}");
         assert!(!shown.contains("p:a") && !shown.contains("us@er"), "{shown}");
         for text in [
-            "proxy:3128", "https://proxy:3128", "socks5://proxy:1080", "http://proxy", "http://user@proxy:1", "http://:p@proxy:1",
-            "http://u:%zz@proxy:1", "http://u:%+1@proxy:1", "http://u:%0a@proxy:1", "http://proxy:1/path", "http://u:%ff@proxy:1",
+            "proxy:3128",
+            "https://proxy:3128",
+            "socks5://proxy:1080",
+            "http://proxy",
+            "http://user@proxy:1",
+            "http://:p@proxy:1",
+            "http://u:%zz@proxy:1",
+            "http://u:%+1@proxy:1",
+            "http://u:%0a@proxy:1",
+            "http://proxy:1/path",
+            "http://u:%ff@proxy:1",
         ] {
             assert!(text.parse::<Proxy>().is_err(), "{text}");
         }
@@ -438,7 +460,8 @@ mod tests {
 
     #[tokio::test]
     async fn bytes_that_follow_the_reply_are_kept() {
-        let (proxy, served) = proxy_that_says(b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nSSH-2.0-x\r\n").await;
+        let (proxy, served) =
+            proxy_that_says(b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nSSH-2.0-x\r\n").await;
         let mut connection = connect(&"gateway:443".parse().expect("a target"), Some(&proxy)).await.expect("connected");
         served.await.expect("served");
         let mut all = connection.head.to_vec();
@@ -448,7 +471,8 @@ mod tests {
 
     #[tokio::test]
     async fn an_endless_reply_is_cut() {
-        let long: &'static [u8] = Box::leak([&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'y'; 64 * 1024]].concat().into_boxed_slice());
+        let long: &'static [u8] =
+            Box::leak([&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'y'; 64 * 1024]].concat().into_boxed_slice());
         let (proxy, _served) = proxy_that_says(long).await;
         let error = connect(&"gateway:443".parse().expect("a target"), Some(&proxy)).await.expect_err("refused");
         assert!(matches!(error, ConnectError::ProxyReply { .. }), "{error:?}");

@@ -8,7 +8,7 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio_util::sync::CancellationToken;
@@ -36,16 +36,20 @@ pub enum Side {
     Tcp(TcpStream),
     /// A channel.
     Channel(ssh::Channel),
+    /// A pipe within the process, for whoever needs a stream.
+    Pipe(DuplexStream),
 }
 
 enum Reader {
     Tcp(OwnedReadHalf, BytesMut),
     Channel(ssh::Reader),
+    Pipe(ReadHalf<DuplexStream>, BytesMut),
 }
 
 enum Writer {
     Tcp(OwnedWriteHalf),
     Channel(ssh::Writer),
+    Pipe(WriteHalf<DuplexStream>),
 }
 
 /// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end or `stop`.
@@ -114,9 +118,7 @@ async fn direction(reader: &mut Reader, writer: &mut Writer, count: impl Fn(u64)
 async fn leave(reader: Reader, writer: Writer, clean: bool) {
     match (reader, writer) {
         (Reader::Tcp(reader, _), Writer::Tcp(writer)) => {
-            if !clean
-                && let Ok(stream) = reader.reunite(writer)
-            {
+            if !clean && let Ok(stream) = reader.reunite(writer) {
                 // A broken forward must not look like an orderly end: the peer gets a reset. If the socket is beyond even
                 // that, there is nobody left to be told.
                 drop(stream.set_zero_linger());
@@ -131,8 +133,8 @@ async fn leave(reader: Reader, writer: Writer, clean: bool) {
                 writer.close().await;
             }
         }
-        // A side is split into halves of its own kind.
-        (Reader::Tcp(..), Writer::Channel(_)) | (Reader::Channel(_), Writer::Tcp(_)) => {}
+        // A pipe ends by being dropped, and a side has halves of one kind only.
+        _ => {}
     }
 }
 
@@ -144,6 +146,10 @@ impl Side {
                 (Reader::Tcp(reader, BytesMut::new()), Writer::Tcp(writer))
             }
             Self::Channel(channel) => (Reader::Channel(channel.reader), Writer::Channel(channel.writer)),
+            Self::Pipe(pipe) => {
+                let (reader, writer) = tokio::io::split(pipe);
+                (Reader::Pipe(reader, BytesMut::new()), Writer::Pipe(writer))
+            }
         }
     }
 }
@@ -157,6 +163,11 @@ impl Reader {
                 Ok((read > 0).then(|| buffer.split().freeze()))
             }
             Self::Channel(reader) => reader.next().await,
+            Self::Pipe(reader, buffer) => {
+                buffer.reserve(limits::CHUNK);
+                let read = reader.read_buf(buffer).await?;
+                Ok((read > 0).then(|| buffer.split().freeze()))
+            }
         }
     }
 
@@ -164,7 +175,7 @@ impl Reader {
     async fn gone(&mut self) {
         match self {
             // A socket whose end of file has been read says nothing more; writing to it will tell.
-            Self::Tcp(..) => std::future::pending().await,
+            Self::Tcp(..) | Self::Pipe(..) => std::future::pending().await,
             Self::Channel(reader) => reader.closed().await,
         }
     }
@@ -175,6 +186,7 @@ impl Writer {
         match self {
             Self::Tcp(writer) => writer.write_all(&bytes).await,
             Self::Channel(writer) => writer.send(bytes).await,
+            Self::Pipe(writer) => writer.write_all(&bytes).await,
         }
     }
 
@@ -182,6 +194,7 @@ impl Writer {
         match self {
             Self::Tcp(writer) => writer.shutdown().await,
             Self::Channel(writer) => writer.finish().await,
+            Self::Pipe(writer) => writer.shutdown().await,
         }
     }
 }

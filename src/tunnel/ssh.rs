@@ -23,7 +23,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use russh::keys::{HashAlg, PrivateKeyWithHashAlg};
-use russh::{ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, SshId, cipher, client, compression, kex, mac, server};
+use russh::{
+    ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, SshId, cipher, client, compression,
+    kex, mac, server,
+};
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -46,7 +49,7 @@ pub enum Violation {
 pub type Report = Arc<dyn Fn(Violation) + Send + Sync>;
 
 /// Judges a host key; it must not wait.
-pub type HostKeyCheck = Box<dyn FnMut(&PublicKey) -> bool + Send>;
+pub type HostKeyCheck = Box<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 
 /// How to be a client on a stream.
 pub struct ClientOptions {
@@ -180,12 +183,15 @@ where
         nodelay: false,
     };
     let result = client::connect_stream(Arc::new(config), stream, handler).await;
-    let seen = std::mem::replace(&mut *host_key.lock().unwrap_or_else(PoisonError::into_inner), handler::HostKey::Unseen);
+    let seen =
+        std::mem::replace(&mut *host_key.lock().unwrap_or_else(PoisonError::into_inner), handler::HostKey::Unseen);
     match (result, seen) {
         (Ok(handle), handler::HostKey::Accepted(host_key)) => Ok(Stranger { handle, control, failures, host_key, cut }),
         (_, handler::HostKey::Refused) => Err(HandshakeError::HostKey),
         (Err(russh::Error::Disconnect | russh::Error::HUP), _) => Err(HandshakeError::Closed),
-        (Err(russh::Error::IO(error)), _) if error.kind() == io::ErrorKind::UnexpectedEof => Err(HandshakeError::Closed),
+        (Err(russh::Error::IO(error)), _) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Err(HandshakeError::Closed)
+        }
         (Err(error), _) => Err(HandshakeError::Ssh(error)),
         (Ok(_), _) => Err(HandshakeError::HostKey),
     }
@@ -203,7 +209,13 @@ impl Stranger {
     ///
     /// # Errors
     /// If the peer does not accept the key, or goes away.
-    pub async fn login(mut self, user: &str, key: &PrivateKey, tasks: &Tasks, opens: usize) -> Result<Client, LoginError> {
+    pub async fn login(
+        mut self,
+        user: &str,
+        key: &PrivateKey,
+        tasks: &Tasks,
+        opens: usize,
+    ) -> Result<Client, LoginError> {
         // For RSA, SHA-512: every server worth talking to has had it since 2016. Other keys ignore it.
         let key = PrivateKeyWithHashAlg::new(key.as_ssh().clone(), Some(HashAlg::Sha512));
         let result = self.handle.authenticate_publickey(user, key).await.map_err(LoginError::Ssh)?;
@@ -240,7 +252,12 @@ impl Client {
     ///
     /// # Errors
     /// If the peer refuses, the session ends, or too many opens are under way.
-    pub async fn open(&self, target: &Target, originator: &str, forward: Option<&ForwardId>) -> Result<Channel, OpenError> {
+    pub async fn open(
+        &self,
+        target: &Target,
+        originator: &str,
+        forward: Option<&ForwardId>,
+    ) -> Result<Channel, OpenError> {
         let permit = self.opens.clone().try_acquire_owned().map_err(|_| OpenError::Limit)?;
         let noted = forward.map(|forward| Noted::new(&self.failures, forward));
         let (host, port) = (target.host.to_string(), u32::from(target.port));
@@ -279,7 +296,11 @@ impl Client {
     }
 
     /// Runs an open in a task of its own, since it must not be dropped half-way.
-    async fn detached<F>(&self, permit: OwnedSemaphorePermit, open: F) -> Result<Result<Channel, ChannelOpenFailure>, OpenError>
+    async fn detached<F>(
+        &self,
+        permit: OwnedSemaphorePermit,
+        open: F,
+    ) -> Result<Result<Channel, ChannelOpenFailure>, OpenError>
     where
         F: Future<Output = Result<russh::Channel<client::Msg>, russh::Error>> + Send + 'static,
     {
@@ -388,7 +409,12 @@ pub struct Server {
 ///
 /// # Errors
 /// If the identification strings cannot be exchanged.
-pub async fn serve<S>(stream: S, options: ServerOptions, login: impl Login, tasks: &Tasks) -> Result<Server, HandshakeError>
+pub async fn serve<S>(
+    stream: S,
+    options: ServerOptions,
+    login: impl Login,
+    tasks: &Tasks,
+) -> Result<Server, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -488,7 +514,9 @@ impl Opening {
     /// Refuses it with one of our reasons, as an agent does to its gateway.
     pub async fn refuse(mut self, code: RefusalCode, forward: Option<&ForwardId>, words: &str) {
         if let Some(reply) = self.reply.take() {
-            reply.reject(ChannelOpenFailure::Other { code: code as u32, reason: wire::refusal_text(forward, words) }).await;
+            reply
+                .reject(ChannelOpenFailure::Other { code: code as u32, reason: wire::refusal_text(forward, words) })
+                .await;
         }
     }
 
@@ -535,7 +563,13 @@ enum Half {
 }
 
 impl Channel {
-    fn new(reader: ChannelReadHalf, half: Half, control: &Control, tasks: &Tasks, slot: Option<OwnedSemaphorePermit>) -> Self {
+    fn new(
+        reader: ChannelReadHalf,
+        half: Half,
+        control: &Control,
+        tasks: &Tasks,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Self {
         let closed = CancellationToken::new();
         let opened_by_peer = matches!(half, Half::Server(_));
         Self {

@@ -72,7 +72,9 @@ pub enum IdentificationError {
     #[error("the identification string holds a character that is not printable ASCII")]
     Character,
     /// Ours, but of another major version.
-    #[error("the peer speaks version {0} of caponier's protocol and this end version {MAJOR}: upgrade the older of the two")]
+    #[error(
+        "the peer speaks version {0} of caponier's protocol and this end version {MAJOR}: upgrade the older of the two"
+    )]
     Major(u32),
     /// Ours, but not as it should be.
     #[error("the peer's identification string is not one of caponier's")]
@@ -477,7 +479,10 @@ mod tests {
             assert!(Control::decode(&mut BytesMut::from(bytes)).is_err(), "{bytes:?}");
         }
         assert_eq!(Control::decode(&mut BytesMut::from(&b"\0\0"[..])), Ok(None));
-        assert_eq!(Control::decode(&mut BytesMut::from(&b"\0\0\0\x02\x12\x34"[..])), Ok(Some(Control::Unknown(0x1234))));
+        assert_eq!(
+            Control::decode(&mut BytesMut::from(&b"\0\0\0\x02\x12\x34"[..])),
+            Ok(Some(Control::Unknown(0x1234)))
+        );
     }
 
     proptest! {

@@ -216,7 +216,11 @@ impl server::Handler for BoxedServer {
         Ok(if accepted { Auth::Accept } else { Auth::reject() })
     }
 
-    async fn auth_openssh_certificate(&mut self, user: &str, _certificate: &russh::keys::Certificate) -> Result<Auth, Error> {
+    async fn auth_openssh_certificate(
+        &mut self,
+        user: &str,
+        _certificate: &russh::keys::Certificate,
+    ) -> Result<Auth, Error> {
         self.login.unfit(user, "certificate");
         Ok(Auth::reject())
     }
@@ -281,7 +285,12 @@ impl server::Handler for BoxedServer {
         Ok(())
     }
 
-    async fn subsystem_request(&mut self, id: ChannelId, name: &str, session: &mut server::Session) -> Result<(), Error> {
+    async fn subsystem_request(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        session: &mut server::Session,
+    ) -> Result<(), Error> {
         let ours = name == wire::CONTROL_SUBSYSTEM && self.session.as_ref().is_some_and(|channel| channel.id() == id);
         if !ours {
             return Self::refuse_request(id, "subsystem", session);
@@ -371,7 +380,12 @@ impl server::Handler for BoxedServer {
         Self::refuse_request(channel, "shell", session)
     }
 
-    async fn exec_request(&mut self, channel: ChannelId, _command: &[u8], session: &mut server::Session) -> Result<(), Error> {
+    async fn exec_request(
+        &mut self,
+        channel: ChannelId,
+        _command: &[u8],
+        session: &mut server::Session,
+    ) -> Result<(), Error> {
         Self::refuse_request(channel, "exec", session)
     }
 
@@ -395,11 +409,21 @@ impl server::Handler for BoxedServer {
         Ok(false)
     }
 
-    async fn tcpip_forward(&mut self, _address: &str, _port: &mut u32, _session: &mut server::Session) -> Result<bool, Error> {
+    async fn tcpip_forward(
+        &mut self,
+        _address: &str,
+        _port: &mut u32,
+        _session: &mut server::Session,
+    ) -> Result<bool, Error> {
         Ok(false)
     }
 
-    async fn cancel_tcpip_forward(&mut self, _address: &str, _port: u32, _session: &mut server::Session) -> Result<bool, Error> {
+    async fn cancel_tcpip_forward(
+        &mut self,
+        _address: &str,
+        _port: u32,
+        _session: &mut server::Session,
+    ) -> Result<bool, Error> {
         Ok(false)
     }
 

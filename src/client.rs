@@ -1,0 +1,443 @@
+//! The client side: a session at a gateway's SSH door, for `caponier forward` and `caponier provision`.
+//!
+//! Promised: the gateway's host key is pinned, by a fingerprint or a `known_hosts` file, and never trusted because it is
+//! the first one seen; what the gateway opens toward us is refused.
+//!
+//! What waits on what: a [`Session`] is one task of the SSH library. Each listener of [`forward`] has a task that accepts,
+//! and each connection one that moves its bytes; all end with the stop token.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::io::{AsyncWriteExt, DuplexStream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Mutex, Semaphore};
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::audit::Counters;
+use crate::chain::Chain;
+use crate::identity::{AgentName, Fingerprint, PrivateKey, PublicKey};
+use crate::limits;
+use crate::target::Target;
+use crate::task::Tasks;
+use crate::tunnel::admit::{self, GreetError};
+use crate::tunnel::connect::{self, GatewayUrl, Proxy};
+use crate::tunnel::splice::{self, Side};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, HandshakeError, LoginError};
+use crate::tunnel::wire::{self, Peer};
+
+/// How to log in to a gateway.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where.
+    pub gateway: GatewayUrl,
+    /// Which agent's targets are wanted.
+    pub agent: AgentName,
+    /// The principal's key.
+    pub key: PrivateKey,
+    /// The gateway's host keys, of which it must show one.
+    pub pin: Pin,
+    /// An HTTP proxy on the way.
+    pub proxy: Option<Proxy>,
+}
+
+/// Which host keys a gateway may have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pin(Vec<Fingerprint>);
+
+/// Why a `known_hosts` file does not pin a gateway.
+#[derive(Debug, thiserror::Error)]
+pub enum PinError {
+    /// The file.
+    #[error("could not read the known_hosts file {}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A line of it.
+    #[error("the known_hosts file {} is not well formed", .path.display())]
+    Form {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: russh::keys::Error,
+    },
+    /// Nothing in it.
+    #[error(
+        "the known_hosts file {} has no key for {gateway}; compare the fingerprint that the gateway's operator gives you with \
+         what `ssh-keyscan` shows, then add the line", .path.display()
+    )]
+    Unknown {
+        /// Which.
+        path: PathBuf,
+        /// Whose key is missing.
+        gateway: Target,
+    },
+}
+
+impl Pin {
+    /// One key, by fingerprint.
+    #[must_use]
+    pub fn fingerprint(fingerprint: Fingerprint) -> Self {
+        Self(vec![fingerprint])
+    }
+
+    /// The keys that an OpenSSH `known_hosts` file has for the gateway, hashed names included, without those it revokes.
+    ///
+    /// # Errors
+    /// If the file cannot be read or has none.
+    pub fn known_hosts(path: &Path, gateway: &GatewayUrl) -> Result<Self, PinError> {
+        let target = gateway.target();
+        let text = std::fs::read_to_string(path).map_err(|source| PinError::Read { path: path.to_owned(), source })?;
+        let revoked: Vec<Fingerprint> = text
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("@revoked"))
+            .filter_map(|rest| {
+                let mut words = rest.split_whitespace().skip(1);
+                let key = format!("{} {}", words.next()?, words.next()?);
+                PublicKey::parse(&key).ok().map(|key| key.fingerprint())
+            })
+            .collect();
+        let keys = russh::keys::known_hosts::known_host_keys_path(&target.host.to_string(), target.port, path)
+            .map_err(|source| PinError::Form { path: path.to_owned(), source })?;
+        let pinned: Vec<Fingerprint> = keys
+            .into_iter()
+            .filter_map(|(_, key)| PublicKey::from_ssh(key).ok())
+            .map(|key| key.fingerprint())
+            .filter(|fingerprint| !revoked.contains(fingerprint))
+            .collect();
+        if pinned.is_empty() {
+            return Err(PinError::Unknown { path: path.to_owned(), gateway: target.clone() });
+        }
+        Ok(Self(pinned))
+    }
+
+    fn holds(&self, key: &PublicKey) -> bool {
+        self.0.contains(&key.fingerprint())
+    }
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// No connection.
+    #[error("could not reach gateway {gateway}")]
+    Connect {
+        /// Which.
+        gateway: GatewayUrl,
+        /// Why.
+        #[source]
+        source: connect::ConnectError,
+    },
+    /// No gateway.
+    #[error("could not speak to gateway {gateway}")]
+    Greet {
+        /// Which.
+        gateway: GatewayUrl,
+        /// Why.
+        #[source]
+        source: GreetError,
+    },
+    /// The host key.
+    #[error(
+        "gateway {gateway} shows host key {shown}, which is not the one pinned: either its operator has changed the key, and \
+         can tell you so, or somebody stands between"
+    )]
+    HostKey {
+        /// Which.
+        gateway: GatewayUrl,
+        /// The key it has shown.
+        shown: String,
+    },
+    /// The handshake.
+    #[error("the SSH handshake with gateway {gateway} failed")]
+    Handshake {
+        /// Which.
+        gateway: GatewayUrl,
+        /// Why.
+        #[source]
+        source: HandshakeError,
+    },
+    /// The login.
+    #[error(
+        "gateway {gateway} did not let key {key} in as {agent}; it does not say why: ask its operator, whose trail does"
+    )]
+    Login {
+        /// Which.
+        gateway: GatewayUrl,
+        /// With which key.
+        key: Fingerprint,
+        /// As whom.
+        agent: AgentName,
+        /// Why.
+        #[source]
+        source: LoginError,
+    },
+    /// Time.
+    #[error("gateway {gateway} has not let us in within {} s", limits::LOGIN_GRACE.as_secs())]
+    Timeout {
+        /// Which.
+        gateway: GatewayUrl,
+    },
+}
+
+/// Why a target is not connected.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// Refused, or the session ended.
+    #[error("the gateway did not connect us to {target}")]
+    Open {
+        /// Where to.
+        target: Target,
+        /// Why.
+        #[source]
+        source: ssh::OpenError,
+    },
+    /// Time.
+    #[error("the gateway has not connected us to {target} within {} s", (limits::OPEN_TIMEOUT * 2).as_secs())]
+    Timeout {
+        /// Where to.
+        target: Target,
+    },
+}
+
+/// A session at a gateway's door.
+pub struct Session {
+    client: ssh::Client,
+    tasks: Tasks,
+}
+
+/// Logs in.
+///
+/// # Errors
+/// If any step fails or all together take too long.
+pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
+    let gateway = config.gateway.clone();
+    let connection = connect::connect(gateway.target(), config.proxy.as_ref())
+        .await
+        .map_err(|source| SessionError::Connect { gateway: gateway.clone(), source })?;
+    let deadline = Instant::now() + limits::LOGIN_GRACE;
+    timeout_at(deadline, log_in(config, connection, deadline, tasks))
+        .await
+        .map_err(|_| SessionError::Timeout { gateway })?
+}
+
+async fn log_in(
+    config: &Config,
+    connection: connect::Connection,
+    deadline: Instant,
+    tasks: &Tasks,
+) -> Result<Session, SessionError> {
+    let gateway = &config.gateway;
+    let mut stream = connection.stream;
+    let greet = |source| SessionError::Greet { gateway: gateway.clone(), source };
+    let greeting = format!("{}\r\n", wire::CLIENT_LINE);
+    stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
+    let greeted = admit::greet(&mut stream, connection.head, None, deadline).await.map_err(greet)?;
+    if greeted.peer != Peer::Door {
+        debug!(peer = ?greeted.peer, "the peer is no caponier gateway; its host key decides");
+    }
+    let shown = Arc::new(std::sync::Mutex::new(String::from("none")));
+    let options = ClientOptions {
+        line: wire::CLIENT_LINE,
+        said: true,
+        head: greeted.head,
+        host_key: Box::new({
+            let (pin, shown) = (config.pin.clone(), shown.clone());
+            move |key| {
+                *shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = key.fingerprint().to_string();
+                pin.holds(key)
+            }
+        }),
+        keepalive: limits::LINK_KEEPALIVE,
+        report: Arc::new(|violation| warn!(?violation, "the gateway asked for something it never may; refused")),
+    };
+    let stranger = ssh::connect(stream, options).await.map_err(|source| match source {
+        HandshakeError::HostKey => SessionError::HostKey {
+            gateway: gateway.clone(),
+            shown: shown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone(),
+        },
+        source => SessionError::Handshake { gateway: gateway.clone(), source },
+    })?;
+    let client = stranger
+        .login(&config.agent.to_string(), &config.key, tasks, limits::PENDING_OPENS_PER_SESSION)
+        .await
+        .map_err(|source| SessionError::Login {
+            gateway: gateway.clone(),
+            key: config.key.public().fingerprint(),
+            agent: config.agent.clone(),
+            source,
+        })?;
+    Ok(Session { client, tasks: tasks.clone() })
+}
+
+impl Session {
+    /// Whether the session has ended.
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.client.control().gone().is_cancelled()
+    }
+
+    /// Asks for a connection to `target`, on behalf of `client`.
+    ///
+    /// # Errors
+    /// If it is refused, or takes too long.
+    async fn open(&self, target: &Target, client: &str) -> Result<Channel, OpenError> {
+        // The gateway and the agent each have a deadline of their own, which tell more.
+        timeout(limits::OPEN_TIMEOUT * 2, self.client.open(target, client, None))
+            .await
+            .map_err(|_| OpenError::Timeout { target: target.clone() })?
+            .map_err(|source| OpenError::Open { target: target.clone(), source })
+    }
+
+    /// A connection to `target` as a stream.
+    ///
+    /// # Errors
+    /// As for any target: see [`OpenError`].
+    pub async fn stream(&self, target: &Target) -> Result<DuplexStream, OpenError> {
+        let channel = self.open(target, "127.0.0.1").await?;
+        let (near, far) = tokio::io::duplex(limits::CHUNK * 2);
+        let stop = self.tasks.stopping().clone();
+        self.tasks.spawn(async move {
+            let end = splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), &stop).await;
+            debug!(?end, "a stream has ended");
+        });
+        Ok(near)
+    }
+
+    /// Ends the session.
+    pub async fn close(&self) {
+        self.client.disconnect("done").await;
+        drop(timeout(limits::CLOSE_PATIENCE, self.client.control().gone().cancelled()).await);
+        self.client.control().cut();
+    }
+}
+
+/// A local listener and where its connections go.
+#[derive(Debug)]
+pub struct Forward {
+    /// The listener.
+    pub listener: TcpListener,
+    /// Where to.
+    pub target: Target,
+}
+
+/// Forwards connections until `stop`. A session that is lost is made anew when the next connection comes.
+pub async fn forward(
+    config: Config,
+    session: Session,
+    forwards: Vec<Forward>,
+    tasks: &Tasks,
+    stop: &CancellationToken,
+) {
+    let keeper = Arc::new(Keeper { config, session: Mutex::new(Arc::new(session)), tasks: tasks.clone() });
+    for forward in forwards {
+        let (keeper, stop) = (keeper.clone(), stop.clone());
+        tasks.spawn(async move { accept(&keeper, forward, &stop).await });
+    }
+    stop.cancelled().await;
+    let session = keeper.session.lock().await.clone();
+    session.close().await;
+}
+
+struct Keeper {
+    config: Config,
+    session: Mutex<Arc<Session>>,
+    tasks: Tasks,
+}
+
+impl Keeper {
+    /// The session, made anew if it was lost. Whoever comes second waits for the first one's attempt.
+    async fn session(&self) -> Result<Arc<Session>, SessionError> {
+        let mut session = self.session.lock().await;
+        if session.is_gone() {
+            info!(gateway = %self.config.gateway, "the session was lost; logging in again");
+            *session = Arc::new(connect(&self.config, &self.tasks).await?);
+        }
+        Ok(session.clone())
+    }
+}
+
+async fn accept(keeper: &Arc<Keeper>, forward: Forward, stop: &CancellationToken) {
+    let room = Arc::new(Semaphore::new(limits::CHANNELS_PER_SESSION));
+    loop {
+        let accepted = tokio::select! {
+            accepted = forward.listener.accept() => accepted,
+            () = stop.cancelled() => return,
+        };
+        let (stream, client) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                warn!(%error, "could not accept a local connection");
+                tokio::select! {
+                    () = tokio::time::sleep(limits::ACCEPT_PAUSE) => continue,
+                    () = stop.cancelled() => return,
+                }
+            }
+        };
+        let Ok(place) = room.clone().try_acquire_owned() else {
+            warn!("refused a local connection: {} are open already", limits::CHANNELS_PER_SESSION);
+            continue;
+        };
+        let (keeper, target, stop) = (keeper.clone(), forward.target.clone(), stop.clone());
+        let tasks = keeper.tasks.clone();
+        tasks.spawn(async move {
+            carry(&keeper, stream, client, &target, &stop).await;
+            drop(place);
+        });
+    }
+}
+
+async fn carry(keeper: &Keeper, stream: TcpStream, client: SocketAddr, target: &Target, stop: &CancellationToken) {
+    let opened = async {
+        stream.set_nodelay(true).map_err(|error| error.to_string())?;
+        let session = keeper.session().await.map_err(|error| Chain(&error).to_string())?;
+        session.open(target, &client.ip().to_string()).await.map_err(|error| Chain(&error).to_string())
+    };
+    match opened.await {
+        Ok(channel) => {
+            let end = splice::splice(Side::Tcp(stream), Side::Channel(channel), &Counters::default(), stop).await;
+            debug!(?end, "a forward has ended");
+        }
+        Err(error) => {
+            warn!("{error}");
+            // There is no way to say why on a plain socket; a reset at least does not look like an orderly end.
+            drop(stream.set_zero_linger());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::identity::Algorithm;
+
+    #[test]
+    fn known_hosts_pin_only_what_is_listed_for_the_gateway_and_not_revoked() {
+        let key = || PrivateKey::generate(Algorithm::Ed25519).public();
+        let (ours, other, gone) = (key(), key(), key());
+        let mut file = tempfile::NamedTempFile::new().expect("a file");
+        writeln!(file, "# a comment").expect("written");
+        writeln!(file, "[gateway.example]:443 {}", ours.to_openssh()).expect("written");
+        writeln!(file, "gateway.example {}", other.to_openssh()).expect("written");
+        writeln!(file, "[gateway.example]:443 {}", gone.to_openssh()).expect("written");
+        writeln!(file, "@revoked * {}", gone.to_openssh()).expect("written");
+        let pin = Pin::known_hosts(file.path(), &"ssh://gateway.example".parse().expect("a url")).expect("pinned");
+        assert!(pin.holds(&ours));
+        assert!(!pin.holds(&other) && !pin.holds(&gone));
+        let unknown = Pin::known_hosts(file.path(), &"ssh://other.example".parse().expect("a url"));
+        assert!(matches!(unknown, Err(PinError::Unknown { .. })));
+        let missing = Pin::known_hosts(Path::new("/nonexistent"), &"ssh://gateway.example".parse().expect("a url"));
+        assert!(matches!(missing, Err(PinError::Read { .. })));
+    }
+}

@@ -1,0 +1,33 @@
+//! Logs: text for terminals, JSON for machines, to standard error. Set up once, by the commands that run.
+
+use tracing::Level;
+use tracing_subscriber::filter::EnvFilter;
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Format {
+    /// For people.
+    #[default]
+    Text,
+    /// For machines, one object a line.
+    Json,
+}
+
+/// Starts logging. `CAPONIER_LOG` sets the level, or levels by module, as in `caponier=debug`; else it is `level` for our
+/// own lines and warnings of the libraries. A second call changes nothing.
+pub fn start(format: Format, level: Level) {
+    let filter = std::env::var("CAPONIER_LOG")
+        .ok()
+        .and_then(|text| EnvFilter::try_new(text).ok())
+        .unwrap_or_else(|| EnvFilter::new(format!("warn,russh=error,caponier={level}")));
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let started = match format {
+        Format::Text => {
+            let terminal = std::io::IsTerminal::is_terminal(&std::io::stderr());
+            builder.with_ansi(terminal).try_init()
+        }
+        Format::Json => builder.json().try_init(),
+    };
+    // Only in tests is there a logger before us; it serves as well.
+    drop(started);
+}
