@@ -1207,6 +1207,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_refused_opening_takes_its_ending_with_it() {
+        let (trail, tape, tasks) = tape_trail().await;
+        tape.set(|state| state.hangs = true);
+        // Two records in two writes: while the first hangs, an opening and its ending get into the second together.
+        let first = trail.note(Event::new(Kind::LinkUp));
+        let second = async {
+            within(async {
+                while lock(&trail.shared.writing).is_none() {
+                    tokio::task::yield_now().await;
+                }
+            })
+            .await;
+            let mut open = Box::pin(trail.open(opening("f1")));
+            assert!(
+                std::future::poll_fn(|context| std::task::Poll::Ready(open.as_mut().poll(context))).await.is_pending()
+            );
+            drop(open);
+            tape.set(|state| {
+                state.room = Some(0);
+                state.hangs = false;
+            });
+        };
+        let (first, ()) = tokio::join!(first, second);
+        assert!(matches!(first, Err(TrailError::Write(_))), "{first:?}");
+        assert!(trail.note(Event::new(Kind::LinkDown)).await.is_err());
+        tape.set(|state| state.room = None);
+        stop(trail, tasks).await.expect("closes");
+        assert_eq!(events(&tape.records()), ["trail.started", "trail.resumed", "trail.stopped"]);
+    }
+
+    #[tokio::test]
     async fn endings_are_told_apart() {
         let (trail, tape, tasks) = tape_trail().await;
         trail.deny(opening("f0"), "no_rule", "no rule names it").await.expect("recorded");
@@ -1383,6 +1414,43 @@ mod tests {
             assert_eq!(added[1]["torn_at"], torn_at);
             assert_eq!((&added[1]["unreadable"], &added[1]["unreadable_at"]), (&2.into(), &unreadable_at.into()));
         }
+    }
+
+    #[tokio::test]
+    async fn recovery_closes_each_opening_once_in_their_order() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("trail");
+        let line = |event: &str, forward: &str, target: &str| {
+            format!("{{\"time\":\"t\",\"event\":\"{event}\",\"forward\":\"{forward}\",\"target\":\"{target}\"}}\n")
+        };
+        let text = [
+            line(OPEN, "b", "1"),
+            line(OPEN, "a", "2"),
+            line(OPEN, "c", "3"),
+            line(OPEN, "d", "4"),
+            line(OPEN, "e", "5"),
+            line(OPEN, "f", "6"),
+            line(DENIED, "c", "3"),
+            line(FAILED, "d", "4"),
+            line(ENDED, "e", "5"),
+            line(ABANDONED, "f", "6"),
+            line("forward.attempt", "a", "2"),
+            // Opened again without having been closed.
+            line(OPEN, "a", "7"),
+        ]
+        .concat();
+        private(&path, &text);
+        let tasks = Tasks::new();
+        let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+        stop(trail, tasks).await.expect("closes");
+        let records = read(&path);
+        let closed: Vec<_> = records[12..15].iter().map(|record| record["target"].as_str().unwrap_or("-")).collect();
+        assert_eq!(closed, ["1", "2", "7"]);
+        assert_eq!(
+            events(&records[12..]),
+            [ABANDONED, ABANDONED, ABANDONED, "trail.recovered", "trail.started", "trail.stopped"]
+        );
+        assert!(records[15]["torn_at"].is_null() && records[15]["unreadable"].is_null());
     }
 
     #[tokio::test]

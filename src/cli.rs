@@ -4,9 +4,16 @@
 //! refusal by policy with 3, any other failure with 1. What a program may want to read goes to standard output, all else
 //! to standard error.
 //!
-//! To add a command: write `cli/NAME.rs`, and name it in [`Command`] twice.
+//! To add a command: write `cli/NAME.rs`, and name it in `Command` twice.
 
+pub mod agent;
+pub mod agents;
+pub mod check;
+pub mod forward;
+pub mod gateway;
 pub mod keys;
+pub mod provision;
+mod running;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -95,12 +102,24 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::Args),
+    Gateway(gateway::Args),
+    Forward(forward::Args),
+    Provision(provision::Args),
+    Check(check::Args),
+    Agents(agents::Args),
     Keys(keys::Args),
 }
 
 impl Command {
     fn run(self) -> anyhow::Result<ExitCode> {
         match self {
+            Self::Agent(args) => agent::run(args),
+            Self::Gateway(args) => gateway::run(args),
+            Self::Forward(args) => forward::run(args),
+            Self::Provision(args) => provision::run(args),
+            Self::Check(args) => check::run(args),
+            Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
         }
     }

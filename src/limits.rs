@@ -156,6 +156,29 @@ pub const ADMIN_CONNECTIONS: usize = 16;
 /// One question on the admin socket, from connect to answer.
 pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// From an open stream to a finished login at a database, TLS included.
+pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Saying goodbye to a database; without it the server only logs that a client went away.
+pub const DATABASE_GOODBYE: Duration = Duration::from_secs(2);
+
+/// One statement at a database, save those that copy a whole one. Longer than [`DATABASE_LOCK_TIMEOUT`], so that the
+/// server's own explanation arrives first.
+pub const DATABASE_STATEMENT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Making, dropping or extending a database: a template may hold many gigabytes.
+pub const DATABASE_COPY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Waiting for a lock at a database. A run that was killed holds its lock until the server notices, which takes it as
+/// long as the tunnel needs to close.
+pub const DATABASE_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Rounds of observing and changing in one provisioning run. The first does the work, the second finds what a template
+/// brought along; more than a few mean that the server does not keep what it confirms.
+pub const PROVISION_ROUNDS: usize = 4;
+
+/// Characters of a generated password: 192 bits.
+pub const PASSWORD_LENGTH: usize = 32;
 /// Faults of a configuration that are shown; more than a person mends in one go are only counted.
 pub const FAULTS_MAX: usize = 100;
 

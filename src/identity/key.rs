@@ -6,7 +6,7 @@
 //! key was checked to fit its public half, and its file to be readable by its owner only.
 //!
 //! What the bytes are decides, not what the PEM label says: tools exist that write PKCS#8 under `RSA PRIVATE KEY` and
-//! SPKI under `RSA PUBLIC KEY`. [`text`] takes texts apart, [`der`] tells ASN.1 structures from each other.
+//! SPKI under `RSA PUBLIC KEY`. `text` takes texts apart, `der` tells ASN.1 structures from each other.
 //!
 //! Absent: passphrases (an agent starts unattended; use the file system's or a secret store's protection), certificates
 //! and PuTTY's format.

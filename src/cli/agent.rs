@@ -1,0 +1,36 @@
+//! `caponier agent`: runs an agent.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+use super::{Exit, ExitWith, running};
+use crate::agent;
+use crate::config::{self, Loaded};
+
+/// Run an agent: dial out to its gateways and forward what its allowlist permits, until SIGTERM or SIGINT.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  caponier agent --config /etc/caponier/agent.toml")]
+pub struct Args {
+    /// The configuration, with an `[agent]` table; deploy/agent.toml explains it.
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the configuration has faults, or the agent cannot run.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let loaded = config::load(&args.config).exit_with(Exit::Usage)?;
+    let Loaded::Agent(config, log) = loaded else {
+        return Err(anyhow::anyhow!("{} is not an agent's configuration: it has no [agent]", args.config.display()))
+            .exit_with(Exit::Usage);
+    };
+    running::start_log(log);
+    running::block_on(async |stop| agent::run(*config, stop).await.context("the agent ended"))?;
+    Ok(Exit::Done.into())
+}

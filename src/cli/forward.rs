@@ -1,0 +1,163 @@
+//! `caponier forward`: local listeners that lead to targets behind an agent.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::str::FromStr;
+
+use anyhow::Context;
+use clap::ArgGroup;
+use tokio::net::TcpListener;
+use tracing::{Level, info};
+
+use super::{Exit, ExitWith, running};
+use crate::client::{self, Config, Forward, Pin};
+use crate::identity::{AgentName, Fingerprint, PrivateKey};
+use crate::limits;
+use crate::target::Target;
+use crate::task::Tasks;
+use crate::telemetry;
+use crate::tunnel::connect::{GatewayUrl, Proxy};
+
+/// Listen on local ports and forward their connections to targets behind an agent, until SIGTERM or SIGINT.
+#[derive(Debug, clap::Args)]
+#[command(
+    group(ArgGroup::new("pin").required(true).args(["known_hosts", "host_key"])),
+    after_help = "\
+Example:
+  caponier forward --gateway ssh://gateway.example.com --agent acme/prod-eu --identity ~/.ssh/provisioner \\
+      --known-hosts ~/.ssh/known_hosts -L 5432:orders.db.internal:5432"
+)]
+pub struct Args {
+    /// The gateway: ssh://HOST[:PORT], port 443 unless given.
+    #[arg(long, value_name = "URL")]
+    gateway: GatewayUrl,
+    /// The agent behind which the targets are.
+    #[arg(long, value_name = "ORG/AGENT")]
+    agent: AgentName,
+    /// Your private key file.
+    #[arg(long, short, value_name = "FILE")]
+    identity: PathBuf,
+    /// An OpenSSH known_hosts file that has the gateway's host key.
+    #[arg(long, value_name = "FILE")]
+    known_hosts: Option<PathBuf>,
+    /// The gateway's host key, by its fingerprint.
+    #[arg(long, value_name = "SHA256:…")]
+    host_key: Option<Fingerprint>,
+    /// Listen on PORT (0: any free one) and forward to HOST:HOSTPORT. May be given several times.
+    #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:HOSTPORT", required = true)]
+    listen: Vec<Listen>,
+    /// An HTTP proxy on the way to the gateway: http://HOST:PORT. Credentials are read from CAPONIER_FORWARD_PROXY alone, which
+    /// has the same form with USER:PASSWORD@ in it.
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+}
+
+/// What `-L` says.
+#[derive(Debug, Clone)]
+struct Listen {
+    address: SocketAddr,
+    target: Target,
+}
+
+impl FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let form = || "expected [BIND:]PORT:HOST:HOSTPORT, with IPv6 addresses in brackets".to_owned();
+        let (bind, rest) = if let Some(rest) = text.strip_prefix('[') {
+            let (bind, rest) = rest.split_once("]:").ok_or_else(form)?;
+            (Some(bind), rest)
+        } else {
+            // PORT comes first or second: it is the first part that is a number.
+            let (first, rest) = text.split_once(':').ok_or_else(form)?;
+            if first.parse::<u16>().is_ok() { (None, text) } else { (Some(first), rest) }
+        };
+        let (port, target) = rest.split_once(':').ok_or_else(form)?;
+        let port: u16 = port.parse().map_err(|_| form())?;
+        let bind: IpAddr = match bind {
+            None | Some("localhost") => Ipv4Addr::LOCALHOST.into(),
+            Some(bind) => bind.parse().map_err(|_| "BIND must be an address or localhost".to_owned())?,
+        };
+        if !bind.is_loopback() {
+            return Err("BIND must be a loopback address: whoever can reach it would act in your name".to_owned());
+        }
+        let target = target.parse().map_err(|error| format!("{error}"))?;
+        Ok(Self { address: SocketAddr::new(bind, port), target })
+    }
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the gateway does not let us in, or a port cannot be listened on.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let key = PrivateKey::read(&args.identity).exit_with(Exit::Usage)?;
+    let pin = match (&args.known_hosts, args.host_key) {
+        (_, Some(fingerprint)) => Pin::fingerprint(fingerprint),
+        (Some(file), None) => Pin::known_hosts(file, &args.gateway).exit_with(Exit::Usage)?,
+        (None, None) => return Err(anyhow::anyhow!("either --known-hosts or --host-key is needed")).exit_with(Exit::Usage),
+    };
+    let proxy = proxy(args.proxy.as_deref())?;
+    let config = Config { gateway: args.gateway, agent: args.agent, key, pin, proxy };
+    telemetry::start(telemetry::Format::Text, Level::INFO);
+    running::block_on(async |stop| {
+        let mut forwards = Vec::new();
+        for Listen { address, target } in args.listen {
+            let listener =
+                TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
+            forwards.push(Forward { listener, target });
+        }
+        let tasks = Tasks::new();
+        let session = client::connect(&config, &tasks).await?;
+        for forward in &forwards {
+            info!("listening on {} for {}", forward.listener.local_addr()?, forward.target);
+        }
+        client::forward(config, session, forwards, &tasks, &stop).await;
+        tasks.drain(limits::STOP_GRACE).await;
+        Ok(())
+    })?;
+    Ok(Exit::Done.into())
+}
+
+/// The proxy, from the environment or the command line; only the former may hold a password, since everybody can read the
+/// latter.
+fn proxy(argument: Option<&str>) -> anyhow::Result<Option<Proxy>> {
+    let parse = |text: &str| text.parse::<Proxy>().context("the proxy is not well formed").exit_with(Exit::Usage);
+    if let Ok(text) = std::env::var("CAPONIER_FORWARD_PROXY") {
+        return parse(&text).map(Some);
+    }
+    let Some(text) = argument else { return Ok(None) };
+    let proxy = parse(text)?;
+    if proxy.credentials.is_some() {
+        return Err(anyhow::anyhow!(
+            "credentials on the command line can be read by everybody on this machine: put the URL into CAPONIER_FORWARD_PROXY"
+        ))
+        .exit_with(Exit::Usage);
+    }
+    Ok(Some(proxy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn listens_on_loopback_only() {
+        for (text, address, target) in [
+            ("5432:db.internal:5432", "127.0.0.1:5432", "db.internal:5432"),
+            ("0:db.internal:5432", "127.0.0.1:0", "db.internal:5432"),
+            ("127.0.0.2:5432:db.internal:5432", "127.0.0.2:5432", "db.internal:5432"),
+            ("localhost:1:10.0.0.1:2", "127.0.0.1:1", "10.0.0.1:2"),
+            ("[::1]:5432:[2001:db8::1]:5432", "[::1]:5432", "[2001:db8::1]:5432"),
+        ] {
+            let listen: Listen = text.parse().expect(text);
+            assert_eq!((listen.address.to_string().as_str(), listen.target.to_string().as_str()), (address, target));
+        }
+        for text in
+            ["", "5432", "5432:db", "0.0.0.0:1:db:2", "[::]:1:db:2", "x:1:db:2", "1:2130706433:2", "70000:db:1", "1:db:0"]
+        {
+            assert!(text.parse::<Listen>().is_err(), "{text}");
+        }
+    }
+}

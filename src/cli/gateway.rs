@@ -1,0 +1,47 @@
+//! `caponier gateway`: runs a gateway.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use tracing::info;
+
+use super::{Exit, ExitWith, running};
+use crate::config::{self, Loaded};
+use crate::gateway;
+
+/// Run a gateway: let agents link and principals in, and decide about every forward, until SIGTERM or SIGINT.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Example:
+  caponier gateway --config /etc/caponier/gateway.toml")]
+pub struct Args {
+    /// The configuration, with a `[gateway]` table; deploy/gateway.toml explains it.
+    #[arg(long, short, value_name = "FILE")]
+    config: PathBuf,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// If the configuration has faults, or the gateway cannot run.
+pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let loaded = config::load(&args.config).exit_with(Exit::Usage)?;
+    let Loaded::Gateway(config, log) = loaded else {
+        return Err(anyhow::anyhow!("{} is not a gateway's configuration: it has no [gateway]", args.config.display()))
+            .exit_with(Exit::Usage);
+    };
+    running::start_log(log);
+    running::block_on(async |stop| {
+        let ready = |listening: &[std::net::SocketAddr], local: &[std::net::SocketAddr]| {
+            for address in listening {
+                info!("listening on {address}");
+            }
+            for address in local {
+                info!("loopback door on {address}");
+            }
+        };
+        gateway::run(*config, stop, ready).await.context("the gateway ended")
+    })?;
+    Ok(Exit::Done.into())
+}

@@ -1,0 +1,55 @@
+//! What the commands that run for long have in common: one thread, its log, and the signals that end it.
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing::Level;
+
+use crate::config::{Log, LogFormat};
+use crate::limits;
+use crate::task::Tasks;
+use crate::telemetry;
+
+/// Starts the log as a configuration says.
+pub(super) fn start_log(log: Log) {
+    let format = match log.format {
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    telemetry::start(format, Level::INFO);
+}
+
+/// Runs `work` on this thread until it ends; SIGTERM and SIGINT fire the token that it gets, and a second one ends the
+/// program at once.
+///
+/// # Errors
+/// If the runtime cannot be had, or `work` fails.
+pub(super) fn block_on<T>(work: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(async {
+        let tasks = Tasks::new();
+        let stop = CancellationToken::new();
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let signals = tasks.spawn({
+            let stop = stop.clone();
+            async move {
+                for _ in 0..2 {
+                    tokio::select! {
+                        _ = terminate.recv() => {}
+                        _ = interrupt.recv() => {}
+                    }
+                    if stop.is_cancelled() {
+                        std::process::exit(1);
+                    }
+                    stop.cancel();
+                }
+            }
+        });
+        let result = work(stop).await;
+        signals.abort();
+        result
+    });
+    // A name lookup that the system has not answered must not hold the program up.
+    runtime.shutdown_timeout(limits::RESOLVE_TIMEOUT);
+    result
+}
