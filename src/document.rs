@@ -421,6 +421,17 @@ impl<'a> Table<'a> {
         item.items().iter().filter_map(Item::table).collect()
     }
 
+    /// The tables written `[[key]]`. If there are none, the fault is `missing`.
+    #[must_use]
+    pub fn required_tables(&self, key: &str, missing: &str) -> Vec<Table<'a>> {
+        match self.optional(key).map(|item| &item.node.value) {
+            None => self.fault(key, missing),
+            Some(Value::Array(items)) if items.is_empty() => self.fault(key, missing),
+            Some(_) => (),
+        }
+        self.tables(key)
+    }
+
     /// Where `key` stands, or the table if it has no such key.
     #[must_use]
     pub fn at(&self, key: &str) -> Place {

@@ -1,0 +1,531 @@
+//! Configuration: from TOML files and the environment to the components' own `Config`s.
+//!
+//! A file says by its tables what it configures: `[agent]` or `[gateway]`. Where a value comes from does not matter to
+//! its meaning; the later of these takes precedence: the file, `AGENT_PROXY` (for `agent.proxy` alone), and
+//! `CAPONIER_TABLE__KEY`. Relative paths start where the file lies.
+//!
+//! Promised: loading reads the keys and other files that the configuration names and opens nothing else; it finds every
+//! fault that can be found without a network; an unknown key is a fault, and an omitted one never means "everything",
+//! save the `principals` of an allow rule.
+
+mod file;
+
+use std::ffi::OsString;
+use std::path::Path;
+
+use crate::document::{Document, Fault, Faults};
+use crate::{agent, gateway};
+
+/// What settings in the environment begin with.
+pub const PREFIX: &str = "CAPONIER";
+
+/// A configuration that is in order.
+#[derive(Debug)]
+pub enum Loaded {
+    /// `caponier agent` can run with it.
+    Agent(Box<agent::Config>, Log),
+    /// `caponier gateway` can run with it.
+    Gateway(Box<gateway::Config>, Log),
+    /// `caponier provision` can run with it.
+    Resources(Box<Provision>),
+}
+
+/// What `caponier provision` is told.
+#[derive(Debug)]
+pub struct Provision {
+    /// How the instance is reached.
+    pub client: crate::client::Config,
+    /// What is wanted there.
+    pub resources: crate::provision::Resources,
+}
+
+/// How the log is written. What is logged is said by the environment, as with other programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Log {
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// The form of a line of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Reads a configuration file, and the environment of this process.
+///
+/// # Errors
+/// With every fault in either, if there is one.
+pub fn load(path: &Path) -> Result<Loaded, Faults> {
+    load_with(path, std::env::vars_os())
+}
+
+/// As [`load`], with these variables for an environment.
+///
+/// # Errors
+/// With every fault in either, if there is one.
+pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Faults> {
+    let mut document = Document::read(path)?;
+    // The file alone says what it is: a variable that was meant for another component must not change that.
+    let read = match (document.has("agent"), document.has("gateway")) {
+        (true, false) => Kind::Agent,
+        (false, true) => Kind::Gateway,
+        (true, true) => {
+            return Err(Faults::file(path, "[agent] and [gateway] in one file: give each a file of its own"));
+        }
+        (false, false) => {
+            return Err(Faults::file(path, "neither [agent] nor [gateway] in it: this configures nothing of ours"));
+        }
+    };
+    let mut unreadable = Faults::default();
+    let mut settings = Vec::new();
+    for (variable, value) in variables {
+        let Ok(variable) = variable.into_string() else { continue };
+        let ours = variable.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('_'));
+        if !ours && variable != AGENT_PROXY {
+            continue;
+        }
+        match value.into_string() {
+            Ok(value) => settings.push((variable, value)),
+            Err(_) => unreadable.add(Fault {
+                file: path.into(),
+                line: None,
+                key: String::new(),
+                variable: Some(variable),
+                problem: "the variable is not UTF-8".to_owned(),
+            }),
+        }
+    }
+    unreadable.none_in(())?;
+    let proxy = settings.iter().find(|(variable, value)| variable == AGENT_PROXY && !value.is_empty());
+    if let (Kind::Agent, Some((_, proxy))) = (read, proxy) {
+        document.overlay("agent", "proxy", AGENT_PROXY, proxy.clone());
+    }
+    document.overlay_environment(PREFIX, settings);
+    match read {
+        Kind::Agent => {
+            let config = file::agent(&document.root());
+            document.finish(config).map(|(config, log)| Loaded::Agent(Box::new(config), log))
+        }
+        Kind::Gateway => {
+            let config = file::gateway(&document.root());
+            document.finish(config).map(|(config, log)| Loaded::Gateway(Box::new(config), log))
+        }
+    }
+}
+
+/// Honoured for `agent.proxy`. Empty, it counts as absent, as proxy variables do elsewhere.
+const AGENT_PROXY: &str = "AGENT_PROXY";
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    Agent,
+    Gateway,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Sink;
+    use crate::identity::{Algorithm, PrivateKey};
+    use std::os::unix::ffi::OsStringExt;
+    use std::os::unix::fs::PermissionsExt;
+    use tempfile::TempDir;
+
+    /// A folder with key files, and a public key for the agent's configuration.
+    struct Place {
+        dir: TempDir,
+        orchestrator: String,
+    }
+
+    impl Place {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("temporary directory");
+            for name in ["host", "login-acme", "login-globex", "exposed"] {
+                PrivateKey::generate(Algorithm::Ed25519).write_new(&dir.path().join(name)).expect("write key");
+            }
+            let place = Self { dir, orchestrator: public() };
+            place.write("garbage", "not a key", 0o600);
+            place.write("credentials", "user:hunter2\n", 0o600);
+            place.write("credentials-of-all", "user:hunter2\n", 0o644);
+            place.write("credentials-of-two", "user:hunter2\nother:hunter2\n", 0o600);
+            std::fs::set_permissions(place.dir.path().join("exposed"), std::fs::Permissions::from_mode(0o640))
+                .expect("change mode");
+            std::fs::create_dir(place.dir.path().join("registry")).expect("create folder");
+            place
+        }
+
+        fn write(&self, name: &str, text: &str, mode: u32) {
+            let path = self.dir.path().join(name);
+            std::fs::write(&path, text).expect("write");
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("change mode");
+        }
+
+        fn agent(&self) -> String {
+            let key = &self.orchestrator;
+            [
+                "[agent]",
+                "id = \"prod-eu\"",
+                "host_key = \"host\"",
+                "[audit]",
+                "file = \"trail.jsonl\"",
+                "[[organisation]]",
+                "id = \"acme\"",
+                "gateways = [\"ssh://gateway.example.com\"]",
+                "[[organisation.orchestrator]]",
+                &format!("key = \"{key}\""),
+                "asserts = [\"provisioner\", \"ci-*\"]",
+                "[[organisation.allow]]",
+                "name = \"orders-db\"",
+                "hosts = [\"orders.db.internal\"]",
+                "within = [\"10.20.0.0/16\"]",
+                "ports = [5432]",
+                "principals = [\"provisioner\"]",
+                "[[organisation.allow]]",
+                "name = \"legacy\"",
+                "addresses = [\"10.30.4.7/32\"]",
+                "ports = [3306]",
+            ]
+            .join("\n")
+        }
+
+        fn gateway(&self) -> String {
+            [
+                "[gateway]",
+                "listen = [\"0.0.0.0:443\"]",
+                "host_key = \"host\"",
+                "registry = \"registry\"",
+                "[audit]",
+                "stdout = true",
+                "[[organisation]]",
+                "id = \"acme\"",
+                "login_key = \"login-acme\"",
+                "[[organisation]]",
+                "id = \"globex\"",
+                "login_key = \"login-globex\"",
+                "[[local]]",
+                "listen = \"127.0.0.1:15432\"",
+                "agent = \"acme/prod-eu\"",
+                "target = \"orders.db.internal:5432\"",
+                "principal = \"provisioner\"",
+            ]
+            .join("\n")
+        }
+
+        fn load(&self, text: &str, variables: &[(&str, &str)]) -> Result<Loaded, Faults> {
+            self.write("config.toml", text, 0o644);
+            let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+            load_with(&self.dir.path().join("config.toml"), variables)
+        }
+
+        fn load_agent(&self, variables: &[(&str, &str)]) -> agent::Config {
+            match self.load(&self.agent(), variables) {
+                Ok(Loaded::Agent(config, _)) => *config,
+                other => panic!("{other:?}"),
+            }
+        }
+
+        /// Puts `lines` in the place of line `line` (from 1) and expects this fault, at that line, and only it.
+        fn refuses(&self, good: &str, line: usize, lines: &str, at: usize, problem: &str) {
+            let mut text: Vec<&str> = good.lines().collect();
+            text.splice(line - 1..line, lines.split('\n'));
+            let faults = match self.load(&text.join("\n"), &[]) {
+                Ok(_) => panic!("{lines}: accepted"),
+                Err(faults) => faults.to_string(),
+            };
+            assert_eq!(faults.lines().count(), 1, "{lines}: {faults}");
+            let expected = format!("config.toml:{at}: ");
+            assert!(faults.contains(&expected) && faults.contains(problem), "{lines}: {faults} | {expected}{problem}");
+            assert!(!faults.contains("hunter2"), "{faults}");
+        }
+    }
+
+    fn public() -> String {
+        PrivateKey::generate(Algorithm::Ed25519).public().to_openssh()
+    }
+
+    #[test]
+    fn faults_of_an_agent_are_found_where_they_are() {
+        let place = Place::new();
+        let good = place.agent();
+        let key = |key: &str| format!("key = \"{}\"", key.trim_end().replace('\n', "\\n"));
+        let other = key(&public());
+        let private = key(PrivateKey::generate(Algorithm::Ed25519).to_openssh().expose());
+        let host = PrivateKey::read(&place.dir.path().join("host")).expect("host key").public();
+        let again = good.lines().skip(11).take(6).collect::<Vec<_>>().join("\n");
+        let second = |id: &str, key: &str| {
+            format!(
+                "ports = [1]\n[[organisation]]\nid = \"{id}\"\ngateways = [\"ssh://g\"]\n[[organisation.orchestrator]]\n{key}"
+            )
+        };
+        for (line, lines, at, problem) in [
+            (2, "id = \"Prod\"", 2, "agent.id: agent ids are"),
+            (2, "", 1, "agent.id: this key is missing"),
+            (2, "id = \"a\"\nhostkey = 1", 3, "agent.hostkey: unknown key: did you mean host_key?"),
+            (2, "id = \"a\"\nreplica = \"a b\"", 3, "agent.replica: replica ids are"),
+            (3, "host_key = \"absent\"", 3, "agent.host_key: key file"),
+            (3, "host_key = \"garbage\"", 3, "is not a key"),
+            (3, "host_key = \"exposed\"", 3, "chmod 600"),
+            (3, "host_key = \".\"", 3, "is not a regular file"),
+            (3, "host_key = \"host\"\nproxy = \"https://u:hunter2@p:1\"", 4, "a proxy is written http://"),
+            (3, "host_key = \"host\"\nproxy = \"http://u:hunter2@:1\"", 4, "the host or port"),
+            (3, "host_key = \"host\"\nproxy_credentials_file = \"credentials\"", 4, "credentials without a proxy"),
+            (
+                3,
+                "host_key = \"host\"\nproxy = \"http://p:1\"\nproxy_credentials_file = \"credentials-of-all\"",
+                5,
+                "can be read by others (mode 0644)",
+            ),
+            (
+                3,
+                "host_key = \"host\"\nproxy = \"http://p:1\"\nproxy_credentials_file = \"credentials-of-two\"",
+                5,
+                "one line USER:PASSWORD",
+            ),
+            (
+                3,
+                "host_key = \"host\"\nproxy = \"http://p:1\"\nproxy_credentials_file = \"absent\"",
+                5,
+                "cannot be read",
+            ),
+            (
+                3,
+                "host_key = \"host\"\nproxy = \"http://u:hunter2@p:1\"\nproxy_credentials_file = \"credentials\"",
+                5,
+                "choose one of the two",
+            ),
+            (5, "", 4, "audit.file: nowhere to write to"),
+            (5, "stdout = false", 4, "audit.file: nowhere to write to"),
+            (5, "file = \"t\"\nstdout = true", 6, "choose one"),
+            (7, "id = \"a/b\"", 7, "organisation ids are"),
+            (8, "gateways = []", 8, "at least one element"),
+            (8, "gateways = [\"tls://g:443\"]", 8, "organisation[0].gateways[0]: a gateway is written ssh://"),
+            (8, "gateways = [\"ssh://g\",\n\"ssh://g:443\"]", 9, "gateway ssh://g:443 is there already, at line 8"),
+            (10, "key = \"x\"", 10, "organisation[0].orchestrator[0].key: this is not a key"),
+            (10, &private, 10, "this is a private key where a public key belongs"),
+            (10, &key(&host.to_openssh()), 10, "this key is the agent's host key too (at line 3)"),
+            (11, "asserts = []", 11, "at least one element"),
+            (11, "asserts = [\"*\", \"A\"]", 11, "asserts[1]: patterns for ids are"),
+            (13, "name = \"a b\"", 13, "a rule's name is"),
+            (14, "hosts = [\"10.1.2.3\"]", 14, "make a rule with addresses"),
+            (14, "hosts = [\"0177.0.0.1\"]", 14, "make a rule with addresses"),
+            (14, "hosts = [\"*.internal\"]", 14, "the host has a character"),
+            (14, "hosts = []", 14, "at least one element"),
+            (14, "", 15, "within belongs to hosts"),
+            (15, "", 12, "within: this key is missing: hosts needs"),
+            (15, "within = [\"10.20.0.0/33\"]", 15, "a network is wanted, such as"),
+            (15, "within = [\"10.20.0.0\"]", 15, "write 10.20.0.0/32 for this one address"),
+            (15, "within = [\"10.20.0.1/16\"]", 15, "10.20.0.1/16 has bits beyond its prefix"),
+            (15, "within = [\"10.0.0.0/8\"]\naddresses = [\"10.0.0.0/8\"]", 16, "hosts and addresses in one rule"),
+            (16, "ports = []", 16, "at least one element"),
+            (16, "ports = [0]", 16, "from 1 to 65535"),
+            (16, "ports = [65536]", 16, "from 1 to 65535"),
+            (16, "ports = \"5432\"", 16, "a list is wanted"),
+            (16, "", 12, "ports: this key is missing"),
+            (17, "principals = []", 17, "at least one element"),
+            (17, "principal = [\"provisioner\"]", 17, "did you mean principals?"),
+            (19, "name = \"orders-db\"", 19, "rule orders-db is there already, at line 13"),
+            (20, "addresses = [\"10.30.4.7/32\"]\nwithin = [\"10.0.0.0/8\"]", 21, "within belongs to hosts"),
+            (20, "", 18, "this rule names nothing"),
+            (21, &second("acme", &other), 23, "organisation acme is there already, at line 7"),
+            (
+                21,
+                &second("globex", &key(&place.orchestrator)),
+                26,
+                "this key is an orchestrator key of acme too (at line 10)",
+            ),
+            (
+                21,
+                &format!("ports = [1]\n[[organisation.orchestrator]]\n{}", key(&place.orchestrator)),
+                23,
+                "of acme too",
+            ),
+            (
+                21,
+                &format!("ports = [1]\n{}", again.replace("orders-db", "again")),
+                23,
+                "rule \"again\" says the same as rule \"orders-db\"",
+            ),
+            (21, "ports = [1]\n[log]\nformat = \"xml\"", 23, "log.format: one of \"text\", \"json\" is wanted"),
+            (21, "ports = [1]\n[local]\nx = 1", 22, "local: unknown key"),
+        ] {
+            place.refuses(&good, line, lines, at, problem);
+        }
+    }
+
+    #[test]
+    fn faults_of_a_gateway_are_found_where_they_are() {
+        let place = Place::new();
+        let good = place.gateway();
+        for (line, lines, at, problem) in [
+            (2, "listen = []", 2, "at least one element"),
+            (2, "listen = [\"443\"]", 2, "an address with a port is wanted"),
+            (2, "listen = [\"localhost:443\"]", 2, "an address with a port is wanted"),
+            (2, "listen = [\"[::]:443\",\n\"[::]:443\"]", 3, "is there already, at line 2"),
+            (3, "host_key = \"garbage\"", 3, "gateway.host_key: key file"),
+            (3, "", 1, "gateway.host_key: this key is missing"),
+            (4, "registry = \"absent\"", 4, "no folder"),
+            (4, "registry = \"host\"", 4, "no folder"),
+            (4, "registry = \"registry\"\nadmin_socket = 1", 5, "a string is wanted"),
+            (8, "id = \"Acme\"\n", 8, "organisation ids are"),
+            (9, "login_key = \"absent\"", 9, "organisation[0].login_key: key file"),
+            (9, "login_key = \"host\"", 9, "this key is the gateway's host key too (at line 3)"),
+            (11, "id = \"acme\"", 11, "organisation acme is there already, at line 8"),
+            (12, "login_key = \"login-acme\"", 12, "this key is the login key of acme too (at line 9)"),
+            (14, "listen = \"0.0.0.0:1\"", 14, "local[0].listen: a plain listener is accepted on loopback only"),
+            (14, "listen = \"[::ffff:10.0.0.1]:1\"", 14, "on loopback only"),
+            (15, "agent = \"prod-eu\"", 15, "ORG/AGENT"),
+            (15, "agent = \"initech/prod-eu\"", 15, "no [[organisation]] here has the id initech"),
+            (16, "target = \"orders.db.internal\"", 16, "the port is not a number"),
+            (17, "principal = \"*\"", 17, "principal ids are"),
+            (
+                17,
+                "principal = \"a\"\n[[local]]\nlisten = \"127.0.0.1:15432\"\nagent = \"acme/a\"\ntarget = \"a:1\"\nprincipal = \"a\"",
+                19,
+                "address 127.0.0.1:15432 is there already, at line 14",
+            ),
+        ] {
+            place.refuses(&good, line, lines, at, problem);
+        }
+    }
+
+    #[test]
+    fn whole_parts_that_are_missing_are_said() {
+        let place = Place::new();
+        for (text, problems) in [
+            ("", &["neither [agent] nor [gateway]"][..]),
+            ("[agent]\n[gateway]", &["[agent] and [gateway] in one file"]),
+            (
+                "[agent]",
+                &[
+                    "agent.id: this",
+                    "agent.host_key: this",
+                    "organisation: no [[organisation]]",
+                    "audit: this key is missing",
+                ],
+            ),
+            (
+                "[gateway]\n[[organisation]]",
+                &[
+                    "gateway.listen: this",
+                    "gateway.registry: this",
+                    "organisation[0].id",
+                    "organisation[0].login_key",
+                    "audit: ",
+                ],
+            ),
+            ("[gateway]\norganisation = []", &["gateway.organisation: unknown key"]),
+            ("organisation = []\n[gateway]", &["config.toml:1: organisation: no [[organisation]]"]),
+            ("[gateway]\n[organisation]\nid = \"a\"", &["write [[organisation]]"]),
+            (
+                "[agent]\n[[organisation]]\nid = \"a\"",
+                &["organisation[0].orchestrator: no [[organisation.orchestrator]]"],
+            ),
+            ("[agent\nid = ", &["config.toml:1: not TOML"]),
+            ("[agent]\nid = \nx = 1x\n", &["config.toml:2: not TOML", "config.toml:3: not TOML"]),
+        ] {
+            let faults = place.load(text, &[]).expect_err(text).to_string();
+            for problem in problems {
+                assert!(faults.contains(problem), "{text}: {faults}");
+            }
+        }
+        assert!(load_with(&place.dir.path().join("absent.toml"), []).is_err());
+    }
+
+    #[test]
+    fn an_agent_that_is_in_order() {
+        let place = Place::new();
+        let config = place.load_agent(&[]);
+        assert_eq!(config.id.as_str(), "prod-eu");
+        assert!(config.proxy.is_none());
+        assert_eq!(config.audit, Sink::File(place.dir.path().join("trail.jsonl")));
+        let [organisation] = &config.organisations[..] else { panic!("one organisation") };
+        assert_eq!(organisation.gateways[0].to_string(), "ssh://gateway.example.com:443");
+        assert_eq!(organisation.orchestrators[0].asserts.as_ref().map(Vec::len), Some(2));
+        let names: Vec<_> = organisation.allow.rules().iter().map(|rule| rule.name.as_str()).collect();
+        assert_eq!(names, ["orders-db", "legacy"]);
+    }
+
+    #[test]
+    fn a_gateway_that_is_in_order() {
+        let place = Place::new();
+        let text = format!("{}\n[log]\nformat = \"json\"", place.gateway());
+        let Ok(Loaded::Gateway(config, log)) = place.load(&text, &[]) else { panic!("in order") };
+        assert_eq!(log.format, LogFormat::Json);
+        assert_eq!(config.listen, ["0.0.0.0:443".parse().expect("an address")]);
+        assert_eq!(config.registry, place.dir.path().join("registry"));
+        assert_eq!(config.organisations.len(), 2);
+        assert_eq!(config.local[0].target.to_string(), "orders.db.internal:5432");
+        assert_eq!(config.audit, Sink::Stdout);
+        assert!(config.admin_socket.is_none());
+    }
+
+    #[test]
+    fn the_later_source_of_the_proxy_takes_precedence() {
+        let place = Place::new();
+        let in_file = place.agent().replace("[audit]", "proxy = \"http://file:1\"\n[audit]");
+        let of = |variables: &[(&str, &str)], text: &str| match place.load(text, variables) {
+            Ok(Loaded::Agent(config, _)) => config.proxy.map(|proxy| proxy.endpoint.to_string()),
+            other => panic!("{other:?}"),
+        };
+        let usual = ("AGENT_PROXY", "http://usual:2");
+        let own = ("CAPONIER_AGENT__PROXY", "http://own:3");
+        assert_eq!(of(&[], &place.agent()), None);
+        assert_eq!(of(&[("AGENT_PROXY", "")], &place.agent()), None);
+        assert_eq!(of(&[], &in_file).as_deref(), Some("file:1"));
+        assert_eq!(of(&[("AGENT_PROXY", "")], &in_file).as_deref(), Some("file:1"));
+        assert_eq!(of(&[usual], &in_file).as_deref(), Some("usual:2"));
+        assert_eq!(of(&[usual, own], &in_file).as_deref(), Some("own:3"));
+        assert_eq!(of(&[own, usual], &place.agent()).as_deref(), Some("own:3"));
+    }
+
+    #[test]
+    fn credentials_of_the_proxy_are_read_and_hidden() {
+        let place = Place::new();
+        let config = place.load_agent(&[
+            ("AGENT_PROXY", "http://proxy:3128"),
+            ("CAPONIER_AGENT__PROXY_CREDENTIALS_FILE", "credentials"),
+        ]);
+        assert!(config.proxy.as_ref().is_some_and(|proxy| proxy.credentials.is_some()));
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let faults = place.load(&place.agent(), &[("AGENT_PROXY", "http://u:hunter2@proxy")]).expect_err("no port");
+        assert!(faults.to_string().contains("agent.proxy (set by AGENT_PROXY): "), "{faults}");
+        assert!(!faults.to_string().contains("hunter2"), "{faults}");
+    }
+
+    #[test]
+    fn the_environment_sets_what_the_file_does_not() {
+        let place = Place::new();
+        let config = place.load_agent(&[
+            ("CAPONIER_AGENT__REPLICA", "Host-2"),
+            ("CAPONIER_ORGANISATION__0__GATEWAYS__1", "ssh://other.example.com:8443"),
+            ("CAPONIER_PORT", "tcp://10.0.0.1:443"),
+            ("HOME", "/"),
+        ]);
+        assert_eq!(config.replica.as_str(), "Host-2");
+        assert_eq!(config.organisations[0].gateways.len(), 2);
+    }
+
+    #[test]
+    fn variables_that_set_nothing_are_faults() {
+        let place = Place::new();
+        for (variable, problem) in [
+            ("CAPONIER_AGENT__HOSTKEY", "agent.hostkey (set by CAPONIER_AGENT__HOSTKEY): unknown key"),
+            ("CAPONIER_GATEWAY__LISTEN", "gateway (set by CAPONIER_GATEWAY__LISTEN): unknown key"),
+            ("CAPONIER_AGENT_PROXY", "write CAPONIER_AGENT__PROXY"),
+            ("CAPONIER_ORGANISATION__ID", "names a key where there is no table"),
+            ("CAPONIER_ORGANISATION__7__ID", "the one before is missing"),
+        ] {
+            let faults = place.load(&place.agent(), &[(variable, "x")]).expect_err(variable);
+            assert!(faults.to_string().contains(problem), "{faults}");
+        }
+        place.write("config.toml", &place.agent(), 0o600);
+        let bytes = ("CAPONIER_AGENT__ID".into(), OsString::from_vec(vec![0xff]));
+        let faults = load_with(&place.dir.path().join("config.toml"), [bytes]).expect_err("not UTF-8");
+        assert!(faults.to_string().contains("CAPONIER_AGENT__ID"), "{faults}");
+    }
+}

@@ -1,0 +1,447 @@
+//! Reads the tables of configuration files.
+
+use std::collections::HashMap;
+use std::fmt::Display;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::str::FromStr;
+
+use ipnet::IpNet;
+
+use super::{Log, LogFormat};
+use crate::agent::Orchestrator;
+use crate::audit::Sink;
+use crate::chain::Chain;
+use crate::document::{Item, Place, Table, read_text};
+use crate::gateway::Local;
+use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
+use crate::target::{Name, TargetError};
+use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
+use crate::{agent, gateway};
+
+/// Reads an agent's configuration. `None` if something was wrong, which is then recorded as a fault.
+pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
+    let table = root.required_table("agent")?;
+    let id = table.required("id").and_then(|item| item.parse());
+    let mut keys = Keys::default();
+    let key = table.required("host_key").and_then(|item| {
+        let key = private_key(&item)?;
+        keys.claim(key.public().fingerprint(), "the agent's host key", &item);
+        Some(key)
+    });
+    let replica = match table.optional("replica") {
+        Some(item) => item.parse(),
+        None => replica_of_host(&table),
+    };
+    let proxy = proxy(&table);
+    let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
+    let mut ids = Once::new("organisation");
+    let organisations: Vec<_> = tables.iter().map(|table| agent_organisation(table, &mut ids, &mut keys)).collect();
+    let (audit, log) = (audit(root), log(root));
+    let config = agent::Config {
+        id: id?,
+        replica: replica?,
+        key: key?,
+        proxy: proxy?,
+        organisations: organisations.into_iter().collect::<Option<_>>()?,
+        audit: audit?,
+    };
+    Some((config, log?))
+}
+
+/// Reads a gateway's configuration. `None` if something was wrong, which is then recorded as a fault.
+pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
+    let table = root.required_table("gateway")?;
+    let mut addresses = Once::new("address");
+    let listen = table.required("listen").and_then(|item| {
+        item.list(|item| {
+            let address = address(item)?;
+            // Port 0 is another port each time.
+            (address.port() == 0 || addresses.first(address, item)).then_some(address)
+        })
+    });
+    let mut keys = Keys::default();
+    let host_key = table.required("host_key").and_then(|item| {
+        let key = private_key(&item)?;
+        keys.claim(key.public().fingerprint(), "the gateway's host key", &item);
+        Some(key)
+    });
+    let registry = table.required("registry").and_then(|item| {
+        let path = item.path()?;
+        if path.is_dir() { Some(path) } else { item.reject(format!("no folder {}", path.display())) }
+    });
+    let admin_socket = optional(table.optional("admin_socket"), |item| item.path());
+    let tables = root.required_tables("organisation", "no [[organisation]]: the gateway would have nobody to serve");
+    let mut ids = Once::new("organisation");
+    let organisations: Vec<_> = tables
+        .iter()
+        .map(|table| {
+            let id = organisation_id(table, &mut ids);
+            let login_key = table.required("login_key").and_then(|item| {
+                let key = private_key(&item)?;
+                let whose = id.as_ref().map_or("another organisation".to_owned(), OrganisationId::to_string);
+                keys.claim(key.public().fingerprint(), &format!("the login key of {whose}"), &item);
+                Some(key)
+            });
+            Some(gateway::Organisation { id: id?, login_key: login_key? })
+        })
+        .collect();
+    // Where an id is faulty, that an organisation is not there says nothing.
+    let known = (ids.0.len() == tables.len()).then_some(&ids);
+    let local: Vec<_> = root.tables("local").iter().map(|table| local(table, known, &mut addresses)).collect();
+    let (audit, log) = (audit(root), log(root));
+    let config = gateway::Config {
+        listen: listen?,
+        host_key: host_key?,
+        registry: registry?,
+        admin_socket: admin_socket?,
+        organisations: organisations.into_iter().collect::<Option<_>>()?,
+        local: local.into_iter().collect::<Option<_>>()?,
+        audit: audit?,
+    };
+    Some((config, log?))
+}
+
+fn agent_organisation(
+    table: &Table<'_>,
+    ids: &mut Once<OrganisationId>,
+    keys: &mut Keys,
+) -> Option<agent::Organisation> {
+    let id = organisation_id(table, ids);
+    let whose = id.as_ref().map_or("another organisation".to_owned(), OrganisationId::to_string);
+    let mut urls = Once::new("gateway");
+    let gateways = table
+        .required("gateways")
+        .and_then(|item| item.list(|item| item.parse::<GatewayUrl>().filter(|url| urls.first(url.clone(), item))));
+    let missing = "no [[organisation.orchestrator]]: without a key nobody may log in";
+    let tables = table.required_tables("orchestrator", missing);
+    let orchestrators: Vec<_> = tables
+        .iter()
+        .map(|table| {
+            let key = table.required("key").and_then(|item| {
+                let key = public_key(&item)?;
+                keys.claim(key.fingerprint(), &format!("an orchestrator key of {whose}"), &item);
+                Some(key)
+            });
+            let asserts = optional(table.optional("asserts"), |item| item.list(Item::parse::<PrincipalPattern>));
+            Some(Orchestrator { key: key?, asserts: asserts? })
+        })
+        .collect();
+    let allow = allowlist(table);
+    Some(agent::Organisation {
+        id: id?,
+        gateways: gateways?,
+        orchestrators: orchestrators.into_iter().collect::<Option<_>>()?,
+        allow: allow?,
+    })
+}
+
+fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
+    let mut names = Once::new("rule");
+    let tables = organisation.tables("allow");
+    let mut rules: Vec<(Rule, &Table<'_>)> = Vec::new();
+    for table in &tables {
+        if let Some(rule) = rule(table, &mut names) {
+            match rule.check() {
+                Ok(()) => rules.push((rule, table)),
+                Err(error) => table.fault(error.key(), Chain(&error).to_string()),
+            }
+        }
+    }
+    let complete = rules.len() == tables.len();
+    // Rules that contradict each other are taken out one by one, so that the next one is found too.
+    let mut consistent = true;
+    loop {
+        match Allowlist::new(rules.iter().map(|(rule, _)| rule.clone()).collect()) {
+            Ok(allowlist) => return (complete && consistent).then_some(allowlist),
+            Err(error) => {
+                consistent = false;
+                let (AllowlistError::Rule { index, .. }
+                | AllowlistError::Name { index, .. }
+                | AllowlistError::Same { index, .. }) = error;
+                // Names were compared above, over the faulty rules too.
+                if !matches!(error, AllowlistError::Name { .. }) {
+                    rules[index].1.fault("name", Chain(&error).to_string());
+                }
+                rules.remove(index);
+            }
+        }
+    }
+}
+
+fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
+    let name = table.required("name").and_then(|item| {
+        let name = item.string()?.to_owned();
+        names.first(name.clone(), &item).then_some(name)
+    });
+    let hosts = table.optional("hosts");
+    let within = table.optional("within");
+    let addresses = table.optional("addresses");
+    let read_hosts = hosts.as_ref().map(|item| item.list(host));
+    let read_within = within.as_ref().map(|item| item.list(network));
+    let read_addresses = addresses.as_ref().map(|item| item.list(network));
+    let reach = match (read_hosts, read_within, read_addresses) {
+        (Some(hosts), Some(within), None) => hosts.zip(within).map(|(hosts, within)| Reach::Hosts { hosts, within }),
+        (None, None, Some(networks)) => networks.map(Reach::Addresses),
+        (Some(_), None, None) => {
+            table.fault("within", "this key is missing: hosts needs the networks in which their addresses must lie");
+            None
+        }
+        (Some(_), _, Some(_)) => {
+            table.fault("addresses", "hosts and addresses in one rule: make two rules of it");
+            None
+        }
+        (None, Some(_), _) => {
+            table.fault("within", "within belongs to hosts; a rule by address has its networks in addresses");
+            None
+        }
+        (None, None, None) => {
+            table.fault("hosts", "this rule names nothing: give hosts with within, or addresses");
+            None
+        }
+    };
+    let ports = table.required("ports").and_then(|item| item.list(|item| item.integer(1..=65_535)));
+    let principals = optional(table.optional("principals"), |item| item.list(Item::parse::<PrincipalPattern>));
+    Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals? })
+}
+
+fn local(
+    table: &Table<'_>,
+    organisations: Option<&Once<OrganisationId>>,
+    addresses: &mut Once<SocketAddr>,
+) -> Option<Local> {
+    let listen = table.required("listen").and_then(|item| {
+        let address = address(&item)?;
+        if !address.ip().is_loopback() {
+            return item.reject(
+                "a plain listener is accepted on loopback only (127.0.0.0/8 or [::1]): whoever reaches it is the principal",
+            );
+        }
+        (address.port() == 0 || addresses.first(address, &item)).then_some(address)
+    });
+    let agent = table.required("agent").and_then(|item| {
+        let name: AgentName = item.parse()?;
+        if organisations.is_some_and(|known| !known.0.contains_key(&name.organisation)) {
+            return item.reject(format!("no [[organisation]] here has the id {}", name.organisation));
+        }
+        Some(name)
+    });
+    let target = table.required("target").and_then(|item| item.parse());
+    let principal = table.required("principal").and_then(|item| item.parse());
+    Some(Local { listen: listen?, agent: agent?, target: target?, principal: principal? })
+}
+
+fn audit(root: &Table<'_>) -> Option<Sink> {
+    let table = root.required_table("audit")?;
+    let stdout = table.optional("stdout");
+    let file = optional(table.optional("file"), |item| item.path());
+    let wanted = match &stdout {
+        Some(item) => item.boolean()?,
+        None => false,
+    };
+    match (file?, wanted) {
+        (Some(path), false) => Some(Sink::File(path)),
+        (None, true) => Some(Sink::Stdout),
+        (Some(_), true) => {
+            table.fault("stdout", "a file and stdout: choose one");
+            None
+        }
+        (None, false) => {
+            table.fault("file", "nowhere to write to: give file = \"…\" or stdout = true");
+            None
+        }
+    }
+}
+
+fn log(root: &Table<'_>) -> Option<Log> {
+    let Some(item) = root.optional("log") else { return Some(Log::default()) };
+    let format = item.table()?.optional("format");
+    let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
+    let format = optional(format, |item| item.choice(&choices))?;
+    Some(Log { format: format.unwrap_or_default() })
+}
+
+/// The proxy, if there is one: its credentials may stand in its URL or in a file of their own.
+fn proxy(table: &Table<'_>) -> Option<Option<Proxy>> {
+    let proxy = optional(table.optional("proxy"), |item| item.parse::<Proxy>());
+    let credentials = optional(table.optional("proxy_credentials_file"), credentials);
+    match (proxy?, credentials?) {
+        (Some(Proxy { credentials: Some(_), .. }), Some(_)) => {
+            table.fault("proxy_credentials_file", "proxy holds credentials too: choose one of the two");
+            None
+        }
+        (Some(proxy), Some(credentials)) => Some(Some(Proxy { credentials: Some(credentials), ..proxy })),
+        (None, Some(_)) => {
+            table.fault("proxy_credentials_file", "credentials without a proxy: give proxy = \"http://HOST:PORT\" too");
+            None
+        }
+        (proxy, None) => Some(proxy),
+    }
+}
+
+/// Reads `USER:PASSWORD` from a file that only its owner can read.
+fn credentials(item: &Item<'_>) -> Option<Credentials> {
+    let path = item.path()?;
+    let mode = match std::fs::metadata(&path) {
+        Ok(data) => data.mode() & 0o7777,
+        Err(error) => return item.reject(format!("credentials file {} cannot be read: {error}", path.display())),
+    };
+    if mode & 0o077 != 0 {
+        let path = path.display();
+        return item.reject(format!(
+            "credentials file {path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`"
+        ));
+    }
+    let text = match read_text(&path) {
+        Ok(text) => crate::secret::Secret::new(text),
+        Err(faults) => return item.reject(format!("credentials file {faults}")),
+    };
+    let line = text.expose().trim_end_matches(['\r', '\n']);
+    match Credentials::from_line(line) {
+        Ok(credentials) => Some(credentials),
+        Err(_) => item.reject(format!(
+            "credentials file {} must hold one line USER:PASSWORD, as it is, without control characters",
+            path.display()
+        )),
+    }
+}
+
+fn organisation_id(table: &Table<'_>, ids: &mut Once<OrganisationId>) -> Option<OrganisationId> {
+    table.required("id").and_then(|item| {
+        let id: OrganisationId = item.parse()?;
+        ids.first(id.clone(), &item).then_some(id)
+    })
+}
+
+fn private_key(item: &Item<'_>) -> Option<PrivateKey> {
+    match PrivateKey::read(&item.path()?) {
+        Ok(key) => Some(key),
+        Err(error) => item.reject(Chain(&error).to_string()),
+    }
+}
+
+fn public_key(item: &Item<'_>) -> Option<PublicKey> {
+    match PublicKey::parse(item.string()?) {
+        Ok(key) => Some(key),
+        Err(error) => item.reject(format!("this {}", Chain(&error))),
+    }
+}
+
+fn address(item: &Item<'_>) -> Option<SocketAddr> {
+    match item.string()?.parse() {
+        Ok(address) => Some(address),
+        Err(_) => item.reject("an address with a port is wanted, such as 0.0.0.0:443 or [::]:443"),
+    }
+}
+
+fn host(item: &Item<'_>) -> Option<Name> {
+    match item.string()?.parse() {
+        Ok(name) => Some(name),
+        Err(TargetError::Numeric) => {
+            item.reject("a name is wanted, and this is or looks like an address: make a rule with addresses")
+        }
+        Err(error) => item.reject(error.to_string()),
+    }
+}
+
+fn network(item: &Item<'_>) -> Option<IpNet> {
+    let text = item.string()?;
+    if let Ok(network) = text.parse() {
+        return Some(network);
+    }
+    match text.parse::<IpAddr>() {
+        Ok(address) => item.reject(format!("a network is wanted: write {} for this one address", IpNet::from(address))),
+        Err(_) => item.reject("a network is wanted, such as 10.20.0.0/16 or 2001:db8::/32"),
+    }
+}
+
+/// The host's name, with what a replica's name cannot hold replaced.
+fn replica_of_host(table: &Table<'_>) -> Option<ReplicaId> {
+    let name = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
+    let replica = replica_of(&name);
+    if replica.is_none() {
+        table.fault("replica", "the host has no name that could be used: give one here");
+    }
+    replica
+}
+
+fn replica_of(host: &str) -> Option<ReplicaId> {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let edge = |c: char| !c.is_ascii_alphanumeric();
+    let name: String = host.trim().chars().map(|c| if fits(c) { c } else { '-' }).take(ID_MAX).collect();
+    ReplicaId::from_str(name.trim_matches(edge)).ok()
+}
+
+/// Reads something optional: `Some(None)` if it is absent, `None` if it is wrong.
+fn optional<'a, T>(item: Option<Item<'a>>, read: impl FnOnce(&Item<'a>) -> Option<T>) -> Option<Option<T>> {
+    match item {
+        Some(item) => read(&item).map(Some),
+        None => Some(None),
+    }
+}
+
+/// Things of which each may be there once.
+struct Once<T>(HashMap<T, Place>, &'static str);
+
+impl<T: Eq + Hash + Display> Once<T> {
+    fn new(what: &'static str) -> Self {
+        Self(HashMap::new(), what)
+    }
+
+    /// Whether this is the first of its kind; if it is not, that is recorded as a fault.
+    fn first(&mut self, thing: T, item: &Item<'_>) -> bool {
+        if let Some(first) = self.0.get(&thing) {
+            // A name that we did not check may hold anything.
+            let name = thing.to_string();
+            item.fault(format!("{} {} is there already, at {first}", self.1, name.escape_debug()));
+            return false;
+        }
+        self.0.insert(thing, item.place().clone());
+        true
+    }
+}
+
+/// The keys of one configuration, each of which has one use.
+#[derive(Default)]
+struct Keys(HashMap<Fingerprint, (String, Place)>);
+
+impl Keys {
+    /// Notes what a key is used for; a second use is recorded as a fault.
+    fn claim(&mut self, key: Fingerprint, used_as: &str, item: &Item<'_>) {
+        match self.0.get(&key) {
+            Some((other, first)) => {
+                item.fault(format!(
+                    "this key is {other} too (at {first}): each use and each organisation needs its own"
+                ));
+            }
+            None => {
+                self.0.insert(key, (used_as.to_owned(), item.place().clone()));
+            }
+        }
+    }
+}
+
+/// Where Linux tells the host's name, as this process sees it.
+const HOST_NAME: &str = "/proc/sys/kernel/hostname";
+
+#[cfg(test)]
+mod tests {
+    use super::replica_of;
+
+    #[test]
+    fn replicas_are_named_after_the_host() {
+        for (host, replica) in [
+            ("db-host-1\n", Some("db-host-1")),
+            ("Node_7.example.com", Some("Node_7.example.com")),
+            ("(none)", Some("none")),
+            ("bücher", Some("b-cher")),
+            ("", None),
+            ("---", None),
+        ] {
+            assert_eq!(replica_of(host).as_ref().map(|id| id.as_str()), replica, "{host}");
+        }
+        assert_eq!(replica_of(&"a".repeat(200)).map(|id| id.as_str().len()), Some(63));
+    }
+}

@@ -1,0 +1,77 @@
+//! Every configuration file in `deploy/` loads as it stands, and with every optional setting in it turned on.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use caponier::config::{self, Loaded};
+use caponier::identity::{Algorithm, PrivateKey};
+
+/// Copies an example into a folder of its own, with the files that it names beside it, and loads it there.
+fn load(name: &str, text: &str) -> Loaded {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(" = ") else { continue };
+        let path = dir.path().join(value.trim_matches('"'));
+        match key {
+            "host_key" | "login_key" => PrivateKey::generate(Algorithm::Ed25519).write_new(&path).expect("write key"),
+            "registry" => fs::create_dir(&path).expect("create folder"),
+            "proxy_credentials_file" => {
+                fs::write(&path, "user:password\n").expect("write credentials");
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("change mode");
+            }
+            _ => (),
+        }
+    }
+    let file = dir.path().join(name);
+    fs::write(&file, text).expect("write example");
+    config::load_with(&file, Vec::<(OsString, OsString)>::new()).unwrap_or_else(|faults| panic!("{name}: {faults}"))
+}
+
+/// Turns on what stands as `#key = value`; prose has a space after the `#`.
+fn all_settings(text: &str) -> String {
+    let on = |line: &str| match line.strip_prefix('#') {
+        Some(rest) if rest.starts_with(|first: char| first.is_ascii_lowercase()) => format!("{rest}\n"),
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(on).collect()
+}
+
+fn examples() -> Vec<PathBuf> {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let mut paths: Vec<_> = fs::read_dir(deploy)
+        .expect("deploy/")
+        .map(|entry| entry.expect("an entry").path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "toml"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+#[test]
+fn every_example_loads() {
+    let examples = examples();
+    assert!(examples.len() >= 2, "the examples are gone");
+    for path in examples {
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).expect("read example");
+        let all = all_settings(&text);
+        assert_ne!(text, all, "{name} shows no optional setting");
+        load(&name, &text);
+        load(&name, &all);
+    }
+}
+
+#[test]
+fn what_an_example_turns_on_is_used() {
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    let text = fs::read_to_string(deploy.join("agent.toml")).expect("read example");
+    let Loaded::Agent(agent, _) = load("agent.toml", &all_settings(&text)) else { panic!("an agent") };
+    assert_eq!(agent.replica.as_str(), "host-1");
+    assert!(agent.proxy.is_some_and(|proxy| proxy.credentials.is_some()));
+    let text = fs::read_to_string(deploy.join("gateway.toml")).expect("read example");
+    let Loaded::Gateway(gateway, _) = load("gateway.toml", &all_settings(&text)) else { panic!("a gateway") };
+    assert!(gateway.admin_socket.is_some());
+    assert_eq!(gateway.local.len(), 1);
+}
