@@ -1,6 +1,6 @@
 //! Configuration: from TOML files and the environment to the components' own `Config`s.
 //!
-//! A file says by its tables what it configures: `[agent]` or `[gateway]`. Where a value comes from does not matter to
+//! A file says by its tables what it configures: `[agent]`, `[gateway]` or `[provision]`. Where a value comes from does not matter to
 //! its meaning; the later of these takes precedence: the file, `AGENT_PROXY` (for `agent.proxy` alone), and
 //! `CAPONIER_TABLE__KEY`. Relative paths start where the file lies.
 //!
@@ -9,12 +9,13 @@
 //! save the `principals` of an allow rule.
 
 mod file;
+mod resources;
 
 use std::ffi::OsString;
 use std::path::Path;
 
 use crate::document::{Document, Fault, Faults};
-use crate::{agent, gateway};
+use crate::{agent, client, gateway, provision};
 
 /// What settings in the environment begin with.
 pub const PREFIX: &str = "CAPONIER";
@@ -26,17 +27,17 @@ pub enum Loaded {
     Agent(Box<agent::Config>, Log),
     /// `caponier gateway` can run with it.
     Gateway(Box<gateway::Config>, Log),
-    /// `caponier provision` can run with it.
-    Resources(Box<Provision>),
+    /// `caponier provision` can work on it.
+    Resources(Box<Provisioning>),
 }
 
-/// What `caponier provision` is told.
+/// What is to be provisioned, and the way there.
 #[derive(Debug)]
-pub struct Provision {
-    /// How the instance is reached.
-    pub client: crate::client::Config,
-    /// What is wanted there.
-    pub resources: crate::provision::Resources,
+pub struct Provisioning {
+    /// The way: a gateway and an agent.
+    pub client: client::Config,
+    /// The databases and roles.
+    pub resources: provision::Resources,
 }
 
 /// How the log is written. What is logged is said by the environment, as with other programs.
@@ -71,14 +72,16 @@ pub fn load(path: &Path) -> Result<Loaded, Faults> {
 pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Faults> {
     let mut document = Document::read(path)?;
     // The file alone says what it is: a variable that was meant for another component must not change that.
-    let read = match (document.has("agent"), document.has("gateway")) {
-        (true, false) => Kind::Agent,
-        (false, true) => Kind::Gateway,
-        (true, true) => {
-            return Err(Faults::file(path, "[agent] and [gateway] in one file: give each a file of its own"));
+    let kinds = [("agent", Kind::Agent), ("gateway", Kind::Gateway), ("provision", Kind::Resources)];
+    let found: Vec<_> = kinds.into_iter().filter(|(table, _)| document.has(table)).collect();
+    let read = match found[..] {
+        [(_, kind)] => kind,
+        [(one, _), (other, _), ..] => {
+            return Err(Faults::file(path, format!("[{one}] and [{other}] in one file: give each a file of its own")));
         }
-        (false, false) => {
-            return Err(Faults::file(path, "neither [agent] nor [gateway] in it: this configures nothing of ours"));
+        [] => {
+            let problem = "none of [agent], [gateway] and [provision] in it: this configures nothing of ours";
+            return Err(Faults::file(path, problem));
         }
     };
     let mut unreadable = Faults::default();
@@ -105,6 +108,10 @@ pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsS
     if let (Kind::Agent, Some((_, proxy))) = (read, proxy) {
         document.overlay("agent", "proxy", AGENT_PROXY, proxy.clone());
     }
+    let password = settings.iter().find(|(variable, _)| variable == DATABASE_PASSWORD);
+    if let (Kind::Resources, Some((_, password))) = (read, password) {
+        document.overlay("instance", "password", DATABASE_PASSWORD, password.clone());
+    }
     document.overlay_environment(PREFIX, settings);
     match read {
         Kind::Agent => {
@@ -115,16 +122,24 @@ pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsS
             let config = file::gateway(&document.root());
             document.finish(config).map(|(config, log)| Loaded::Gateway(Box::new(config), log))
         }
+        Kind::Resources => {
+            let provisioning = resources::resources(&document.root());
+            document.finish(provisioning).map(|provisioning| Loaded::Resources(Box::new(provisioning)))
+        }
     }
 }
 
 /// Honoured for `agent.proxy`. Empty, it counts as absent, as proxy variables do elsewhere.
 const AGENT_PROXY: &str = "AGENT_PROXY";
 
+/// The administrator's password for provisioning, under a name of its own; the file itself may not hold it.
+const DATABASE_PASSWORD: &str = "CAPONIER_DATABASE_PASSWORD";
+
 #[derive(Debug, Clone, Copy)]
 enum Kind {
     Agent,
     Gateway,
+    Resources,
 }
 
 #[cfg(test)]
@@ -212,6 +227,32 @@ mod tests {
                 "agent = \"acme/prod-eu\"",
                 "target = \"orders.db.internal:5432\"",
                 "principal = \"provisioner\"",
+            ]
+            .join("\n")
+        }
+
+        fn resources(&self) -> String {
+            [
+                "[provision]",
+                "gateway = \"ssh://gateway.example.com\"",
+                "agent = \"acme/prod-eu\"",
+                "identity = \"host\"",
+                "host_key_fingerprint = \"SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8\"",
+                "output = \"credentials.json\"",
+                "[instance]",
+                "host = \"orders.db.internal\"",
+                "user = \"provisioner\"",
+                "port = 5432",
+                "[[database]]",
+                "name = \"orders\"",
+                "[[database.extension]]",
+                "name = \"pgcrypto\"",
+                "schema = \"extensions\"",
+                "[[database.grant]]",
+                "role = \"reader\"",
+                "privileges = [\"connect\", \"temporary\"]",
+                "[[role]]",
+                "name = \"reader\"",
             ]
             .join("\n")
         }
@@ -394,11 +435,85 @@ mod tests {
     }
 
     #[test]
+    fn faults_of_resources_are_found_where_they_are() {
+        let place = Place::new();
+        let good = place.resources();
+        for (line, lines, at, problem) in [
+            (2, "gateway = \"https://g\"", 2, "provision.gateway: a gateway is written ssh://"),
+            (3, "agent = \"prod\"", 3, "provision.agent: ORG/AGENT"),
+            (4, "identity = \"exposed\"", 4, "chmod 600"),
+            (5, "", 1, "provision.known_hosts: this key is missing"),
+            (5, "host_key_fingerprint = \"MD5:aa\"", 5, "host_key_fingerprint"),
+            (5, "known_hosts = \"garbage\"", 5, "known_hosts"),
+            (6, "", 1, "provision.output: this key is missing"),
+            (6, "output = \"-\"\nid = \"A b\"", 7, "provision.id: the id of a set of resources is"),
+            (8, "host = \"0x7f.1\"", 8, "instance.host: the host looks like an address"),
+            (9, "user = \"\"", 9, "instance.user: this is empty"),
+            (9, "user = \"p\"\npassword = \"hunter2\"", 10, "instance.password: a password does not belong"),
+            (10, "password_file = \"credentials-of-all\"", 10, "can be read by others (mode 0644)"),
+            (10, "password_file = \"credentials-of-two\"", 10, "must hold one line"),
+            (10, "password_file = \"absent\"", 10, "cannot be read"),
+            (10, "tls = \"prefer\"", 10, "instance.tls: one of \"verify-full\", \"disable\" is wanted"),
+            (10, "tls = \"disable\"\ntls_name = \"db\"", 11, "no use with tls"),
+            (10, "tls_name = \"a b\"", 10, "a DNS name or an address is wanted"),
+            (10, "ca_file = \"garbage\"", 10, "holds no PEM certificate"),
+            (12, "name = \"postgres\"", 12, "database[0].name: the name is reserved"),
+            (12, "name = \"dbname=x\"", 12, "would take the name for"),
+            (12, "name = \"a\\u0000b\"", 12, "control character"),
+            (12, "name = \"orders\"\nowner = \"pg_x\"", 13, "database[0].owner: the name is reserved"),
+            (12, "name = \"orders\"\nowner = \"provisioner\"", 13, "it is also the administrator"),
+            (12, "name = \"orders\"\nuser = \"x\"", 13, "database[0].user: unknown key"),
+            (12, "name = \"orders\"\nencoding = \"UTF8'\"", 13, "an encoding of PostgreSQL is wanted"),
+            (12, "name = \"orders\"\nconnection_limit = -2", 13, "a whole number from -1"),
+            (
+                14,
+                "name = \"pgcrypto\"\n[[database.extension]]\nname = \"pgcrypto\"",
+                16,
+                "the extension is named twice",
+            ),
+            (15, "version = \"1\\n2\"", 15, "a version is at most"),
+            (18, "privileges = [\"select\"]", 18, "privileges[0]: a privilege is one of"),
+            (18, "privileges = [\"usage\"]", 18, "database[0].grant[0].privileges: a database has no privilege USAGE"),
+            (18, "privileges = [\"connect\"]\nschema = \"app\"", 18, "a schema has no privilege CONNECT"),
+            (20, "name = \"orders\"", 20, "role[0].name: it is also the owner of a database"),
+            (20, "name = \"reader\"\nmember_of = [\"reader\"]", 21, "cannot be a member of itself"),
+            (20, "name = \"reader\"\n[[role]]\nname = \"reader\"", 22, "there are two roles"),
+        ] {
+            place.refuses(&good, line, lines, at, problem);
+        }
+    }
+
+    #[test]
+    fn the_administrators_password_comes_from_the_environment_or_a_file() {
+        let place = Place::new();
+        let load = |text: &str, variables: &[(&str, &str)]| match place.load(text, variables) {
+            Ok(Loaded::Resources(config)) => {
+                assert!(!format!("{config:?}").contains("hunter2"));
+                config.resources.instance.password.as_ref().map(|password| password.expose().clone())
+            }
+            other => panic!("{other:?}"),
+        };
+        let good = place.resources();
+        assert_eq!(load(&good, &[]), None);
+        place.write("password", "hunter2\n", 0o600);
+        let file = good.replace("user = \"provisioner\"", "user = \"provisioner\"\npassword_file = \"password\"");
+        assert_eq!(load(&file, &[]).as_deref(), Some("hunter2"));
+        for variable in ["CAPONIER_DATABASE_PASSWORD", "CAPONIER_INSTANCE__PASSWORD"] {
+            assert_eq!(load(&good, &[(variable, "hunter2 ")]).as_deref(), Some("hunter2 "));
+            assert_eq!(load(&file, &[(variable, "other")]).as_deref(), Some("other"));
+        }
+        // The variable says nothing to a gateway or an agent.
+        assert!(place.load(&place.agent(), &[("CAPONIER_DATABASE_PASSWORD", "hunter2")]).is_ok());
+    }
+
+    #[test]
     fn whole_parts_that_are_missing_are_said() {
         let place = Place::new();
         for (text, problems) in [
-            ("", &["neither [agent] nor [gateway]"][..]),
+            ("", &["none of [agent], [gateway] and [provision]"][..]),
             ("[agent]\n[gateway]", &["[agent] and [gateway] in one file"]),
+            ("[agent]\n[provision]", &["[agent] and [provision] in one file"]),
+            ("[provision]", &["provision.gateway: this", "provision.known_hosts: this", "instance: this"]),
             (
                 "[agent]",
                 &[

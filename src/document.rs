@@ -625,8 +625,9 @@ impl<'a> Item<'a> {
         self.reject(format!("{wanted} is wanted, and this is {}", self.node.value.kind()))
     }
 
-    /// Values from the environment are strings, whatever they stand for.
-    fn set_by_variable(&self) -> bool {
+    /// Whether the value came from the environment; then it is a string, whatever it stands for.
+    #[must_use]
+    pub fn set_by_variable(&self) -> bool {
         self.place.variable.is_some()
     }
 }

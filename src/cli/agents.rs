@@ -31,7 +31,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         print(&format!("{}\n", serde_json::to_string_pretty(&rows)?))?;
         return Ok(Exit::Done.into());
     }
-    let heads = ["AGENT", "REPLICA", "ADDRESS", "VERSION", "SINCE", "LIVE", "OPENED", "STATE", "KEY"].map(str::to_owned);
+    let heads =
+        ["AGENT", "REPLICA", "ADDRESS", "VERSION", "SINCE", "LIVE", "OPENED", "STATE", "KEY"].map(str::to_owned);
     let lines: Vec<[String; 9]> = std::iter::once(heads)
         .chain(rows.into_iter().map(|row| {
             [

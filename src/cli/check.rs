@@ -30,7 +30,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             format!("agent {} for {} organisation(s), {rules} rule(s)", config.id, config.organisations.len())
         }
         Loaded::Gateway(config, _) => {
-            format!("gateway for {} organisation(s), {} loopback door(s)", config.organisations.len(), config.local.len())
+            format!(
+                "gateway for {} organisation(s), {} loopback door(s)",
+                config.organisations.len(),
+                config.local.len()
+            )
         }
         Loaded::Resources(config) => {
             format!("resources: {} database(s) through {}", config.resources.databases.len(), config.client.agent)

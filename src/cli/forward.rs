@@ -96,7 +96,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pin = match (&args.known_hosts, args.host_key) {
         (_, Some(fingerprint)) => Pin::fingerprint(fingerprint),
         (Some(file), None) => Pin::known_hosts(file, &args.gateway).exit_with(Exit::Usage)?,
-        (None, None) => return Err(anyhow::anyhow!("either --known-hosts or --host-key is needed")).exit_with(Exit::Usage),
+        (None, None) => {
+            return Err(anyhow::anyhow!("either --known-hosts or --host-key is needed")).exit_with(Exit::Usage);
+        }
     };
     let proxy = proxy(args.proxy.as_deref())?;
     let config = Config { gateway: args.gateway, agent: args.agent, key, pin, proxy };
@@ -154,9 +156,17 @@ mod tests {
             let listen: Listen = text.parse().expect(text);
             assert_eq!((listen.address.to_string().as_str(), listen.target.to_string().as_str()), (address, target));
         }
-        for text in
-            ["", "5432", "5432:db", "0.0.0.0:1:db:2", "[::]:1:db:2", "x:1:db:2", "1:2130706433:2", "70000:db:1", "1:db:0"]
-        {
+        for text in [
+            "",
+            "5432",
+            "5432:db",
+            "0.0.0.0:1:db:2",
+            "[::]:1:db:2",
+            "x:1:db:2",
+            "1:2130706433:2",
+            "70000:db:1",
+            "1:db:0",
+        ] {
             assert!(text.parse::<Listen>().is_err(), "{text}");
         }
     }

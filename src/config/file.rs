@@ -17,6 +17,7 @@ use crate::document::{Item, Place, Table, read_text};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
+use crate::secret::Secret;
 use crate::target::{Name, TargetError};
 use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
 use crate::{agent, gateway};
@@ -264,7 +265,7 @@ fn log(root: &Table<'_>) -> Option<Log> {
 }
 
 /// The proxy, if there is one: its credentials may stand in its URL or in a file of their own.
-fn proxy(table: &Table<'_>) -> Option<Option<Proxy>> {
+pub(super) fn proxy(table: &Table<'_>) -> Option<Option<Proxy>> {
     let proxy = optional(table.optional("proxy"), |item| item.parse::<Proxy>());
     let credentials = optional(table.optional("proxy_credentials_file"), credentials);
     match (proxy?, credentials?) {
@@ -283,28 +284,32 @@ fn proxy(table: &Table<'_>) -> Option<Option<Proxy>> {
 
 /// Reads `USER:PASSWORD` from a file that only its owner can read.
 fn credentials(item: &Item<'_>) -> Option<Credentials> {
-    let path = item.path()?;
-    let mode = match std::fs::metadata(&path) {
-        Ok(data) => data.mode() & 0o7777,
-        Err(error) => return item.reject(format!("credentials file {} cannot be read: {error}", path.display())),
-    };
-    if mode & 0o077 != 0 {
-        let path = path.display();
-        return item.reject(format!(
-            "credentials file {path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`"
-        ));
-    }
-    let text = match read_text(&path) {
-        Ok(text) => crate::secret::Secret::new(text),
-        Err(faults) => return item.reject(format!("credentials file {faults}")),
-    };
+    let text = secret_file(item, "credentials")?;
     let line = text.expose().trim_end_matches(['\r', '\n']);
     match Credentials::from_line(line) {
         Ok(credentials) => Some(credentials),
         Err(_) => item.reject(format!(
             "credentials file {} must hold one line USER:PASSWORD, as it is, without control characters",
-            path.display()
+            item.path()?.display()
         )),
+    }
+}
+
+/// Reads a file that only its owner can read. `what` says what is in it.
+pub(super) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
+    let path = item.path()?;
+    let mode = match std::fs::metadata(&path) {
+        Ok(data) => data.mode() & 0o7777,
+        Err(error) => return item.reject(format!("{what} file {} cannot be read: {error}", path.display())),
+    };
+    if mode & 0o077 != 0 {
+        let path = path.display();
+        return item
+            .reject(format!("{what} file {path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`"));
+    }
+    match read_text(&path) {
+        Ok(text) => Some(Secret::new(text)),
+        Err(faults) => item.reject(format!("{what} file {faults}")),
     }
 }
 
@@ -315,7 +320,7 @@ fn organisation_id(table: &Table<'_>, ids: &mut Once<OrganisationId>) -> Option<
     })
 }
 
-fn private_key(item: &Item<'_>) -> Option<PrivateKey> {
+pub(super) fn private_key(item: &Item<'_>) -> Option<PrivateKey> {
     match PrivateKey::read(&item.path()?) {
         Ok(key) => Some(key),
         Err(error) => item.reject(Chain(&error).to_string()),
@@ -375,7 +380,7 @@ fn replica_of(host: &str) -> Option<ReplicaId> {
 }
 
 /// Reads something optional: `Some(None)` if it is absent, `None` if it is wrong.
-fn optional<'a, T>(item: Option<Item<'a>>, read: impl FnOnce(&Item<'a>) -> Option<T>) -> Option<Option<T>> {
+pub(super) fn optional<'a, T>(item: Option<Item<'a>>, read: impl FnOnce(&Item<'a>) -> Option<T>) -> Option<Option<T>> {
     match item {
         Some(item) => read(&item).map(Some),
         None => Some(None),

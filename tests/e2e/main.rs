@@ -1,0 +1,4 @@
+//! Tests with real components, in one binary.
+
+mod postgres;
+mod provision;
