@@ -85,7 +85,7 @@ stop() {
 # running PID : whether it lives; a zombie that nobody has waited for does not.
 running() {
   local stat
-  { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
   stat=${stat##*) }
   [ "${stat%% *}" != Z ]
 }
