@@ -41,9 +41,11 @@ on_exit() {
   undo+=("$words")
 }
 
-# undo_all : takes away all that is registered so far. A script may call it early, to look at what is left.
+# undo_all : takes away all that is registered so far, and lets nothing interrupt that. A script may call it early,
+# to look at what is left.
 undo_all() {
   local step
+  trap '' INT TERM HUP
   while [ "${#undo[@]}" -gt 0 ]; do
     step=${undo[-1]}
     unset 'undo[-1]'
@@ -53,10 +55,9 @@ undo_all() {
 
 unwind() {
   local status=$?
-  trap '' INT TERM HUP
-  trap - EXIT
   set +e
   undo_all
+  trap - EXIT
   exit "$status"
 }
 
