@@ -513,11 +513,15 @@ async fn what_an_owner_plants_is_never_run() {
                    $$ BEGIN INSERT INTO evil.ran VALUES (current_user); RETURN false; END $$; \
                  CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.trap); \
                  CREATE TABLE evil.pg_extension (extname text); CREATE TABLE evil.pg_namespace (nspname text); \
-                 ALTER DATABASE orders SET search_path = evil, pg_catalog",
+                 ALTER DATABASE orders SET search_path = evil, pg_catalog; ALTER DATABASE orders SET role = orders; \
+                 ALTER DATABASE orders SET default_transaction_read_only = on",
             )
             .await
             .expect("planted");
         assert_eq!(bench.apply(&resources).await.expect("second run").steps, 0);
+        let mut more = resources.clone();
+        more.databases[0].extensions.push(Extension { name: name("hstore"), schema: None, version: None });
+        bench.apply(&more).await.unwrap_or_else(|error| panic!("{}", Chain(&error)));
         let ran: i64 = owner.query_one("SELECT count(*) FROM evil.ran", &[]).await.expect("count").get(0);
         assert_eq!(ran, 0);
     })
