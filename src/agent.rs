@@ -90,8 +90,6 @@ struct Agent {
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
-    /// The gateway's ids of the forwards that are live, by organisation.
-    live: Mutex<HashSet<(OrganisationId, String)>>,
 }
 
 /// The agent's own gateways and proxy, which no forward may reach.
@@ -130,7 +128,6 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
         tasks: tasks.clone(),
         ways_out: Mutex::new(WaysOut { targets, addresses: HashSet::new() }),
         unrecorded: Mutex::default(),
-        live: Mutex::default(),
     });
     info!(agent = %agent.id, replica = %agent.replica, key = %agent.key.public().fingerprint(), "agent started");
     for organisation in config.organisations {

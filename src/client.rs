@@ -307,8 +307,10 @@ impl Session {
         let (near, far) = tokio::io::duplex(limits::CHUNK * 2);
         let stop = self.tasks.stopping().clone();
         self.tasks.spawn(async move {
-            let end = splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), &stop).await;
+            let (end, remains) =
+                splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), &stop).await;
             debug!(?end, "a stream has ended");
+            remains.leave().await;
         });
         Ok(near)
     }
@@ -316,7 +318,7 @@ impl Session {
     /// Ends the session.
     pub async fn close(&self) {
         self.client.disconnect("done").await;
-        drop(timeout(limits::CLOSE_PATIENCE, self.client.control().gone().cancelled()).await);
+        drop(timeout(limits::GOODBYE_PATIENCE, self.client.control().gone().cancelled()).await);
         self.client.control().cut();
     }
 }
@@ -404,8 +406,10 @@ async fn carry(keeper: &Keeper, stream: TcpStream, client: SocketAddr, target: &
     };
     match opened.await {
         Ok(channel) => {
-            let end = splice::splice(Side::Tcp(stream), Side::Channel(channel), &Counters::default(), stop).await;
+            let (end, remains) =
+                splice::splice(Side::Tcp(stream), Side::Channel(channel), &Counters::default(), stop).await;
             debug!(?end, "a forward has ended");
+            remains.leave().await;
         }
         Err(error) => {
             warn!("{error}");

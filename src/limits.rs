@@ -77,8 +77,12 @@ pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 /// Keepalives at the SSH door; not below [`LOGIN_GRACE`], because a keepalive during login is fatal to OpenSSH.
 pub const DOOR_KEEPALIVE: Duration = Duration::from_secs(60);
 
-/// How long we wait for the other end of a channel to close first once both directions have ended.
-pub const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long we wait for the other end of a channel to close first once both directions have ended. Longer than a round
+/// trip to most places; short, because `ssh -W` never closes first and its user waits.
+pub const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
+
+/// How long we wait for the other end to hang up after goodbye.
+pub const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What one read from a socket, and one channel message, carries at most.
 pub const CHUNK: usize = 32 * 1024;

@@ -316,26 +316,6 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<Channel>) {
     }
 }
 
-/// Marks the gateway's id as live for as long as it exists.
-struct Live<'a> {
-    agent: &'a Agent,
-    key: (crate::identity::OrganisationId, String),
-}
-
-impl<'a> Live<'a> {
-    fn mark(shared: &'a Shared, forward: &ForwardId) -> Option<Self> {
-        let key = (shared.served.name.organisation.clone(), forward.to_string());
-        let new = shared.agent.live.lock().unwrap_or_else(PoisonError::into_inner).insert(key.clone());
-        new.then_some(Self { agent: &shared.agent, key })
-    }
-}
-
-impl Drop for Live<'_> {
-    fn drop(&mut self) {
-        self.agent.live.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.key);
-    }
-}
-
 /// One forward, from the gateway's request to its end.
 async fn forward(shared: &Shared, opening: Opening) {
     let agent = &shared.agent;
@@ -385,13 +365,6 @@ async fn forward(shared: &Shared, opening: Opening) {
     let mut refusal = refusal;
     refusal.record.principal = Some(principal.clone());
 
-    let _live = match &refusal.peer {
-        Some(peer) => match Live::mark(shared, peer) {
-            Some(live) => Some(live),
-            None => return refusal.deny(RefusalCode::Malformed, "duplicate_forward", "").await,
-        },
-        None => None,
-    };
     if let Some(limit) = refusal.opening.over {
         return refusal.deny(RefusalCode::Limit, "limit", limit).await;
     }
@@ -430,6 +403,8 @@ async fn forward(shared: &Shared, opening: Opening) {
     let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut entry = match agent.trail.open(refusal.record.clone()).await {
         Ok(entry) => entry,
+        // The trail holds the gateway's ids of the live forwards, by organisation.
+        Err(TrailError::Duplicate) => return refusal.deny(RefusalCode::Malformed, "duplicate_forward", "").await,
         Err(error) => return refusal.unrecorded(&error).await,
     };
     let dialled = tokio::select! {
@@ -448,7 +423,7 @@ async fn forward(shared: &Shared, opening: Opening) {
     let Some(channel) = refusal.opening.accept().await else { return };
     let counters = entry.counters();
     let stop = CancellationToken::new();
-    let end = {
+    let (end, remains) = {
         let splice = splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, &stop);
         tokio::pin!(splice);
         let why = tokio::select! {
@@ -473,6 +448,7 @@ async fn forward(shared: &Shared, opening: Opening) {
         End::Stopped => "agent_stopped",
     };
     entry.finish(counters.ended(reason));
+    remains.leave().await;
 }
 
 /// Dials the permitted addresses in turn; what was permitted is what is dialled.

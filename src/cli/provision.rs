@@ -28,7 +28,7 @@ Example:
   caponier provision destroy -f resources.toml
 
 deploy/resources.toml explains the file. The administrator's password comes from the file that it names, or from
-CAPONIER_INSTANCE__PASSWORD.")]
+CAPONIER_DATABASE_PASSWORD.")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -156,19 +156,24 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         () = gateway.tasks.stopping().cancelled() => Ok("gateway_stopped"),
         () = leaving.cancelled() => Ok("session_cut"),
     };
-    let reason = match cut {
+    let (reason, remains) = match cut {
         Ok(reason) => {
             stop.cancel();
-            splice.await;
-            reason
+            (reason, splice.await.1)
         }
-        Err(End::Clean) => "eof",
-        Err(End::NearBroke(_)) => "client_gone",
-        Err(End::FarBroke(_)) if ride.link().client().control().gone().is_cancelled() => "link_lost",
-        Err(End::FarBroke(_)) => "target_broke",
-        Err(End::Stopped) => "gateway_stopped",
+        Err((end, remains)) => {
+            let reason = match end {
+                End::Clean => "eof",
+                End::NearBroke(_) => "client_gone",
+                End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => "link_lost",
+                End::FarBroke(_) => "target_broke",
+                End::Stopped => "gateway_stopped",
+            };
+            (reason, remains)
+        }
     };
     entry.finish(counters.ended(reason));
+    remains.leave().await;
 }
 
 /// Waits until the registry says no to what it has allowed.

@@ -167,7 +167,7 @@ async fn link(
     if reason == "replaced" {
         link.client().disconnect("replaced").await;
         // The agent hangs up when it has read that; if it does not, the cut below does.
-        drop(timeout_at(Instant::now() + limits::CLOSE_PATIENCE, gone.cancelled()).await);
+        drop(timeout_at(Instant::now() + limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     link.client().control().cut();
     info!(agent = %link.name, replica = %link.replica, reason, "the link has ended");
@@ -270,8 +270,8 @@ async fn listen(mut control: Channel, gone: &CancellationToken) {
             Ok(Some(bytes)) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
             Ok(None) | Err(_) => {
-                drop(tokio::time::timeout(limits::CLOSE_PATIENCE, gone.cancelled()).await);
-                return;
+                let gone = tokio::time::timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await.is_ok();
+                return if gone { std::future::pending().await } else { () };
             }
         }
         loop {

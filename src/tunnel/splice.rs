@@ -53,7 +53,9 @@ enum Writer {
 }
 
 /// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end or `stop`.
-pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &CancellationToken) -> End {
+///
+/// The forward is over when this returns; what is left of its two sides is then to be [left](Remains::leave).
+pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &CancellationToken) -> (End, Remains) {
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
     let halves = Halves::default();
@@ -70,8 +72,23 @@ pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &Cancellat
         () = stop.cancelled() => End::Stopped,
     };
     let clean = end == End::Clean;
-    tokio::join!(leave(near_reader, near_writer, clean), leave(far_reader, far_writer, clean));
-    end
+    (end, Remains { near: (near_reader, near_writer), far: (far_reader, far_writer), clean })
+}
+
+/// The two sides of a forward that is over.
+#[must_use = "sides that are not left properly look as if the forward had ended well"]
+pub struct Remains {
+    near: (Reader, Writer),
+    far: (Reader, Writer),
+    clean: bool,
+}
+
+impl Remains {
+    /// Closes both sides: in order after a clean end, else so that each peer sees that something broke. May wait a little for
+    /// a peer to close first.
+    pub async fn leave(self) {
+        tokio::join!(leave(self.near.0, self.near.1, self.clean), leave(self.far.0, self.far.1, self.clean));
+    }
 }
 
 #[derive(Default)]

@@ -623,13 +623,12 @@ impl Reader {
 
     /// Waits until the peer has closed the channel or the session is gone; data that still comes is dropped.
     pub async fn closed(&mut self) {
-        loop {
+        while !self.closed.is_cancelled() {
             tokio::select! {
-                message = self.half.wait() => if matches!(message, Some(ChannelMsg::Close) | None) { break },
-                () = self.gone.cancelled() => break,
+                message = self.half.wait() => if matches!(message, Some(ChannelMsg::Close) | None) { self.closed.cancel() },
+                () = self.gone.cancelled() => self.closed.cancel(),
             }
         }
-        self.closed.cancel();
     }
 }
 
