@@ -60,7 +60,7 @@ struct Plan {
     json: bool,
 }
 
-/// Make it so. Can be interrupted and run again at any point.
+/// Make it so, and write the credentials where the file says. Can be interrupted and run again at any point.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -86,8 +86,8 @@ struct Destroy {
 
 #[derive(Debug, clap::Args)]
 struct File {
-    /// The resources.
-    #[arg(long = "file", short, value_name = "FILE")]
+    /// The resources; deploy/resources.toml explains the file.
+    #[arg(long = "file", short = 'f', value_name = "FILE")]
     path: PathBuf,
 }
 
