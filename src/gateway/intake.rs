@@ -275,8 +275,10 @@ async fn listen(mut control: Channel, gone: &CancellationToken) {
             Some(bytes) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
             None => {
-                let gone = tokio::time::timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await.is_ok();
-                return if gone { std::future::pending().await } else { () };
+                if tokio::time::timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await.is_ok() {
+                    std::future::pending::<()>().await;
+                }
+                return;
             }
         }
         loop {
