@@ -331,7 +331,7 @@ pub async fn watch_failure(mut failed: watch::Receiver<Option<Instant>>, stop: C
         let since = *failed.borrow_and_update();
         let grace = async {
             match since {
-                Some(since) => tokio::time::sleep_until((since + crate::limits::TRAIL_FAILURE_GRACE).into()).await,
+                Some(since) => tokio::time::sleep_until(since + crate::limits::TRAIL_FAILURE_GRACE).await,
                 None => std::future::pending().await,
             }
         };

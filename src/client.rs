@@ -27,7 +27,7 @@ use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, GatewayUrl, Proxy};
 use crate::tunnel::splice::{self, Side};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, HandshakeError, LoginError};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
 use crate::tunnel::wire::{self, Peer};
 
 /// How to log in to a gateway.
@@ -212,7 +212,8 @@ pub enum OpenError {
 /// A session at a gateway's door.
 pub struct Session {
     client: ssh::Client,
-    tasks: Tasks,
+    /// The streams that were handed out.
+    streams: Tasks,
 }
 
 /// Logs in.
@@ -258,6 +259,7 @@ async fn log_in(
             }
         }),
         keepalive: limits::LINK_KEEPALIVE,
+        flow: if greeted.peer == Peer::Door { Flow::Credit } else { Flow::Stock },
         report: Arc::new(|violation| warn!(?violation, "the gateway asked for something it never may; refused")),
     };
     let stranger = ssh::connect(stream, options).await.map_err(|source| match source {
@@ -276,7 +278,7 @@ async fn log_in(
             agent: config.agent.clone(),
             source,
         })?;
-    Ok(Session { client, tasks: tasks.clone() })
+    Ok(Session { client, streams: tasks.child() })
 }
 
 impl Session {
@@ -305,8 +307,8 @@ impl Session {
     pub async fn stream(&self, target: &Target) -> Result<DuplexStream, OpenError> {
         let channel = self.open(target, "127.0.0.1").await?;
         let (near, far) = tokio::io::duplex(limits::CHUNK * 2);
-        let stop = self.tasks.stopping().clone();
-        self.tasks.spawn(async move {
+        let stop = self.streams.stopping().clone();
+        self.streams.spawn(async move {
             let (end, remains) =
                 splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), &stop).await;
             debug!(?end, "a stream has ended");
@@ -315,8 +317,12 @@ impl Session {
         Ok(near)
     }
 
-    /// Ends the session.
+    /// Ends the session, once the streams that were dropped have said their goodbyes.
     pub async fn close(&self) {
+        if !self.streams.settle(limits::GOODBYE_PATIENCE).await {
+            debug!("a stream was still open when the session was closed");
+        }
+        self.streams.stop();
         self.client.disconnect("done").await;
         drop(timeout(limits::GOODBYE_PATIENCE, self.client.control().gone().cancelled()).await);
         self.client.control().cut();

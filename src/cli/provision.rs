@@ -14,7 +14,7 @@ use super::{Exit, ExitWith, print, running};
 use crate::client::{self, Session};
 use crate::config::{self, Loaded};
 use crate::limits;
-use crate::provision::{self, Connect, Event};
+use crate::provision::{self, Connect, Event, Output};
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::telemetry;
@@ -65,13 +65,18 @@ struct Plan {
 #[command(after_help = "\
 Example:
   caponier provision apply -f resources.toml
-  caponier provision apply -f resources.toml --rotate")]
+  caponier provision apply -f resources.toml --rotate
+  caponier provision apply -f resources.toml --output - | jq -r '.[0].password'")]
 struct Apply {
     #[command(flatten)]
     file: File,
     /// Replace every password, also those that have been handed over.
     #[arg(long)]
     rotate: bool,
+    /// Where the credentials go, in place of what the file says: a path, or `-` for standard output, where a password that
+    /// was handed over before is `null`.
+    #[arg(long, value_name = "PATH")]
+    output: Option<PathBuf>,
 }
 
 /// Take away the databases and roles that the file names, where they are ours.
@@ -106,7 +111,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .exit_with(Exit::Usage);
     };
     telemetry::start(telemetry::Format::Text, Level::WARN);
-    let resources = &loaded.resources;
+    let mut resources = loaded.resources;
+    if let Command::Apply(Apply { output: Some(output), .. }) = &args.command {
+        resources.output = match output.to_str() {
+            Some("-") => Output::Stdout,
+            _ => Output::File(output.clone()),
+        };
+    }
+    let resources = &resources;
     running::block_on(async |stop| {
         let tasks = Tasks::new();
         eprintln!("logging in to {} for {}", loaded.client.gateway, loaded.client.agent);
