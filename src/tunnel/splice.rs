@@ -718,6 +718,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn regression_messages_of_one_byte_cost_a_stock_peer_what_they_cost_us() {
+        let mut session = Session::new(Flow::Stock).await;
+        let target = "db:1".parse().expect("a target");
+        let opened = session.client.open(&target, "127.0.0.1", None);
+        let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Stock).await };
+        let (channel, far_channel) = tokio::join!(opened, accepted);
+        let (deaf, far) = tokio::io::duplex(1);
+        let stop = CancellationToken::new();
+        let far_end = session.tasks.spawn({
+            let (side, stop) = (Side::Channel(far_channel.expect("accepted")), stop.clone());
+            async move {
+                let (end, remains) = splice(side, Side::Pipe(far), &Counters::default(), &stop).await;
+                remains.leave().await;
+                end
+            }
+        });
+        let mut channel = channel.expect("opened");
+        let flood = async {
+            let mut sent = 0_usize;
+            while !session.far_control.is_shut() {
+                channel.writer.send(Bytes::from_static(b"x")).await.expect("sent");
+                sent += 1;
+                assert!(sent < limits::HELD_HIGH / 16, "{sent} messages are held, and it reads on");
+            }
+        };
+        within("the gate", flood).await;
+        // What is given up is given back.
+        stop.cancel();
+        assert_eq!(within("the far end", far_end).await.expect("ran"), End::Stopped);
+        within("the gate", async {
+            while session.far_control.is_shut() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        drop(deaf);
+    }
+
+    #[tokio::test]
     async fn more_than_the_credit_ends_the_session() {
         let mut session = Session::new(Flow::Credit).await;
         let target = "db:1".parse().expect("a target");
