@@ -115,10 +115,15 @@ pub const UNSENT_MAX: usize = 32 * 1024 * 1024;
 /// Bytes of a stock peer's channels that wait for their sinks, above which its session stops reading.
 pub const HELD_HIGH: usize = 4 * 1024 * 1024;
 
-/// See [`HELD_HIGH`]: below this it reads on.
-pub const HELD_LOW: usize = 2 * 1024 * 1024;
+/// See [`HELD_HIGH`]: below this it reads on. Not far below, so that a session whose target is slow reads often enough to
+/// hear that its peer is alive.
+pub const HELD_LOW: usize = HELD_HIGH - 128 * 1024;
 
-/// Bytes that may wait while a session reads on because a writer needs window; what is in flight lies far below it.
+/// Bytes that may wait while a session reads on because a writer needs window. Whatever a peer had under way when it granted
+/// that window lies below it (the kernels' buffers on both ends, and its own); if it has not come by then, it will not.
+pub const HELD_STARVING: usize = 32 * 1024 * 1024;
+
+/// Bytes that may wait at all; a session has stopped reading long before.
 pub const HELD_MAX: usize = 64 * 1024 * 1024;
 
 /// How long a target may take nothing while what waits for it keeps a stock client's whole session from being read.

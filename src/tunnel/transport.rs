@@ -80,8 +80,8 @@ impl Control {
     }
 
     /// Counts bytes of a peer without credit that were received and wait for their sink. Above a bound the session stops
-    /// reading until enough of them are [released](Control::release), unless a writer is [starving](Control::starve); far
-    /// above it, it is cut.
+    /// reading until enough of them are [released](Control::release); while a writer is [starving](Control::starve), that
+    /// bound is a higher one. Far above both it is cut.
     pub fn hold(&self, bytes: usize) {
         let held = self.0.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if held > limits::HELD_HIGH {
@@ -94,8 +94,10 @@ impl Control {
 
     /// Counts bytes that their sink has taken, or that are given up.
     pub fn release(&self, bytes: usize) {
-        let held = self.0.held.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        if held < limits::HELD_LOW && self.0.shut.swap(false, Ordering::Relaxed) {
+        let before = self.0.held.fetch_sub(bytes, Ordering::Relaxed);
+        let held = before - bytes;
+        let opened = held < limits::HELD_LOW && self.0.shut.swap(false, Ordering::Relaxed);
+        if opened || held <= limits::HELD_STARVING && before > limits::HELD_STARVING {
             self.wake();
         }
     }
@@ -103,11 +105,14 @@ impl Control {
     /// Whether the session has stopped reading.
     #[must_use]
     pub fn is_shut(&self) -> bool {
-        self.0.shut.load(Ordering::Relaxed) && self.0.starving.load(Ordering::Relaxed) == 0
+        let starving = self.0.starving.load(Ordering::Relaxed) > 0;
+        self.0.shut.load(Ordering::Relaxed)
+            && !(starving && self.0.held.load(Ordering::Relaxed) <= limits::HELD_STARVING)
     }
 
     /// Says for as long as the value lives that a writer waits for window: then the session reads on, because what it waits
-    /// for lies behind the data that fills the queue, and without it neither direction would ever move again.
+    /// for lies behind the data that fills the queue, and without it neither direction would ever move again. Not for ever:
+    /// if much has been read and no window has come, the peer does not want what the writer has, and would only fill us.
     #[must_use]
     pub fn starve(&self) -> Starving {
         self.0.starving.fetch_add(1, Ordering::Relaxed);
@@ -350,6 +355,26 @@ mod tests {
         assert_eq!(read.expect("read"), 1);
         control.hold(limits::HELD_MAX + 1);
         assert!(transport.read(&mut buf).await.is_err(), "far too much ends the session");
+    }
+
+    #[tokio::test]
+    async fn regression_starving_for_ever_a_reader_that_pauses_does_not_let_an_upload_cut_the_session() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        far.write_all(b"ab").await.expect("written");
+        let mut buf = [0; 1];
+        let _starving = control.starve();
+        control.hold(limits::HELD_STARVING);
+        assert_eq!(transport.read(&mut buf).await.expect("read"), 1, "a starving writer opens it");
+        control.hold(1);
+        assert!(tokio::time::timeout(Duration::from_millis(20), transport.read(&mut buf)).await.is_err(), "shut");
+        let (read, ()) = tokio::time::timeout(Duration::from_secs(5), async {
+            tokio::join!(transport.read(&mut buf), async { control.release(1) })
+        })
+        .await
+        .expect("releasing wakes the reader");
+        assert_eq!(read.expect("read"), 1);
     }
 
     #[tokio::test]
