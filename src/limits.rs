@@ -112,6 +112,11 @@ pub const UNSENT_HIGH: usize = 256 * 1024;
 /// Bytes that a socket has not taken, at which its session is cut: more than all queues of a session together.
 pub const UNSENT_MAX: usize = 32 * 1024 * 1024;
 
+/// Messages, each of a writer of its own, that are given to a session at once when its socket has room: together far below
+/// [`UNSENT_MAX`], and as many as a session at the SSH door has channels, because there a writer may hold its place while it
+/// waits for a stock peer's window, and must not keep others from theirs.
+pub const FEEDERS: usize = CHANNELS_PER_SESSION;
+
 /// Bytes of a stock peer's channels that wait for their sinks, above which its session stops reading.
 pub const HELD_HIGH: usize = 4 * 1024 * 1024;
 

@@ -757,6 +757,68 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn regression_a_thousand_senders_at_once_do_not_cut_their_session() {
+        // A network that for a while carries nothing.
+        let (near, near_network) = tokio::io::duplex(64 * 1024);
+        let (far_network, far) = tokio::io::duplex(64 * 1024);
+        let (open, mut opened) = tokio::sync::watch::channel(true);
+        let network = Tasks::new();
+        let (mut near_reader, mut near_writer) = tokio::io::split(near_network);
+        let (mut far_reader, mut far_writer) = tokio::io::split(far_network);
+        network.spawn(async move { tokio::io::copy(&mut far_reader, &mut near_writer).await });
+        network.spawn(async move {
+            let mut bytes = vec![0; 64 * 1024];
+            while let Ok(read @ 1..) = near_reader.read(&mut bytes).await {
+                drop(opened.wait_for(|open| *open).await);
+                far_writer.write_all(&bytes[..read]).await?;
+            }
+            Ok::<_, io::Error>(())
+        });
+        let mut session = Session::over(near, far, Flow::Credit).await;
+        let mut senders = Vec::new();
+        let sent = 2 * limits::CHUNK;
+        for _ in 0..limits::UNSENT_MAX / limits::CHUNK + 200 {
+            let target = "db:1".parse().expect("a target");
+            let opened = session.client.open(&target, "127.0.0.1", None);
+            let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+            let (channel, far_channel) = tokio::join!(opened, accepted);
+            let (channel, mut far_channel) = (channel.expect("opened"), far_channel.expect("accepted"));
+            senders.push((
+                channel,
+                session.tasks.spawn(async move {
+                    let mut heard = 0;
+                    while let Event::Data(bytes) = far_channel.reader.next().await {
+                        heard += bytes.len();
+                    }
+                    drop(far_channel);
+                    heard
+                }),
+            ));
+        }
+        let start = CancellationToken::new();
+        let mut all = Vec::new();
+        for (mut channel, heard) in senders {
+            let start = start.clone();
+            let sending = session.tasks.spawn(async move {
+                start.cancelled().await;
+                channel.writer.send(Bytes::from(vec![7; sent])).await?;
+                channel.writer.finish().await?;
+                Ok::<_, io::Error>(channel)
+            });
+            all.push((sending, heard));
+        }
+        open.send(false).expect("the network is there");
+        start.cancel();
+        // Until whoever may feed the session has done so.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        open.send(true).expect("the network is there");
+        for (sending, heard) in all {
+            let _channel = within("a sender", sending).await.expect("ran").expect("the session lives");
+            assert_eq!(within("a receiver", heard).await.expect("ran"), sent);
+        }
+    }
+
+    #[tokio::test]
     async fn more_than_the_credit_ends_the_session() {
         let mut session = Session::new(Flow::Credit).await;
         let target = "db:1".parse().expect("a target");

@@ -22,7 +22,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 use crate::limits;
@@ -38,6 +38,7 @@ struct Shared {
     /// Bytes that the socket has not taken yet.
     unsent: AtomicUsize,
     drained: Notify,
+    feeders: Feeders,
     /// Bytes that were received and that nobody has taken yet.
     held: AtomicUsize,
     /// Set while `held` is too much.
@@ -45,6 +46,16 @@ struct Shared {
     /// Writers that wait for the peer to widen a window, which only reading can bring.
     starving: AtomicUsize,
     reader: Mutex<Option<Waker>>,
+}
+
+/// Places for those who have found room and whose message the session has not taken yet.
+#[derive(Debug)]
+struct Feeders(Semaphore);
+
+impl Default for Feeders {
+    fn default() -> Self {
+        Self(Semaphore::new(limits::FEEDERS))
+    }
 }
 
 impl Control {
@@ -65,18 +76,22 @@ impl Control {
         &self.0.gone
     }
 
-    /// Waits until the socket has taken so much that the session may be given more to write, or is gone.
-    pub async fn room(&self) {
+    /// Waits until the socket has taken so much that the session may be given one more message to write, or is gone. The
+    /// place is kept until the session has the message: without it, all who wait would feed it at once.
+    pub async fn room(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it; without a place, the rest of the bounds hold.
+        let place = self.0.feeders.0.acquire().await.ok();
         while self.0.unsent.load(Ordering::Relaxed) > limits::UNSENT_HIGH && !self.0.gone.is_cancelled() {
             let drained = self.0.drained.notified();
             if self.0.unsent.load(Ordering::Relaxed) <= limits::UNSENT_HIGH {
-                return;
+                break;
             }
             tokio::select! {
                 () = drained => {}
                 () = self.0.gone.cancelled() => {}
             }
         }
+        place
     }
 
     /// Counts bytes of a peer without credit that were received and wait for their sink. Above a bound the session stops
@@ -269,6 +284,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
+
+const _: () = assert!(
+    limits::FEEDERS >= limits::CHANNELS_PER_SESSION
+        && limits::UNSENT_HIGH + (limits::FEEDERS + limits::SESSION_QUEUE) * limits::CHUNK < limits::UNSENT_MAX,
+    "see limits::FEEDERS"
+);
 
 #[cfg(test)]
 mod tests {

@@ -328,7 +328,7 @@ impl Writer {
                     },
                     Flow::Stock | Flow::Plain => wanted,
                 };
-                self.control.room().await;
+                let _place = self.control.room().await;
                 shared.send(bytes.split_to(fit)).await?;
             }
             Ok(())
