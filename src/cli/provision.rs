@@ -60,7 +60,7 @@ struct Plan {
     json: bool,
 }
 
-/// Make it so. Can be interrupted and run again at any point.
+/// Make it so, and write the credentials where the file says. Can be interrupted and run again at any point.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -91,7 +91,7 @@ struct Destroy {
 
 #[derive(Debug, clap::Args)]
 struct File {
-    /// The resources.
+    /// The resources; deploy/resources.toml explains the file.
     #[arg(long = "file", short = 'f', value_name = "FILE")]
     path: PathBuf,
 }
