@@ -568,8 +568,6 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
-    /// `forward.attempt`: one of several tries to open a forward, with the forward's id.
-    ForwardAttempt,
 }
 
 impl Kind {
@@ -584,7 +582,6 @@ impl Kind {
             Self::PeerViolation => "peer.violation",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
-            Self::ForwardAttempt => "forward.attempt",
         }
     }
 }

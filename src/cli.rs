@@ -1,7 +1,7 @@
 //! The command line: one file per command below `cli/`, each with `Args` and `run`.
 //!
 //! Promised: nothing a user types makes the program panic; a usage error or a bad configuration ends with exit code 2,
-//! any other failure with 1; 3 is kept for refusals by policy, and no command gives it yet. What a program may want to
+//! a target that a policy refuses with 3, any other failure with 1. What a program may want to
 //! read goes to standard output, all else to standard error.
 //!
 //! To add a command: write `cli/NAME.rs`, and name it in `Command` twice.

@@ -11,7 +11,7 @@ use tokio::io::DuplexStream;
 use tracing::Level;
 
 use super::{Exit, ExitWith, print, running};
-use crate::client::{self, Session};
+use crate::client::{self, OpenError, Session};
 use crate::config::{self, Loaded};
 use crate::limits;
 use crate::provision::{self, Connect, Event, Output};
@@ -154,6 +154,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             anyhow::Ok(())
         };
         let done = work.await.with_context(|| format!("provisioning {} failed", resources.instance.target));
+        let denied = |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(OpenError::NotAllowed { .. }));
+        let done = match &done {
+            Err(error) if error.chain().any(denied) => done.exit_with(Exit::Refused),
+            _ => done,
+        };
         session.close().await;
         tasks.drain(limits::STOP_GRACE).await;
         done

@@ -201,20 +201,13 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
 
 fn refusal(error: OpenError) -> (Ending, Public) {
     match error {
-        OpenError::Refused { code: Some(code), words } => {
-            let public = match code {
-                RefusalCode::Denied => Public::NotAllowed,
-                _ => Public::NotAvailable,
-            };
-            let ending = match code {
-                RefusalCode::Denied => Ending::Denied { reason: code.as_str(), detail: words },
-                _ => Ending::Failed { reason: code.as_str(), detail: words },
-            };
-            (ending, public)
-        }
-        OpenError::Refused { code: None, words } => {
-            (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable)
-        }
+        OpenError::Refused { code, words } => match RefusalCode::from_wire(code) {
+            Some(RefusalCode::Denied) => {
+                (Ending::Denied { reason: RefusalCode::Denied.as_str(), detail: words }, Public::NotAllowed)
+            }
+            Some(code) => (Ending::Failed { reason: code.as_str(), detail: words }, Public::NotAvailable),
+            None => (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable),
+        },
         OpenError::Gone => (Ending::Failed { reason: "link_lost", detail: String::new() }, Public::NotAvailable),
         OpenError::Limit => {
             (Ending::Failed { reason: "limit", detail: "pending_opens_per_link".to_owned() }, Public::NotAvailable)

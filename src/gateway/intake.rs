@@ -198,7 +198,7 @@ async fn establish(
                 Err(refusal) => Refusal::as_str(refusal),
             };
             *refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                Some((reason, format!("key {fingerprint}")));
+                Some((reason, format!("the key shown is {fingerprint}")));
             false
         }
     });

@@ -92,10 +92,9 @@ impl Answer for Channel {
     }
 
     async fn refuse(self, public: Public) {
-        // RFC 4254 §5.1: 1 is "administratively prohibited", 2 "connect failed".
         let code = match public {
-            Public::NotAllowed => 1,
-            Public::NotAvailable => 2,
+            Public::NotAllowed => ssh::NOT_ALLOWED,
+            Public::NotAvailable => ssh::NOT_AVAILABLE,
         };
         self.0.refuse_plainly(code, public.as_str()).await;
     }
