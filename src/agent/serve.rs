@@ -132,7 +132,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         .await
         .map_err(|source| LinkError::Handshake { gateway: gateway.clone(), source })?;
     let (logged_in, switch) = (server.logged_in.clone(), server.control.clone());
-    let mut cut = CutOnDrop(Some(switch.clone()));
+    let cut = switch.cut_on_drop();
     let ended = tokio::select! {
         outcome = timeout_at(deadline, logged_in.cancelled()) => match outcome {
             Ok(()) => false,
@@ -174,7 +174,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         .key(accepted.key.fingerprint())
         .detail(gateway);
     agent.trail.note(event).await.map_err(LinkError::Trail)?;
-    cut.0 = None;
+    cut.disarm();
     let (opens, control_channel, running) = server.split();
     let shared = Arc::new(Shared {
         agent: agent.clone(),
@@ -185,16 +185,6 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         worn: CancellationToken::new(),
     });
     Ok(Link { shared, opens, control_channel, running })
-}
-
-struct CutOnDrop(Option<Switch>);
-
-impl Drop for CutOnDrop {
-    fn drop(&mut self) {
-        if let Some(switch) = &self.0 {
-            switch.cut();
-        }
-    }
 }
 
 #[derive(Default)]

@@ -36,7 +36,7 @@ pub use channel::{Channel, Event, Flow, Reader, Returns, Writer};
 
 use tokio_util::sync::CancellationToken;
 
-use super::transport::{Control, Transport};
+use super::transport::{Control, CutOnDrop, Transport};
 use super::wire::{self, ForwardId, RefusalCode};
 use crate::identity::{PrivateKey, PublicKey};
 use crate::limits;
@@ -136,17 +136,6 @@ pub struct Client {
 /// Descriptions of refused opens, by forward id: the library hands them to the handler alone.
 type Failures = Arc<Mutex<HashMap<ForwardId, String>>>;
 
-/// Cuts the session when the future that sets it up is dropped.
-struct CutUnless(Option<Control>);
-
-impl Drop for CutUnless {
-    fn drop(&mut self) {
-        if let Some(control) = &self.0 {
-            control.cut();
-        }
-    }
-}
-
 /// A session in the client role whose login is still to come.
 pub struct Stranger {
     handle: client::Handle<handler::Client>,
@@ -154,7 +143,7 @@ pub struct Stranger {
     failures: Failures,
     host_key: PublicKey,
     flow: Flow,
-    cut: CutUnless,
+    cut: CutOnDrop,
 }
 
 /// Becomes a client on `stream`, up to the end of the key exchange. Dropping the future cuts the session.
@@ -166,7 +155,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let control = Control::new();
-    let cut = CutUnless(Some(control.clone()));
+    let cut = control.cut_on_drop();
     let unsaid = if options.said { options.line.len() + 2 } else { 0 };
     let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
     let failures = Failures::default();
@@ -221,7 +210,7 @@ impl Stranger {
     /// # Errors
     /// If the peer does not accept the key, or goes away.
     pub async fn login(
-        mut self,
+        self,
         user: &str,
         key: &PrivateKey,
         tasks: &Tasks,
@@ -233,7 +222,7 @@ impl Stranger {
         if !result.success() {
             return Err(LoginError::Refused { user: user.to_owned() });
         }
-        self.cut.0 = None;
+        self.cut.disarm();
         Ok(Client {
             handle: Arc::new(self.handle),
             control: self.control,
@@ -436,7 +425,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let control = Control::new();
-    let mut cut = CutUnless(Some(control.clone()));
+    let cut = control.cut_on_drop();
     let unsaid = if options.said { options.line.len() + 2 } else { 0 };
     let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
     let logged_in = CancellationToken::new();
@@ -475,7 +464,7 @@ where
         nodelay: false,
     };
     let running = server::run_stream(Arc::new(config), stream, handler).await.map_err(HandshakeError::Ssh)?;
-    cut.0 = None;
+    cut.disarm();
     Ok(Server { logged_in, opens, control_channel, control, running })
 }
 

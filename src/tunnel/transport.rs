@@ -70,6 +70,12 @@ impl Control {
         self.0.cut.cancel();
     }
 
+    /// Cuts the session when the value is dropped: for whoever sets a session up in steps that may fail or be given up.
+    #[must_use]
+    pub fn cut_on_drop(&self) -> CutOnDrop {
+        CutOnDrop(Some(self.clone()))
+    }
+
     /// Fires once the session has ended and dropped its stream.
     #[must_use]
     pub fn gone(&self) -> &CancellationToken {
@@ -138,6 +144,25 @@ impl Control {
     fn wake(&self) {
         if let Some(waker) = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner).take() {
             waker.wake();
+        }
+    }
+}
+
+/// See [`Control::cut_on_drop`].
+#[derive(Debug)]
+pub struct CutOnDrop(Option<Control>);
+
+impl CutOnDrop {
+    /// Lets the session go on.
+    pub fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        if let Some(control) = &self.0 {
+            control.cut();
         }
     }
 }
