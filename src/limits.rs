@@ -184,8 +184,11 @@ pub const REKEY_BYTES: usize = 64 << 30;
 /// See [`REKEY_BYTES`].
 pub const REKEY_TIME: Duration = Duration::from_secs(24 * 3600);
 
-/// One line on the admin socket, request or answer.
-pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
+/// One question on the admin socket.
+pub const ADMIN_LINE_MAX: usize = 64 * 1024;
+
+/// One answer on the admin socket: a hundred thousand links.
+pub const ADMIN_ANSWER_MAX: usize = 64 * 1024 * 1024;
 
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
