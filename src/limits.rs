@@ -202,6 +202,9 @@ pub const LINKS_PER_AGENT: usize = 64;
 /// How long accepting pauses after an error that is not of one connection alone.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// What a peer may ask for on one session that it never may, before the session is cut: an honest one asks for nothing.
+pub const VIOLATIONS_PER_SESSION: usize = 64;
+
 /// Registry changes that wait to be recorded.
 pub const RELOAD_QUEUE: usize = 64;
 

@@ -19,6 +19,7 @@ mod handler;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -165,6 +166,8 @@ where
         host_key: host_key.clone(),
         failures: failures.clone(),
         report: options.report,
+        control: control.clone(),
+        violations: 0,
     };
     let config = client::Config {
         client_id: SshId::Standard(options.line.into()),
@@ -210,7 +213,7 @@ impl Stranger {
     /// # Errors
     /// If the peer does not accept the key, or goes away.
     pub async fn login(
-        self,
+        mut self,
         user: &str,
         key: &PrivateKey,
         tasks: &Tasks,
@@ -397,6 +400,14 @@ pub struct ServerOptions {
     pub opens: usize,
 }
 
+/// A session channel that may become the control channel. It must be read from now on.
+pub struct ControlChannel {
+    /// The channel.
+    pub channel: Channel,
+    /// Fires when the peer has asked for the subsystem and been granted it.
+    pub granted: CancellationToken,
+}
+
 /// A session in the server role.
 pub struct Server {
     /// Fires with the first successful login.
@@ -404,7 +415,9 @@ pub struct Server {
     /// What the peer asks for.
     pub opens: mpsc::Receiver<Opening>,
     /// The control channel, once the peer has opened it.
-    pub control_channel: oneshot::Receiver<Channel>,
+    pub control_channel: oneshot::Receiver<ControlChannel>,
+    /// How many opens were refused because more waited than are passed on, without anybody having heard of them.
+    pub unheard: Arc<AtomicU64>,
     /// The session's switch.
     pub control: Control,
     running: server::RunningSession<handler::BoxedServer>,
@@ -432,6 +445,7 @@ where
     // The queue never fills before the pending opens do: what exceeds them is passed on marked, to be recorded.
     let (opens_sender, opens) = mpsc::channel(options.opens * 2);
     let (control_sender, control_channel) = oneshot::channel();
+    let unheard = Arc::new(AtomicU64::new(0));
     let handler = handler::BoxedServer {
         login: Box::new(login),
         logged_in: logged_in.clone(),
@@ -440,6 +454,7 @@ where
         channels: Arc::new(Semaphore::new(options.channels)),
         control_sender: options.control_channel.then_some(control_sender),
         session: None,
+        unheard: unheard.clone(),
         control: control.clone(),
         tasks: tasks.clone(),
     };
@@ -465,13 +480,13 @@ where
     };
     let running = server::run_stream(Arc::new(config), stream, handler).await.map_err(HandshakeError::Ssh)?;
     cut.disarm();
-    Ok(Server { logged_in, opens, control_channel, control, running })
+    Ok(Server { logged_in, opens, control_channel, unheard, control, running })
 }
 
 impl Server {
     /// Splits off what the caller consumes from the session's end.
     #[must_use]
-    pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<Channel>, Running) {
+    pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<ControlChannel>, Running) {
         (self.opens, self.control_channel, Running(self.running))
     }
 }

@@ -1,4 +1,5 @@
 //! Tests with real components, in one binary.
 
+mod hostile;
 mod postgres;
 mod provision;
