@@ -233,6 +233,11 @@ impl Program {
         eventually(&what, async || self.child.try_wait().expect("its status")).await
     }
 
+    /// Whether it has ended.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("its status").is_some()
+    }
+
     /// SIGTERM; the exit code.
     pub(crate) async fn stop(&mut self) -> Option<i32> {
         self.signal("TERM");
@@ -362,12 +367,6 @@ impl Plan {
         self
     }
 
-    /// A variable in the agent's environment.
-    pub(crate) fn agent_environment(mut self, name: &str, value: &str) -> Self {
-        self.agent_environment.push((name.to_owned(), value.to_owned()));
-        self
-    }
-
     /// Starts the gateway alone.
     pub(crate) async fn start_gateway(self) -> Site {
         let mut doors = String::new();
@@ -482,6 +481,13 @@ impl Site {
         self.doors = doors;
         let known = format!("[{}]:{} {}\n", address.ip(), address.port(), self.public("gateway"));
         fs::write(self.path().join("known_hosts"), known).expect("written");
+    }
+
+    /// Replaces what the agent's `[agent]` and environment hold beside the necessary, from its next start on.
+    pub(crate) fn change_agent(&mut self, settings: &str, environment: &[(&str, &str)]) {
+        self.plan.agent_settings = format!("{settings}\n");
+        self.plan.agent_environment =
+            environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     }
 
     /// Starts the agent, again where it ran before.

@@ -4,3 +4,4 @@ mod harness;
 mod openssh;
 mod postgres;
 mod provision;
+mod proxy;
