@@ -27,7 +27,7 @@ use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, GatewayUrl, Proxy};
 use crate::tunnel::splice::{self, Side};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, HandshakeError, LoginError};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
 use crate::tunnel::wire::{self, Peer};
 
 /// How to log in to a gateway.
@@ -258,6 +258,7 @@ async fn log_in(
             }
         }),
         keepalive: limits::LINK_KEEPALIVE,
+        flow: if greeted.peer == Peer::Door { Flow::Credit } else { Flow::Stock },
         report: Arc::new(|violation| warn!(?violation, "the gateway asked for something it never may; refused")),
     };
     let stranger = ssh::connect(stream, options).await.map_err(|source| match source {

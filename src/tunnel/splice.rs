@@ -4,16 +4,19 @@
 //! broken on the other (a reset, or a channel closed without EOF), never like a clean end; what arrives is a prefix of
 //! what was sent, and all of it when both sides ended cleanly.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::ssh;
+use super::ssh::{self, Event, Returns};
 use crate::audit::Counters;
 use crate::limits;
 
@@ -58,21 +61,245 @@ enum Writer {
 pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &CancellationToken) -> (End, Remains) {
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
-    let halves = Halves::default();
-    let end = tokio::select! {
-        end = direction(&mut near_reader, &mut far_writer, |bytes| counters.add_to_target(bytes), &halves) => match end {
-            Broke::Reading(kind) => End::NearBroke(kind),
-            Broke::Writing(kind) => End::FarBroke(kind),
-        },
-        end = direction(&mut far_reader, &mut near_writer, |bytes| counters.add_from_target(bytes), &halves) => match end {
-            Broke::Reading(kind) => End::FarBroke(kind),
-            Broke::Writing(kind) => End::NearBroke(kind),
-        },
-        () = halves.both.cancelled() => End::Clean,
-        () = stop.cancelled() => End::Stopped,
+    let (up, down) = (Half::default(), Half::default());
+    let both = CancellationToken::new();
+    let end = {
+        let upward = direction(&mut near_reader, &mut far_writer, |n| counters.add_to_target(n), (&up, &down), &both);
+        let downward =
+            direction(&mut far_reader, &mut near_writer, |n| counters.add_from_target(n), (&down, &up), &both);
+        tokio::pin!(upward, downward);
+        tokio::select! {
+            biased;
+            () = both.cancelled() => End::Clean,
+            () = stop.cancelled() => End::Stopped,
+            broke = &mut upward => {
+                // What the target has said before it would take no more still reaches the principal.
+                if matches!(broke, Broke::Writing(_)) {
+                    last_words(downward, &down, stop).await;
+                }
+                broke.end(End::NearBroke, End::FarBroke)
+            }
+            broke = &mut downward => {
+                // What the principal has sent before it went away still reaches the target.
+                if matches!(broke, Broke::Writing(_)) {
+                    last_words(upward, &up, stop).await;
+                }
+                broke.end(End::FarBroke, End::NearBroke)
+            }
+        }
     };
     let clean = end == End::Clean;
     (end, Remains { near: (near_reader, near_writer), far: (far_reader, far_writer), clean })
+}
+
+/// Lets a direction that is still on its way deliver what was sent into it.
+async fn last_words(direction: impl Future<Output = Broke>, half: &Half, stop: &CancellationToken) {
+    if half.is_done() {
+        return;
+    }
+    tokio::select! {
+        _ = tokio::time::timeout(limits::DELIVERY, direction) => {}
+        () = half.done.cancelled() => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Whether one direction has come to its end of file and passed it on.
+#[derive(Default)]
+struct Half {
+    done: CancellationToken,
+}
+
+impl Half {
+    fn is_done(&self) -> bool {
+        self.done.is_cancelled()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Broke {
+    Reading(io::ErrorKind),
+    Writing(io::ErrorKind),
+}
+
+impl Broke {
+    fn end(self, reading: fn(io::ErrorKind) -> End, writing: fn(io::ErrorKind) -> End) -> End {
+        match self {
+            Self::Reading(kind) => reading(kind),
+            Self::Writing(kind) => writing(kind),
+        }
+    }
+}
+
+/// Copies until the end of file and passes it on; returns only when something breaks. A direction that is done goes on
+/// watching its reader: a channel that is closed while the other direction waits must end the forward.
+async fn direction(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    count: impl Fn(u64),
+    (this, other): (&Half, &Half),
+    both: &CancellationToken,
+) -> Broke {
+    let finish = async |writer: &mut Writer| {
+        if let Err(error) = writer.finish().await {
+            return Broke::Writing(error.kind());
+        }
+        this.done.cancel();
+        if other.is_done() {
+            both.cancel();
+        }
+        std::future::pending().await
+    };
+    match reader {
+        Reader::Tcp(..) | Reader::Pipe(..) => loop {
+            match reader.read().await {
+                Ok(Some(bytes)) => {
+                    let length = bytes.len() as u64;
+                    if let Err(error) = writer.send(bytes).await {
+                        return Broke::Writing(error.kind());
+                    }
+                    count(length);
+                }
+                Ok(None) => return finish(writer).await,
+                Err(error) => return Broke::Reading(error.kind()),
+            }
+        },
+        Reader::Channel(reader) => {
+            let returns = reader.returns();
+            let inbox = Inbox::new(returns.clone());
+            let fill = async {
+                loop {
+                    match reader.next().await {
+                        Event::Data(bytes) => inbox.push(bytes),
+                        Event::Eof => inbox.end(Last::Eof),
+                        Event::Closed => {
+                            inbox.end(Last::Broken(io::ErrorKind::ConnectionReset));
+                            break;
+                        }
+                        Event::Violation => return Broke::Reading(io::ErrorKind::InvalidData),
+                    }
+                }
+                // The channel is closed. What it brought is still delivered; after that, if there was an EOF, nothing is left to
+                // wait for; without one, the other half says so.
+                this.done.cancelled().await;
+                if both.is_cancelled() {
+                    return std::future::pending().await;
+                }
+                Broke::Reading(io::ErrorKind::ConnectionReset)
+            };
+            let empty = async {
+                loop {
+                    match inbox.front().await {
+                        Ok(bytes) => {
+                            let length = bytes.len();
+                            if let Err(error) = stalling(writer.send(bytes), &returns).await {
+                                return Broke::Writing(error.kind());
+                            }
+                            inbox.shift();
+                            count(length as u64);
+                            returns.taken(length).await;
+                        }
+                        Err(Last::Eof) => return finish(writer).await,
+                        Err(Last::Broken(kind)) => return Broke::Reading(kind),
+                    }
+                }
+            };
+            tokio::select! {
+                broke = fill => broke,
+                broke = empty => broke,
+            }
+        }
+    }
+}
+
+/// Sends, but not for ever: a sink that takes nothing is given up after [`limits::STALL`] where it keeps a stock client's
+/// whole session from being read, and after [`limits::DELIVERY`] where the sender has gone. One that harms nobody else may
+/// take its time.
+async fn stalling(send: impl Future<Output = io::Result<()>>, returns: &Returns) -> io::Result<()> {
+    tokio::pin!(send);
+    let mut stalled = Duration::ZERO;
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut send => return result,
+            () = tokio::time::sleep(limits::STALL) => {
+                stalled += limits::STALL;
+                if returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+        }
+    }
+}
+
+/// What a channel has received and its sink has not taken. Credit, or the session's own count, bounds it.
+struct Inbox {
+    state: Mutex<InboxState>,
+    filled: Notify,
+    returns: Returns,
+}
+
+#[derive(Default)]
+struct InboxState {
+    waiting: VecDeque<Bytes>,
+    last: Option<Last>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Last {
+    Eof,
+    Broken(io::ErrorKind),
+}
+
+impl Inbox {
+    fn new(returns: Returns) -> Self {
+        Self { state: Mutex::default(), filled: Notify::new(), returns }
+    }
+
+    fn push(&self, bytes: Bytes) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.last.is_some() {
+            // Data after EOF, which RFC 4254 §5.3 forbids.
+            return self.returns.dropped(bytes.len());
+        }
+        state.waiting.push_back(bytes);
+        self.filled.notify_one();
+    }
+
+    /// Says how the channel's data ended; only the first word counts.
+    fn end(&self, last: Last) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last.get_or_insert(last);
+        self.filled.notify_one();
+    }
+
+    /// What comes next. It stays here until it is [shifted](Inbox::shift) out, so that it is accounted for whatever happens.
+    async fn front(&self) -> Result<Bytes, Last> {
+        loop {
+            let filled = self.filled.notified();
+            {
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(bytes) = state.waiting.front() {
+                    return Ok(bytes.clone());
+                }
+                if let Some(last) = state.last {
+                    return Err(last);
+                }
+            }
+            filled.await;
+        }
+    }
+
+    fn shift(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_front();
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.returns.dropped(state.waiting.iter().map(Bytes::len).sum());
+    }
 }
 
 /// The two sides of a forward that is over.
@@ -89,47 +316,6 @@ impl Remains {
     pub async fn leave(self) {
         tokio::join!(leave(self.near.0, self.near.1, self.clean), leave(self.far.0, self.far.1, self.clean));
     }
-}
-
-#[derive(Default)]
-struct Halves {
-    one: AtomicBool,
-    both: CancellationToken,
-}
-
-enum Broke {
-    Reading(io::ErrorKind),
-    Writing(io::ErrorKind),
-}
-
-/// Copies until the end of file, passes it on, and then waits for the reader's side to break: a channel that is closed while
-/// the other direction waits must end the forward.
-async fn direction(reader: &mut Reader, writer: &mut Writer, count: impl Fn(u64), halves: &Halves) -> Broke {
-    loop {
-        match reader.next().await {
-            Ok(Some(bytes)) => {
-                let length = bytes.len() as u64;
-                if let Err(error) = writer.send(bytes).await {
-                    return Broke::Writing(error.kind());
-                }
-                count(length);
-            }
-            Ok(None) => break,
-            Err(error) => return Broke::Reading(error.kind()),
-        }
-    }
-    if let Err(error) = writer.finish().await {
-        return Broke::Writing(error.kind());
-    }
-    if halves.one.swap(true, Ordering::Relaxed) {
-        halves.both.cancel();
-    }
-    reader.gone().await;
-    // Whichever comes first when both halves are done: that is the clean end.
-    if halves.both.is_cancelled() {
-        std::future::pending::<()>().await;
-    }
-    Broke::Reading(io::ErrorKind::ConnectionReset)
 }
 
 async fn leave(reader: Reader, writer: Writer, clean: bool) {
@@ -172,29 +358,20 @@ impl Side {
 }
 
 impl Reader {
-    async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        match self {
+    /// Reads from what is a stream in itself; a channel is read by its events.
+    async fn read(&mut self) -> io::Result<Option<Bytes>> {
+        let (read, buffer) = match self {
             Self::Tcp(reader, buffer) => {
                 buffer.reserve(limits::CHUNK);
-                let read = reader.read_buf(buffer).await?;
-                Ok((read > 0).then(|| buffer.split().freeze()))
+                (reader.read_buf(buffer).await?, buffer)
             }
-            Self::Channel(reader) => reader.next().await,
             Self::Pipe(reader, buffer) => {
                 buffer.reserve(limits::CHUNK);
-                let read = reader.read_buf(buffer).await?;
-                Ok((read > 0).then(|| buffer.split().freeze()))
+                (reader.read_buf(buffer).await?, buffer)
             }
-        }
-    }
-
-    /// Waits until the side has broken or been closed for good.
-    async fn gone(&mut self) {
-        match self {
-            // A socket whose end of file has been read says nothing more; writing to it will tell.
-            Self::Tcp(..) | Self::Pipe(..) => std::future::pending().await,
-            Self::Channel(reader) => reader.closed().await,
-        }
+            Self::Channel(reader) => return Ok(reader.bytes().await),
+        };
+        Ok((read > 0).then(|| buffer.split().freeze()))
     }
 }
 

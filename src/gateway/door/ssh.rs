@@ -22,8 +22,8 @@ use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::tunnel::admit::{Greeted, Seat};
 use crate::tunnel::splice::Side;
-use crate::tunnel::ssh::{self, Login, Opening, ServerOptions};
-use crate::tunnel::wire;
+use crate::tunnel::ssh::{self, Flow, Login, Opening, ServerOptions};
+use crate::tunnel::wire::{self, Peer};
 
 /// Who has logged in.
 #[derive(Debug, Clone)]
@@ -85,11 +85,11 @@ impl Login for DoorLogin {
     }
 }
 
-struct Channel(Opening);
+struct Channel(Opening, Flow);
 
 impl Answer for Channel {
     async fn accept(self) -> Option<Side> {
-        self.0.accept().await.map(Side::Channel)
+        self.0.accept(self.1).await.map(Side::Channel)
     }
 
     async fn refuse(self, public: Public) {
@@ -111,6 +111,7 @@ pub(in crate::gateway) async fn serve(
     deadline: Instant,
     seat: Seat,
 ) {
+    let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
     let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone() };
     let options = ServerOptions {
@@ -121,6 +122,7 @@ pub(in crate::gateway) async fn serve(
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
+        flow,
         channels: limits::CHANNELS_PER_SESSION,
         opens: limits::PENDING_OPENS_PER_SESSION,
     };
@@ -170,11 +172,11 @@ pub(in crate::gateway) async fn serve(
                 let request = request(&guest, address, &opening);
                 if request.over.is_some() {
                     // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                    broker::forward(&gateway, request, Channel(opening), &leaving).await;
+                    broker::forward(&gateway, request, Channel(opening, flow), &leaving).await;
                 } else {
                     let (gateway, leaving) = (gateway.clone(), leaving.clone());
                     let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening), &leaving).await });
+                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening, flow), &leaving).await });
                 }
             }
             () = gone.cancelled() => break,
