@@ -212,7 +212,8 @@ pub enum OpenError {
 /// A session at a gateway's door.
 pub struct Session {
     client: ssh::Client,
-    tasks: Tasks,
+    /// The streams that were handed out.
+    streams: Tasks,
 }
 
 /// Logs in.
@@ -277,7 +278,7 @@ async fn log_in(
             agent: config.agent.clone(),
             source,
         })?;
-    Ok(Session { client, tasks: tasks.clone() })
+    Ok(Session { client, streams: tasks.child() })
 }
 
 impl Session {
@@ -306,8 +307,8 @@ impl Session {
     pub async fn stream(&self, target: &Target) -> Result<DuplexStream, OpenError> {
         let channel = self.open(target, "127.0.0.1").await?;
         let (near, far) = tokio::io::duplex(limits::CHUNK * 2);
-        let stop = self.tasks.stopping().clone();
-        self.tasks.spawn(async move {
+        let stop = self.streams.stopping().clone();
+        self.streams.spawn(async move {
             let (end, remains) =
                 splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), &stop).await;
             debug!(?end, "a stream has ended");
@@ -316,8 +317,12 @@ impl Session {
         Ok(near)
     }
 
-    /// Ends the session.
+    /// Ends the session, once the streams that were dropped have said their goodbyes.
     pub async fn close(&self) {
+        if !self.streams.settle(limits::GOODBYE_PATIENCE).await {
+            debug!("a stream was still open when the session was closed");
+        }
+        self.streams.stop();
         self.client.disconnect("done").await;
         drop(timeout(limits::GOODBYE_PATIENCE, self.client.control().gone().cancelled()).await);
         self.client.control().cut();

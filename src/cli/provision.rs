@@ -87,7 +87,7 @@ struct Destroy {
 #[derive(Debug, clap::Args)]
 struct File {
     /// The resources.
-    #[arg(long = "file", short, value_name = "FILE")]
+    #[arg(long = "file", short = 'f', value_name = "FILE")]
     path: PathBuf,
 }
 

@@ -259,6 +259,12 @@ impl Client {
         &self.control
     }
 
+    /// Makes this end break the rules of credit.
+    #[cfg(test)]
+    pub(crate) fn ignore_credit(&mut self) {
+        self.flow = Flow::Plain;
+    }
+
     /// Asks the peer to connect to `target` (RFC 4254 §7.2). With `forward`, a refusal's description is looked for under
     /// that id. The future may be dropped: a confirmation that comes later is answered with a close.
     ///
