@@ -267,11 +267,12 @@ impl Link {
             }
         };
         shared.switch.cut();
-        let reason = match (timeout(limits::STOP_GRACE, self.running.ended()).await, &end) {
-            (_, LinkEnd::Stopped) => "stopped".to_owned(),
-            (Ok(Ok(())), LinkEnd::Lost) => "closed by the gateway".to_owned(),
-            (Ok(Err(error)), LinkEnd::Lost) => Chain(&error).to_string(),
-            (Err(_), LinkEnd::Lost) => "did not end".to_owned(),
+        let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
+        let (reason, detail) = match (ended, &end) {
+            (_, LinkEnd::Stopped) => ("stopped", shared.gateway.to_string()),
+            (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.gateway.to_string()),
+            (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.gateway, Chain(&error))),
+            (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.gateway)),
         };
         let event = Event::new(Kind::LinkDown)
             .organisation(&shared.served.name.organisation)
@@ -279,7 +280,7 @@ impl Link {
             .replica(&agent.replica)
             .key(shared.orchestrator.key.fingerprint())
             .reason(reason)
-            .detail(&shared.gateway);
+            .detail(detail);
         if let Err(error) = agent.trail.note(event).await {
             debug!(error = %Chain(&error), "could not record the end of a link");
         }
