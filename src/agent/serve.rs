@@ -27,7 +27,7 @@ use crate::target::{Host, Target};
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::{self, Channel, Flow, HandshakeError, Login, Opening, Running, ServerOptions};
+use crate::tunnel::ssh::{self, Channel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions};
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
 
@@ -143,7 +143,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
     let accepted = {
         let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
         match (&logins.accepted, &logins.refused) {
-            (Some(orchestrator), _) if !ended => orchestrator.clone(),
+            (Some(orchestrator), _) if !ended => Some(orchestrator.clone()),
             (_, Some((reason, key))) => {
                 return Err(LinkError::LoginRefused {
                     gateway: gateway.clone(),
@@ -152,14 +152,21 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
                     key: key.clone(),
                 });
             }
-            _ => {
-                return Err(LinkError::KeyNotAccepted {
-                    gateway: gateway.clone(),
-                    key: agent.key.public().fingerprint(),
-                    agent: served.name.to_string(),
-                });
-            }
+            _ => None,
         }
+    };
+    let Some(accepted) = accepted else {
+        let (_, _, running) = server.split();
+        return Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
+            Ok(Err(RunError::Ssh(source))) => {
+                LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
+            }
+            _ => LinkError::KeyNotAccepted {
+                gateway: gateway.clone(),
+                key: agent.key.public().fingerprint(),
+                agent: served.name.to_string(),
+            },
+        });
     };
     let event = Event::new(Kind::LinkUp)
         .organisation(&served.name.organisation)
