@@ -86,8 +86,14 @@ impl Said {
 
 /// Runs a command to its end.
 pub(crate) async fn run(command: &mut Command) -> Said {
+    run_for(PATIENCE, command).await
+}
+
+/// Runs a command that may take so long to its end.
+pub(crate) async fn run_for(patience: Duration, command: &mut Command) -> Said {
     let name = format!("{command:?}");
-    let output = within(&name, command.kill_on_drop(true).stdin(Stdio::null()).output()).await;
+    let output = tokio::time::timeout(patience, command.kill_on_drop(true).stdin(Stdio::null()).output()).await;
+    let output = output.unwrap_or_else(|_| panic!("not within {patience:?}: {name}"));
     let output = output.unwrap_or_else(|error| panic!("{name}: {error}"));
     Said {
         status: output.status,

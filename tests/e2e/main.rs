@@ -5,5 +5,6 @@ mod input;
 mod lifecycle;
 mod openssh;
 mod postgres;
+mod postgres_through;
 mod provision;
 mod proxy;
