@@ -192,7 +192,21 @@ pub enum SessionError {
 /// Why a target is not connected.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Refused, or the session ended.
+    /// A policy says no.
+    #[error(
+        "connecting to {target} is not allowed, by the gateway's registry or the agent's own rules: their trails say why"
+    )]
+    NotAllowed {
+        /// Where to.
+        target: Target,
+    },
+    /// Anything else that a gateway does not explain.
+    #[error("{target} is not available: is the agent linked, and does the target answer? The gateway's trail says why")]
+    NotAvailable {
+        /// Where to.
+        target: Target,
+    },
+    /// The session ended, or too much was asked of it.
     #[error("the gateway did not connect us to {target}")]
     Open {
         /// Where to.
@@ -297,7 +311,13 @@ impl Session {
         timeout(limits::OPEN_TIMEOUT * 2, self.client.open(target, client, None))
             .await
             .map_err(|_| OpenError::Timeout { target: target.clone() })?
-            .map_err(|source| OpenError::Open { target: target.clone(), source })
+            .map_err(|source| match source {
+                ssh::OpenError::Refused { code: ssh::NOT_ALLOWED, .. } => {
+                    OpenError::NotAllowed { target: target.clone() }
+                }
+                ssh::OpenError::Refused { .. } => OpenError::NotAvailable { target: target.clone() },
+                source => OpenError::Open { target: target.clone(), source },
+            })
     }
 
     /// A connection to `target` as a stream.

@@ -236,3 +236,6 @@ pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
 pub const REGISTRY_POLL: Duration = Duration::from_secs(5);
+
+/// Connections that the kernel holds for a listener until they are accepted: a thousand agents may come back at once.
+pub const LISTEN_BACKLOG: i32 = 1_024;

@@ -145,6 +145,12 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         match (&logins.accepted, &logins.refused) {
             (Some(orchestrator), _) if !ended => Some(orchestrator.clone()),
             (_, Some((reason, key))) => {
+                let event = Event::new(Kind::AuthRefused)
+                    .organisation(&served.name.organisation)
+                    .agent(&served.name.agent)
+                    .key(key)
+                    .detail(gateway);
+                agent.trail.stranger(event, reason);
                 return Err(LinkError::LoginRefused {
                     gateway: gateway.clone(),
                     organisation: served.name.organisation.to_string(),

@@ -198,7 +198,7 @@ async fn establish(
                 Err(refusal) => Refusal::as_str(refusal),
             };
             *refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                Some((reason, format!("key {fingerprint}")));
+                Some((reason, format!("the key shown is {fingerprint}")));
             false
         }
     });
@@ -275,8 +275,10 @@ async fn listen(mut control: Channel, gone: &CancellationToken) {
             Some(bytes) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
             None => {
-                let gone = tokio::time::timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await.is_ok();
-                return if gone { std::future::pending().await } else { () };
+                if tokio::time::timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await.is_ok() {
+                    std::future::pending::<()>().await;
+                }
+                return;
             }
         }
         loop {

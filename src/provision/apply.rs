@@ -100,6 +100,9 @@ pub enum ProvisionError {
     /// Something is in the way; nothing was changed.
     #[error("nothing was changed, because of {}: {}", if .0.len() == 1 { "a conflict" } else { "conflicts" }, .0.join("; "))]
     Conflicts(Vec<String>),
+    /// Something that a template brought along is in the way, which shows only once the database is there.
+    #[error("could not go on, because of a conflict: {}; what was done until then stays, and another run goes on from there", .0.join("; "))]
+    Blocked(Vec<String>),
     /// TLS could not be set up.
     #[error("could not set TLS up for the database")]
     Tls(#[source] TlsError),
@@ -205,8 +208,7 @@ pub async fn apply<C: Connect>(
         if let Output::File(path) = &resources.output {
             output::probe(path).map_err(ProvisionError::Output)?;
         }
-        let (taken, plan) = session.settle(&accounts, |observed| plan(resources, observed, rotate)).await?;
-        let mut taken = taken;
+        let (mut taken, plan) = session.settle(&accounts, |observed| plan(resources, observed, rotate)).await?;
         for step in &plan.credentials {
             session.credentials(step, &mut accounts, print).await?;
             taken += 1;
@@ -228,6 +230,9 @@ pub async fn destroy<C: Connect>(
 ) -> Result<Outcome, ProvisionError> {
     with_session(connect, resources, progress, async |session| {
         session.lock().await?;
+        if let Output::File(path) = &resources.output {
+            output::tidy(path).map_err(ProvisionError::Output)?;
+        }
         let mut accounts = session.accounts()?;
         let (mut taken, plan) = session.settle(&accounts, |observed| plan_destroy(resources, observed)).await?;
         for step in &plan.credentials {
@@ -382,7 +387,8 @@ impl<C: Connect> Session<'_, '_, C> {
             let observed = self.observe(accounts).await?;
             let plan = plan(&observed);
             if !plan.conflicts.is_empty() {
-                return Err(ProvisionError::Conflicts(plan.conflicts));
+                let error = if taken == 0 { ProvisionError::Conflicts } else { ProvisionError::Blocked };
+                return Err(error(plan.conflicts));
             }
             if plan.structure.is_empty() {
                 return Ok((taken, plan));

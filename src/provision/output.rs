@@ -232,8 +232,17 @@ impl Staged {
 /// If it cannot be removed.
 pub fn remove(path: &Path) -> Result<(), OutputError> {
     let failed = |source| OutputError::Write { path: path.to_owned(), source };
-    ignore_missing(fs::remove_file(fresh_path(path)?)).map_err(failed)?;
+    tidy(path)?;
     ignore_missing(fs::remove_file(path)).and_then(|()| sync_directory(path)).map_err(failed)
+}
+
+/// Removes what a run left behind that was killed while it wrote.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn tidy(path: &Path) -> Result<(), OutputError> {
+    let fresh = fresh_path(path)?;
+    ignore_missing(fs::remove_file(fresh)).map_err(|source| OutputError::Write { path: path.to_owned(), source })
 }
 
 /// Tries whether the file could be written, without touching it.

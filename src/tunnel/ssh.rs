@@ -108,9 +108,9 @@ pub enum OpenError {
     /// The peer refused.
     #[error("the peer refused: {words}")]
     Refused {
-        /// Its reason code, where it is one of ours.
-        code: Option<RefusalCode>,
-        /// Its words, bounded and printable.
+        /// Its reason code: one of ours, or one of RFC 4254 §5.1.
+        code: u32,
+        /// Its words, bounded and printable, where the forward had an id to find them by; else the library's.
         words: String,
     },
     /// The session ended.
@@ -288,7 +288,7 @@ impl Client {
             .await?;
         result.map_err(|code| {
             let words = noted.and_then(|noted| noted.words()).unwrap_or_else(|| code.description().to_owned());
-            OpenError::Refused { code: RefusalCode::from_wire(code.code()), words }
+            OpenError::Refused { code: code.code(), words }
         })
     }
 
@@ -300,7 +300,7 @@ impl Client {
         let permit = self.opens.clone().try_acquire_owned().map_err(|_| OpenError::Limit)?;
         let handle = self.handle.clone();
         let result = self.detached(permit, Flow::Plain, async move { handle.channel_open_session().await }).await?;
-        let refused = |words: &str| OpenError::Refused { code: None, words: words.to_owned() };
+        let refused = |words: &str| OpenError::Refused { code: NOT_AVAILABLE, words: words.to_owned() };
         let mut channel = result.map_err(|code| refused(code.description()))?;
         match channel.request_subsystem(subsystem).await {
             Some(true) => Ok(channel),
@@ -551,14 +551,19 @@ impl Opening {
         }
     }
 
-    /// Refuses it with a standard reason (RFC 4254 §5.1), as the door does to its clients: 1 where it is not allowed, 2 where
-    /// it is not available.
+    /// Refuses it with a standard reason, as the door does to its clients: [`NOT_ALLOWED`] or [`NOT_AVAILABLE`].
     pub async fn refuse_plainly(mut self, code: u32, words: &'static str) {
         if let Some(reply) = self.reply.take() {
             reply.reject(ChannelOpenFailure::Other { code, reason: words.to_owned() }).await;
         }
     }
 }
+
+/// Reason code 1 of RFC 4254 §5.1, "administratively prohibited".
+pub const NOT_ALLOWED: u32 = 1;
+
+/// Reason code 2 of RFC 4254 §5.1, "connect failed".
+pub const NOT_AVAILABLE: u32 = 2;
 
 /// SSH packets carry at most this much (RFC 4253 §6.1 asks for 32 KiB to be handled).
 const PACKET: u32 = 32 * 1024;

@@ -252,6 +252,9 @@ async fn provisions_what_is_wanted_and_nothing_the_second_time() {
 async fn completes_after_a_stop_at_any_point() {
     Bench::each(async |bench| {
         let resources = bench.resources();
+        let files = || -> Vec<PathBuf> {
+            fs::read_dir(bench.directory.path()).expect("directory").flatten().map(|entry| entry.path()).collect()
+        };
         let mut stops = 0;
         loop {
             let sink = &mut std::io::sink();
@@ -262,18 +265,22 @@ async fn completes_after_a_stop_at_any_point() {
             }
             bench.apply(&resources).await.unwrap_or_else(|error| panic!("after {stops}: {}", Chain(&error)));
             bench.credentials_log_in().await;
-            assert_eq!(bench.apply(&resources).await.expect("third run").steps, 0, "after {stops}");
-            // Every other time what is taken away is stopped, too; and then only what is ours is gone.
+            // Taking away is stopped, too. Then only what is ours is gone, and nothing is left behind.
             let _ = destroy(&bench.connect, &resources, &mut stop_at(stops)).await;
             destroy(&bench.connect, &resources, &mut narrate).await.unwrap_or_else(|e| panic!("{}", Chain(&e)));
-            assert_eq!(destroy(&bench.connect, &resources, &mut narrate).await.expect("again").steps, 0);
-            assert!(!bench.output().exists());
+            assert_eq!(files(), Vec::<PathBuf>::new());
+            // What is half made is taken away as well as what is whole; a few places will do, since it takes its time.
+            if stops % 4 == 0 {
+                let _ = apply(&bench.connect, &resources, false, &mut std::io::sink(), &mut stop_at(stops)).await;
+                destroy(&bench.connect, &resources, &mut narrate).await.unwrap_or_else(|e| panic!("{}", Chain(&e)));
+                assert_eq!(destroy(&bench.connect, &resources, &mut narrate).await.expect("again").steps, 0);
+                assert_eq!(files(), Vec::<PathBuf>::new());
+            }
             assert_eq!(bench.count("SELECT count(*) FROM pg_roles WHERE rolname IN ('orders', 'reporter')").await, 0);
             stops += 1;
         }
         assert!(stops > 20, "only {stops} places to stop at");
-        let left: Vec<_> = fs::read_dir(bench.directory.path()).expect("directory").flatten().collect();
-        assert_eq!(left.len(), 1, "nothing beside the output file: {left:?}");
+        assert_eq!(files(), [bench.output()]);
     })
     .await;
 }
@@ -540,6 +547,20 @@ async fn copies_a_template_and_says_so_if_others_use_it() {
             .query_one("SELECT (SELECT a FROM t), (SELECT extversion FROM pg_extension WHERE extname = 'citext')", &[]);
         let row = row.await.expect("copied");
         assert_eq!((row.get::<_, i32>(0), row.get::<_, String>(1)), (42, "1.6".to_owned()));
+        drop(orders);
+        // What it brought along can be in the way, too.
+        let mut blocked = resources.clone();
+        let extensions = vec![Extension { name: name("citext"), schema: Some(name("extensions")), version: None }];
+        blocked.databases.push(Database {
+            name: name("blocked"),
+            template: Some(name("seed")),
+            extensions,
+            ..orders_database_only()
+        });
+        let error = bench.apply(&blocked).await.expect_err("in another schema");
+        assert!(matches!(error, ProvisionError::Blocked(_)), "{}", Chain(&error));
+        destroy(&bench.connect, &blocked, &mut narrate).await.unwrap_or_else(|error| panic!("{}", Chain(&error)));
+        assert_eq!(bench.count("SELECT count(*) FROM pg_database WHERE datname IN ('blocked', 'orders')").await, 0);
         let mut missing = resources.clone();
         missing.databases.push(Database {
             name: name("more"),

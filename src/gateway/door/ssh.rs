@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::audit::{Event, Kind};
@@ -93,10 +92,9 @@ impl Answer for Channel {
     }
 
     async fn refuse(self, public: Public) {
-        // RFC 4254 §5.1: 1 is "administratively prohibited", 2 "connect failed".
         let code = match public {
-            Public::NotAllowed => 1,
-            Public::NotAvailable => 2,
+            Public::NotAllowed => ssh::NOT_ALLOWED,
+            Public::NotAvailable => ssh::NOT_AVAILABLE,
         };
         self.0.refuse_plainly(code, public.as_str()).await;
     }
@@ -163,7 +161,6 @@ pub(in crate::gateway) async fn serve(
         switch.cut();
         return;
     }
-    let leaving = CancellationToken::new();
     let gone = switch.gone().clone();
     loop {
         tokio::select! {
@@ -172,11 +169,11 @@ pub(in crate::gateway) async fn serve(
                 let request = request(&guest, address, &opening);
                 if request.over.is_some() {
                     // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                    broker::forward(&gateway, request, Channel(opening, flow), &leaving).await;
+                    broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
                 } else {
-                    let (gateway, leaving) = (gateway.clone(), leaving.clone());
+                    let (gateway, gone) = (gateway.clone(), gone.clone());
                     let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening, flow), &leaving).await });
+                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening, flow), &gone).await });
                 }
             }
             () = gone.cancelled() => break,
@@ -188,7 +185,6 @@ pub(in crate::gateway) async fn serve(
             () = stop.cancelled() => break,
         }
     }
-    leaving.cancel();
     switch.cut();
 }
 
