@@ -3,6 +3,8 @@
 //! Promised: neither `Debug` nor an error of ours shows a [`Secret`]; its memory is wiped when it is dropped.
 
 use std::fmt;
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
 
 use zeroize::Zeroize;
 
@@ -32,6 +34,18 @@ impl<T: Zeroize> fmt::Debug for Secret<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[hidden]")
     }
+}
+
+/// Whether a file with a secret in it keeps others out: nobody but its owner has access. A file of root's may be readable
+/// by its group as well where this process is not root: so do systemd and Kubernetes hand secrets to a service.
+#[must_use]
+pub fn is_private(metadata: &Metadata) -> bool {
+    keeps_others_out(metadata.mode(), metadata.uid(), rustix::process::geteuid().as_raw())
+}
+
+fn keeps_others_out(mode: u32, owner: u32, user: u32) -> bool {
+    let handed_over = owner == 0 && user != 0;
+    mode & if handed_over { 0o037 } else { 0o077 } == 0
 }
 
 /// Fills an array from the operating system's generator.
@@ -73,6 +87,24 @@ mod tests {
     fn debug_hides_the_value() {
         let secret = Secret::new("hunter2".to_owned());
         assert_eq!(format!("{secret:?} {:?}", Some(&secret)), "[hidden] Some([hidden])");
+    }
+
+    #[test]
+    fn files_with_secrets_keep_others_out() {
+        for (mode, owner, user, private) in [
+            (0o600, 1000, 1000, true),
+            (0o400, 1000, 1000, true),
+            (0o640, 1000, 1000, false),
+            (0o604, 0, 1000, false),
+            (0o620, 0, 1000, false),
+            (0o660, 0, 1000, false),
+            (0o440, 0, 0, false),
+            (0o440, 0, 1000, true),
+            (0o640, 0, 1000, true),
+            (0o100_600, 0, 0, true),
+        ] {
+            assert_eq!(keeps_others_out(mode, owner, user), private, "{mode:o} of {owner} for {user}");
+        }
     }
 
     #[test]

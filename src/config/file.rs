@@ -17,7 +17,7 @@ use crate::document::{Item, Place, Table, read_text};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
 use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
 use crate::{agent, gateway};
@@ -298,12 +298,12 @@ fn credentials(item: &Item<'_>) -> Option<Credentials> {
 /// Reads a file that only its owner can read. `what` says what is in it.
 pub(super) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
     let path = item.path()?;
-    let mode = match std::fs::metadata(&path) {
-        Ok(data) => data.mode() & 0o7777,
+    let metadata = match std::fs::metadata(&path) {
+        Ok(metadata) => metadata,
         Err(error) => return item.reject(format!("{what} file {} cannot be read: {error}", path.display())),
     };
-    if mode & 0o077 != 0 {
-        let path = path.display();
+    if !secret::is_private(&metadata) {
+        let (path, mode) = (path.display(), metadata.mode() & 0o7777);
         return item
             .reject(format!("{what} file {path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`"));
     }
@@ -364,8 +364,8 @@ fn network(item: &Item<'_>) -> Option<IpNet> {
 
 /// The host's name, with what a replica's name cannot hold replaced.
 fn replica_of_host(table: &Table<'_>) -> Option<ReplicaId> {
-    let name = std::fs::read_to_string(HOST_NAME).unwrap_or_default();
-    let replica = replica_of(&name);
+    let system = rustix::system::uname();
+    let replica = replica_of(&system.nodename().to_string_lossy());
     if replica.is_none() {
         table.fault("replica", "the host has no name that could be used: give one here");
     }
@@ -427,9 +427,6 @@ impl Keys {
         }
     }
 }
-
-/// Where Linux tells the host's name, as this process sees it.
-const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 #[cfg(test)]
 mod tests {

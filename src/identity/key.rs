@@ -32,7 +32,7 @@ use self::der::Shape;
 use self::text::{Block, Contents};
 use super::Fingerprint;
 use crate::limits::FILE_MAX;
-use crate::secret::{Secret, random};
+use crate::secret::{self, Secret, random};
 
 /// What kind of key to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -343,9 +343,9 @@ impl PrivateKey {
             if matches!(key, Err(KeyError::Public | KeyError::Certificate(_))) {
                 return key;
             }
-            let mode = file.metadata().map_err(KeyError::Read)?.mode() & 0o7777;
-            if mode & 0o077 != 0 {
-                return Err(KeyError::Exposed { path: path.to_owned(), mode });
+            let metadata = file.metadata().map_err(KeyError::Read)?;
+            if !secret::is_private(&metadata) {
+                return Err(KeyError::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
             }
             key
         };
