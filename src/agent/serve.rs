@@ -28,7 +28,9 @@ use crate::target::{Host, Target};
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::{self, ControlChannel, Flow, HandshakeError, Login, Opening, Running, ServerOptions};
+use crate::tunnel::ssh::{
+    self, ControlChannel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions,
+};
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
 
@@ -145,7 +147,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
     let accepted = {
         let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
         match (&logins.accepted, &logins.refused) {
-            (Some(orchestrator), _) if !ended => orchestrator.clone(),
+            (Some(orchestrator), _) if !ended => Some(orchestrator.clone()),
             (_, Some((reason, key))) => {
                 let event = Event::new(Kind::AuthRefused)
                     .organisation(&served.name.organisation)
@@ -160,14 +162,21 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
                     key: key.clone(),
                 });
             }
-            _ => {
-                return Err(LinkError::KeyNotAccepted {
-                    gateway: gateway.clone(),
-                    key: agent.key.public().fingerprint(),
-                    agent: served.name.to_string(),
-                });
-            }
+            _ => None,
         }
+    };
+    let Some(accepted) = accepted else {
+        let (_, _, running) = server.split();
+        return Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
+            Ok(Err(RunError::Ssh(source))) => {
+                LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
+            }
+            _ => LinkError::KeyNotAccepted {
+                gateway: gateway.clone(),
+                key: agent.key.public().fingerprint(),
+                agent: served.name.to_string(),
+            },
+        });
     };
     let event = Event::new(Kind::LinkUp)
         .organisation(&served.name.organisation)
@@ -279,11 +288,12 @@ impl Link {
                 debug!(error = %Chain(&error), "could not record a flood of opens");
             }
         }
-        let reason = match (timeout(limits::STOP_GRACE, self.running.ended()).await, &end) {
-            (_, LinkEnd::Stopped) => "stopped".to_owned(),
-            (Ok(Ok(())), LinkEnd::Lost) => "closed by the gateway".to_owned(),
-            (Ok(Err(error)), LinkEnd::Lost) => Chain(&error).to_string(),
-            (Err(_), LinkEnd::Lost) => "did not end".to_owned(),
+        let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
+        let (reason, detail) = match (ended, &end) {
+            (_, LinkEnd::Stopped) => ("stopped", shared.gateway.to_string()),
+            (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.gateway.to_string()),
+            (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.gateway, Chain(&error))),
+            (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.gateway)),
         };
         let event = Event::new(Kind::LinkDown)
             .organisation(&shared.served.name.organisation)
@@ -291,7 +301,7 @@ impl Link {
             .replica(&agent.replica)
             .key(shared.orchestrator.key.fingerprint())
             .reason(reason)
-            .detail(&shared.gateway);
+            .detail(detail);
         if let Err(error) = agent.trail.note(event).await {
             debug!(error = %Chain(&error), "could not record the end of a link");
         }

@@ -43,7 +43,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 info!("loopback door on {address}");
             }
         };
-        gateway::run(*config, stop, ready).await.context("the gateway ended")
+        let ran = gateway::run(*config, stop, ready).await;
+        // The registry is configuration, too.
+        let exit = if let Err(gateway::RunError::Registry { .. }) = ran { Exit::Usage } else { Exit::Failed };
+        ran.context("the gateway ended").exit_with(exit)
     })?;
     Ok(Exit::Done.into())
 }

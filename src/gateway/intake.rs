@@ -157,11 +157,11 @@ async fn link(
     }
     let gone = link.client().control().gone().clone();
     let reason = tokio::select! {
-        () = gone.cancelled() => "closed by the agent, or lost",
+        () = gone.cancelled() => "lost",
         () = no_longer_registered(&gateway, &link) => "revoked",
         () = link.spent() => "replaced",
         () = stop.cancelled() => "stopped",
-        () = listen(control, &gone) => "the agent broke the protocol",
+        () = listen(control, &gone) => "protocol_violation",
     };
     gateway.roster.remove(&link);
     if reason == "replaced" {

@@ -491,16 +491,30 @@ impl Server {
     }
 }
 
+/// How a session that was under way failed.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// The connection ended without a word of goodbye.
+    #[error("the connection ended without a goodbye")]
+    Closed,
+    /// SSH.
+    #[error("the SSH session failed")]
+    Ssh(#[source] russh::Error),
+}
+
 /// A session in the server role, to be awaited.
 pub struct Running(server::RunningSession<handler::BoxedServer>);
 
 impl Running {
-    /// Waits for the end of the session and tells why it ended, where something went wrong.
-    pub async fn ended(self) -> Result<(), HandshakeError> {
+    /// Waits for the end of the session.
+    ///
+    /// # Errors
+    /// If it ended otherwise than by a goodbye of either side.
+    pub async fn ended(self) -> Result<(), RunError> {
         match self.0.await {
             Ok(()) | Err(russh::Error::Disconnect | russh::Error::HUP) => Ok(()),
-            Err(russh::Error::IO(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(HandshakeError::Closed),
-            Err(error) => Err(HandshakeError::Ssh(error)),
+            Err(russh::Error::IO(error)) if error.kind() == io::ErrorKind::UnexpectedEof => Err(RunError::Closed),
+            Err(error) => Err(RunError::Ssh(error)),
         }
     }
 }

@@ -1,5 +1,12 @@
 //! Tests with real components, in one binary.
 
+mod flow;
+mod harness;
 mod hostile;
+mod input;
+mod lifecycle;
+mod openssh;
 mod postgres;
+mod postgres_through;
 mod provision;
+mod proxy;
