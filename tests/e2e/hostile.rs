@@ -133,13 +133,16 @@ fn write(path: &Path, text: &str) {
     std::io::Write::write_all(&mut file.expect("opened"), text.as_bytes()).expect("written");
 }
 
+/// An open that waits for its answer.
+type Asked = (ChannelOpenHandle, Channel<Msg>);
+
 /// An agent made of the SSH library alone.
 #[derive(Default, Clone)]
 struct Agent {
     /// It never answers the open of the control channel.
     mute: bool,
     /// The forward it was asked for and has not answered.
-    asked: Arc<Mutex<Option<(ChannelOpenHandle, Channel<Msg>)>>>,
+    asked: Arc<Mutex<Option<Asked>>>,
     /// How many channels it opens toward the gateway once it is linked.
     opens: usize,
     linked: Arc<AtomicBool>,
