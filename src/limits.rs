@@ -47,6 +47,16 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// One TCP connect by the agent to a target address.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A connection that has been silent for so long is probed, so that a target whose host vanished gives its forward back;
+/// seldom enough to cost nothing, and often enough for firewalls that forget silent connections.
+pub const PROBE_AFTER: Duration = Duration::from_secs(60);
+
+/// Between two such probes.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Probes without an answer after which the connection is lost.
+pub const PROBES: u32 = 3;
+
 /// One name resolution.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
