@@ -209,6 +209,9 @@ pub const WAYS_OUT: usize = 1_024;
 /// Links of one agent that are held at once, replaced ones that still carry forwards included.
 pub const LINKS_PER_AGENT: usize = 64;
 
+/// Links to one gateway that an agent has replaced and that still carry forwards; the oldest is cut for one more.
+pub const REPLACED_LINKS: usize = 16;
+
 /// How long accepting pauses after an error that is not of one connection alone.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 

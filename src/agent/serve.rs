@@ -248,6 +248,11 @@ impl Link {
         &self.shared.worn
     }
 
+    /// Its session's switch.
+    pub(super) fn switch(&self) -> &Switch {
+        &self.shared.switch
+    }
+
     /// Serves the link to its end.
     pub(super) async fn serve(mut self) -> LinkEnd {
         let shared = self.shared;
