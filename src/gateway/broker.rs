@@ -128,12 +128,14 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     let revoked = no_longer_allowed(gateway, &request, target);
     tokio::pin!(revoked);
     let opened = tokio::select! {
-        opened = timeout(limits::OPEN_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        // First: what has been taken back by now is not even asked for.
+        biased;
         () = &mut revoked => {
             let detail = "the registry changed while the forward was opened".to_owned();
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return answer.refuse(Public::NotAllowed).await;
         }
+        opened = timeout(limits::OPEN_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
         // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
