@@ -347,8 +347,15 @@ impl World {
         found.await.unwrap_or_else(|_| panic!("no such record of the {side}:\n{}", lines(&self.trail(side))))
     }
 
-    /// Both processes are as they were.
+    /// Both processes are as they were, and nothing in trails or logs does something to a terminal.
     fn assert_well(&mut self) {
+        for file in ["gateway.jsonl", "gateway.log", "agent.jsonl", "agent.log"] {
+            let text = fs::read(self.path(file)).unwrap_or_default();
+            let text = String::from_utf8(text).unwrap_or_else(|_| panic!("{file} is not UTF-8"));
+            let active = |c: char| (c.is_control() && c != '\n') || ('\u{202a}'..='\u{202e}').contains(&c);
+            let line = text.lines().find(|line| line.contains(active));
+            assert_eq!(line, None, "{file} holds control characters as they came");
+        }
         for process in [&mut self.gateway, &mut self.agent].into_iter().flatten() {
             process.assert_well();
         }
@@ -486,35 +493,6 @@ async fn not_refused(world: &World, peer: &mut Peer, door: bool) -> Vec<String> 
     faults
 }
 
-/// Opens a session channel and asks for everything on it; returns what was granted or stayed without an answer.
-async fn granted_on_session(world: &World, peer: &mut Peer) -> Vec<String> {
-    let mut faults = Vec::new();
-    for (name, body) in channel_requests(world) {
-        if body == string("control@caponier") {
-            continue;
-        }
-        let session = peer.ask(json!({"do": "open", "type": "session"})).await;
-        match session["message"].as_u64() {
-            Some(92) => continue,
-            Some(91) => {}
-            _ => {
-                faults.push(format!("session channel for {name:?}: {session}"));
-                return faults;
-            }
-        }
-        let answer = peer
-            .ask(json!({"do": "request", "id": session["id"], "name": name, "rest": body, "within": 5}))
-            .await;
-        if answer["message"] != 100 && answer["message"] != 97 {
-            faults.push(format!("{name:?} on a session channel: {answer}"));
-        }
-        if answer["message"] == 100 {
-            peer.ask(json!({"do": "close", "id": session["id"], "within": 2})).await;
-        }
-    }
-    faults
-}
-
 #[tokio::test]
 async fn the_door_does_nothing_but_forward() {
     limited(120, async {
@@ -572,9 +550,19 @@ async fn a_session_channel_at_the_agent_is_for_one_control_channel() {
     limited(120, async {
         let mut peer = Peer::start();
         let mut world = World::served(&mut peer).await;
-        let mut faults = granted_on_session(&world, &mut peer).await;
+        let mut faults = Vec::new();
         let control = peer.ask(json!({"do": "open", "type": "session"})).await;
-        assert_eq!(control["message"], 91, "the control channel opens after all that: {control}");
+        assert_eq!(control["message"], 91, "{control}");
+        for (name, body) in channel_requests(&world) {
+            if body == string("control@caponier") {
+                continue;
+            }
+            let request = json!({"do": "request", "id": control["id"], "name": name, "rest": body, "within": 5});
+            let answer = peer.ask(request).await;
+            if answer["message"] != 100 {
+                faults.push(format!("{name:?} on a session channel: {answer}"));
+            }
+        }
         let body = string("control@caponier");
         let request = json!({"do": "request", "id": control["id"], "name": "subsystem", "rest": body});
         let answer = peer.ask(request.clone()).await;
@@ -599,6 +587,198 @@ async fn a_session_channel_at_the_agent_is_for_one_control_channel() {
         let forward = allowed(&world, &mut peer, false).await;
         peer.echoes(&forward).await;
         assert_eq!(faults, Vec::<String>::new());
+        world.assert_well();
+    })
+    .await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Targets that nobody may reach.
+
+/// An HTTP proxy that does CONNECT and nothing else; returns its port.
+async fn proxy(tasks: &Tasks) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a proxy");
+    let port = listener.local_addr().expect("its address").port();
+    drop(tasks.spawn(async move {
+        let clients = Tasks::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            drop(clients.spawn(async move {
+                let mut stream = BufReader::new(stream);
+                let mut request = String::new();
+                while !request.ends_with("\r\n\r\n") && stream.read_line(&mut request).await.unwrap_or(0) > 0 {}
+                let to = request.split(' ').nth(1).unwrap_or_default().to_owned();
+                let Ok(mut upstream) = TcpStream::connect(to).await else { return };
+                let _ = stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await;
+                let _ = tokio::io::copy_bidirectional(&mut stream, &mut upstream).await;
+            }));
+        }
+    }));
+    port
+}
+
+/// How forwards ended that never opened, or opened and were told to the agent in vain.
+fn refusals(trail: &[Value]) -> Vec<&Value> {
+    trail.iter().filter(|record| record["event"] == "forward.denied" || record["event"] == "forward.failed").collect()
+}
+
+#[tokio::test]
+async fn forbidden_targets_are_refused_and_recorded_one_by_one() {
+    limited(180, async {
+        let mut world = World::new().await;
+        world.start_gateway().await;
+        let proxy = proxy(&world.tasks).await;
+        let (echo, own) = (u64::from(world.echo), u64::from(world.port));
+        // A rule with the proxy's port too, so that nothing but the guard refuses it.
+        let gateway = format!("ssh://127.0.0.1:{own}");
+        let rule = format!(
+            "asserts = [\"provisioner\"]\n[[organisation.allow]]\nname = \"proxy\"\n\
+             addresses = [\"127.0.0.1/32\"]\nports = [{proxy}]\n"
+        );
+        world.start_agent(&gateway, &rule, &format!("proxy = \"http://127.0.0.1:{proxy}\""));
+        world.entry("gateway", |record| record["event"] == "link.up").await;
+        let mut peer = world.at_the_door().await;
+        let long = "a".repeat(300);
+        let label = format!("{}.test", "a".repeat(64));
+        let cases: Vec<(&str, &[u8], u64, &str)> = vec![
+            ("port 0", b"127.0.0.1", 0, "malformed_target"),
+            ("port 65536 and the target's", b"127.0.0.1", 65536 + echo, "malformed_target"),
+            ("port 65536", b"127.0.0.1", 65536, "malformed_target"),
+            ("port 4294967295", b"127.0.0.1", 4_294_967_295, "malformed_target"),
+            ("no host", b"", echo, "malformed_target"),
+            ("a blank host", b" ", echo, "malformed_target"),
+            ("a long host", long.as_bytes(), echo, "malformed_target"),
+            ("a long label", label.as_bytes(), echo, "malformed_target"),
+            ("NUL inside", b"127.0.0.1\0.example.com", echo, "malformed_target"),
+            ("NUL at the end", b"127.0.0.1\0", echo, "malformed_target"),
+            ("a line feed", b"127.0.0.1\n", echo, "malformed_target"),
+            ("an escape sequence", b"\x1b[2J127.0.0.1", echo, "malformed_target"),
+            ("a blank in front", b" 127.0.0.1", echo, "malformed_target"),
+            ("a list", b"127.0.0.1,127.0.0.1", echo, "malformed_target"),
+            ("a pattern", b"*", echo, "malformed_target"),
+            ("a network", b"127.0.0.1/32", echo, "malformed_target"),
+            ("a user", b"user@127.0.0.1", echo, "malformed_target"),
+            ("host and port", format!("127.0.0.1:{echo}").into_bytes().leak(), echo, "malformed_target"),
+            ("brackets", b"[127.0.0.1]", echo, "malformed_target"),
+            ("an octal literal", b"0177.0.0.1", echo, "malformed_target"),
+            ("a decimal literal", b"2130706433", echo, "malformed_target"),
+            ("a hexadecimal literal", b"0x7f000001", echo, "malformed_target"),
+            ("hexadecimal parts", b"0x7f.0.0.1", echo, "malformed_target"),
+            ("a short literal", b"127.1", echo, "malformed_target"),
+            ("leading zeros", b"127.000.000.001", echo, "malformed_target"),
+            ("fullwidth digits", "１２７.0.0.1".as_bytes(), echo, "malformed_target"),
+            ("an ideographic full stop", "127。0。0。1".as_bytes(), echo, "malformed_target"),
+            ("a mapped literal", b"::ffff:127.0.0.2", echo, "reserved_address"),
+            ("a mapped literal in hexadecimal", b"::ffff:7f00:2", echo, "reserved_address"),
+            ("a compatible literal", b"::127.0.0.1", echo, "reserved_address"),
+            ("a NAT64 literal", b"64:ff9b::127.0.0.1", echo, "reserved_address"),
+            ("NAT64 of the metadata service", b"64:ff9b::169.254.169.254", 80, "reserved_address"),
+            ("metadata service", b"169.254.169.254", 80, "reserved_address"),
+            ("mapped metadata service", b"::ffff:169.254.169.254", 80, "reserved_address"),
+            ("decimal metadata service", b"2852039166", 80, "malformed_target"),
+            ("unspecified", b"0.0.0.0", echo, "reserved_address"),
+            ("short unspecified", b"0", echo, "malformed_target"),
+            ("unspecified IPv6", b"::", echo, "reserved_address"),
+            ("another loopback address", b"127.0.0.2", echo, "reserved_address"),
+            ("loopback over IPv6", b"::1", echo, "reserved_address"),
+            ("link-local IPv6", b"fe80::1", echo, "reserved_address"),
+            ("a scope", b"fe80::1%lo", echo, "malformed_target"),
+            ("broadcast", b"255.255.255.255", echo, "reserved_address"),
+            ("multicast", b"224.0.0.1", echo, "reserved_address"),
+            ("a name without a rule", b"localhost", echo, "no_rule"),
+            ("a name with a dot at its end", b"localhost.", echo, "no_rule"),
+            ("a name in capitals", b"LOCALHOST", echo, "no_rule"),
+            ("a name below a name", b"app.localhost", echo, "no_rule"),
+            ("another port", b"127.0.0.1", 22, "port"),
+            ("a rule for others", b"127.0.0.1", 1, "principal"),
+            ("the gateway", b"127.0.0.1", own, "own_gateway"),
+            ("the proxy", b"127.0.0.1", u64::from(proxy), "own_gateway"),
+            ("the mapped gateway", b"::ffff:127.0.0.1", own, "own_gateway"),
+            ("a C1 control sequence", "\u{9b}2J127.0.0.1".as_bytes(), echo, "malformed_target"),
+            ("text that runs backwards", "\u{202e}1.0.0.721".as_bytes(), echo, "malformed_target"),
+            ("a translated literal (RFC 2765)", b"::ffff:0:127.0.0.2", echo, "reserved_address"),
+        ];
+        let mut faults = Vec::new();
+        for (what, host, port, reason) in &cases {
+            let before = refusals(&world.trail("gateway")).len();
+            let open = json!({"do": "open", "type": "direct-tcpip", "host_hex": hex(host), "port": port});
+            let answer = peer.ask(open).await;
+            if answer["message"] != 92 {
+                faults.push(format!("{what}: {answer}"));
+                if answer["open"] == false {
+                    world.enter(&mut peer).await;
+                    continue;
+                }
+            } else if answer["text"] != "not allowed" || answer["code"] != 1 {
+                faults.push(format!("{what} is told apart: {answer}"));
+            }
+            let found = timeout(Duration::from_secs(3), async {
+                while refusals(&world.trail("gateway")).len() <= before {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            });
+            if found.await.is_err() {
+                faults.push(format!("{what}: no entry"));
+                continue;
+            }
+            let trail = world.trail("gateway");
+            let new: Vec<Value> = refusals(&trail)[before..].iter().map(|record| (*record).clone()).collect();
+            let own = new[0]["reason"] == *reason;
+            let agents = new[0]["reason"] == "agent_denied" && new[0]["detail"] == *reason;
+            let who = new[0]["principal"] == "provisioner" && new[0]["client"].is_string();
+            if new.len() != 1 || new[0]["event"] != "forward.denied" || !(own || agents) || !who {
+                faults.push(format!("{what}: {}", lines(&new)));
+            }
+            if agents {
+                let forward = new[0]["forward"].clone();
+                world.entry("agent", |it| it["peer_forward"] == forward && it["reason"] == *reason).await;
+            }
+        }
+        let forward = allowed(&world, &mut peer, true).await;
+        peer.echoes(&forward).await;
+        assert_eq!(faults, Vec::<String>::new());
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_utf8_costs_its_session_at_most() {
+    limited(60, async {
+        let mut world = World::linked().await;
+        let mut bystander = world.at_the_door().await;
+        let open = allowed(&world, &mut bystander, true).await;
+        for host in [&b"\xff\xfe"[..], b"127.0.0.1\xff", b"\xc0\xae", b"\xed\xa0\x80"] {
+            let mut peer = world.at_the_door().await;
+            let request = json!({"do": "open", "type": "direct-tcpip", "host_hex": hex(host), "port": world.echo});
+            let answer = peer.ask(request).await;
+            let refused = answer["message"] == 92 || (answer["nothing"] == true && answer["open"] == false);
+            assert!(refused, "{host:?}: {answer}");
+            let mut next = world.at_the_door().await;
+            let forward = allowed(&world, &mut next, true).await;
+            next.echoes(&forward).await;
+        }
+        bystander.echoes(&open).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_host_that_is_not_utf8_does_not_end_the_agent() {
+    limited(60, async {
+        let mut peer = Peer::start();
+        let mut world = World::served(&mut peer).await;
+        let request = json!({"do": "open", "type": "direct-tcpip", "host_hex": "ff7fc0", "port": world.echo,
+            "originator": originator("provisioner")});
+        let answer = peer.ask(request).await;
+        let refused = answer["message"] == 92 || (answer["nothing"] == true && answer["open"] == false);
+        assert!(refused, "{answer}");
+        if answer["message"] != 92 {
+            peer.ask(json!({"do": "accept", "within": 30})).await;
+            world.log_in_to_agent(&mut peer).await;
+        }
+        let forward = allowed(&world, &mut peer, false).await;
+        peer.echoes(&forward).await;
         world.assert_well();
     })
     .await;
