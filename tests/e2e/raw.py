@@ -431,12 +431,12 @@ class Peer:
         return self.wait(lambda m: m["message"] in messages, within) or self.gone()
 
     def do_open(self, type, host=None, port=0, originator="127.0.0.1", originator_port=1, host_hex=None, rest="",
-                within=10, answer=True):
+                within=10, answer=True, window=WINDOW, packet_size=32768):
         """Opens a channel; its answer is the peer's."""
         channel = Channel(self.next)
         self.channels[self.next] = channel
         self.next += 1
-        packet = bytes([90]) + string(type) + number(channel.mine) + number(WINDOW) + number(32768)
+        packet = bytes([90]) + string(type) + number(channel.mine) + number(window) + number(packet_size)
         if host is not None or host_hex is not None:
             packet += string(host if host_hex is None else bytes.fromhex(host_hex)) + number(port)
             packet += string(originator) + number(originator_port)
@@ -512,13 +512,13 @@ class Peer:
         self.raw(bytes([96]) + number(self.channels[id].theirs))
         return {}
 
-    def do_accept_channel(self, sender, window=WINDOW):
+    def do_accept_channel(self, sender, window=WINDOW, packet=32768):
         """Confirms a channel that the peer opened; `sender` is its number there."""
         channel = Channel(self.next)
         channel.theirs = sender
         self.channels[self.next] = channel
         self.next += 1
-        self.raw(bytes([91]) + number(sender) + number(channel.mine) + number(window) + number(32768))
+        self.raw(bytes([91]) + number(sender) + number(channel.mine) + number(window) + number(packet))
         return {"id": channel.mine}
 
     def do_refuse_channel(self, sender, code, text="", text_hex=None):

@@ -290,7 +290,7 @@ impl World {
     /// Starts the agent. Its rules: the target by address; and traps that only the guard closes.
     fn start_agent(&mut self, gateway: &str, orchestrator: &str, agent: &str) {
         let (echo, port) = (self.echo, self.port);
-        let login = self.public("login-acme");
+        let (login, globex) = (self.public("login-acme"), self.public("login-globex"));
         let asserts = if orchestrator.is_empty() { "asserts = [\"provisioner\"]\n" } else { orchestrator };
         let text = format!(
             "[agent]\nid = \"prod-eu\"\nreplica = \"r1\"\nhost_key = \"agent\"\n{agent}\n\
@@ -300,7 +300,11 @@ impl World {
              [[organisation.allow]]\nname = \"echo\"\naddresses = [\"127.0.0.1/32\"]\nports = [{echo}, {port}]\n\
              [[organisation.allow]]\nname = \"wide\"\naddresses = [\"0.0.0.0/0\", \"::/0\"]\nports = [80, {echo}]\n\
              [[organisation.allow]]\nname = \"silent\"\naddresses = [\"127.0.0.1/32\"]\nports = [1]\n\
-             principals = [\"ci-*\"]\n",
+             principals = [\"ci-*\"]\n\
+             [[organisation.allow]]\nname = \"named\"\nhosts = [\"nowhere.invalid\"]\nwithin = [\"10.0.0.0/8\"]\n\
+             ports = [80]\n\
+             [[organisation]]\nid = \"globex\"\ngateways = [\"ssh://127.0.0.1:9\"]\n\
+             [[organisation.orchestrator]]\nkey = \"{globex}\"\n",
         );
         let config = self.path("agent.toml");
         fs::write(&config, text).expect("a configuration");
@@ -779,6 +783,844 @@ async fn a_host_that_is_not_utf8_does_not_end_the_agent() {
         }
         let forward = allowed(&world, &mut peer, false).await;
         peer.echoes(&forward).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Logging in to an agent, and speaking for somebody there.
+
+/// The answer to every refused login: failure, public keys may continue, no partial success.
+const LOGIN_FAILURE: &str = "33000000097075626c69636b657900";
+
+#[tokio::test]
+async fn the_agent_lets_in_its_organisations_login_key_alone() {
+    limited(60, async {
+        let mut peer = Peer::start();
+        let mut world = World::dialled(&mut peer).await;
+        peer.ask(json!({"do": "client", "identification": GATEWAY_LINE})).await;
+        let key = |name: &str| world.path(name);
+        let hostbased = format!(
+            "{}{}{}{}{}",
+            string("ssh-ed25519"),
+            string("key"),
+            string("gateway.example.com"),
+            string("root"),
+            string("signature")
+        );
+        let cases = [
+            ("another organisation's name", json!({"user": "globex", "key": key("login-acme")})),
+            ("another organisation altogether", json!({"user": "globex", "key": key("login-globex")})),
+            ("another organisation's key", json!({"user": "acme", "key": key("login-globex")})),
+            ("no name", json!({"user": "", "key": key("login-acme")})),
+            ("the name in capitals", json!({"user": "ACME", "key": key("login-acme")})),
+            ("a door's user", json!({"user": "acme/prod-eu", "key": key("login-acme")})),
+            ("root", json!({"user": "root", "key": key("login-acme")})),
+            ("a stranger's key", json!({"user": "acme", "key": key("stranger")})),
+            ("a principal's key", json!({"user": "acme", "key": key("provisioner")})),
+            ("the agent's own key", json!({"user": "acme", "key": key("agent")})),
+            ("a forged signature", json!({"user": "acme", "key": key("login-acme"), "forge": true})),
+            ("a password", json!({"user": "acme", "method": "password", "password": "acme"})),
+            ("answers", json!({"user": "acme", "method": "keyboard-interactive"})),
+            ("a host's word", json!({"user": "acme", "method": "hostbased", "body": hostbased})),
+            ("nothing", json!({"user": "acme", "method": "none"})),
+        ];
+        let mut faults = Vec::new();
+        for (what, mut login) in cases {
+            login["do"] = "login".into();
+            let answer = peer.ask(login).await;
+            if answer["ok"] != false || answer["answers"] != json!([LOGIN_FAILURE]) {
+                faults.push(format!("{what}: {answer}"));
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        let login = peer.ask(json!({"do": "login", "user": "acme", "key": key("login-acme")})).await;
+        assert_eq!(login["ok"], true, "{login}");
+        let forward = allowed(&world, &mut peer, false).await;
+        peer.echoes(&forward).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn nothing_opens_before_the_login() {
+    limited(60, async {
+        for agent in [true, false] {
+            let mut peer = Peer::start();
+            let mut world = if agent {
+                World::dialled(&mut peer).await
+            } else {
+                let world = World::linked().await;
+                peer.ask(json!({"do": "connect", "port": world.port})).await;
+                world
+            };
+            peer.ask(json!({"do": "client", "identification": GATEWAY_LINE})).await;
+            let originator = originator("provisioner");
+            let answer = peer
+                .ask(json!({"do": "open", "type": "direct-tcpip", "host": "127.0.0.1", "port": world.echo,
+                    "originator": originator, "within": 2}))
+                .await;
+            assert_ne!(answer["message"], 91, "agent {agent}: {answer}");
+            let trails = [world.trail("agent"), world.trail("gateway")].concat();
+            assert!(!trails.iter().any(|it| it["event"] == "forward.open"), "{}", lines(&trails));
+            world.assert_well();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_agent_ends_a_login_after_so_many_refusals() {
+    limited(60, async {
+        let mut peer = Peer::start();
+        let mut world = World::dialled(&mut peer).await;
+        peer.ask(json!({"do": "client", "identification": GATEWAY_LINE})).await;
+        let mut refused = 0;
+        for _ in 0..limits::LOGIN_ATTEMPTS + 4 {
+            let login = json!({"do": "login", "user": "acme", "key": world.path("stranger"), "within": 5});
+            let answer = peer.try_ask(login).await;
+            assert_ne!(answer["ok"], true, "{answer}");
+            if answer["answers"] != json!([LOGIN_FAILURE]) {
+                break;
+            }
+            refused += 1;
+        }
+        assert!((limits::LOGIN_ATTEMPTS - 1..=limits::LOGIN_ATTEMPTS).contains(&refused), "{refused} attempts");
+        let end = peer.ask(json!({"do": "closed"})).await;
+        assert_eq!(end["closed"], true, "{end}");
+        // The agent comes back by itself, and the right key still works.
+        peer.ask(json!({"do": "accept", "within": 30})).await;
+        world.log_in_to_agent(&mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_agent_believes_an_originator_within_what_the_key_asserts() {
+    limited(90, async {
+        let mut peer = Peer::start();
+        let mut world = World::served(&mut peer).await;
+        let key = world.fingerprint("login-acme");
+        let id = || caponier::tunnel::wire::ForwardId::random().to_string();
+        // What is claimed, host, port, the code, and whether the description begins with the forward's id.
+        let (denied, malformed) = (0xFE00_0001_u32, 0xFE00_0007_u32);
+        let (connect_failed, unresolved) = (0xFE00_0003_u32, 0xFE00_0002_u32);
+        let echo = world.echo;
+        let long = "a".repeat(65);
+        let ours = |principal: &str| format!("caponier1:ID:{principal}:192.0.2.1:40000");
+        let cases = [
+            ("a principal outside", ours("deployer"), "127.0.0.1", echo, denied, true),
+            ("a pattern for a principal", ours("ci-*"), "127.0.0.1", echo, malformed, false),
+            ("part of a pattern", ours("ci"), "127.0.0.1", echo, denied, true),
+            ("a longer name", ours("provisioner2"), "127.0.0.1", echo, denied, true),
+            ("capitals", ours("Provisioner"), "127.0.0.1", echo, malformed, false),
+            ("no principal", ours(""), "127.0.0.1", echo, malformed, false),
+            ("the key for a principal", ours(&key), "127.0.0.1", echo, malformed, false),
+            ("no claim", "127.0.0.1".into(), "127.0.0.1", echo, denied, false),
+            ("an empty originator", String::new(), "127.0.0.1", echo, denied, false),
+            ("another version", "caponier2:ID:provisioner:x".into(), "127.0.0.1", echo, malformed, false),
+            ("the word alone", "caponier".into(), "127.0.0.1", echo, malformed, false),
+            ("a short id", "caponier1:00:provisioner:x".into(), "127.0.0.1", echo, malformed, false),
+            ("no client", "caponier1:ID:provisioner".into(), "127.0.0.1", echo, malformed, false),
+            ("a client in two words", "caponier1:ID:provisioner:a b".into(), "127.0.0.1", echo, malformed, false),
+            ("an active client", "caponier1:ID:provisioner:\u{1b}[2J".into(), "127.0.0.1", echo, malformed, false),
+            ("a long client", format!("caponier1:ID:provisioner:{long}"), "127.0.0.1", echo, malformed, false),
+            ("a name that does not exist", ours("provisioner"), "nowhere.invalid", 80, unresolved, true),
+            ("a target that is not there", ours("ci-build"), "127.0.0.1", 1, connect_failed, true),
+            ("a rule for others", ours("provisioner"), "127.0.0.1", 1, denied, true),
+            ("another port", ours("provisioner"), "127.0.0.1", 2, denied, true),
+            ("an octal literal", ours("provisioner"), "0177.0.0.1", echo, malformed, true),
+            ("the metadata service", ours("provisioner"), "169.254.169.254", 80, denied, true),
+            ("no host", ours("provisioner"), "", echo, malformed, true),
+            ("port 0", ours("provisioner"), "127.0.0.1", 0, malformed, true),
+        ];
+        let mut faults = Vec::new();
+        for (what, claim, host, port, code, tells) in cases {
+            let before = refusals(&world.trail("agent")).len();
+            let id = id();
+            let answer = peer.gateway_forward(&claim.replace("ID", &id), host, port).await;
+            let text = answer["text"].as_str().unwrap_or_default();
+            let words = text.strip_prefix(&format!("{id} ")).unwrap_or(text);
+            if answer["message"] != 92 || answer["code"] != code || tells != (words != text) {
+                faults.push(format!("{what}: {answer}"));
+            }
+            let plain = |c: char| (' '..='~').contains(&c);
+            if words.is_empty() || words.len() > 256 || !words.chars().all(plain) {
+                faults.push(format!("{what}: {words:?}"));
+            }
+            let found = timeout(Duration::from_secs(3), async {
+                while refusals(&world.trail("agent")).len() <= before {
+                    sleep(Duration::from_millis(5)).await;
+                }
+            });
+            if found.await.is_err() {
+                faults.push(format!("{what}: no entry"));
+                continue;
+            }
+            let trail = world.trail("agent");
+            let new = &refusals(&trail)[before..];
+            let asserted = !tells || new[0]["asserted_by"] == key.as_str();
+            if new.len() != 1 || new[0]["key"] != key.as_str() || (tells && new[0]["peer_forward"] != id) || !asserted {
+                faults.push(format!("{what}: {}", new[0]));
+            }
+        }
+        let forward = peer.gateway_forward(&originator("ci-build"), "127.0.0.1", world.echo).await;
+        peer.echoes(&forward).await;
+        assert_eq!(faults, Vec::<String>::new());
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_forward_id_lives_once() {
+    limited(60, async {
+        let mut peer = Peer::start();
+        let mut world = World::served(&mut peer).await;
+        let claim = originator("provisioner");
+        let id = claim.split(':').nth(1).expect("its id").to_owned();
+        let first = peer.gateway_forward(&claim, "127.0.0.1", world.echo).await;
+        peer.echoes(&first).await;
+        let second = peer.gateway_forward(&claim, "127.0.0.1", world.echo).await;
+        assert_eq!((&second["message"], &second["code"]), (&json!(92), &json!(0xFE00_0007_u32)), "{second}");
+        assert!(second["text"].as_str().expect("text").starts_with(&format!("{id} ")), "{second}");
+        let third = peer.gateway_forward(&claim.replace("provisioner", "ci-x"), "127.0.0.1", world.echo).await;
+        assert_eq!(third["code"], 0xFE00_0007_u32, "another principal's claim to it: {third}");
+        peer.echoes(&first).await;
+        let entries = || refusals(&world.trail("agent")).iter().filter(|it| it["peer_forward"] == id).count();
+        until("two refusals in the trail", SOON, || (entries() == 2).then_some(())).await;
+        // Ended, its id is nobody's.
+        peer.ask(json!({"do": "close", "id": first["id"]})).await;
+        world.entry("agent", |it| it["event"] == "forward.ended" && it["peer_forward"] == id).await;
+        let again = peer.gateway_forward(&claim, "127.0.0.1", world.echo).await;
+        peer.echoes(&again).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_key_that_asserts_nobody_speaks_for_itself() {
+    limited(60, async {
+        let mut peer = Peer::start();
+        let mut world = World::new().await;
+        let listening = peer.ask(json!({"do": "listen"})).await;
+        world.port = u16::try_from(listening["port"].as_u64().expect("a port")).expect("a port");
+        let gateway = format!("ssh://127.0.0.1:{}", world.port);
+        world.start_agent(&gateway, "# speaks for itself alone\n", "");
+        peer.ask(json!({"do": "accept"})).await;
+        world.log_in_to_agent(&mut peer).await;
+        let claimed = peer.gateway_forward(&originator("provisioner"), "127.0.0.1", world.echo).await;
+        assert_eq!(claimed["code"], 0xFE00_0001_u32, "{claimed}");
+        let plain = peer.gateway_forward("127.0.0.1", "127.0.0.1", world.echo).await;
+        peer.echoes(&plain).await;
+        let key = world.fingerprint("login-acme");
+        let open = world.entry("agent", |it| it["event"] == "forward.open").await;
+        assert_eq!(open["principal"], key, "{open}");
+        assert!(open.get("asserted_by").is_none(), "{open}");
+        world.assert_well();
+    })
+    .await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Logging in at the door.
+
+#[tokio::test]
+async fn refused_logins_at_the_door_look_alike_and_are_recorded_as_they_were() {
+    limited(180, async {
+        let mut world = World::linked().await;
+        let long = format!("acme/{}", "a".repeat(10_000));
+        // Who, with which key, and the reason that the trail gives; None where the method or the form decides.
+        let cases = [
+            ("an unknown key", "acme/prod-eu", "stranger", Some("unknown_key")),
+            ("another organisation's key", "acme/prod-eu", "deployer", Some("other_organisation")),
+            ("a key in another organisation", "globex/prod-eu", "provisioner", Some("other_organisation")),
+            ("an unknown agent", "acme/nowhere", "provisioner", Some("unknown_agent")),
+            ("an unknown organisation", "initech/prod-eu", "provisioner", Some("unknown_organisation")),
+            ("an unknown organisation and key", "initech/prod-eu", "stranger", None),
+            ("an agent without a grant", "acme/prod-eu", "bystander", Some("not_granted")),
+            ("an expired principal", "acme/prod-eu", "former", Some("expired")),
+            ("an agent's key", "acme/prod-eu", "agent", Some("other_holder")),
+            ("the gateway's login key", "acme/prod-eu", "login-acme", Some("unknown_key")),
+            ("the gateway's own key", "acme/prod-eu", "gateway", Some("unknown_key")),
+            ("a forged signature", "acme/prod-eu", "forged", None),
+            ("no user", "", "provisioner", None),
+            ("an organisation alone", "acme", "provisioner", None),
+            ("an organisation and a slash", "acme/", "provisioner", None),
+            ("a slash", "/", "provisioner", None),
+            ("a replica too", "acme/prod-eu/r1", "provisioner", None),
+            ("capitals", "ACME/prod-eu", "provisioner", None),
+            ("a pattern", "acme/*", "provisioner", None),
+            ("a path", "acme/../acme/prod-eu", "provisioner", None),
+            ("a blank", "acme/prod-eu ", "provisioner", None),
+            ("a line feed", "acme/prod-eu\n", "provisioner", None),
+            ("NUL", "acme/prod-eu\0", "provisioner", None),
+            ("an escape sequence", "\u{1b}[2Jacme/prod-eu", "provisioner", None),
+            ("a C1 control", "\u{9b}2Jacme/prod-eu", "provisioner", None),
+            ("a long user", &long, "provisioner", None),
+            ("a password", "acme/prod-eu", "password", None),
+            ("answers", "acme/prod-eu", "keyboard-interactive", None),
+            ("nothing", "acme/prod-eu", "none", None),
+            ("a host's word", "acme/prod-eu", "hostbased", None),
+            ("an unknown method", "acme/prod-eu", "frobnicate", None),
+        ];
+        let mut faults = Vec::new();
+        let mut fastest = Vec::new();
+        let mut peer = Peer::start();
+        for (what, user, key, reason) in cases {
+            let from = peer.ask(json!({"do": "connect", "port": world.port})).await["local"].clone();
+            peer.ask(json!({"do": "client"})).await;
+            let mut seconds = f64::MAX;
+            for _ in 0..3 {
+                let mut login = json!({"do": "login", "user": user});
+                match key {
+                    "forged" => {
+                        login["key"] = json!(world.path("provisioner"));
+                        login["forge"] = json!(true);
+                    }
+                    "password" | "keyboard-interactive" | "none" | "hostbased" | "frobnicate" => {
+                        login["method"] = key.into();
+                    }
+                    key => login["key"] = json!(world.path(key)),
+                }
+                let answer = peer.ask(login).await;
+                if answer["ok"] != false || answer["answers"] != json!([LOGIN_FAILURE]) {
+                    faults.push(format!("{what}: {answer}"));
+                    break;
+                }
+                seconds = seconds.min(answer["seconds"].as_f64().expect("seconds"));
+            }
+            // The other methods are refused without a look at anything.
+            if world.path(key).exists() {
+                fastest.push((seconds, what));
+            }
+            let seen = peer.ask(json!({"do": "seen"})).await;
+            if seen["open"] != true {
+                faults.push(format!("{what}: {seen}"));
+            }
+            peer.ask(json!({"do": "drop"})).await;
+            let Some(reason) = reason else { continue };
+            let refused = |it: &Value| it["event"] == "auth.refused" && it["client"] == from;
+            let record = world.entry("gateway", |it| refused(it) && it["reason"] != "left_before_login").await;
+            let key = key == "forged" || record["key"] == world.fingerprint(key);
+            if record["reason"] != reason || !key {
+                faults.push(format!("{what} is recorded as {record}"));
+            }
+        }
+        fastest.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let (first, last) = (fastest[0], fastest[fastest.len() - 1]);
+        if first.0 < limits::LOGIN_REFUSAL_DELAY.as_secs_f64() - 0.002 {
+            faults.push(format!("told apart by the time: {first:?}"));
+        }
+        // The fastest of three: a busy machine delays single answers, hardly all of them.
+        if last.0 > first.0 + 0.04 {
+            faults.push(format!("told apart by the time: {first:?} and {last:?}"));
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        let mut honest = world.at_the_door().await;
+        let forward = allowed(&world, &mut honest, true).await;
+        honest.echoes(&forward).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_linked_looks_like_a_target_that_is_away() {
+    limited(60, async {
+        let mut world = World::linked().await;
+        let mut peer = Peer::start();
+        peer.ask(json!({"do": "connect", "port": world.port})).await;
+        peer.ask(json!({"do": "client"})).await;
+        let login = peer.ask(json!({"do": "login", "user": "acme/prod-us", "key": world.path("provisioner")})).await;
+        assert_eq!(login["ok"], true, "{login}");
+        let answer = peer.forward("127.0.0.1", u64::from(world.echo)).await;
+        assert_eq!((&answer["message"], &answer["text"]), (&json!(92), &json!("not available")), "{answer}");
+        let not_there = |it: &Value| it["event"] == "forward.failed" && it["agent"] == "prod-us";
+        world.entry("gateway", not_there).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_rsa_key_logs_in_with_sha2_alone() {
+    limited(60, async {
+        let mut world = World::new().await;
+        let made = Command::new("ssh-keygen")
+            .args(["-q", "-t", "rsa", "-b", "3072", "-N", "", "-f"])
+            .arg(world.path("rsa"))
+            .status();
+        assert!(made.await.expect("ssh-keygen runs").success());
+        let public = world.path("keys/organisations/acme/principals/provisioner/rsa.pub");
+        fs::copy(world.path("rsa.pub"), public).expect("registered");
+        world.start_gateway().await;
+        let mut peer = Peer::start();
+        peer.ask(json!({"do": "connect", "port": world.port})).await;
+        peer.ask(json!({"do": "client"})).await;
+        let mut login = json!({"do": "login", "user": "acme/prod-eu", "key": world.path("rsa"), "algorithm": "ssh-rsa"});
+        let answer = peer.ask(login.clone()).await;
+        assert_eq!(answer["ok"], false, "SHA-1 was accepted: {answer}");
+        for algorithm in ["rsa-sha2-256", "rsa-sha2-512"] {
+            peer.ask(json!({"do": "connect", "port": world.port})).await;
+            peer.ask(json!({"do": "client"})).await;
+            login["algorithm"] = algorithm.into();
+            let answer = peer.ask(login.clone()).await;
+            assert_eq!(answer["ok"], true, "{algorithm}: {answer}");
+        }
+        world.assert_well();
+    })
+    .await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// In the place of an agent.
+
+/// What an agent calls itself.
+const AGENT_LINE: &str = "SSH-2.0-caponier_1 agent=acme/prod-eu/x";
+
+impl World {
+    /// A gateway alone.
+    async fn with_gateway() -> Self {
+        let mut world = Self::new().await;
+        world.start_gateway().await;
+        world
+    }
+
+    /// Plays an agent as far as a link that is up; returns the control channel's number.
+    async fn link(&self, peer: &mut Peer) -> Value {
+        peer.ask(json!({"do": "connect", "port": self.port})).await;
+        let server = json!({"do": "server", "identification": AGENT_LINE, "key": self.path("agent")});
+        let login = peer.ask(server).await;
+        let logins = json!([{"user": "acme", "key": self.public("login-acme")}]);
+        assert_eq!(login["logins"], logins, "the gateway logs in with its key for this organisation: {login}");
+        let session = peer.ask(json!({"do": "next", "messages": [90]})).await;
+        assert_eq!(session["type"], "session", "{session}");
+        let control = peer.ask(json!({"do": "accept_channel", "sender": session["sender"]})).await["id"].clone();
+        let request = peer.ask(json!({"do": "next", "messages": [98]})).await;
+        assert_eq!(request["name"], "subsystem", "{request}");
+        assert_eq!(request["rest"], string("control@caponier"), "{request}");
+        peer.ask(json!({"do": "reply", "id": control})).await;
+        let hello = b"{\"version\":\"0.1.0\",\"features\":[],\"channels\":4096,\"replica\":\"x\"}";
+        let length = u32::try_from(hello.len() + 2).expect("a length");
+        let message = [&length.to_be_bytes()[..], &[0, 1], hello].concat();
+        peer.ask(json!({"do": "send", "id": control, "hex": hex(&message)})).await;
+        let theirs = peer.ask(json!({"do": "receive", "id": control, "bytes_": 6})).await;
+        assert_eq!(theirs["data"].as_str().map(|it| &it[8..]), Some("0001"), "a hello: {theirs}");
+        self.entry("gateway", |it| it["event"] == "link.up" && it["replica"] == "x").await;
+        control
+    }
+
+    /// An honest client's request, as it arrives at the agent that `peer` plays: (the client's channel, what arrived).
+    async fn asked(&self, client: &mut Peer, peer: &mut Peer) -> (Value, Value) {
+        let open = json!({"do": "open", "type": "direct-tcpip", "host": "10.0.0.1", "port": 5432, "answer": false});
+        let channel = client.ask(open).await["id"].clone();
+        let asked = peer.ask(json!({"do": "next", "messages": [90]})).await;
+        assert_eq!((&asked["type"], &asked["host"]), (&json!("direct-tcpip"), &json!("10.0.0.1")), "{asked}");
+        (channel, asked)
+    }
+
+    /// The same, and the agent opens it: (the client's channel, the agent's).
+    async fn spliced(&self, client: &mut Peer, peer: &mut Peer) -> (Value, Value) {
+        let (channel, asked) = self.asked(client, peer).await;
+        let there = peer.ask(json!({"do": "accept_channel", "sender": asked["sender"]})).await["id"].clone();
+        let opened = client.ask(json!({"do": "opened", "id": channel})).await;
+        assert_eq!(opened["message"], 91, "{opened}");
+        (channel, there)
+    }
+
+    /// A forward works from end to end over the link that `peer` plays.
+    async fn link_works(&self, client: &mut Peer, peer: &mut Peer) {
+        let (here, there) = self.spliced(client, peer).await;
+        for (from, from_id, to, to_id) in [(&mut *client, &here, &mut *peer, &there)] {
+            from.ask(json!({"do": "send", "id": from_id, "hex": "c0ffee"})).await;
+            let got = to.ask(json!({"do": "receive", "id": to_id, "bytes_": 3})).await;
+            assert_eq!(got["data"], "c0ffee", "{got}");
+            to.ask(json!({"do": "send", "id": to_id, "hex": "decade"})).await;
+            let got = from.ask(json!({"do": "receive", "id": from_id, "bytes_": 3})).await;
+            assert_eq!(got["data"], "decade", "{got}");
+        }
+        client.ask(json!({"do": "close", "id": here})).await;
+    }
+
+    /// The gateway's resident memory, in KiB.
+    fn resident(&self) -> u64 {
+        let id = self.gateway.as_ref().and_then(|it| it.child.id()).expect("running");
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+}
+
+/// The forward's id in what the gateway asked of an agent.
+fn forward_id(asked: &Value) -> String {
+    asked["originator"].as_str().and_then(|it| it.split(':').nth(1)).expect("an originator of ours").to_owned()
+}
+
+#[tokio::test]
+async fn an_agent_opens_nothing_toward_the_gateway() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        world.link(&mut peer).await;
+        let mut client = world.at_the_door().await;
+        let socket = string("/run/caponier/gateway.sock");
+        let pair = format!("{}{:08x}{}{:08x}", string("127.0.0.1"), world.echo, string("127.0.0.1"), 1);
+        let mut channels = foreign_channels(&world);
+        channels.push(("session", String::new()));
+        channels.push(("direct-tcpip", pair));
+        channels.push(("direct-streamlocal@openssh.com", format!("{socket}{}{:08x}", string(""), 0)));
+        let mut faults = Vec::new();
+        for (count, (kind, body)) in channels.iter().enumerate() {
+            let answer = peer.ask(json!({"do": "open", "type": kind, "rest": body, "within": 5})).await;
+            if answer["message"] != 92 {
+                faults.push(format!("channel {kind:?}: {answer}"));
+            }
+            if answer["open"] == false {
+                world.link(&mut peer).await;
+            }
+            let violations = || world.trail("gateway").iter().filter(|it| it["event"] == "peer.violation").count();
+            let recorded = timeout(Duration::from_secs(2), async {
+                while violations() <= count {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            });
+            if recorded.await.is_err() {
+                faults.push(format!("channel {kind:?}: no record of it, {} in all", violations()));
+            }
+        }
+        for (name, body) in global_requests(&world) {
+            let answer = peer.ask(json!({"do": "global", "name": name, "rest": body, "within": 5})).await;
+            if answer["message"] != 82 {
+                faults.push(format!("global request {name:?}: {answer}"));
+            }
+        }
+        world.link_works(&mut client, &mut peer).await;
+        for record in world.trail("gateway").iter().filter(|it| it["event"] == "peer.violation") {
+            if record["organisation"] != "acme" || record["agent"] != "prod-eu" {
+                faults.push(format!("not whose it was: {record}"));
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agents_requests_on_its_channels_do_nothing() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        let control = world.link(&mut peer).await;
+        let mut client = world.at_the_door().await;
+        let (here, there) = world.spliced(&mut client, &mut peer).await;
+        let mut faults = Vec::new();
+        for id in [&there, &control] {
+            for (name, body) in channel_requests(&world) {
+                let request = json!({"do": "request", "id": id, "name": name, "rest": body, "within": 3});
+                let answer = peer.ask(request).await;
+                if answer["message"] != 100 {
+                    faults.push(format!("{name:?} on channel {id}: {answer}"));
+                }
+            }
+        }
+        peer.ask(json!({"do": "send", "id": there, "hex": "beef"})).await;
+        let got = client.ask(json!({"do": "receive", "id": here, "bytes_": 2})).await;
+        assert_eq!(got["data"], "beef", "{got}");
+        assert_eq!(faults, Vec::<String>::new());
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agents_key_counts_for_its_own_name_alone() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let certified = Command::new("ssh-keygen")
+            .args(["-q", "-h", "-I", "agent", "-n", "prod-eu", "-s"])
+            .arg(world.path("login-acme"))
+            .arg(world.path("keys/organisations/acme/agents/prod-eu/key.pub"))
+            .status();
+        assert!(certified.await.expect("ssh-keygen runs").success());
+        let made = world.path("keys/organisations/acme/agents/prod-eu/key-cert.pub");
+        let certificate = world.path("certificate");
+        fs::rename(made, &certificate).expect("the certificate");
+        let line = |name: &str| format!("SSH-2.0-caponier_1 agent={name}");
+        let cases = [
+            ("an unregistered key", line("acme/prod-eu/x"), "stranger", Some("unknown_key"), false),
+            ("another agent's key", line("acme/prod-eu/x"), "agent-us", None, false),
+            ("another agent's name", line("acme/prod-us/x"), "agent", None, false),
+            ("another organisation's key", line("acme/prod-eu/x"), "agent-globex", Some("other_organisation"), false),
+            ("another organisation's name", line("globex/prod-eu/x"), "agent", Some("other_organisation"), false),
+            ("a revoked key", line("acme/prod-old/x"), "agent-revoked", Some("revoked"), false),
+            ("a principal's key", line("acme/prod-eu/x"), "provisioner", None, false),
+            ("the gateway's key", line("acme/prod-eu/x"), "gateway", Some("unknown_key"), false),
+            ("an unknown agent", line("acme/nowhere"), "agent", None, false),
+            ("an unknown organisation", line("initech/prod-eu"), "agent", None, false),
+            ("a certificate", line("acme/prod-eu/x"), "agent", None, true),
+        ];
+        let mut faults = Vec::new();
+        let mut peer = Peer::start();
+        for (what, identification, key, reason, certified) in cases {
+            let from = peer.ask(json!({"do": "connect", "port": world.port})).await["local"].clone();
+            let mut server = json!({"do": "server", "identification": identification, "key": world.path(key)});
+            if certified {
+                server["certificate"] = json!(certificate);
+            }
+            let login = peer.ask(server).await;
+            if login["logins"] != json!([]) || login["open"] != false {
+                faults.push(format!("{what}: {login}"));
+            }
+            let refused = |it: &Value| it["event"] == "auth.refused" && it["client"] == from;
+            let record = world.entry("gateway", refused).await;
+            if reason.is_some_and(|reason| record["reason"] != reason) {
+                faults.push(format!("{what} is recorded as {record}"));
+            }
+            if std::env::var("SHOW").is_ok() {
+                println!("{what}: {login} {record}");
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        assert!(!world.trail("gateway").iter().any(|it| it["event"] == "link.up"));
+        world.link(&mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_refuses_the_login_gets_no_other() {
+    limited(60, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        peer.ask(json!({"do": "connect", "port": world.port})).await;
+        let server =
+            json!({"do": "server", "identification": AGENT_LINE, "key": world.path("agent"), "admit": false});
+        let login = peer.ask(server).await;
+        assert_eq!(login["logins"].as_array().map(Vec::len), Some(1), "{login}");
+        let end = peer.ask(json!({"do": "closed"})).await;
+        assert_eq!(end["closed"], true, "{end}");
+        let tried = peer.ask(json!({"do": "seen"})).await["seen"].as_array().expect("messages").clone();
+        let logins = tried.iter().filter(|it| **it == json!(50)).count();
+        assert!(logins <= 2, "{tried:?}");
+        assert!(!world.trail("gateway").iter().any(|it| it["event"] == "link.up"));
+        world.link(&mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_floods_a_forward_fills_no_memory() {
+    limited(150, async {
+        for heed in [false, true] {
+            let mut world = World::with_gateway().await;
+            let mut peer = Peer::start();
+            world.link(&mut peer).await;
+            // The client of this forward reads nothing; the other's goes on.
+            let mut idle = world.at_the_door().await;
+            let (_, there) = world.spliced(&mut idle, &mut peer).await;
+            let before = world.resident();
+            let flood = json!({"do": "flood", "id": there, "bytes_": 100 << 20, "heed": heed, "within": 20});
+            let flooded = peer.ask(flood).await;
+            let grown = world.resident().saturating_sub(before);
+            assert!(grown < 64 * 1024, "{grown} KiB more, heeding the window: {heed}: {flooded}");
+            if flooded["open"] == false {
+                world.link(&mut peer).await;
+            }
+            let mut client = world.at_the_door().await;
+            world.link_works(&mut client, &mut peer).await;
+            world.assert_well();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_closes_at_once_ends_its_forward() {
+    limited(60, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        world.link(&mut peer).await;
+        let mut client = world.at_the_door().await;
+        for _ in 0..20 {
+            let (channel, asked) = world.asked(&mut client, &mut peer).await;
+            let there = peer.ask(json!({"do": "accept_channel", "sender": asked["sender"]})).await["id"].clone();
+            peer.ask(json!({"do": "close", "id": there, "wait": false})).await;
+            let opened = client.ask(json!({"do": "opened", "id": channel})).await;
+            if opened["message"] == 91 {
+                let end = client.ask(json!({"do": "receive", "id": channel, "bytes_": 1})).await;
+                assert!(end["eof"] == true || end["closed"] == true, "{end}");
+            } else {
+                assert_eq!(opened["message"], 92, "{opened}");
+            }
+            let id = forward_id(&asked);
+            world.entry("gateway", |it| it["forward"] == id && it["event"] != "forward.open").await;
+        }
+        world.link_works(&mut client, &mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_does_not_answer_is_not_available() {
+    limited(90, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        world.link(&mut peer).await;
+        let mut client = world.at_the_door().await;
+        let began = Instant::now();
+        let (channel, asked) = world.asked(&mut client, &mut peer).await;
+        world.link_works(&mut client, &mut peer).await;
+        let answer = client.ask(json!({"do": "opened", "id": channel, "within": 40})).await;
+        let waited = began.elapsed();
+        assert_eq!((&answer["message"], &answer["text"]), (&json!(92), &json!("not available")), "{answer}");
+        let limit = limits::OPEN_TIMEOUT;
+        assert!(waited > limit - Duration::from_secs(1) && waited < limit + Duration::from_secs(5), "{waited:?}");
+        let id = forward_id(&asked);
+        let record = world.entry("gateway", |it| it["forward"] == id && it["event"] != "forward.open").await;
+        assert_eq!(record["event"], "forward.failed", "{record}");
+        // Too late, the agent opens it: nobody gets it.
+        let late = peer.ask(json!({"do": "accept_channel", "sender": asked["sender"]})).await["id"].clone();
+        let end = peer.ask(json!({"do": "receive", "id": late, "bytes_": 1, "within": 5})).await;
+        assert!(end["closed"] == true || end["eof"] == true, "a late channel stays open: {end}");
+        world.link_works(&mut client, &mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn garbage_on_the_control_channel_costs_the_link_at_most() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        for garbage in [
+            "ffffffff",
+            "00000000",
+            "0000000100",
+            "0000000400017b7b",
+            "0001000100",
+            "000000020001",
+            "00000002ffff",
+        ] {
+            let control = world.link(&mut peer).await;
+            let before = world.trail("gateway").len();
+            peer.ask(json!({"do": "send", "id": control, "hex": garbage})).await;
+            let ended = peer.ask(json!({"do": "closed", "within": 2})).await;
+            if ended["closed"] == true {
+                let trail = || world.trail("gateway")[before..].to_vec();
+                let down = || trail().iter().any(|it| it["event"] == "link.down").then_some(());
+                until("the link's end is recorded", SOON, down).await;
+            } else {
+                let mut client = world.at_the_door().await;
+                world.link_works(&mut client, &mut peer).await;
+            }
+            if std::env::var("SHOW").is_ok() {
+                println!("{garbage}: {ended} {}", lines(&world.trail("gateway")[before..]));
+            }
+            peer.ask(json!({"do": "drop"})).await;
+        }
+        world.link(&mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_cannot_refuse_another_forward() {
+    limited(60, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        world.link(&mut peer).await;
+        let mut client = world.at_the_door().await;
+        let (first, first_asked) = world.asked(&mut client, &mut peer).await;
+        let (second, second_asked) = world.asked(&mut client, &mut peer).await;
+        let lie = format!("{} port", forward_id(&second_asked));
+        let refuse = json!({"do": "refuse_channel", "sender": first_asked["sender"], "code": 0xFE00_0001_u32, "text": lie});
+        peer.ask(refuse).await;
+        let answer = client.ask(json!({"do": "opened", "id": first})).await;
+        assert_eq!(answer["message"], 92, "{answer}");
+        let there = peer.ask(json!({"do": "accept_channel", "sender": second_asked["sender"]})).await["id"].clone();
+        let opened = client.ask(json!({"do": "opened", "id": second})).await;
+        assert_eq!(opened["message"], 91, "the other forward opens: {opened}");
+        peer.ask(json!({"do": "send", "id": there, "hex": "c0ffee"})).await;
+        let got = client.ask(json!({"do": "receive", "id": second, "bytes_": 3})).await;
+        assert_eq!(got["data"], "c0ffee", "{got}");
+        let id = forward_id(&first_asked);
+        let record = world.entry("gateway", |it| it["forward"] == id && it["event"] != "forward.open").await;
+        assert!(record["event"] == "forward.failed" || record["event"] == "forward.denied", "{record}");
+        if std::env::var("SHOW").is_ok() {
+            println!("{record}");
+        }
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_an_agent_says_in_a_refusal_reaches_nobody_raw() {
+    limited(90, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        world.link(&mut peer).await;
+        let mut client = world.at_the_door().await;
+        let mut faults = Vec::new();
+        let huge = "x".repeat(30_000);
+        let cases: Vec<(&str, u32, Vec<u8>)> = vec![
+            ("a huge description", 0xFE00_0001, format!("ID {huge}").into_bytes()),
+            ("huge and without an id", 0xFE00_0001, huge.clone().into_bytes()),
+            ("control characters", 0xFE00_0001, b"ID \x1b]0;owned\x07\x1b[2Jport\r\n{\"event\":\"forged\"}\n".to_vec()),
+            ("C1 and bidirectional controls", 0xFE00_0001, "ID \u{9b}2J\u{202e}trop".as_bytes().to_vec()),
+            ("control characters alone", 0xFE00_0003, b"\x1b[2J\x07\0\n".to_vec()),
+            ("the id alone", 0xFE00_0001, b"ID".to_vec()),
+            ("nothing", 0xFE00_0001, Vec::new()),
+            ("an unknown code of ours", 0xFE00_00FF, b"ID port".to_vec()),
+            ("a standard code", 1, b"ID port".to_vec()),
+            ("code 0", 0, b"ID port".to_vec()),
+            ("the largest code", u32::MAX, b"ID port".to_vec()),
+        ];
+        for (what, code, words) in cases {
+            let (channel, asked) = world.asked(&mut client, &mut peer).await;
+            let id = forward_id(&asked);
+            let said = if let Some(rest) = words.strip_prefix(b"ID") {
+                [id.as_bytes(), rest].concat()
+            } else {
+                words
+            };
+            peer.ask(json!({"do": "refuse_channel", "sender": asked["sender"], "code": code, "text_hex": hex(&said)})).await;
+            let answer = client.ask(json!({"do": "opened", "id": channel})).await;
+            let text = answer["text"].as_str().unwrap_or_default();
+            if answer["message"] != 92 || !["not allowed", "not available"].contains(&text) {
+                faults.push(format!("{what}: {answer}"));
+            }
+            let ended = |it: &Value| it["forward"] == id && it["event"] != "forward.open";
+            let record = world.entry("gateway", ended).await;
+            if record.to_string().len() > 2_000 || !["forward.denied", "forward.failed"].contains(&record["event"].as_str().unwrap_or_default()) {
+                faults.push(format!("{what}: {record}"));
+            }
+            if std::env::var("SHOW").is_ok() {
+                println!("{what}: {answer} {record}");
+            }
+        }
+        // Not UTF-8: the session may end, and nothing else.
+        let (channel, asked) = world.asked(&mut client, &mut peer).await;
+        let said = json!({"do": "refuse_channel", "sender": asked["sender"], "code": 1, "text_hex": "fffe80"});
+        peer.ask(said).await;
+        let answer = client.ask(json!({"do": "opened", "id": channel})).await;
+        assert_eq!(answer["message"], 92, "{answer}");
+        if peer.ask(json!({"do": "closed", "within": 1})).await["closed"] == true {
+            world.link(&mut peer).await;
+        }
+        world.link_works(&mut client, &mut peer).await;
+        assert_eq!(faults, Vec::<String>::new());
         world.assert_well();
     })
     .await;
