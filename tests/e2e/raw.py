@@ -163,7 +163,10 @@ class Admit(paramiko.ServerInterface):
         return "publickey"
 
     def check_auth_publickey(self, username, key):
-        self.logins.append({"user": username, "key": key.get_name() + " " + key.get_base64()})
+        login = {"user": username, "key": key.get_name() + " " + key.get_base64()}
+        # A client may ask first whether the key would do.
+        if login not in self.logins:
+            self.logins.append(login)
         self.done.set()
         return paramiko.AUTH_SUCCESSFUL if self.admit else paramiko.AUTH_FAILED
 
@@ -220,6 +223,8 @@ class Peer:
         self.admit = None
         self.channels = {}
         self.next = 0
+        # Windows of channels that the peer asked for.
+        self.offered = {}
         # Messages nobody asked for yet, in order.
         self.waiting = []
 
@@ -390,6 +395,8 @@ class Peer:
         if kind == 80 and m["reply"]:
             # A keepalive, or something that this peer does not do either.
             self.raw(bytes([82]))
+        if kind == 90:
+            self.offered[m["sender"]] = m["window"]
         if channel is not None:
             if kind == 91:
                 channel.theirs, channel.window = m["sender"], m["window"]
@@ -472,22 +479,31 @@ class Peer:
         return {}
 
     def do_flood(self, id, bytes_, heed=False, within=30, extended=False):
-        """Sends `bytes_` bytes, within the window or without a look at it."""
-        channel, sent, until = self.channels[id], 0, time.monotonic() + within
+        """Sends `bytes_` bytes, within the window or without a look at it, until they are sent, the channel or the
+        connection has ended, or the time is up: then a write may still be stuck."""
+        channel, until, sent = self.channels[id], time.monotonic() + within, [0]
         kind = bytes([95]) + number(channel.theirs) + number(1) if extended else bytes([94]) + number(channel.theirs)
         piece = kind + string(b"x" * 32768)
-        try:
-            while sent < bytes_ and self.ssh.is_active() and time.monotonic() < until and not channel.closed:
-                if heed and channel.window < 32768:
-                    self.pump(time.monotonic() + 0.1)
-                    continue
-                self.sock.settimeout(within)
-                self.raw(piece)
-                channel.window -= 32768
-                sent += 32768
-        except (OSError, EOFError, SSHException) as error:
-            return {"sent": sent, "why": str(error), "open": self.ssh.is_active()}
-        return {"sent": sent, "open": self.ssh.is_active(), "channel_closed": channel.closed}
+        why = []
+
+        def write():
+            try:
+                while sent[0] < bytes_ and self.ssh.is_active() and time.monotonic() < until and not channel.closed:
+                    if heed and channel.window < 32768:
+                        time.sleep(0.01)
+                        continue
+                    self.raw(piece)
+                    channel.window -= 32768
+                    sent[0] += 32768
+            except Exception as error:
+                why.append(str(error))
+
+        writer = threading.Thread(target=write, daemon=True)
+        writer.start()
+        while writer.is_alive() and time.monotonic() < until:
+            self.pump(time.monotonic() + 0.02)
+        return {"sent": sent[0], "why": why, "stuck": writer.is_alive(), "open": self.ssh.is_active(),
+                "channel_closed": channel.closed, "window": channel.window}
 
     def do_receive(self, id, bytes_, within=10):
         channel, until = self.channels[id], time.monotonic() + within
@@ -515,7 +531,7 @@ class Peer:
     def do_accept_channel(self, sender, window=WINDOW, packet=32768):
         """Confirms a channel that the peer opened; `sender` is its number there."""
         channel = Channel(self.next)
-        channel.theirs = sender
+        channel.theirs, channel.window = sender, self.offered[sender]
         self.channels[self.next] = channel
         self.next += 1
         self.raw(bytes([91]) + number(sender) + number(channel.mine) + number(window) + number(packet))
