@@ -456,6 +456,19 @@ class Peer:
         m = self.wait(lambda m: m["message"] in (91, 92) and m["channel"] == id, within) or self.gone()
         return dict(m, id=id)
 
+    def do_open_many(self, count, host, port, within=10, originator="127.0.0.1"):
+        """Opens many forwards without waiting for one; answers how each was answered, in their order."""
+        ids = []
+        for _ in range(count):
+            ids.append(self.do_open("direct-tcpip", host, port, originator, answer=False)["id"])
+        until, answers = time.monotonic() + within, {}
+        while len(answers) < count and self.pump(until):
+            for m in self.waiting:
+                if m["message"] in (91, 92) and m["channel"] in ids:
+                    answers[m["channel"]] = "opened" if m["message"] == 91 else m["text"]
+        self.waiting = [m for m in self.waiting if m["message"] not in (91, 92)]
+        return {"ids": ids, "answers": [answers.get(id) for id in ids], "open": self.ssh.is_active()}
+
     def do_opened(self, id, within=10):
         return self.opened(id, within)
 

@@ -2,7 +2,7 @@
 //! in the place of an agent. Everything is refused on the wire, recorded, and costs nobody else their session.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -1647,6 +1647,442 @@ async fn what_an_agent_says_in_a_refusal_reaches_nobody_raw() {
         }
         world.link_works(&mut client, &mut peer).await;
         assert_eq!(faults, Vec::<String>::new());
+        world.assert_well();
+    })
+    .await;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Before the login.
+
+/// Until a connection that does not log in must have ended.
+const GRACE: Duration = Duration::from_secs(limits::LOGIN_GRACE.as_secs() + 4);
+
+/// A connection from an address of our choice.
+async fn connect(from: &str, port: u16) -> TcpStream {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::new(from.parse().expect("an address"), 0)).expect("bound");
+    let connected = socket.connect(SocketAddr::new("127.0.0.1".parse().expect("an address"), port));
+    timeout(SOON, connected).await.expect("connected in time").expect("connected")
+}
+
+/// Reads until the other end hangs up; false where it does not in time.
+async fn hangs_up(stream: &mut TcpStream, within: Duration) -> bool {
+    let mut buffer = vec![0; 65_536];
+    let ended = timeout(within, async { while stream.read(&mut buffer).await.is_ok_and(|count| count > 0) {} });
+    ended.await.is_ok()
+}
+
+/// How many of the connections are still held by the other end, all seen at once.
+async fn held(streams: &mut [TcpStream]) -> usize {
+    let mut held = 0;
+    for stream in streams {
+        if !hangs_up(stream, Duration::from_millis(1)).await {
+            held += 1;
+        }
+    }
+    held
+}
+
+#[tokio::test]
+async fn idle_connections_take_no_room_from_other_addresses() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let mut streams = Vec::new();
+        for _ in 0..300 {
+            let mut stream = connect("127.0.0.1", world.port).await;
+            let _ = stream.write_all(b"SSH-2.0-idle\r\n").await;
+            streams.push(stream);
+        }
+        let began = Instant::now();
+        let per_address = limits::UNAUTHENTICATED_PER_ADDRESS;
+        let settled = timeout(SOON, async {
+            while held(&mut streams).await > per_address {
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        assert!(settled.await.is_ok(), "{} connections are held", held(&mut streams).await);
+        assert_eq!(held(&mut streams).await, per_address);
+        // Someone else gets in while the place is taken.
+        let mut peer = Peer::start();
+        peer.ask(json!({"do": "connect", "port": world.port, "source": "127.0.0.2"})).await;
+        peer.ask(json!({"do": "client"})).await;
+        let login = peer.ask(json!({"do": "login", "user": "acme/prod-eu", "key": world.path("provisioner")})).await;
+        assert_eq!(login["ok"], true, "{login}");
+        assert!(began.elapsed() < limits::LOGIN_GRACE, "too slow to have shown anything");
+        // And from here once they are over their grace.
+        let ended = timeout(GRACE, async {
+            while held(&mut streams).await > 0 {
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(ended.await.is_ok(), "{} connections outlived their grace", held(&mut streams).await);
+        world.at_the_door().await;
+        let records = world.trail("gateway").iter().filter(|it| it["event"] == "auth.refused").count();
+        let budget = limits::STRANGER_RECORDS as usize * 4;
+        assert!((1..budget).contains(&records), "{records} records of strangers in less than four periods");
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn idle_connections_from_many_addresses_end_at_the_gateways_limit() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let mut linked = Peer::start();
+        world.link(&mut linked).await;
+        let mut client = world.at_the_door().await;
+        let mut streams = Vec::new();
+        for host in 1..=6 {
+            for _ in 0..limits::UNAUTHENTICATED_PER_ADDRESS {
+                streams.push(connect(&format!("127.0.1.{host}"), world.port).await);
+            }
+        }
+        let settled = timeout(SOON, async {
+            while held(&mut streams).await > limits::UNAUTHENTICATED_MAX {
+                sleep(Duration::from_millis(50)).await;
+            }
+        });
+        assert!(settled.await.is_ok(), "{} connections are held", held(&mut streams).await);
+        assert_eq!(held(&mut streams).await, limits::UNAUTHENTICATED_MAX);
+        // Whoever is in already notices nothing.
+        world.link_works(&mut client, &mut linked).await;
+        let ended = timeout(GRACE, async {
+            while held(&mut streams).await > 0 {
+                sleep(Duration::from_millis(100)).await;
+            }
+        });
+        assert!(ended.await.is_ok(), "{} connections outlived their grace", held(&mut streams).await);
+        world.at_the_door().await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_login_that_does_not_come_ends_with_its_grace() {
+    limited(90, async {
+        let mut world = World::linked().await;
+        let mut starts: Vec<(&str, TcpStream)> = Vec::new();
+        for (what, bytes) in [
+            ("silence", &b""[..]),
+            ("half an identification", b"SSH-2.0-ha"),
+            ("a stock identification", b"SSH-2.0-OpenSSH_9.9\r\n"),
+            ("a client of ours", b"SSH-2.0-caponier_1 client\r\n"),
+            ("an agent", b"SSH-2.0-caponier_1 agent=acme/prod-eu/y\r\n"),
+            ("half a packet", b"SSH-2.0-x\r\n\x00\x00\x04\x00\x08\x14"),
+        ] {
+            let mut stream = connect("127.0.0.1", world.port).await;
+            stream.write_all(bytes).await.expect("sent");
+            starts.push((what, stream));
+        }
+        let mut exchanged = Peer::start();
+        exchanged.ask(json!({"do": "connect", "port": world.port})).await;
+        assert_eq!(exchanged.ask(json!({"do": "client"})).await["exchanged"], true);
+        let mut refused = Peer::start();
+        refused.ask(json!({"do": "connect", "port": world.port})).await;
+        refused.ask(json!({"do": "client"})).await;
+        refused.ask(json!({"do": "login", "user": "acme/prod-eu", "key": world.path("stranger")})).await;
+        // One that goes on and on, a byte a second.
+        let mut dribble = connect("127.0.0.1", world.port).await;
+        dribble.write_all(b"SSH-2.0-dribble").await.expect("sent");
+        let began = Instant::now();
+        let mut faults = Vec::new();
+        while began.elapsed() < GRACE {
+            if dribble.write_all(b"x").await.is_err() || hangs_up(&mut dribble, Duration::from_millis(500)).await {
+                break;
+            }
+        }
+        if began.elapsed() >= GRACE {
+            faults.push("a byte at a time holds the connection".to_owned());
+        }
+        for (what, mut stream) in starts {
+            let left = GRACE.saturating_sub(began.elapsed()).max(Duration::from_millis(100));
+            if !hangs_up(&mut stream, left).await {
+                faults.push(format!("{what} holds the connection"));
+            }
+        }
+        for (what, mut peer) in [("a key exchange", exchanged), ("a refused login", refused)] {
+            let left = GRACE.saturating_sub(began.elapsed()).max(Duration::from_millis(100));
+            let end = peer.ask(json!({"do": "closed", "within": left.as_secs_f64()})).await;
+            if end["closed"] != true {
+                faults.push(format!("{what} holds the connection: {end}"));
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        let mut peer = world.at_the_door().await;
+        let forward = allowed(&world, &mut peer, true).await;
+        peer.echoes(&forward).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_gives_up_on_a_gateway_that_does_not_log_in() {
+    limited(120, async {
+        for exchange in [false, true] {
+            let mut peer = Peer::start();
+            let mut world = World::dialled(&mut peer).await;
+            let began = Instant::now();
+            if exchange {
+                peer.ask(json!({"do": "client", "identification": GATEWAY_LINE})).await;
+                let end = peer.ask(json!({"do": "closed", "within": GRACE.as_secs()})).await;
+                assert_eq!(end["closed"], true, "{end}");
+            }
+            // It dials again, so it has let go of the first.
+            peer.ask(json!({"do": "accept", "within": GRACE.as_secs() + 5})).await;
+            assert!(began.elapsed() < GRACE + Duration::from_secs(5));
+            world.log_in_to_agent(&mut peer).await;
+            world.assert_well();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_no_identification_ends_at_once() {
+    limited(90, async {
+        let mut world = World::linked().await;
+        let endless = vec![b'x'; 1 << 20];
+        let long = format!("SSH-2.0-{}\r\n", "x".repeat(300));
+        let lines_before = "hello\r\n".repeat(50) + "SSH-2.0-x\r\n";
+        let cases: Vec<(&str, &[u8])> = vec![
+            ("HTTP", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"),
+            ("a TLS hello", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n"),
+            ("an empty line", b"\r\n"),
+            ("line feeds", b"\n\n\n\n\n\n\n\n"),
+            ("a line before", b"hello\r\nSSH-2.0-x\r\n"),
+            ("many lines before", lines_before.as_bytes()),
+            ("version 1", b"SSH-1.5-x\r\n"),
+            ("version 1.99", b"SSH-1.99-x\r\n"),
+            ("version 3", b"SSH-3.0-x\r\n"),
+            ("a long line", long.as_bytes()),
+            ("no end", &endless),
+            ("NUL", b"SSH-2.0-x\0y\r\n"),
+            ("an escape sequence", b"SSH-2.0-\x1b[2J\r\n"),
+            ("a high byte", b"SSH-2.0-\xff\r\n"),
+            ("a carriage return inside", b"SSH-2.0-a\rb\r\n"),
+            ("a later version of ours", b"SSH-2.0-caponier_2 client\r\n"),
+            ("no version of ours", b"SSH-2.0-caponier_ client\r\n"),
+            ("a large version of ours", b"SSH-2.0-caponier_99999999999999999999 client\r\n"),
+            ("an unknown kind", b"SSH-2.0-caponier_1 gateway\r\n"),
+            ("an agent without a name", b"SSH-2.0-caponier_1 agent=\r\n"),
+            ("an agent with a path", b"SSH-2.0-caponier_1 agent=../../etc\r\n"),
+            ("an agent with four parts", b"SSH-2.0-caponier_1 agent=a/b/c/d\r\n"),
+        ];
+        let mut faults = Vec::new();
+        for (what, bytes) in cases {
+            let mut stream = connect("127.0.0.1", world.port).await;
+            let from = stream.local_addr().expect("its address").to_string();
+            let sent = timeout(SOON, stream.write_all(bytes)).await;
+            assert!(sent.is_ok(), "{what}: the gateway takes nothing and does not hang up");
+            if !hangs_up(&mut stream, Duration::from_secs(3)).await {
+                faults.push(format!("{what} holds the connection"));
+            }
+            let refused = |it: &Value| it["event"] == "auth.refused" && it["client"] == from;
+            let record = world.entry("gateway", refused).await;
+            if !record["reason"].is_string() {
+                faults.push(format!("{what}: {record}"));
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        let mut peer = world.at_the_door().await;
+        let forward = allowed(&world, &mut peer, true).await;
+        peer.echoes(&forward).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+/// Packets that are none, as they follow an identification.
+fn broken_packets() -> Vec<(&'static str, Vec<u8>)> {
+    let kexinit = |lists: &[u8]| {
+        let mut payload = vec![20];
+        payload.extend([7; 16]);
+        payload.extend_from_slice(lists);
+        let padding = 8 - (payload.len() + 5) % 8 + 8;
+        let length = u32::try_from(payload.len() + 1 + padding).expect("a length");
+        let mut packet = length.to_be_bytes().to_vec();
+        packet.push(u8::try_from(padding).expect("a length"));
+        packet.extend(payload);
+        packet.extend(vec![0; padding]);
+        packet
+    };
+    vec![
+        ("the longest packet", [&[0xff; 4][..], &[0x41; 65_536]].concat()),
+        ("2 GiB", [&[0x7f, 0xff, 0xff, 0xf8][..], &[0x41; 65_536]].concat()),
+        ("256 MiB", [&[0x10, 0, 0, 4][..], &[0x41; 65_536]].concat()),
+        ("no length", vec![0; 64]),
+        ("a length of one", vec![0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("padding over the packet", [&[0, 0, 0, 12, 255][..], &[20; 59]].concat()),
+        ("no block", [&[0, 0, 0, 13, 4][..], &[20; 59]].concat()),
+        ("random bytes", (0..4096_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect()),
+        ("an empty KEXINIT", kexinit(&[])),
+        ("a KEXINIT with a list of 4 GiB", kexinit(&[0xff, 0xff, 0xff, 0xff, 0x41])),
+        ("a KEXINIT with empty lists", kexinit(&[0; 45])),
+        ("a KEXINIT that is not text", kexinit(&[&[0, 0, 0, 4, 0xff, 0xfe, 0, 0x80][..], &[0; 41]].concat())),
+        ("a login at once", kexinit(&[0; 45]).into_iter().map(|byte| if byte == 20 { 50 } else { byte }).collect()),
+    ]
+}
+
+#[tokio::test]
+async fn broken_packets_end_their_connection_and_nothing_else() {
+    limited(120, async {
+        let mut world = World::linked().await;
+        let mut bystander = world.at_the_door().await;
+        let forward = allowed(&world, &mut bystander, true).await;
+        let before = world.resident();
+        let mut faults = Vec::new();
+        for line in ["SSH-2.0-x", "SSH-2.0-caponier_1 client", "SSH-2.0-caponier_1 agent=acme/prod-eu/z"] {
+            for (what, packet) in broken_packets() {
+                let mut stream = connect("127.0.0.1", world.port).await;
+                stream.write_all(format!("{line}\r\n").as_bytes()).await.expect("sent");
+                let _ = timeout(SOON, stream.write_all(&packet)).await.expect("taken, or hung up");
+                // What may still become a packet waits for the rest until the grace is over.
+                let _ = stream.shutdown().await;
+                if !hangs_up(&mut stream, Duration::from_secs(5)).await {
+                    faults.push(format!("{line}: {what} holds the connection"));
+                }
+            }
+        }
+        let grown = world.resident().saturating_sub(before);
+        assert!(grown < 64 * 1024, "{grown} KiB more");
+        bystander.echoes(&forward).await;
+        assert_eq!(faults, Vec::<String>::new());
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn broken_packets_from_a_gateway_do_not_end_the_agent() {
+    limited(120, async {
+        let mut world = World::new().await;
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a gateway");
+        world.port = listener.local_addr().expect("its address").port();
+        world.start_agent(&format!("ssh://127.0.0.1:{}", world.port), "asserts = [\"provisioner\"]\n", "");
+        // Few, because the agent waits longer each time.
+        for (what, packet) in broken_packets().into_iter().filter(|it| it.0.contains("KEXINIT") || it.0 == "2 GiB") {
+            let (mut stream, _) = timeout(Duration::from_secs(35), listener.accept()).await.expect(what).expect(what);
+            let _ = stream.write_all(format!("{GATEWAY_LINE}\r\n").as_bytes()).await;
+            let _ = stream.write_all(&packet).await;
+            let _ = stream.shutdown().await;
+            assert!(hangs_up(&mut stream, Duration::from_secs(5)).await, "{what}");
+        }
+        world.assert_well();
+    })
+    .await;
+}
+
+/// Offers of which none is acceptable; the last field says whether an exchange over AES-GCM may come of it all the same.
+fn weak_offers() -> Vec<(&'static str, Value, bool)> {
+    vec![
+        ("DH group 14 with SHA-2", json!({"kex": ["diffie-hellman-group14-sha256"]}), false),
+        ("DH group 14 with SHA-1", json!({"kex": ["diffie-hellman-group14-sha1"]}), false),
+        ("DH group 1", json!({"kex": ["diffie-hellman-group1-sha1"]}), false),
+        ("DH group exchange", json!({"kex": ["diffie-hellman-group-exchange-sha256"]}), false),
+        ("NIST curves", json!({"kex": ["ecdh-sha2-nistp256"]}), false),
+        ("no key exchange", json!({"kex": ["none"]}), false),
+        ("chacha20-poly1305", json!({"ciphers": ["chacha20-poly1305@openssh.com"]}), false),
+        ("counter mode", json!({"ciphers": ["aes128-ctr", "aes256-ctr"]}), false),
+        ("chained mode", json!({"ciphers": ["aes128-cbc", "3des-cbc"]}), false),
+        ("no cipher", json!({"ciphers": ["none"]}), false),
+        ("HMAC with SHA-1", json!({"ciphers": ["aes128-ctr"], "macs": ["hmac-sha1"]}), false),
+        // AES-GCM has no MAC to agree on (RFC 5647 §5.1).
+        ("HMAC with SHA-1 beside AES-GCM", json!({"macs": ["hmac-sha1"]}), true),
+        ("compression", json!({"compression": ["zlib@openssh.com", "zlib"]}), false),
+        ("SHA-1 signatures", json!({"keys": ["ssh-rsa"]}), false),
+        ("DSA", json!({"keys": ["ssh-dss"]}), false),
+    ]
+}
+
+#[tokio::test]
+async fn weak_offers_come_to_no_exchange_at_the_door() {
+    limited(120, async {
+        let mut world = World::linked().await;
+        let mut peer = Peer::start();
+        let mut faults = Vec::new();
+        for (what, mut offer, may) in weak_offers() {
+            let from = peer.ask(json!({"do": "connect", "port": world.port})).await["local"].clone();
+            offer["do"] = "client".into();
+            offer["within"] = 6.into();
+            let answer = peer.ask(offer).await;
+            if answer["exchanged"] == true {
+                let gcm = answer["cipher"].as_str().is_some_and(|it| it.ends_with("-gcm@openssh.com"));
+                if !may || !gcm {
+                    faults.push(format!("{what}: {answer}"));
+                }
+                continue;
+            }
+            if answer["seconds"].as_f64() > Some(5.0) {
+                faults.push(format!("{what} is left waiting: {answer}"));
+            }
+            let refused = |it: &Value| it["event"] == "auth.refused" && it["client"] == from;
+            world.entry("gateway", refused).await;
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        world.enter(&mut peer).await;
+        let forward = allowed(&world, &mut peer, true).await;
+        peer.echoes(&forward).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn weak_offers_of_an_agent_come_to_no_link() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        let mut faults = Vec::new();
+        for (what, mut offer, may) in weak_offers() {
+            // paramiko as a server needs a key of the kind it offers, and groups for the exchange of groups.
+            if offer.get("keys").is_some() || what == "DH group exchange" {
+                continue;
+            }
+            peer.ask(json!({"do": "connect", "port": world.port})).await;
+            offer["do"] = "server".into();
+            offer["within"] = 6.into();
+            offer["identification"] = AGENT_LINE.into();
+            offer["key"] = json!(world.path("agent"));
+            let answer = peer.ask(offer).await;
+            if (answer["exchanged"] == true && !may) || (answer["open"] == true && !may) {
+                faults.push(format!("{what}: {answer}"));
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        world.link(&mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn weak_offers_of_a_gateway_come_to_no_exchange_with_an_agent() {
+    limited(150, async {
+        let mut peer = Peer::start();
+        let mut world = World::new().await;
+        let listening = peer.ask(json!({"do": "listen"})).await;
+        world.port = u16::try_from(listening["port"].as_u64().expect("a port")).expect("a port");
+        world.start_agent(&format!("ssh://127.0.0.1:{}", world.port), "asserts = [\"provisioner\"]\n", "");
+        let mut faults = Vec::new();
+        // Few, because the agent waits longer each time.
+        let few = ["DH group 14 with SHA-2", "chacha20-poly1305", "compression", "SHA-1 signatures"];
+        for (what, mut offer, _) in weak_offers().into_iter().filter(|it| few.contains(&it.0)) {
+            peer.ask(json!({"do": "accept", "within": 35})).await;
+            offer["do"] = "client".into();
+            offer["within"] = 6.into();
+            offer["identification"] = GATEWAY_LINE.into();
+            let answer = peer.ask(offer).await;
+            if answer["exchanged"] == true || answer["seconds"].as_f64() > Some(5.0) {
+                faults.push(format!("{what}: {answer}"));
+            }
+        }
+        assert_eq!(faults, Vec::<String>::new());
+        peer.ask(json!({"do": "accept", "within": 35})).await;
+        world.log_in_to_agent(&mut peer).await;
         world.assert_well();
     })
     .await;
