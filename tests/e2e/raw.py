@@ -289,12 +289,12 @@ class Peer:
             "cipher": self.ssh.remote_cipher,
         }
 
-    def do_server(self, identification, key, admit=True, within=10, certificate=None, **offers):
-        """The key exchange, as its server, and the login of whoever comes; answers once that is there, or will not be."""
+    def do_server(self, identification, key, admit=True, within=10, certificate=None, disguise=False, **offers):
+        """The key exchange, as its server, and a login; answers once that is there, or will not be."""
         self.start(identification, 80, offers)
         host_key = private_key(key)
         if certificate:
-            self.present(host_key, certificate)
+            self.present(host_key, certificate, disguise)
         self.ssh.add_server_key(host_key)
         self.admit = Admit(admit)
         exchanged = threading.Event()
@@ -311,11 +311,13 @@ class Peer:
             "line": self.ssh.remote_version,
         }
 
-    def present(self, host_key, certificate):
-        """Shows a host certificate in the place of the bare key."""
+    def present(self, host_key, certificate, disguise):
+        """Shows a host certificate in the place of the bare key; disguised, under the bare key's name."""
         kind, blob = open(certificate).read().split()[:2]
         blob = base64.b64decode(blob)
         host_key.asbytes = lambda: blob
+        if disguise:
+            return
         host_key.get_name = lambda: kind
         self.ssh._preferred_keys = (kind,)
 
@@ -336,8 +338,7 @@ class Peer:
             algorithm = algorithm or pair.get_name()
             request += b"\x01" + string(algorithm) + string(pair.asbytes())
             signed = os.urandom(32) if forge else self.ssh.session_id
-            sign = (string(signed) + request,)
-            signature = pair.sign_ssh_data(*sign, algorithm) if pair.get_name() == "ssh-rsa" else pair.sign_ssh_data(*sign)
+            signature = pair.sign_ssh_data(string(signed) + request, algorithm)
             request += string(signature.asbytes())
         elif method == "password":
             request += b"\x00" + string(password or "")
@@ -351,7 +352,8 @@ class Peer:
         while True:
             message = self.take(began + within)
             if message is None:
-                return {"ok": False, "answers": answers, "open": self.ssh.is_active(), "seconds": time.monotonic() - began}
+                seconds = time.monotonic() - began
+                return {"ok": False, "answers": answers, "open": self.ssh.is_active(), "seconds": seconds}
             kind, payload = message
             answers.append((bytes([kind]) + payload).hex())
             if kind == 52:
@@ -364,8 +366,9 @@ class Peer:
     def raw(self, data):
         self.ssh.packetizer.send_message(data)
 
-    def do_raw(self, hex):
-        self.raw(bytes.fromhex(hex))
+    def do_raw(self, hex, times=1):
+        for _ in range(times):
+            self.raw(bytes.fromhex(hex))
         return {}
 
     def do_bytes(self, hex):
@@ -385,7 +388,7 @@ class Peer:
                     return None
 
     def pump(self, until):
-        """Takes one message, keeps the books of its channel, and puts it among those that wait. False where there is none."""
+        """Takes one message, keeps its channel's books, and puts it among those that wait. False where there is none."""
         message = self.take(until)
         if message is None:
             return False
