@@ -331,7 +331,7 @@ pub async fn watch_failure(mut failed: watch::Receiver<Option<Instant>>, stop: C
         let since = *failed.borrow_and_update();
         let grace = async {
             match since {
-                Some(since) => tokio::time::sleep_until((since + crate::limits::TRAIL_FAILURE_GRACE).into()).await,
+                Some(since) => tokio::time::sleep_until(since + crate::limits::TRAIL_FAILURE_GRACE).await,
                 None => std::future::pending().await,
             }
         };
@@ -568,8 +568,6 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
-    /// `forward.attempt`: one of several tries to open a forward, with the forward's id.
-    ForwardAttempt,
 }
 
 impl Kind {
@@ -584,7 +582,6 @@ impl Kind {
             Self::PeerViolation => "peer.violation",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
-            Self::ForwardAttempt => "forward.attempt",
         }
     }
 }

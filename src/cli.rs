@@ -1,8 +1,8 @@
 //! The command line: one file per command below `cli/`, each with `Args` and `run`.
 //!
-//! Promised: nothing a user types makes the program panic; a usage error or a bad configuration ends with exit code 2, a
-//! refusal by policy with 3, any other failure with 1. What a program may want to read goes to standard output, all else
-//! to standard error.
+//! Promised: nothing a user types makes the program panic; a usage error or a bad configuration ends with exit code 2,
+//! a target that a policy refuses with 3, any other failure with 1. What a program may want to
+//! read goes to standard output, all else to standard error.
 //!
 //! To add a command: write `cli/NAME.rs`, and name it in `Command` twice.
 
@@ -147,8 +147,11 @@ impl Error for Coded {
 const EXAMPLES: &str = "\
 Example:
   caponier keys generate --output agent.key
+  caponier check agent.toml
+  caponier agent --config agent.toml
 
-Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 refused by policy.";
+CAPONIER_LOG sets how much the log says, as in CAPONIER_LOG=caponier=debug.
+Exit codes: 0 done, 1 failed, 2 usage or configuration.";
 
 #[cfg(test)]
 mod tests {

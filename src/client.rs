@@ -27,7 +27,7 @@ use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, GatewayUrl, Proxy};
 use crate::tunnel::splice::{self, Side};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, HandshakeError, LoginError};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
 use crate::tunnel::wire::{self, Peer};
 
 /// How to log in to a gateway.
@@ -192,7 +192,21 @@ pub enum SessionError {
 /// Why a target is not connected.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// Refused, or the session ended.
+    /// A policy says no.
+    #[error(
+        "connecting to {target} is not allowed, by the gateway's registry or the agent's own rules: their trails say why"
+    )]
+    NotAllowed {
+        /// Where to.
+        target: Target,
+    },
+    /// Anything else that a gateway does not explain.
+    #[error("{target} is not available: is the agent linked, and does the target answer? The gateway's trail says why")]
+    NotAvailable {
+        /// Where to.
+        target: Target,
+    },
+    /// The session ended, or too much was asked of it.
     #[error("the gateway did not connect us to {target}")]
     Open {
         /// Where to.
@@ -212,7 +226,8 @@ pub enum OpenError {
 /// A session at a gateway's door.
 pub struct Session {
     client: ssh::Client,
-    tasks: Tasks,
+    /// The streams that were handed out.
+    streams: Tasks,
 }
 
 /// Logs in.
@@ -258,6 +273,7 @@ async fn log_in(
             }
         }),
         keepalive: limits::LINK_KEEPALIVE,
+        flow: if greeted.peer == Peer::Door { Flow::Credit } else { Flow::Stock },
         report: Arc::new(|violation| warn!(?violation, "the gateway asked for something it never may; refused")),
     };
     let stranger = ssh::connect(stream, options).await.map_err(|source| match source {
@@ -276,7 +292,7 @@ async fn log_in(
             agent: config.agent.clone(),
             source,
         })?;
-    Ok(Session { client, tasks: tasks.clone() })
+    Ok(Session { client, streams: tasks.child() })
 }
 
 impl Session {
@@ -295,7 +311,13 @@ impl Session {
         timeout(limits::OPEN_TIMEOUT * 2, self.client.open(target, client, None))
             .await
             .map_err(|_| OpenError::Timeout { target: target.clone() })?
-            .map_err(|source| OpenError::Open { target: target.clone(), source })
+            .map_err(|source| match source {
+                ssh::OpenError::Refused { code: ssh::NOT_ALLOWED, .. } => {
+                    OpenError::NotAllowed { target: target.clone() }
+                }
+                ssh::OpenError::Refused { .. } => OpenError::NotAvailable { target: target.clone() },
+                source => OpenError::Open { target: target.clone(), source },
+            })
     }
 
     /// A connection to `target` as a stream.
@@ -305,8 +327,8 @@ impl Session {
     pub async fn stream(&self, target: &Target) -> Result<DuplexStream, OpenError> {
         let channel = self.open(target, "127.0.0.1").await?;
         let (near, far) = tokio::io::duplex(limits::CHUNK * 2);
-        let stop = self.tasks.stopping().clone();
-        self.tasks.spawn(async move {
+        let stop = self.streams.stopping().clone();
+        self.streams.spawn(async move {
             let (end, remains) =
                 splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), &stop).await;
             debug!(?end, "a stream has ended");
@@ -315,8 +337,12 @@ impl Session {
         Ok(near)
     }
 
-    /// Ends the session.
+    /// Ends the session, once the streams that were dropped have said their goodbyes.
     pub async fn close(&self) {
+        if !self.streams.settle(limits::GOODBYE_PATIENCE).await {
+            debug!("a stream was still open when the session was closed");
+        }
+        self.streams.stop();
         self.client.disconnect("done").await;
         drop(timeout(limits::GOODBYE_PATIENCE, self.client.control().gone().cancelled()).await);
         self.client.control().cut();

@@ -147,11 +147,11 @@ pub async fn run(
         .map_err(|source| RunError::Registry { path: config.registry.clone(), source })?;
     let mut listeners = Vec::new();
     for address in &config.listen {
-        listeners.push(listen(*address).await?);
+        listeners.push(listen(*address)?);
     }
     let mut local = Vec::new();
     for door in config.local {
-        local.push((listen(door.listen).await?, door));
+        local.push((listen(door.listen)?, door));
     }
     let admin = match &config.admin_socket {
         Some(path) => Some(admin::bind(path).map_err(|source| RunError::Admin { path: path.clone(), source })?),
@@ -205,8 +205,23 @@ pub async fn run(
     if drained { Ok(()) } else { Err(RunError::Drain) }
 }
 
-async fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
-    TcpListener::bind(address).await.map_err(|source| RunError::Listen { address, source })
+/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them.
+fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+    let bound = || -> io::Result<TcpListener> {
+        let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+        if address.is_ipv6() {
+            sockopt::set_ipv6_v6only(&socket, true)?;
+        }
+        // A gateway that is started again must not wait for the connections of the one before to be forgotten.
+        sockopt::set_socket_reuseaddr(&socket, true)?;
+        rustix::net::bind(&socket, &address)?;
+        rustix::net::listen(&socket, limits::LISTEN_BACKLOG)?;
+        TcpListener::from_std(std::net::TcpListener::from(socket))
+    };
+    bound().map_err(|source| RunError::Listen { address, source })
 }
 
 fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {

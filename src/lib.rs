@@ -1,4 +1,120 @@
 //! caponier: a bastion-style SSH tunnel service.
+//!
+//! An **agent** inside a private network dials out to a **gateway**; people and jobs outside reach the few **targets**
+//! that the network's owner allows, as **forwards** over that **link**. The agent makes the TCP connection and is the
+//! SSH server on it; the gateway is the SSH client, and logs in. Both sides decide about every forward, and both
+//! record it. README.md says how to use it, SECURITY.md what is promised to whom.
+//!
+//! # The way of a forward
+//!
+//! ```text
+//! principal          gateway                                          agent                         target
+//!    │  SSH door,      │  broker: decide → record → pick a link → open  │                               │
+//!    │  loopback door  │ ───────────── direct-tcpip on the link ──────► │  serve: who asks → could any  │
+//!    │ ──────────────► │                                                │  rule allow it → resolve →    │
+//!    │                 │                                                │  decide → record → dial ────► │
+//!    │ ◄═══ splice ═══►│ ◄════════════════ credit ═════════════════════►│ ◄═════════ splice ═══════════►│
+//!    │                 │  record the end                                │  record the end               │
+//! ```
+//!
+//! `gateway::broker` is the only way at the gateway, whatever the door; `agent::serve` the only one at the agent. Each
+//! reads from top to bottom like the line above. `client` is the principal's end of the same: `caponier forward` and
+//! `caponier provision` are clients of the SSH door.
+//!
+//! # The map
+//!
+//! A module imports only from rows below its own, or from its own subtree. `tests/layering.rs` reads `src/` and holds
+//! it to that, and to the fences: which crate may be named where.
+//!
+//! | Row | Modules | What is there |
+//! |---|---|---|
+//! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
+//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
+//! | 4 | [`agent`], [`gateway`], [`client`] | the three programs; none imports another |
+//! | 3 | [`tunnel`] | TCP and CONNECT, admission, SSH in both roles, the wire, the splice |
+//! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists; databases and roles |
+//! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
+//! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
+//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`chain`], [`task`] | the rest of the vocabulary |
+//!
+//! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
+//! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
+//!
+//! # Invariants
+//!
+//! What holds everywhere, and what a change must keep:
+//!
+//! * **No stream without a permit.** A decision yields a permit (`policy::rule::Permit` at the agent,
+//!   `policy::grant::Pass` at the gateway) with private fields that cannot be copied, and opening consumes it. The
+//!   address that was checked is the one that is dialled.
+//! * **No stream without an audit entry, and an entry always ends.** `audit::Trail::open` returns after the write of
+//!   the record has returned. The place of the ending is reserved then; dropping an `audit::Entry` records it as
+//!   abandoned; what a crash left open is closed by the next start.
+//! * **`policy`, `backoff`, `provision::plan` and `tunnel::wire` do no I/O and never `await`.** They can be tested as
+//!   tables and properties, and are. The table of `gateway::roster` is asked and changed without waiting, too; only
+//!   the links that it hands out wait.
+//! * **Every queue, map, wait and retry has a bound from [`limits`]**, with its reason. A full queue is an outcome
+//!   with a name.
+//! * **Every task is owned by a [`task::Tasks`] and awaited in the drain.** `tokio::spawn` and unbounded channels are
+//!   lint errors.
+//! * **What leaves a door is one of a fixed set of texts**: "not allowed" or "not available". The true reason goes
+//!   into the trail.
+//! * **Secrets do not print.** They are `secret::Secret`s, whose `Debug` hides them; errors say what was tried, what
+//!   failed and what to do.
+//!
+//! Absent on purpose: shells, commands, file transfer, remote forwarding, and any way to change an agent's rules or
+//! keys over a link. There is no `unsafe`.
+//!
+//! # Tasks, and what each waits on
+//!
+//! A process has one thread for all of them (a current-thread runtime), and threads for blocking work: the trail's
+//! writer, reading the registry, the system's resolver. A session of the SSH library and the tasks that use its
+//! channels must share a thread; `tunnel::ssh` says why. All end when the stop token of their `Tasks` fires, and are
+//! awaited for [`limits::STOP_GRACE`]; the trail is closed after them.
+//!
+//! **Signals** (`cli::running`): one task waits for SIGTERM and SIGINT. The first fires the stop token, a second ends
+//! the process.
+//!
+//! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, writes all that is in it with as
+//! few calls as the sink allows, then answers everybody who waits. It is the last to end. Beside it one task wakes it
+//! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
+//! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
+//!
+//! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers
+//! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
+//! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
+//!
+//! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
+//! it to end or to be worn; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`].
+//!
+//! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, and for the stop. A
+//! link that is replaced goes on until the gateway ends it, after its last forward. Its control channel has a task
+//! that waits for messages.
+//!
+//! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
+//! ends are done, the link is gone, the trail has failed too long, or the stop.
+//!
+//! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections, and gives each a seat or turns
+//! it away. One task per connection waits for the identification string, and becomes a link or a door session.
+//!
+//! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
+//! end, for the registry to drop its key, for its last forward once it was replaced, for a message that breaks the
+//! protocol, or for the stop.
+//!
+//! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
+//! registry to drop the guest, and for the stop. The loopback door waits for a place, then for a connection.
+//!
+//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
+//! until both ends are done, or the registry, the trail, the session or the stop says otherwise.
+//!
+//! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
+//! reads on a blocking thread. Another task waits for what it reports, and records it.
+//!
+//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
+//!
+//! **Client** (`client`): one task per local listener waits for connections; one per connection waits for the session,
+//! made anew if it was lost, and moves bytes. A provisioning run is not a task: it goes through its steps in the
+//! command itself.
 
 pub mod agent;
 pub mod audit;

@@ -87,8 +87,46 @@ pub const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 /// What one read from a socket, and one channel message, carries at most.
 pub const CHUNK: usize = 32 * 1024;
 
-/// SSH channel window, in bytes.
+/// SSH channel window toward stock peers, in bytes.
 pub const WINDOW: u32 = 2 * 1024 * 1024;
+
+/// SSH channel window between our own ends, in bytes: far above [`CREDIT`], which is the real bound.
+pub const WINDOW_OURS: u32 = 32 * 1024 * 1024;
+
+/// What one end may send on a channel before the other has returned credit, in bytes and message costs.
+pub const CREDIT: usize = 1024 * 1024;
+
+/// What a message costs beyond its bytes, so that credit bounds the number of messages too.
+pub const CREDIT_PER_MESSAGE: usize = 64;
+
+/// Credit is returned once so much has been taken: seldom enough to cost nothing, often enough that the sender never waits
+/// for it on a fast path.
+pub const CREDIT_RETURN: usize = CREDIT / 4;
+
+/// The most credit a sender ever uses, whatever it is offered: it bounds what an unread channel can make it buffer.
+pub const CREDIT_MAX: usize = 16 * 1024 * 1024;
+
+/// Bytes that a socket has not taken, above which nothing more is given to its session.
+pub const UNSENT_HIGH: usize = 256 * 1024;
+
+/// Bytes that a socket has not taken, at which its session is cut: more than all queues of a session together.
+pub const UNSENT_MAX: usize = 32 * 1024 * 1024;
+
+/// Bytes of a stock peer's channels that wait for their sinks, above which its session stops reading.
+pub const HELD_HIGH: usize = 4 * 1024 * 1024;
+
+/// See [`HELD_HIGH`]: below this it reads on.
+pub const HELD_LOW: usize = 2 * 1024 * 1024;
+
+/// Bytes that may wait while a session reads on because a writer needs window; what is in flight lies far below it.
+pub const HELD_MAX: usize = 64 * 1024 * 1024;
+
+/// How long a target may take nothing while what waits for it keeps a stock client's whole session from being read.
+pub const STALL: Duration = Duration::from_secs(60);
+
+/// How long a sink may take nothing of what a peer had sent before it went away: as patient as a kernel's own buffers,
+/// but not for ever.
+pub const DELIVERY: Duration = Duration::from_secs(600);
 
 /// Messages that wait for one slow reader of a channel.
 pub const CHANNEL_QUEUE: usize = 64;
@@ -198,3 +236,6 @@ pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
 pub const REGISTRY_POLL: Duration = Duration::from_secs(5);
+
+/// Connections that the kernel holds for a listener until they are accepted: a thousand agents may come back at once.
+pub const LISTEN_BACKLOG: i32 = 1_024;

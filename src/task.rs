@@ -79,10 +79,15 @@ impl Tasks {
         self.tracker.is_empty()
     }
 
+    /// Waits for the group's tasks to end by themselves, at most for `limit`. Returns whether all of them did.
+    pub async fn settle(&self, limit: Duration) -> bool {
+        self.tracker.close();
+        tokio::time::timeout(limit, self.tracker.wait()).await.is_ok()
+    }
+
     /// Stops the group and waits for its tasks, at most for `limit`. Returns whether all of them ended.
     pub async fn drain(&self, limit: Duration) -> bool {
         self.stop.cancel();
-        self.tracker.close();
-        tokio::time::timeout(limit, self.tracker.wait()).await.is_ok()
+        self.settle(limit).await
     }
 }

@@ -15,9 +15,20 @@ fn load(name: &str, text: &str) -> Loaded {
         let Some((key, value)) = line.split_once(" = ") else { continue };
         let path = dir.path().join(value.trim_matches('"'));
         match key {
-            "host_key" | "login_key" => PrivateKey::generate(Algorithm::Ed25519).write_new(&path).expect("write key"),
+            "host_key" | "login_key" | "identity" => {
+                PrivateKey::generate(Algorithm::Ed25519).write_new(&path).expect("write key")
+            }
             "registry" => fs::create_dir(&path).expect("create folder"),
-            "proxy_credentials_file" => {
+            "known_hosts" => {
+                let key = PrivateKey::generate(Algorithm::Ed25519).public().to_openssh();
+                fs::write(&path, format!("[gateway.example.com]:443 {key}\n")).expect("write known_hosts");
+            }
+            "ca_file" => {
+                let key = rcgen::KeyPair::generate().expect("key");
+                let params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+                fs::write(&path, params.self_signed(&key).expect("certificate").pem()).expect("write certificate");
+            }
+            "proxy_credentials_file" | "password_file" => {
                 fs::write(&path, "user:password\n").expect("write credentials");
                 fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("change mode");
             }
@@ -52,7 +63,7 @@ fn examples() -> Vec<PathBuf> {
 #[test]
 fn every_example_loads() {
     let examples = examples();
-    assert!(examples.len() >= 2, "the examples are gone");
+    assert!(examples.len() >= 3, "the examples are gone");
     for path in examples {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
         let text = fs::read_to_string(&path).expect("read example");
@@ -74,4 +85,11 @@ fn what_an_example_turns_on_is_used() {
     let Loaded::Gateway(gateway, _) = load("gateway.toml", &all_settings(&text)) else { panic!("a gateway") };
     assert!(gateway.admin_socket.is_some());
     assert_eq!(gateway.local.len(), 1);
+    let text = fs::read_to_string(deploy.join("resources.toml")).expect("read example");
+    let Loaded::Resources(config) = load("resources.toml", &all_settings(&text)) else { panic!("resources") };
+    assert!(config.client.proxy.is_some_and(|proxy| proxy.credentials.is_some()));
+    assert!(config.resources.instance.password.is_some());
+    let database = &config.resources.databases[0];
+    assert_eq!((database.connection_limit, database.extensions.len(), database.grants.len()), (Some(50), 1, 2));
+    assert_eq!(config.resources.roles[0].member_of.len(), 1);
 }

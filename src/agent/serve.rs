@@ -27,7 +27,7 @@ use crate::target::{Host, Target};
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::{self, Channel, HandshakeError, Login, Opening, Running, ServerOptions};
+use crate::tunnel::ssh::{self, Channel, Flow, HandshakeError, Login, Opening, Running, ServerOptions};
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
 
@@ -124,6 +124,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         control_channel: true,
         keepalive: limits::LINK_KEEPALIVE,
         keepalive_max: 1,
+        flow: Flow::Credit,
         channels: limits::CHANNELS_PER_LINK,
         opens: limits::PENDING_OPENS_PER_LINK,
     };
@@ -144,6 +145,12 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         match (&logins.accepted, &logins.refused) {
             (Some(orchestrator), _) if !ended => orchestrator.clone(),
             (_, Some((reason, key))) => {
+                let event = Event::new(Kind::AuthRefused)
+                    .organisation(&served.name.organisation)
+                    .agent(&served.name.agent)
+                    .key(key)
+                    .detail(gateway);
+                agent.trail.stranger(event, reason);
                 return Err(LinkError::LoginRefused {
                     gateway: gateway.clone(),
                     organisation: served.name.organisation.to_string(),
@@ -291,7 +298,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<Channel>) {
     let Ok(mut channel) = channel.await else { return };
     let hello = Control::Hello(Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: Vec::new(),
+        features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: Some(shared.agent.replica.to_string()),
     });
@@ -299,7 +306,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<Channel>) {
         return;
     }
     let mut buffer = BytesMut::new();
-    while let Ok(Some(bytes)) = channel.reader.next().await {
+    while let Some(bytes) = channel.reader.bytes().await {
         buffer.extend_from_slice(&bytes);
         loop {
             match Control::decode(&mut buffer) {
@@ -420,7 +427,9 @@ async fn forward(shared: &Shared, opening: Opening) {
         }
     };
     entry.established(Some(address));
-    let Some(channel) = refusal.opening.accept().await else { return };
+    // Whoever names an originator in our form is our gateway, and speaks of credit.
+    let flow = if refusal.peer.is_some() { Flow::Credit } else { Flow::Stock };
+    let Some(channel) = refusal.opening.accept(flow).await else { return };
     let counters = entry.counters();
     let stop = CancellationToken::new();
     let (end, remains) = {

@@ -13,7 +13,10 @@ use crate::config::{self, Loaded};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  caponier agent --config /etc/caponier/agent.toml")]
+  caponier agent --config /etc/caponier/agent.toml
+
+The configuration is read at the start only. AGENT_PROXY names an HTTP proxy on the way out (http://HOST:PORT), and \
+CAPONIER_AGENT__… sets any other single value. A second signal ends the program at once.")]
 pub struct Args {
     /// The configuration, with an `[agent]` table; deploy/agent.toml explains it.
     #[arg(long, short, value_name = "FILE")]

@@ -11,7 +11,11 @@ use crate::gateway;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  caponier agents --socket /run/caponier/gateway.sock")]
+  caponier agents --socket /run/caponier/gateway.sock
+  caponier agents --json
+
+To be run as the gateway's user, or as root. LIVE is the forwards that a link carries now, OPENED those it was asked for. \
+A link that is retired takes no new ones.")]
 pub struct Args {
     /// The gateway's admin socket (`admin_socket` in its configuration).
     #[arg(long, value_name = "PATH", default_value = "/run/caponier/gateway.sock")]

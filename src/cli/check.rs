@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use super::{Exit, ExitWith, print};
 use crate::config::{self, Loaded};
+use crate::registry;
 
 /// Check a configuration file (an agent's, a gateway's, or resources to provision) and report all its faults.
 #[derive(Debug, clap::Args)]
@@ -12,7 +13,7 @@ use crate::config::{self, Loaded};
 Example:
   caponier check /etc/caponier/agent.toml
 
-Exit code 0 if the file is in order, 2 if not. Key files that it names are read, nothing is opened.")]
+Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]
@@ -30,10 +31,16 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             format!("agent {} for {} organisation(s), {rules} rule(s)", config.id, config.organisations.len())
         }
         Loaded::Gateway(config, _) => {
+            let registry = registry::file::load(&config.registry).exit_with(Exit::Usage)?;
+            let organisations = registry.organisations().values();
+            let (agents, principals) = organisations.fold((0, 0), |(agents, principals), organisation| {
+                (agents + organisation.agents.len(), principals + organisation.principals.len())
+            });
             format!(
-                "gateway for {} organisation(s), {} loopback door(s)",
+                "gateway for {} organisation(s), {} loopback door(s); {agents} agent(s) and {principals} principal(s) in its \
+                 registry",
                 config.organisations.len(),
-                config.local.len()
+                config.local.len(),
             )
         }
         Loaded::Resources(config) => {

@@ -26,7 +26,11 @@ use crate::tunnel::connect::{GatewayUrl, Proxy};
     after_help = "\
 Example:
   caponier forward --gateway ssh://gateway.example.com --agent acme/prod-eu --identity ~/.ssh/provisioner \\
-      --known-hosts ~/.ssh/known_hosts -L 5432:orders.db.internal:5432"
+      --known-hosts ~/.ssh/known_hosts -L 5432:orders.db.internal:5432
+
+A gateway whose host key is not pinned is never trusted. `ssh-keyscan -p 443 gateway.example.com` prints the line for a \
+known_hosts file; compare its fingerprint with the one that the gateway's operator publishes. A session that was lost is \
+made anew with the next connection."
 )]
 pub struct Args {
     /// The gateway: ssh://HOST[:PORT], port 443 unless given.

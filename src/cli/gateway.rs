@@ -14,7 +14,9 @@ use crate::gateway;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  caponier gateway --config /etc/caponier/gateway.toml")]
+  caponier gateway --config /etc/caponier/gateway.toml
+
+The configuration is read at the start only, the registry whenever it changes. A second signal ends the program at once.")]
 pub struct Args {
     /// The configuration, with a `[gateway]` table; deploy/gateway.toml explains it.
     #[arg(long, short, value_name = "FILE")]

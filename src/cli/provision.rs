@@ -11,10 +11,10 @@ use tokio::io::DuplexStream;
 use tracing::Level;
 
 use super::{Exit, ExitWith, print, running};
-use crate::client::{self, Session};
+use crate::client::{self, OpenError, Session};
 use crate::config::{self, Loaded};
 use crate::limits;
-use crate::provision::{self, Connect, Event};
+use crate::provision::{self, Connect, Event, Output};
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::telemetry;
@@ -60,18 +60,23 @@ struct Plan {
     json: bool,
 }
 
-/// Make it so. Can be interrupted and run again at any point.
+/// Make it so, and write the credentials where the file says. Can be interrupted and run again at any point.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   caponier provision apply -f resources.toml
-  caponier provision apply -f resources.toml --rotate")]
+  caponier provision apply -f resources.toml --rotate
+  caponier provision apply -f resources.toml --output - | jq -r '.[0].password'")]
 struct Apply {
     #[command(flatten)]
     file: File,
     /// Replace every password, also those that have been handed over.
     #[arg(long)]
     rotate: bool,
+    /// Where the credentials go, in place of what the file says: a path, or `-` for standard output, where a password that
+    /// was handed over before is `null`.
+    #[arg(long, value_name = "PATH")]
+    output: Option<PathBuf>,
 }
 
 /// Take away the databases and roles that the file names, where they are ours.
@@ -86,8 +91,8 @@ struct Destroy {
 
 #[derive(Debug, clap::Args)]
 struct File {
-    /// The resources.
-    #[arg(long = "file", short, value_name = "FILE")]
+    /// The resources; deploy/resources.toml explains the file.
+    #[arg(long = "file", short = 'f', value_name = "FILE")]
     path: PathBuf,
 }
 
@@ -106,7 +111,14 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .exit_with(Exit::Usage);
     };
     telemetry::start(telemetry::Format::Text, Level::WARN);
-    let resources = &loaded.resources;
+    let mut resources = loaded.resources;
+    if let Command::Apply(Apply { output: Some(output), .. }) = &args.command {
+        resources.output = match output.to_str() {
+            Some("-") => Output::Stdout,
+            _ => Output::File(output.clone()),
+        };
+    }
+    let resources = &resources;
     running::block_on(async |stop| {
         let tasks = Tasks::new();
         eprintln!("logging in to {} for {}", loaded.client.gateway, loaded.client.agent);
@@ -142,6 +154,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             anyhow::Ok(())
         };
         let done = work.await.with_context(|| format!("provisioning {} failed", resources.instance.target));
+        let denied = |cause: &(dyn Error + 'static)| matches!(cause.downcast_ref(), Some(OpenError::NotAllowed { .. }));
+        let done = match &done {
+            Err(error) if error.chain().any(denied) => done.exit_with(Exit::Refused),
+            _ => done,
+        };
         session.close().await;
         tasks.drain(limits::STOP_GRACE).await;
         done

@@ -68,8 +68,9 @@ pub(super) trait Answer: Send {
     fn refuse(self, public: Public) -> impl Future<Output = ()> + Send;
 }
 
-/// Runs one forward from its request to its end. `leaving` fires when the door's session is cut.
-pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl Answer, leaving: &CancellationToken) {
+/// Runs one forward from its request to its end. `gone` fires when the door's session has ended: a forward that is still
+/// opening is then abandoned; one that is open ends by itself, when what its client had sent has been delivered.
+pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl Answer, gone: &CancellationToken) {
     let id = ForwardId::random();
     let record = audit::Opening {
         forward: id.to_string(),
@@ -127,7 +128,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     let opened = tokio::select! {
         opened = timeout(limits::OPEN_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
         // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
-        () = leaving.cancelled() => return,
+        () = gone.cancelled() => return,
     };
     let channel = match opened {
         Ok(Ok(channel)) => channel,
@@ -154,7 +155,6 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         () = no_longer_allowed(gateway, &request, target) => Ok("revoked"),
         () = unrecorded.cancelled() => Ok("audit_failed"),
         () = gateway.tasks.stopping().cancelled() => Ok("gateway_stopped"),
-        () = leaving.cancelled() => Ok("session_cut"),
     };
     let (reason, remains) = match cut {
         Ok(reason) => {
@@ -201,20 +201,13 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
 
 fn refusal(error: OpenError) -> (Ending, Public) {
     match error {
-        OpenError::Refused { code: Some(code), words } => {
-            let public = match code {
-                RefusalCode::Denied => Public::NotAllowed,
-                _ => Public::NotAvailable,
-            };
-            let ending = match code {
-                RefusalCode::Denied => Ending::Denied { reason: code.as_str(), detail: words },
-                _ => Ending::Failed { reason: code.as_str(), detail: words },
-            };
-            (ending, public)
-        }
-        OpenError::Refused { code: None, words } => {
-            (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable)
-        }
+        OpenError::Refused { code, words } => match RefusalCode::from_wire(code) {
+            Some(RefusalCode::Denied) => {
+                (Ending::Denied { reason: RefusalCode::Denied.as_str(), detail: words }, Public::NotAllowed)
+            }
+            Some(code) => (Ending::Failed { reason: code.as_str(), detail: words }, Public::NotAvailable),
+            None => (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable),
+        },
         OpenError::Gone => (Ending::Failed { reason: "link_lost", detail: String::new() }, Public::NotAvailable),
         OpenError::Limit => {
             (Ending::Failed { reason: "limit", detail: "pending_opens_per_link".to_owned() }, Public::NotAvailable)

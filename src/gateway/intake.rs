@@ -198,7 +198,7 @@ async fn establish(
                 Err(refusal) => Refusal::as_str(refusal),
             };
             *refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner) =
-                Some((reason, format!("key {fingerprint}")));
+                Some((reason, format!("the key shown is {fingerprint}")));
             false
         }
     });
@@ -221,6 +221,7 @@ async fn establish(
         head: greeted.head,
         host_key,
         keepalive: limits::LINK_KEEPALIVE,
+        flow: ssh::Flow::Credit,
         report,
     };
     let stranger = ssh::connect(stream, options).await.map_err(|error| {
@@ -242,7 +243,7 @@ async fn establish(
         .map_err(|error| ("control_channel", Chain(&error).to_string()))?;
     let hello = Control::Hello(Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: Vec::new(),
+        features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: None,
     });
@@ -251,11 +252,15 @@ async fn establish(
     let mut buffer = BytesMut::new();
     loop {
         match Control::decode(&mut buffer).map_err(|error| broken(&error))? {
+            // Without it nothing would keep the two ends from blocking each other; no agent of this major version lacks it.
+            Some(Control::Hello(hello)) if !hello.features.iter().any(|feature| feature == wire::CREDIT) => {
+                return Err(("control_channel", "the agent knows nothing of credit".to_owned()));
+            }
             Some(Control::Hello(hello)) => return Ok((client, control, hello)),
             Some(Control::Unknown(_)) => continue,
             None => {}
         }
-        match control.reader.next().await.map_err(|error| broken(&error))? {
+        match control.reader.bytes().await {
             Some(bytes) => buffer.extend_from_slice(&bytes),
             None => return Err(("control_channel", "the agent closed it".to_owned())),
         }
@@ -266,12 +271,14 @@ async fn establish(
 async fn listen(mut control: Channel, gone: &CancellationToken) {
     let mut buffer = BytesMut::new();
     loop {
-        match control.reader.next().await {
-            Ok(Some(bytes)) => buffer.extend_from_slice(&bytes),
+        match control.reader.bytes().await {
+            Some(bytes) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
-            Ok(None) | Err(_) => {
-                let gone = tokio::time::timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await.is_ok();
-                return if gone { std::future::pending().await } else { () };
+            None => {
+                if tokio::time::timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await.is_ok() {
+                    std::future::pending::<()>().await;
+                }
+                return;
             }
         }
         loop {

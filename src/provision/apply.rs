@@ -24,7 +24,7 @@ use super::plan::{
     Acl, Admin, FoundDatabase, FoundRole, Inside, LoginTrial, Observed, Password, Plan, Sql, Step, mark, plan,
     plan_destroy, set_password,
 };
-use super::{Connect, Database, Grantee, Output, Resources, Tls};
+use super::{Connect, Database, Grantee, Instance, Output, Resources, Tls};
 use crate::limits::{
     DATABASE_COPY_TIMEOUT, DATABASE_LOCK_TIMEOUT, DATABASE_STATEMENT_TIMEOUT, OPEN_TIMEOUT, PASSWORD_LENGTH,
     PROVISION_ROUNDS, STOP_GRACE,
@@ -100,6 +100,9 @@ pub enum ProvisionError {
     /// Something is in the way; nothing was changed.
     #[error("nothing was changed, because of {}: {}", if .0.len() == 1 { "a conflict" } else { "conflicts" }, .0.join("; "))]
     Conflicts(Vec<String>),
+    /// Something that a template brought along is in the way, which shows only once the database is there.
+    #[error("could not go on, because of a conflict: {}; what was done until then stays, and another run goes on from there", .0.join("; "))]
+    Blocked(Vec<String>),
     /// TLS could not be set up.
     #[error("could not set TLS up for the database")]
     Tls(#[source] TlsError),
@@ -113,14 +116,10 @@ pub enum ProvisionError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// No login.
-    #[error("could not log in as {user} to the database {database} at {target}{hint}")]
+    #[error("could not log in as {login}{hint}")]
     Login {
-        /// As whom.
-        user: String,
-        /// To which database.
-        database: String,
-        /// Where.
-        target: String,
+        /// As whom, to which database, and where.
+        login: String,
         /// What could be done.
         hint: &'static str,
         /// Why.
@@ -209,8 +208,7 @@ pub async fn apply<C: Connect>(
         if let Output::File(path) = &resources.output {
             output::probe(path).map_err(ProvisionError::Output)?;
         }
-        let (taken, plan) = session.settle(&accounts, |observed| plan(resources, observed, rotate)).await?;
-        let mut taken = taken;
+        let (mut taken, plan) = session.settle(&accounts, |observed| plan(resources, observed, rotate)).await?;
         for step in &plan.credentials {
             session.credentials(step, &mut accounts, print).await?;
             taken += 1;
@@ -232,6 +230,9 @@ pub async fn destroy<C: Connect>(
 ) -> Result<Outcome, ProvisionError> {
     with_session(connect, resources, progress, async |session| {
         session.lock().await?;
+        if let Output::File(path) = &resources.output {
+            output::tidy(path).map_err(ProvisionError::Output)?;
+        }
         let mut accounts = session.accounts()?;
         let (mut taken, plan) = session.settle(&accounts, |observed| plan_destroy(resources, observed)).await?;
         for step in &plan.credentials {
@@ -259,7 +260,8 @@ async fn with_session<'a, C: Connect, T>(
         }
     };
     let tasks = Tasks::new();
-    let mut session = Session { connect, resources, tls, tasks: tasks.clone(), main: None, other: None, progress };
+    let mut session =
+        Session { connect, resources, tls, tasks: tasks.clone(), role: None, main: None, other: None, progress };
     let result = work(&mut session).await;
     drop(session);
     tasks.drain(STOP_GRACE).await;
@@ -272,6 +274,8 @@ struct Session<'a, 'p, C> {
     /// How to encrypt, and the name to verify.
     tls: Option<(MakeRustlsConnect, String)>,
     tasks: Tasks,
+    /// What the administrator is in the instance's own database, once that is known; and so everywhere.
+    role: Option<Identifier>,
     /// The administrator's connection to the instance's own database.
     main: Option<Client>,
     /// Its connection to one other database; never more than one, and none while databases are copied or dropped.
@@ -336,23 +340,25 @@ impl<C: Connect> Session<'_, '_, C> {
     async fn administrator(&mut self, database: &Identifier) -> Result<Client, ProvisionError> {
         self.tell(&Event::Connect { database })?;
         let instance = &self.resources.instance;
-        let failed = |source: Failure| ProvisionError::Login {
-            user: quote_identifier(&instance.user),
-            database: quote_identifier(database),
-            target: instance.target.to_string(),
-            hint: login_hint(&source, instance.password.is_some()),
-            source,
+        let failed = |source: Failure| {
+            let hint = login_hint(&source, instance.password.is_some());
+            instance.login_failed(&instance.user, database, hint, source)
         };
         let login =
             Login { user: instance.user.as_str(), password: instance.password.as_ref(), database: database.as_str() };
         let client = self.open(login).await?.map_err(failed)?;
         // First of all, and without calling any function: from here on names mean PostgreSQL's own things only. A
         // lock is waited for at the server, which can say what it waits for; the rest is under our own deadlines.
-        let setup = format!(
+        let mut setup = format!(
             "SET search_path = pg_catalog; SET standard_conforming_strings = on; SET statement_timeout = 0; \
-             SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 0",
+             SET lock_timeout = {}; SET idle_in_transaction_session_timeout = 0; \
+             SET default_transaction_read_only = off",
             DATABASE_LOCK_TIMEOUT.as_millis()
         );
+        // A database's owner can also give sessions in it another role to begin with.
+        if let Some(role) = &self.role {
+            setup.push_str(&format!("; SET ROLE {}", quote_identifier(role)));
+        }
         postgres::within(DATABASE_STATEMENT_TIMEOUT, client.batch_execute(&setup)).await.map_err(failed)?;
         Ok(client)
     }
@@ -381,7 +387,8 @@ impl<C: Connect> Session<'_, '_, C> {
             let observed = self.observe(accounts).await?;
             let plan = plan(&observed);
             if !plan.conflicts.is_empty() {
-                return Err(ProvisionError::Conflicts(plan.conflicts));
+                let error = if taken == 0 { ProvisionError::Conflicts } else { ProvisionError::Blocked };
+                return Err(error(plan.conflicts));
             }
             if plan.structure.is_empty() {
                 return Ok((taken, plan));
@@ -541,19 +548,14 @@ impl<C: Connect> Session<'_, '_, C> {
             Some("28000" | "53300") => Ok(LoginTrial::Barred),
             // Said only after the password was found right: no CONNECT, no such database, or one that is closed.
             Some("42501" | "3D000" | "55000") => Ok(LoginTrial::Right),
-            _ => Err(ProvisionError::Login {
-                user: quote_identifier(role),
-                database: quote_identifier(database),
-                target: resources.instance.target.to_string(),
-                hint: "",
-                source: failure,
-            }),
+            _ => Err(resources.instance.login_failed(role, database, "", failure)),
         }
     }
 
     async fn observe(&mut self, accounts: &Accounts) -> Result<Observed, ProvisionError> {
         let resources = self.resources;
         let (version, admin) = observe_admin(self.client(None).await?).await?;
+        self.role = Some(admin.name.clone());
         let roles = observe_roles(self.client(None).await?, resources, version).await?;
         let databases = observe_databases(self.client(None).await?, resources).await?;
         let kept =
@@ -587,6 +589,19 @@ impl<C: Connect> Session<'_, '_, C> {
     fn state(&self, observed: &Observed, role: &Identifier) -> Option<Password> {
         let (id, state) = mark(observed.roles.get(role)?.comment.as_deref())?;
         (id == self.resources.id.as_str()).then_some(state)
+    }
+}
+
+impl Instance {
+    fn login_failed(
+        &self,
+        user: &Identifier,
+        database: &Identifier,
+        hint: &'static str,
+        source: Failure,
+    ) -> ProvisionError {
+        let (user, database) = (quote_identifier(user), quote_identifier(database));
+        ProvisionError::Login { login: format!("{user} to the database {database} at {}", self.target), hint, source }
     }
 }
 

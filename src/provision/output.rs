@@ -232,8 +232,17 @@ impl Staged {
 /// If it cannot be removed.
 pub fn remove(path: &Path) -> Result<(), OutputError> {
     let failed = |source| OutputError::Write { path: path.to_owned(), source };
-    ignore_missing(fs::remove_file(fresh_path(path)?)).map_err(failed)?;
+    tidy(path)?;
     ignore_missing(fs::remove_file(path)).and_then(|()| sync_directory(path)).map_err(failed)
+}
+
+/// Removes what a run left behind that was killed while it wrote.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn tidy(path: &Path) -> Result<(), OutputError> {
+    let fresh = fresh_path(path)?;
+    ignore_missing(fs::remove_file(fresh)).map_err(|source| OutputError::Write { path: path.to_owned(), source })
 }
 
 /// Tries whether the file could be written, without touching it.
@@ -314,5 +323,102 @@ fn ignore_missing(result: io::Result<()>) -> io::Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::provision::{Database, Instance, Output, Tls};
+
+    fn resources() -> Resources {
+        let name = |text| Identifier::new(text).expect("name");
+        let database = |text| Database {
+            name: name(text),
+            owner: name("orders"),
+            template: None,
+            encoding: None,
+            connection_limit: None,
+            extensions: Vec::new(),
+            grants: Vec::new(),
+        };
+        Resources {
+            id: "set".parse().expect("id"),
+            instance: Instance {
+                target: "db:5432".parse().expect("target"),
+                database: name("postgres"),
+                user: name("admin"),
+                password: None,
+                tls: Tls::Disable,
+            },
+            databases: vec![database("orders"), database("archive")],
+            roles: Vec::new(),
+            output: Output::Stdout,
+        }
+    }
+
+    #[test]
+    fn refuses_files_of_others_without_repeating_them() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("out.json");
+        for text in [
+            "hunter2",
+            "{}",
+            "[1]",
+            "[{}]",
+            r#"[{"host": "h", "port": 0.5, "username": "u", "password": "hunter2"}]"#,
+            r#"[{"host": "h", "port": 65536, "username": "u", "password": "hunter2"}]"#,
+            r#"[{"host": "h", "port": 1, "username": "u", "password": "hunter2", "more": 1}]"#,
+            r#"[{"host": "h", "port": 1, "username": "u", "password": ["hunter2"]}]"#,
+        ] {
+            fs::write(&path, text).expect("write");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("mode");
+            let error = Accounts::read(&path).expect_err(text);
+            assert!(matches!(error, OutputError::Foreign { .. }), "{text}: {error}");
+            assert!(!format!("{error} {error:?}").contains("hunter2"));
+        }
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o604)).expect("mode");
+        assert!(matches!(Accounts::read(&path), Err(OutputError::Exposed { .. })));
+        assert!(matches!(Accounts::read(dir.path()), Err(OutputError::Foreign { .. })));
+        assert!(Accounts::read(&dir.path().join("absent")).expect("none yet").is_empty());
+        let nowhere = dir.path().join("absent").join("out.json");
+        assert!(matches!(probe(&nowhere), Err(OutputError::Write { .. })));
+        assert!(matches!(probe(Path::new("/")), Err(OutputError::Write { .. })));
+    }
+
+    #[test]
+    fn what_is_written_reads_back_and_others_entries_stay() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("out.json");
+        let (resources, role) = (resources(), Identifier::new("orders").expect("name"));
+        let mut accounts = Accounts::parse(
+            r#"[{"host": "else", "port": 5432, "name": null, "username": "orders", "password": "theirs"}]"#,
+        )
+        .expect("an entry");
+        assert_eq!(accounts.kept(&resources, &role), None);
+        let (one, two) = (Secret::new("one".to_owned()), Secret::new("two".to_owned()));
+        accounts.set(&resources, &role, Some(&one), Some(&two));
+        // What a run that was killed left behind is in nobody's way.
+        fs::write(dir.path().join(".out.json.caponier-new"), "left").expect("write");
+        accounts.stage(&path).expect("stage").commit().expect("commit");
+        assert_eq!(fs::metadata(&path).expect("metadata").permissions().mode() & 0o777, 0o600);
+        assert_eq!(Accounts::read(&path).expect("read"), accounts);
+        assert_eq!(accounts.kept(&resources, &role), Some(Kept { password: true, next: true, incomplete: false }));
+        assert_eq!(accounts.entries.len(), 3);
+        accounts.entries.pop();
+        assert_eq!(accounts.kept(&resources, &role).map(|kept| kept.incomplete), Some(true));
+        accounts.forget(&resources, &role);
+        assert_eq!(accounts.entries.len(), 1);
+        remove(&path).expect("remove");
+        remove(&path).expect("again");
+        assert_eq!(fs::read_dir(dir.path()).expect("directory").count(), 0);
+    }
+
+    #[test]
+    fn debug_shows_no_password() {
+        let mut accounts = Accounts::default();
+        let role = Identifier::new("orders").expect("name");
+        accounts.set(&resources(), &role, Some(&Secret::new("hunter2".to_owned())), None);
+        assert!(!format!("{accounts:?}").contains("hunter2"));
     }
 }

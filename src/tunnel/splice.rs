@@ -4,16 +4,19 @@
 //! broken on the other (a reset, or a channel closed without EOF), never like a clean end; what arrives is a prefix of
 //! what was sent, and all of it when both sides ended cleanly.
 
+use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::ssh;
+use super::ssh::{self, Event, Returns};
 use crate::audit::Counters;
 use crate::limits;
 
@@ -58,100 +61,299 @@ enum Writer {
 pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &CancellationToken) -> (End, Remains) {
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
-    let halves = Halves::default();
-    let end = tokio::select! {
-        end = direction(&mut near_reader, &mut far_writer, |bytes| counters.add_to_target(bytes), &halves) => match end {
-            Broke::Reading(kind) => End::NearBroke(kind),
-            Broke::Writing(kind) => End::FarBroke(kind),
-        },
-        end = direction(&mut far_reader, &mut near_writer, |bytes| counters.add_from_target(bytes), &halves) => match end {
-            Broke::Reading(kind) => End::FarBroke(kind),
-            Broke::Writing(kind) => End::NearBroke(kind),
-        },
-        () = halves.both.cancelled() => End::Clean,
-        () = stop.cancelled() => End::Stopped,
+    let (up, down) = (Half::default(), Half::default());
+    let both = CancellationToken::new();
+    let end = {
+        let upward = direction(&mut near_reader, &mut far_writer, |n| counters.add_to_target(n), (&up, &down), &both);
+        let downward =
+            direction(&mut far_reader, &mut near_writer, |n| counters.add_from_target(n), (&down, &up), &both);
+        tokio::pin!(upward, downward);
+        tokio::select! {
+            biased;
+            () = both.cancelled() => End::Clean,
+            () = stop.cancelled() => End::Stopped,
+            broke = &mut upward => {
+                // What the target has said before it would take no more still reaches the principal.
+                if matches!(broke, Broke::Writing(_)) {
+                    last_words(downward, &down, stop).await;
+                }
+                broke.end(End::NearBroke, End::FarBroke)
+            }
+            broke = &mut downward => {
+                // What the principal has sent before it went away still reaches the target.
+                if matches!(broke, Broke::Writing(_)) {
+                    last_words(upward, &up, stop).await;
+                }
+                broke.end(End::FarBroke, End::NearBroke)
+            }
+        }
     };
     let clean = end == End::Clean;
-    (end, Remains { near: (near_reader, near_writer), far: (far_reader, far_writer), clean })
+    let near = Leaving { reader: near_reader, writer: near_writer, clean, told: down.is_done() };
+    let far = Leaving { reader: far_reader, writer: far_writer, clean, told: up.is_done() };
+    (end, Remains { near, far })
+}
+
+/// Lets a direction that is still on its way deliver what was sent into it.
+async fn last_words(direction: impl Future<Output = Broke>, half: &Half, stop: &CancellationToken) {
+    if half.is_done() {
+        return;
+    }
+    tokio::select! {
+        _ = tokio::time::timeout(limits::DELIVERY, direction) => {}
+        () = half.done.cancelled() => {}
+        () = stop.cancelled() => {}
+    }
+}
+
+/// Whether one direction has come to its end of file and passed it on.
+#[derive(Default)]
+struct Half {
+    done: CancellationToken,
+}
+
+impl Half {
+    fn is_done(&self) -> bool {
+        self.done.is_cancelled()
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Broke {
+    Reading(io::ErrorKind),
+    Writing(io::ErrorKind),
+}
+
+impl Broke {
+    fn end(self, reading: fn(io::ErrorKind) -> End, writing: fn(io::ErrorKind) -> End) -> End {
+        match self {
+            Self::Reading(kind) => reading(kind),
+            Self::Writing(kind) => writing(kind),
+        }
+    }
+}
+
+/// Copies until the end of file and passes it on; returns only when something breaks. A direction that is done goes on
+/// watching its reader: a channel that is closed while the other direction waits must end the forward.
+async fn direction(
+    reader: &mut Reader,
+    writer: &mut Writer,
+    count: impl Fn(u64),
+    (this, other): (&Half, &Half),
+    both: &CancellationToken,
+) -> Broke {
+    let finish = async |writer: &mut Writer| {
+        if let Err(error) = writer.finish().await {
+            return Broke::Writing(error.kind());
+        }
+        this.done.cancel();
+        if other.is_done() {
+            both.cancel();
+        }
+        std::future::pending().await
+    };
+    match reader {
+        Reader::Tcp(..) | Reader::Pipe(..) => loop {
+            match reader.read().await {
+                Ok(Some(bytes)) => {
+                    let length = bytes.len() as u64;
+                    if let Err(error) = writer.send(bytes).await {
+                        return Broke::Writing(error.kind());
+                    }
+                    count(length);
+                }
+                Ok(None) => return finish(writer).await,
+                Err(error) => return Broke::Reading(error.kind()),
+            }
+        },
+        Reader::Channel(reader) => {
+            let returns = reader.returns();
+            let inbox = Inbox::new(returns.clone());
+            let fill = async {
+                loop {
+                    match reader.next().await {
+                        Event::Data(bytes) => inbox.push(bytes),
+                        Event::Eof => inbox.end(Last::Eof),
+                        Event::Closed => {
+                            inbox.end(Last::Broken(io::ErrorKind::ConnectionReset));
+                            break;
+                        }
+                        Event::Violation => return Broke::Reading(io::ErrorKind::InvalidData),
+                    }
+                }
+                // The channel is closed. What it brought is still delivered; after that, if there was an EOF, nothing is left to
+                // wait for; without one, the other half says so.
+                this.done.cancelled().await;
+                if both.is_cancelled() {
+                    return std::future::pending().await;
+                }
+                Broke::Reading(io::ErrorKind::ConnectionReset)
+            };
+            let empty = async {
+                loop {
+                    match inbox.front().await {
+                        Ok(bytes) => {
+                            let length = bytes.len();
+                            if let Err(error) = stalling(writer.send(bytes), &returns).await {
+                                return Broke::Writing(error.kind());
+                            }
+                            inbox.shift();
+                            count(length as u64);
+                            returns.taken(length).await;
+                        }
+                        Err(Last::Eof) => return finish(writer).await,
+                        Err(Last::Broken(kind)) => return Broke::Reading(kind),
+                    }
+                }
+            };
+            tokio::select! {
+                broke = fill => broke,
+                broke = empty => broke,
+            }
+        }
+    }
+}
+
+/// Sends, but not for ever: a sink that takes nothing is given up after [`limits::STALL`] where it keeps a stock client's
+/// whole session from being read, and after [`limits::DELIVERY`] where the sender has gone. One that harms nobody else may
+/// take its time.
+async fn stalling(send: impl Future<Output = io::Result<()>>, returns: &Returns) -> io::Result<()> {
+    tokio::pin!(send);
+    let mut stalled = Duration::ZERO;
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut send => return result,
+            () = tokio::time::sleep(limits::STALL) => {
+                stalled += limits::STALL;
+                if returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+            }
+        }
+    }
+}
+
+/// What a channel has received and its sink has not taken. Credit, or the session's own count, bounds it.
+struct Inbox {
+    state: Mutex<InboxState>,
+    filled: Notify,
+    returns: Returns,
+}
+
+#[derive(Default)]
+struct InboxState {
+    waiting: VecDeque<Bytes>,
+    last: Option<Last>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Last {
+    Eof,
+    Broken(io::ErrorKind),
+}
+
+impl Inbox {
+    fn new(returns: Returns) -> Self {
+        Self { state: Mutex::default(), filled: Notify::new(), returns }
+    }
+
+    fn push(&self, bytes: Bytes) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if state.last.is_some() {
+            // Data after EOF, which RFC 4254 §5.3 forbids.
+            return self.returns.dropped(bytes.len());
+        }
+        state.waiting.push_back(bytes);
+        self.filled.notify_one();
+    }
+
+    /// Says how the channel's data ended; only the first word counts.
+    fn end(&self, last: Last) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last.get_or_insert(last);
+        self.filled.notify_one();
+    }
+
+    /// What comes next. It stays here until it is [shifted](Inbox::shift) out, so that it is accounted for whatever happens.
+    async fn front(&self) -> Result<Bytes, Last> {
+        loop {
+            let filled = self.filled.notified();
+            {
+                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(bytes) = state.waiting.front() {
+                    return Ok(bytes.clone());
+                }
+                if let Some(last) = state.last {
+                    return Err(last);
+                }
+            }
+            filled.await;
+        }
+    }
+
+    fn shift(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_front();
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.returns.dropped(state.waiting.iter().map(Bytes::len).sum());
+    }
 }
 
 /// The two sides of a forward that is over.
 #[must_use = "sides that are not left properly look as if the forward had ended well"]
 pub struct Remains {
-    near: (Reader, Writer),
-    far: (Reader, Writer),
+    near: Leaving,
+    far: Leaving,
+}
+
+struct Leaving {
+    reader: Reader,
+    writer: Writer,
+    /// Whether the forward ended well.
     clean: bool,
+    /// Whether this side has been told of the end of what it receives, which then was complete.
+    told: bool,
 }
 
 impl Remains {
     /// Closes both sides: in order after a clean end, else so that each peer sees that something broke. May wait a little for
     /// a peer to close first.
     pub async fn leave(self) {
-        tokio::join!(leave(self.near.0, self.near.1, self.clean), leave(self.far.0, self.far.1, self.clean));
+        tokio::join!(self.near.leave(), self.far.leave());
     }
 }
 
-#[derive(Default)]
-struct Halves {
-    one: AtomicBool,
-    both: CancellationToken,
-}
-
-enum Broke {
-    Reading(io::ErrorKind),
-    Writing(io::ErrorKind),
-}
-
-/// Copies until the end of file, passes it on, and then waits for the reader's side to break: a channel that is closed while
-/// the other direction waits must end the forward.
-async fn direction(reader: &mut Reader, writer: &mut Writer, count: impl Fn(u64), halves: &Halves) -> Broke {
-    loop {
-        match reader.next().await {
-            Ok(Some(bytes)) => {
-                let length = bytes.len() as u64;
-                if let Err(error) = writer.send(bytes).await {
-                    return Broke::Writing(error.kind());
+impl Leaving {
+    async fn leave(self) {
+        match (self.reader, self.writer) {
+            (Reader::Tcp(reader, _), Writer::Tcp(writer)) => {
+                if !self.clean
+                    && !self.told
+                    && let Ok(stream) = reader.reunite(writer)
+                {
+                    // What is incomplete must not look complete: the peer gets a reset. One that was told of the end is left
+                    // in peace, since a reset would take from it what it has not read yet. If the socket is beyond even a
+                    // reset, there is nobody left to be told.
+                    drop(stream.set_zero_linger());
                 }
-                count(length);
             }
-            Ok(None) => break,
-            Err(error) => return Broke::Reading(error.kind()),
-        }
-    }
-    if let Err(error) = writer.finish().await {
-        return Broke::Writing(error.kind());
-    }
-    if halves.one.swap(true, Ordering::Relaxed) {
-        halves.both.cancel();
-    }
-    reader.gone().await;
-    // Whichever comes first when both halves are done: that is the clean end.
-    if halves.both.is_cancelled() {
-        std::future::pending::<()>().await;
-    }
-    Broke::Reading(io::ErrorKind::ConnectionReset)
-}
-
-async fn leave(reader: Reader, writer: Writer, clean: bool) {
-    match (reader, writer) {
-        (Reader::Tcp(reader, _), Writer::Tcp(writer)) => {
-            if !clean && let Ok(stream) = reader.reunite(writer) {
-                // A broken forward must not look like an orderly end: the peer gets a reset. If the socket is beyond even
-                // that, there is nobody left to be told.
-                drop(stream.set_zero_linger());
+            (Reader::Channel(mut reader), Writer::Channel(mut writer)) => {
+                // The SSH library forgets a channel at once only if the peer closes it first. Whoever opened it does so.
+                let patient = self.clean && reader.opened_by_peer();
+                if patient && tokio::time::timeout(limits::CLOSE_PATIENCE, reader.closed()).await.is_ok() {
+                    writer.peer_closed();
+                } else {
+                    writer.close().await;
+                }
             }
+            // A pipe ends by being dropped, and a side has halves of one kind only.
+            _ => {}
         }
-        (Reader::Channel(mut reader), Writer::Channel(mut writer)) => {
-            // The SSH library forgets a channel at once only if the peer closes it first. Whoever opened it does so.
-            let patient = clean && reader.opened_by_peer();
-            if patient && tokio::time::timeout(limits::CLOSE_PATIENCE, reader.closed()).await.is_ok() {
-                writer.peer_closed();
-            } else {
-                writer.close().await;
-            }
-        }
-        // A pipe ends by being dropped, and a side has halves of one kind only.
-        _ => {}
     }
 }
 
@@ -172,29 +374,20 @@ impl Side {
 }
 
 impl Reader {
-    async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        match self {
+    /// Reads from what is a stream in itself; a channel is read by its events.
+    async fn read(&mut self) -> io::Result<Option<Bytes>> {
+        let (read, buffer) = match self {
             Self::Tcp(reader, buffer) => {
                 buffer.reserve(limits::CHUNK);
-                let read = reader.read_buf(buffer).await?;
-                Ok((read > 0).then(|| buffer.split().freeze()))
+                (reader.read_buf(buffer).await?, buffer)
             }
-            Self::Channel(reader) => reader.next().await,
             Self::Pipe(reader, buffer) => {
                 buffer.reserve(limits::CHUNK);
-                let read = reader.read_buf(buffer).await?;
-                Ok((read > 0).then(|| buffer.split().freeze()))
+                (reader.read_buf(buffer).await?, buffer)
             }
-        }
-    }
-
-    /// Waits until the side has broken or been closed for good.
-    async fn gone(&mut self) {
-        match self {
-            // A socket whose end of file has been read says nothing more; writing to it will tell.
-            Self::Tcp(..) | Self::Pipe(..) => std::future::pending().await,
-            Self::Channel(reader) => reader.closed().await,
-        }
+            Self::Channel(reader) => return Ok(reader.bytes().await),
+        };
+        Ok((read > 0).then(|| buffer.split().freeze()))
     }
 }
 
@@ -212,6 +405,345 @@ impl Writer {
             Self::Tcp(writer) => writer.shutdown().await,
             Self::Channel(writer) => writer.finish().await,
             Self::Pipe(writer) => writer.shutdown().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+    use tokio::io::{AsyncRead, AsyncWrite};
+    use tokio::net::TcpListener;
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::identity::{Algorithm, PrivateKey, PublicKey};
+    use crate::task::Tasks;
+    use crate::tunnel::ssh::{Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
+
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    struct Everybody;
+
+    impl Login for Everybody {
+        fn offered(&mut self, _user: &str, _key: &PublicKey) -> bool {
+            true
+        }
+        fn verified(&mut self, _user: &str, _key: &PublicKey) -> bool {
+            true
+        }
+        fn unfit(&mut self, _user: &str, _why: &'static str) {}
+    }
+
+    /// A session between two of our ends, over a stream.
+    struct Session {
+        client: Client,
+        opens: mpsc::Receiver<Opening>,
+        _running: Running,
+        tasks: Tasks,
+        flow: Flow,
+    }
+
+    impl Session {
+        async fn over<S>(near: S, far: S, flow: Flow) -> Self
+        where
+            S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        {
+            let tasks = Tasks::new();
+            let key = PrivateKey::generate(Algorithm::Ed25519);
+            let server = ServerOptions {
+                line: "SSH-2.0-caponier_1".to_owned(),
+                said: false,
+                head: Bytes::new(),
+                key: key.clone(),
+                control_channel: false,
+                keepalive: limits::LINK_KEEPALIVE,
+                keepalive_max: 1,
+                flow,
+                channels: limits::CHANNELS_PER_LINK,
+                opens: limits::PENDING_OPENS_PER_LINK,
+            };
+            let client = ClientOptions {
+                line: "SSH-2.0-caponier_1 client",
+                said: false,
+                head: Bytes::new(),
+                host_key: Box::new(|_| true),
+                keepalive: limits::LINK_KEEPALIVE,
+                flow,
+                report: Arc::new(|violation| panic!("{violation:?}")),
+            };
+            let (server, stranger) =
+                tokio::join!(ssh::serve(far, server, Everybody, &tasks), ssh::connect(near, client));
+            let (opens, _, running) = server.expect("served").split();
+            let client = stranger.expect("connected").login("acme", &key, &tasks, 64).await.expect("logged in");
+            Self { client, opens, _running: running, tasks, flow }
+        }
+
+        async fn new(flow: Flow) -> Self {
+            let (near, far) = tokio::io::duplex(64 * 1024);
+            Self::over(near, far, flow).await
+        }
+
+        /// A forward through the session: what the principal holds, what the target holds, and how it ends on either side.
+        async fn forward(&mut self) -> Forward {
+            let target = "db:1".parse().expect("a target");
+            let opened = self.client.open(&target, "127.0.0.1", None);
+            let accepted = async { self.opens.recv().await.expect("an open").accept(self.flow).await };
+            let (near_channel, far_channel) = tokio::join!(opened, accepted);
+            let (principal, near) = sockets().await;
+            let (target, far) = sockets().await;
+            let (near_stop, far_stop) = (CancellationToken::new(), CancellationToken::new());
+            let run = |near: Side, far: Side, stop: CancellationToken| {
+                self.tasks.spawn(async move {
+                    let (end, remains) = splice(near, far, &Counters::default(), &stop).await;
+                    remains.leave().await;
+                    end
+                })
+            };
+            let near_end = run(Side::Tcp(near), Side::Channel(near_channel.expect("opened")), near_stop.clone());
+            let far_end = run(Side::Channel(far_channel.expect("accepted")), Side::Tcp(far), far_stop.clone());
+            Forward { principal, target, near_end, far_end, near_stop }
+        }
+    }
+
+    struct Forward {
+        principal: TcpStream,
+        target: TcpStream,
+        near_end: tokio::task::JoinHandle<End>,
+        far_end: tokio::task::JoinHandle<End>,
+        near_stop: CancellationToken,
+    }
+
+    async fn sockets() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let address = listener.local_addr().expect("an address");
+        let (one, other) = tokio::join!(TcpStream::connect(address), listener.accept());
+        (one.expect("connected"), other.expect("accepted").0)
+    }
+
+    async fn within<F: Future>(what: &str, future: F) -> F::Output {
+        tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: nothing within {DEADLINE:?}"))
+    }
+
+    fn bytes(length: usize, seed: u8) -> Vec<u8> {
+        (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed) ^ (i >> 8) as u8).collect()
+    }
+
+    #[tokio::test]
+    async fn each_half_ends_by_itself() {
+        for flow in [Flow::Credit, Flow::Stock] {
+            let mut session = Session::new(flow).await;
+            let mut forward = session.forward().await;
+            forward.principal.write_all(b"question").await.expect("written");
+            forward.principal.shutdown().await.expect("half closed");
+            let mut heard = Vec::new();
+            within("the question", forward.target.read_to_end(&mut heard)).await.expect("read");
+            assert_eq!(heard, b"question");
+            forward.target.write_all(b"answer after EOF").await.expect("written");
+            forward.target.shutdown().await.expect("closed");
+            let mut heard = Vec::new();
+            within("the answer", forward.principal.read_to_end(&mut heard)).await.expect("read");
+            assert_eq!(heard, b"answer after EOF");
+            assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Clean);
+            assert_eq!(within("the far end", forward.far_end).await.expect("ran"), End::Clean);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_breaks_on_one_side_is_reset_on_the_other() {
+        let mut session = Session::new(Flow::Credit).await;
+        let mut forward = session.forward().await;
+        forward.target.set_zero_linger().expect("set");
+        drop(forward.target);
+        let mut buf = [0; 1];
+        let error = within("the reset", forward.principal.read(&mut buf)).await.expect_err("no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(matches!(within("the far end", forward.far_end).await.expect("ran"), End::FarBroke(_)));
+        assert!(matches!(within("the near end", forward.near_end).await.expect("ran"), End::FarBroke(_)));
+    }
+
+    #[tokio::test]
+    async fn stopping_one_side_resets_both_sockets() {
+        let mut session = Session::new(Flow::Credit).await;
+        let mut forward = session.forward().await;
+        forward.near_stop.cancel();
+        let mut buf = [0; 1];
+        for socket in [&mut forward.principal, &mut forward.target] {
+            let error = within("the reset", socket.read(&mut buf)).await.expect_err("no orderly end");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+        assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Stopped);
+    }
+
+    #[tokio::test]
+    async fn regression_russh_window_on_arrival_a_stalled_reader_blocks_nobody() {
+        let mut session = Session::new(Flow::Credit).await;
+        // A target that never reads, and a principal that never reads.
+        let mut deaf_target = session.forward().await;
+        let mut deaf_principal = session.forward().await;
+        let chunk = vec![7; 64 * 1024];
+        for socket in [&mut deaf_target.principal, &mut deaf_principal.target] {
+            // Until nothing fits any more: all queues on the way are full.
+            while tokio::time::timeout(Duration::from_millis(200), socket.write_all(&chunk)).await.is_ok() {}
+        }
+        let mut forward = session.forward().await;
+        let sent = bytes(8 * 1024 * 1024, 3);
+        let mut heard = vec![0; sent.len()];
+        within("a forward beside stalled ones", async {
+            let (written, read) =
+                tokio::join!(forward.principal.write_all(&sent), forward.target.read_exact(&mut heard));
+            written.expect("written");
+            read.expect("read");
+        })
+        .await;
+        assert!(heard == sent, "bytes were changed, lost or reordered");
+    }
+
+    #[tokio::test]
+    async fn regression_russh_mutual_block_an_echo_saturated_both_ways_never_stops() {
+        for flow in [Flow::Credit, Flow::Stock] {
+            // Small buffers below, so that both ends have more to write than fits.
+            let (near, far) = tokio::io::duplex(4 * 1024);
+            let mut session = Session::over(near, far, flow).await;
+            let mut forward = session.forward().await;
+            let echo = session.tasks.spawn(async move {
+                let (mut reader, mut writer) = forward.target.split();
+                tokio::io::copy(&mut reader, &mut writer).await.expect("echoed");
+                writer.shutdown().await.expect("closed");
+            });
+            let sent = bytes(32 * 1024 * 1024, 5);
+            let mut heard = Vec::with_capacity(sent.len());
+            let (mut reader, mut writer) = forward.principal.split();
+            within("the echo", async {
+                tokio::join!(
+                    async {
+                        writer.write_all(&sent).await.expect("written");
+                        writer.shutdown().await.expect("closed");
+                    },
+                    async { reader.read_to_end(&mut heard).await.expect("read") }
+                );
+            })
+            .await;
+            assert!(heard == sent, "bytes were changed, lost or reordered");
+            within("the target", echo).await.expect("ran");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_was_sent_before_a_close_is_delivered() {
+        let mut session = Session::new(Flow::Stock).await;
+        let target = "db:1".parse().expect("a target");
+        let opened = session.client.open(&target, "127.0.0.1", None);
+        let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Stock).await };
+        let (channel, far_channel) = tokio::join!(opened, accepted);
+        let (mut target, far) = sockets().await;
+        let far_end = session.tasks.spawn(async move {
+            let side = Side::Channel(far_channel.expect("accepted"));
+            let (end, remains) = splice(side, Side::Tcp(far), &Counters::default(), &CancellationToken::new()).await;
+            remains.leave().await;
+            end
+        });
+        // As some libraries do: data, EOF and CLOSE in one breath.
+        let mut channel = channel.expect("opened");
+        let sent = bytes(1024 * 1024, 9);
+        channel.writer.send(Bytes::from(sent.clone())).await.expect("sent");
+        channel.writer.finish().await.expect("finished");
+        channel.writer.close().await;
+        let mut heard = vec![0; sent.len()];
+        within("the rest", target.read_exact(&mut heard)).await.expect("read");
+        assert!(heard == sent, "bytes were changed, lost or reordered");
+        drop(target);
+        within("the far end", far_end).await.expect("ran");
+    }
+
+    #[tokio::test]
+    async fn more_than_the_credit_ends_the_session() {
+        let mut session = Session::new(Flow::Credit).await;
+        let target = "db:1".parse().expect("a target");
+        // A peer that does not keep to credit: it sends as to a stock one.
+        session.client.ignore_credit();
+        let opened = session.client.open(&target, "127.0.0.1", None);
+        let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+        let (channel, far_channel) = tokio::join!(opened, accepted);
+        let (_target, far) = sockets().await;
+        let far_end = session.tasks.spawn(async move {
+            let side = Side::Channel(far_channel.expect("accepted"));
+            splice(side, Side::Tcp(far), &Counters::default(), &CancellationToken::new()).await.0
+        });
+        let mut channel = channel.expect("opened");
+        let flood = async { while channel.writer.send(Bytes::from(vec![0; 32 * 1024])).await.is_ok() {} };
+        within("the cut", flood).await;
+        assert_eq!(within("the far end", far_end).await.expect("ran"), End::NearBroke(io::ErrorKind::InvalidData));
+        within("the session's end", session.client.control().gone().cancelled()).await;
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(24))]
+        /// Random sizes, pauses and half-closes both ways, and cuts: what arrives is a prefix of what was sent, and all of it
+        /// when both sides ended cleanly.
+        #[test]
+        fn what_arrives_is_what_was_sent(
+            up in proptest::collection::vec(1_usize..200_000, 0..8),
+            down in proptest::collection::vec(1_usize..200_000, 0..8),
+            cut_after in proptest::option::of(0_usize..400_000),
+            pause in 0_u8..3,
+            stock in any::<bool>(),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let mut session = Session::new(if stock { Flow::Stock } else { Flow::Credit }).await;
+                let forward = session.forward().await;
+                let upward = bytes(up.iter().sum(), 1);
+                let downward = bytes(down.iter().sum(), 2);
+                let stop = forward.near_stop.clone();
+                let talk = async |socket: TcpStream, sizes: &[usize], all: &[u8]| {
+                    let (mut reader, mut writer) = socket.into_split();
+                    let mut heard = Vec::new();
+                    tokio::join!(
+                        async {
+                            let mut rest = all;
+                            for size in sizes {
+                                let (chunk, after) = rest.split_at(*size);
+                                rest = after;
+                                if writer.write_all(chunk).await.is_err() {
+                                    return;
+                                }
+                                for _ in 0..pause {
+                                    tokio::task::yield_now().await;
+                                }
+                                if cut_after.is_some_and(|cut| all.len() - rest.len() >= cut) {
+                                    stop.cancel();
+                                }
+                            }
+                            // A reset on the way out is what a cut looks like.
+                            drop(writer.shutdown().await);
+                        },
+                        async {
+                            let mut buf = vec![0; 30_000];
+                            while let Ok(read @ 1..) = reader.read(&mut buf).await {
+                                heard.extend_from_slice(&buf[..read]);
+                            }
+                        }
+                    );
+                    heard
+                };
+                let (answers, questions) = within("the talk", async {
+                    tokio::join!(talk(forward.principal, &up, &upward), talk(forward.target, &down, &downward))
+                })
+                .await;
+                let near_end = within("the near end", forward.near_end).await.expect("ran");
+                let far_end = within("the far end", forward.far_end).await.expect("ran");
+                assert!(upward.starts_with(&questions), "not a prefix of what was sent");
+                assert!(downward.starts_with(&answers), "not a prefix of what was sent");
+                if near_end == End::Clean && far_end == End::Clean {
+                    assert_eq!((questions.len(), answers.len()), (upward.len(), downward.len()));
+                }
+                if cut_after.is_none() {
+                    assert_eq!((near_end, far_end), (End::Clean, End::Clean));
+                }
+            });
         }
     }
 }

@@ -14,6 +14,7 @@
 //! same thread** (a current-thread runtime): the library takes the confirmation of an open and the data that follows it
 //! from two queues, and on several threads may look at the second one first and drop the data.
 
+mod channel;
 mod handler;
 
 use std::collections::HashMap;
@@ -24,11 +25,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use russh::keys::{HashAlg, PrivateKeyWithHashAlg};
 use russh::{
-    ChannelMsg, ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, SshId, cipher, client, compression,
-    kex, mac, server,
+    ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, SshId, cipher, client, compression, kex, mac,
+    server,
 };
 use tokio::io::{AsyncRead, AsyncWrite, BufReader};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+use channel::Half;
+pub use channel::{Channel, Event, Flow, Reader, Returns, Writer};
+
 use tokio_util::sync::CancellationToken;
 
 use super::transport::{Control, Transport};
@@ -61,8 +66,10 @@ pub struct ClientOptions {
     pub head: Bytes,
     /// Which host keys are accepted. Host certificates never are.
     pub host_key: HostKeyCheck,
-    /// The channel window and packet size this end announces are fixed; keepalives are sent this often.
+    /// Keepalives are sent this often.
     pub keepalive: Duration,
+    /// Whether the peer is one of our ends.
+    pub flow: Flow,
     /// Who hears of violations.
     pub report: Report,
 }
@@ -101,9 +108,9 @@ pub enum OpenError {
     /// The peer refused.
     #[error("the peer refused: {words}")]
     Refused {
-        /// Its reason code, where it is one of ours.
-        code: Option<RefusalCode>,
-        /// Its words, bounded and printable.
+        /// Its reason code: one of ours, or one of RFC 4254 §5.1.
+        code: u32,
+        /// Its words, bounded and printable, where the forward had an id to find them by; else the library's.
         words: String,
     },
     /// The session ended.
@@ -122,6 +129,7 @@ pub struct Client {
     failures: Failures,
     opens: Arc<Semaphore>,
     host_key: PublicKey,
+    flow: Flow,
     tasks: Tasks,
 }
 
@@ -145,6 +153,7 @@ pub struct Stranger {
     control: Control,
     failures: Failures,
     host_key: PublicKey,
+    flow: Flow,
     cut: CutUnless,
 }
 
@@ -171,7 +180,7 @@ where
     let config = client::Config {
         client_id: SshId::Standard(options.line.into()),
         limits: rekey_limits(),
-        window_size: limits::WINDOW,
+        window_size: options.flow.window(),
         maximum_packet_size: PACKET,
         channel_buffer_size: limits::CHANNEL_QUEUE,
         preferred: preferred(),
@@ -186,7 +195,9 @@ where
     let seen =
         std::mem::replace(&mut *host_key.lock().unwrap_or_else(PoisonError::into_inner), handler::HostKey::Unseen);
     match (result, seen) {
-        (Ok(handle), handler::HostKey::Accepted(host_key)) => Ok(Stranger { handle, control, failures, host_key, cut }),
+        (Ok(handle), handler::HostKey::Accepted(host_key)) => {
+            Ok(Stranger { handle, control, failures, host_key, flow: options.flow, cut })
+        }
         (_, handler::HostKey::Refused) => Err(HandshakeError::HostKey),
         (Err(russh::Error::Disconnect | russh::Error::HUP), _) => Err(HandshakeError::Closed),
         (Err(russh::Error::IO(error)), _) if error.kind() == io::ErrorKind::UnexpectedEof => {
@@ -229,6 +240,7 @@ impl Stranger {
             failures: self.failures,
             opens: Arc::new(Semaphore::new(opens)),
             host_key: self.host_key,
+            flow: self.flow,
             tasks: tasks.clone(),
         })
     }
@@ -247,6 +259,12 @@ impl Client {
         &self.control
     }
 
+    /// Makes this end break the rules of credit.
+    #[cfg(test)]
+    pub(crate) fn ignore_credit(&mut self) {
+        self.flow = Flow::Plain;
+    }
+
     /// Asks the peer to connect to `target` (RFC 4254 §7.2). With `forward`, a refusal's description is looked for under
     /// that id. The future may be dropped: a confirmation that comes later is answered with a close.
     ///
@@ -263,12 +281,14 @@ impl Client {
         let (host, port) = (target.host.to_string(), u32::from(target.port));
         let originator = originator.to_owned();
         let handle = self.handle.clone();
-        let result = self
-            .detached(permit, async move { handle.channel_open_direct_tcpip(host, port, originator, 0).await })
+        let result =
+            self.detached(permit, self.flow, async move {
+                handle.channel_open_direct_tcpip(host, port, originator, 0).await
+            })
             .await?;
         result.map_err(|code| {
             let words = noted.and_then(|noted| noted.words()).unwrap_or_else(|| code.description().to_owned());
-            OpenError::Refused { code: RefusalCode::from_wire(code.code()), words }
+            OpenError::Refused { code: code.code(), words }
         })
     }
 
@@ -279,19 +299,13 @@ impl Client {
     pub async fn subsystem(&self, subsystem: &'static str) -> Result<Channel, OpenError> {
         let permit = self.opens.clone().try_acquire_owned().map_err(|_| OpenError::Limit)?;
         let handle = self.handle.clone();
-        let result = self.detached(permit, async move { handle.channel_open_session().await }).await?;
-        let refused = |words: &str| OpenError::Refused { code: None, words: words.to_owned() };
+        let result = self.detached(permit, Flow::Plain, async move { handle.channel_open_session().await }).await?;
+        let refused = |words: &str| OpenError::Refused { code: NOT_AVAILABLE, words: words.to_owned() };
         let mut channel = result.map_err(|code| refused(code.description()))?;
-        if let Half::Client(half) = &channel.writer.half {
-            half.request_subsystem(true, subsystem).await.map_err(|_| OpenError::Gone)?;
-        }
-        loop {
-            match channel.reader.half.wait().await {
-                Some(ChannelMsg::Success) => return Ok(channel),
-                Some(ChannelMsg::Failure | ChannelMsg::Close) => return Err(refused("the subsystem is refused")),
-                Some(_) => {}
-                None => return Err(OpenError::Gone),
-            }
+        match channel.request_subsystem(subsystem).await {
+            Some(true) => Ok(channel),
+            Some(false) => Err(refused("the subsystem is refused")),
+            None => Err(OpenError::Gone),
         }
     }
 
@@ -299,6 +313,7 @@ impl Client {
     async fn detached<F>(
         &self,
         permit: OwnedSemaphorePermit,
+        flow: Flow,
         open: F,
     ) -> Result<Result<Channel, ChannelOpenFailure>, OpenError>
     where
@@ -315,7 +330,7 @@ impl Client {
             let result = match result {
                 Ok(channel) => {
                     let (reader, writer) = channel.split();
-                    Ok(Ok(Channel::new(reader, Half::Client(writer), &control, &tasks, None)))
+                    Ok(Ok(Channel::new(reader, Half::Client(writer), flow, &control, &tasks, None)))
                 }
                 Err(russh::Error::ChannelOpenFailure(code)) => Ok(Err(code)),
                 Err(_) => Err(OpenError::Gone),
@@ -383,6 +398,8 @@ pub struct ServerOptions {
     pub control_channel: bool,
     /// Keepalives are sent this often, also before login: never more often than the login may take.
     pub keepalive: Duration,
+    /// Whether the peer is one of our ends, so that windows are no bound.
+    pub flow: Flow,
     /// How many unanswered ones end the session.
     pub keepalive_max: usize,
     /// Channels that may be open at once.
@@ -445,7 +462,7 @@ where
         auth_rejection_time_initial: Some(Duration::ZERO),
         keys: vec![options.key.as_ssh().as_ref().clone()],
         certificates: Vec::new(),
-        window_size: limits::WINDOW,
+        window_size: options.flow.window(),
         maximum_packet_size: PACKET,
         channel_buffer_size: limits::CHANNEL_QUEUE,
         event_buffer_size: limits::SESSION_QUEUE,
@@ -504,11 +521,11 @@ pub struct Opening {
 
 impl Opening {
     /// Grants it; `None` where a limit stands against it.
-    pub async fn accept(mut self) -> Option<Channel> {
+    pub async fn accept(mut self, flow: Flow) -> Option<Channel> {
         let slot = self.slot.take()?;
         let (reader, writer) = self.channel.take()?;
         self.reply.take()?.accept().await;
-        Some(Channel::new(reader, Half::Server(writer), &self.control, &self.tasks, Some(slot)))
+        Some(Channel::new(reader, Half::Server(writer), flow, &self.control, &self.tasks, Some(slot)))
     }
 
     /// Refuses it with one of our reasons, as an agent does to its gateway.
@@ -520,8 +537,7 @@ impl Opening {
         }
     }
 
-    /// Refuses it with a standard reason (RFC 4254 §5.1), as the door does to its clients: 1 where it is not allowed, 2 where
-    /// it is not available.
+    /// Refuses it with a standard reason, as the door does to its clients: [`NOT_ALLOWED`] or [`NOT_AVAILABLE`].
     pub async fn refuse_plainly(mut self, code: u32, words: &'static str) {
         if let Some(reply) = self.reply.take() {
             reply.reject(ChannelOpenFailure::Other { code, reason: words.to_owned() }).await;
@@ -529,184 +545,11 @@ impl Opening {
     }
 }
 
-/// An open channel. Dropping its writing half closes it.
-pub struct Channel {
-    /// Where bytes come from.
-    pub reader: Reader,
-    /// Where bytes go to.
-    pub writer: Writer,
-}
+/// Reason code 1 of RFC 4254 §5.1, "administratively prohibited".
+pub const NOT_ALLOWED: u32 = 1;
 
-/// The receiving half of a channel.
-pub struct Reader {
-    half: ChannelReadHalf,
-    closed: CancellationToken,
-    gone: CancellationToken,
-    ended: bool,
-    opened_by_peer: bool,
-}
-
-/// The sending half of a channel.
-pub struct Writer {
-    half: Half,
-    closed: CancellationToken,
-    control: Control,
-    tasks: Tasks,
-    slot: Option<OwnedSemaphorePermit>,
-    sent_close: bool,
-}
-
-enum Half {
-    Client(ChannelWriteHalf<client::Msg>),
-    Server(ChannelWriteHalf<server::Msg>),
-    None,
-}
-
-impl Channel {
-    fn new(
-        reader: ChannelReadHalf,
-        half: Half,
-        control: &Control,
-        tasks: &Tasks,
-        slot: Option<OwnedSemaphorePermit>,
-    ) -> Self {
-        let closed = CancellationToken::new();
-        let opened_by_peer = matches!(half, Half::Server(_));
-        Self {
-            reader: Reader {
-                half: reader,
-                closed: closed.clone(),
-                gone: control.gone().clone(),
-                ended: false,
-                opened_by_peer,
-            },
-            writer: Writer { half, closed, control: control.clone(), tasks: tasks.clone(), slot, sent_close: false },
-        }
-    }
-}
-
-impl Reader {
-    /// The next bytes; `None` after the peer's EOF.
-    ///
-    /// # Errors
-    /// If the peer closes without EOF, or the session ends.
-    pub async fn next(&mut self) -> io::Result<Option<Bytes>> {
-        if self.ended {
-            return Ok(None);
-        }
-        loop {
-            match self.half.wait().await {
-                Some(ChannelMsg::Data { data }) if data.is_empty() => {}
-                Some(ChannelMsg::Data { data }) => return Ok(Some(data)),
-                Some(ChannelMsg::Eof) => {
-                    self.ended = true;
-                    return Ok(None);
-                }
-                Some(ChannelMsg::Close) => {
-                    self.closed.cancel();
-                    return Err(io::Error::new(io::ErrorKind::ConnectionReset, "the channel was closed"));
-                }
-                Some(_) => {}
-                None => {
-                    self.closed.cancel();
-                    return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the session ended"));
-                }
-            }
-        }
-    }
-
-    /// Whether the peer opened the channel.
-    #[must_use]
-    pub fn opened_by_peer(&self) -> bool {
-        self.opened_by_peer
-    }
-
-    /// Waits until the peer has closed the channel or the session is gone; data that still comes is dropped.
-    pub async fn closed(&mut self) {
-        while !self.closed.is_cancelled() {
-            tokio::select! {
-                message = self.half.wait() => if matches!(message, Some(ChannelMsg::Close) | None) { self.closed.cancel() },
-                () = self.gone.cancelled() => self.closed.cancel(),
-            }
-        }
-    }
-}
-
-impl Writer {
-    /// Sends bytes, waiting for window.
-    ///
-    /// # Errors
-    /// If the channel or the session ends first.
-    pub async fn send(&mut self, bytes: Bytes) -> io::Result<()> {
-        let gone = self.control.gone();
-        let sent = async {
-            match &self.half {
-                Half::Client(half) => half.data_bytes(bytes).await,
-                Half::Server(half) => half.data_bytes(bytes).await,
-                Half::None => Err(russh::Error::SendError),
-            }
-        };
-        tokio::select! {
-            result = sent => result.map_err(|_| io::ErrorKind::BrokenPipe.into()),
-            () = self.closed.cancelled() => Err(io::ErrorKind::ConnectionReset.into()),
-            () = gone.cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
-        }
-    }
-
-    /// Tells the peer that no more bytes will come.
-    ///
-    /// # Errors
-    /// If the session ended.
-    pub async fn finish(&mut self) -> io::Result<()> {
-        match &self.half {
-            Half::Client(half) => half.eof().await,
-            Half::Server(half) => half.eof().await,
-            Half::None => Ok(()),
-        }
-        .map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-
-    /// Closes the channel.
-    pub async fn close(&mut self) {
-        self.sent_close = true;
-        close(&std::mem::replace(&mut self.half, Half::None), &self.control).await;
-    }
-
-    /// Leaves the channel to the peer, which has closed it.
-    pub fn peer_closed(&mut self) {
-        self.sent_close = true;
-    }
-}
-
-async fn close(half: &Half, control: &Control) {
-    let closing = async {
-        match half {
-            Half::Client(half) => half.close().await,
-            Half::Server(half) => half.close().await,
-            Half::None => Ok(()),
-        }
-    };
-    tokio::select! {
-        // A session that has ended has closed all its channels.
-        _ = closing => {}
-        () = control.gone().cancelled() => {}
-    }
-}
-
-impl Drop for Writer {
-    fn drop(&mut self) {
-        let slot = self.slot.take();
-        if self.sent_close || self.control.gone().is_cancelled() {
-            return;
-        }
-        let half = std::mem::replace(&mut self.half, Half::None);
-        let control = self.control.clone();
-        self.tasks.spawn(async move {
-            close(&half, &control).await;
-            drop(slot);
-        });
-    }
-}
+/// Reason code 2 of RFC 4254 §5.1, "connect failed".
+pub const NOT_AVAILABLE: u32 = 2;
 
 /// SSH packets carry at most this much (RFC 4253 §6.1 asks for 32 KiB to be handled).
 const PACKET: u32 = 32 * 1024;

@@ -1,23 +1,50 @@
 //! The byte stream under an SSH session.
 //!
-//! Promised: the session can be cut from outside at any moment ([`Control::cut`]), whatever it is waiting for, because its
-//! next read or write fails; and everybody who waits for [`Control::gone`] learns when the session has let go of its
-//! stream, by whatever way it ended. The SSH library offers neither. The stream also replays what was read before the
-//! session began, and holds back what was already said in its place.
+//! Promised, where the SSH library promises nothing:
+//! - the session can be cut from outside at any moment ([`Control::cut`]), whatever it is waiting for, because its next read
+//!   or write fails;
+//! - everybody who waits for [`Control::gone`] learns when the session has let go of its stream, by whatever way it ended;
+//! - **a session never stops reading because it writes**: what the socket does not take is kept here, up to a bound at which
+//!   the session is cut, and whoever feeds the session waits for [`Control::room`];
+//! - **a session that has received more than its users take stops reading**, while it goes on writing: see [`Control::hold`].
+//!
+//! The stream also replays what was read before the session began, and holds back what was already said in its place.
+//!
+//! What waits on what: nothing here is a task. Bytes that are kept are written on whenever the session polls its stream,
+//! which the socket's readiness makes it do.
 
+use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::Notify;
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
+
+use crate::limits;
 
 /// The outside handle of a [`Transport`]. Clones share it.
 #[derive(Debug, Clone, Default)]
-pub struct Control {
+pub struct Control(Arc<Shared>);
+
+#[derive(Debug, Default)]
+struct Shared {
     cut: CancellationToken,
     gone: CancellationToken,
+    /// Bytes that the socket has not taken yet.
+    unsent: AtomicUsize,
+    drained: Notify,
+    /// Bytes that were received and that nobody has taken yet.
+    held: AtomicUsize,
+    /// Set while `held` is too much.
+    shut: AtomicBool,
+    /// Writers that wait for the peer to widen a window, which only reading can bring.
+    starving: AtomicUsize,
+    reader: Mutex<Option<Waker>>,
 }
 
 impl Control {
@@ -29,13 +56,79 @@ impl Control {
 
     /// Makes every further read and write of the session fail.
     pub fn cut(&self) {
-        self.cut.cancel();
+        self.0.cut.cancel();
     }
 
     /// Fires once the session has ended and dropped its stream.
     #[must_use]
     pub fn gone(&self) -> &CancellationToken {
-        &self.gone
+        &self.0.gone
+    }
+
+    /// Waits until the socket has taken so much that the session may be given more to write, or is gone.
+    pub async fn room(&self) {
+        while self.0.unsent.load(Ordering::Relaxed) > limits::UNSENT_HIGH && !self.0.gone.is_cancelled() {
+            let drained = self.0.drained.notified();
+            if self.0.unsent.load(Ordering::Relaxed) <= limits::UNSENT_HIGH {
+                return;
+            }
+            tokio::select! {
+                () = drained => {}
+                () = self.0.gone.cancelled() => {}
+            }
+        }
+    }
+
+    /// Counts bytes of a peer without credit that were received and wait for their sink. Above a bound the session stops
+    /// reading until enough of them are [released](Control::release), unless a writer is [starving](Control::starve); far
+    /// above it, it is cut.
+    pub fn hold(&self, bytes: usize) {
+        let held = self.0.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if held > limits::HELD_HIGH {
+            self.0.shut.store(true, Ordering::Relaxed);
+        }
+        if held > limits::HELD_MAX {
+            self.cut();
+        }
+    }
+
+    /// Counts bytes that their sink has taken, or that are given up.
+    pub fn release(&self, bytes: usize) {
+        let held = self.0.held.fetch_sub(bytes, Ordering::Relaxed) - bytes;
+        if held < limits::HELD_LOW && self.0.shut.swap(false, Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    /// Whether the session has stopped reading.
+    #[must_use]
+    pub fn is_shut(&self) -> bool {
+        self.0.shut.load(Ordering::Relaxed) && self.0.starving.load(Ordering::Relaxed) == 0
+    }
+
+    /// Says for as long as the value lives that a writer waits for window: then the session reads on, because what it waits
+    /// for lies behind the data that fills the queue, and without it neither direction would ever move again.
+    #[must_use]
+    pub fn starve(&self) -> Starving {
+        self.0.starving.fetch_add(1, Ordering::Relaxed);
+        self.wake();
+        Starving(self.clone())
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            waker.wake();
+        }
+    }
+}
+
+/// See [`Control::starve`].
+#[derive(Debug)]
+pub struct Starving(Control);
+
+impl Drop for Starving {
+    fn drop(&mut self) {
+        self.0.0.starving.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -44,6 +137,8 @@ pub struct Transport<S> {
     stream: S,
     replay: Bytes,
     unsaid: usize,
+    unsent: BytesMut,
+    control: Control,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     was_cut: bool,
     _gone: DropGuard,
@@ -57,9 +152,11 @@ impl<S> Transport<S> {
             stream,
             replay,
             unsaid,
-            cut: Box::pin(control.cut.clone().cancelled_owned()),
+            unsent: BytesMut::new(),
+            control: control.clone(),
+            cut: Box::pin(control.0.cut.clone().cancelled_owned()),
             was_cut: false,
-            _gone: control.gone.clone().drop_guard(),
+            _gone: control.0.gone.clone().drop_guard(),
         }
     }
 
@@ -73,39 +170,98 @@ impl<S> Transport<S> {
     }
 }
 
-use std::future::Future;
+impl<S: AsyncWrite + Unpin> Transport<S> {
+    /// Writes what is kept, as far as the socket takes it.
+    fn write_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.unsent.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.unsent))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            self.unsent.advance(written);
+            self.tell();
+        }
+        Poll::Ready(Ok(()))
+    }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Transport<S> {
+    fn tell(&self) {
+        let before = self.control.0.unsent.swap(self.unsent.len(), Ordering::Relaxed);
+        if before > limits::UNSENT_HIGH && self.unsent.len() <= limits::UNSENT_HIGH {
+            self.control.0.drained.notify_waiters();
+        }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        if !self.replay.is_empty() {
-            let n = self.replay.len().min(buf.remaining());
-            buf.put_slice(&self.replay[..n]);
-            self.replay.advance(n);
+        let this = &mut *self;
+        this.check(cx)?;
+        if let Poll::Ready(Err(error)) = this.write_on(cx) {
+            return Poll::Ready(Err(error));
+        }
+        if !this.replay.is_empty() {
+            let n = this.replay.len().min(buf.remaining());
+            buf.put_slice(&this.replay[..n]);
+            this.replay.advance(n);
             return Poll::Ready(Ok(()));
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        if this.control.is_shut() {
+            *this.control.0.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+            // It may have been opened between the two looks.
+            if this.control.is_shut() {
+                return Poll::Pending;
+            }
+        }
+        Pin::new(&mut this.stream).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        if self.unsaid > 0 {
-            let n = self.unsaid.min(buf.len());
-            self.unsaid -= n;
+        let this = &mut *self;
+        this.check(cx)?;
+        if this.unsaid > 0 {
+            let n = this.unsaid.min(buf.len());
+            this.unsaid -= n;
             return Poll::Ready(Ok(n));
         }
-        Pin::new(&mut self.stream).poll_write(cx, buf)
+        let mut taken = 0;
+        if let Poll::Ready(result) = this.write_on(cx) {
+            result?;
+            while taken < buf.len() {
+                match Pin::new(&mut this.stream).poll_write(cx, &buf[taken..])? {
+                    Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(written) => taken += written,
+                    Poll::Pending => break,
+                }
+            }
+        }
+        if taken < buf.len() {
+            this.unsent.extend_from_slice(&buf[taken..]);
+            this.tell();
+            if this.unsent.len() > limits::UNSENT_MAX {
+                this.control.cut();
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")));
+            }
+        }
+        Poll::Ready(Ok(buf.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        Pin::new(&mut self.stream).poll_flush(cx)
+        let this = &mut *self;
+        this.check(cx)?;
+        match this.write_on(cx) {
+            // What is left is written on with the next poll of the stream: the session goes on.
+            Poll::Pending | Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        let this = &mut *self;
+        this.check(cx)?;
+        ready!(this.write_on(cx))?;
+        Pin::new(&mut this.stream).poll_shutdown(cx)
     }
 }
 
@@ -118,20 +274,82 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn cut_ends_a_blocked_read_and_a_blocked_write() {
-        let (near, _far) = tokio::io::duplex(1);
+    async fn cut_ends_a_blocked_read_and_a_blocked_shutdown() {
+        for shutdown in [false, true] {
+            let (near, _far) = tokio::io::duplex(1);
+            let control = Control::new();
+            let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+            transport.write_all(b"more than fits").await.expect("writing never waits");
+            let blocked = async {
+                let mut buf = [0; 1];
+                match shutdown {
+                    true => transport.shutdown().await,
+                    false => transport.read(&mut buf).await.map(drop),
+                }
+            };
+            tokio::pin!(blocked);
+            assert!(
+                tokio::time::timeout(Duration::from_millis(20), &mut blocked).await.is_err(),
+                "it must block first"
+            );
+            control.cut();
+            let result = tokio::time::timeout(Duration::from_secs(5), blocked).await.expect("cut wakes it");
+            assert_eq!(result.expect_err("cut").kind(), io::ErrorKind::ConnectionAborted);
+        }
+    }
+
+    #[tokio::test]
+    async fn writing_never_waits_and_reading_writes_on() {
+        let (near, mut far) = tokio::io::duplex(16);
         let control = Control::new();
-        let (mut reader, mut writer) = tokio::io::split(Transport::new(near, &control, Bytes::new(), 0));
-        let both = async {
-            let mut buf = [0; 1];
-            tokio::join!(reader.read(&mut buf), writer.write_all(b"more than fits"))
-        };
-        tokio::pin!(both);
-        assert!(tokio::time::timeout(Duration::from_millis(20), &mut both).await.is_err(), "both must block first");
-        control.cut();
-        let (read, written) = tokio::time::timeout(Duration::from_secs(5), both).await.expect("cut wakes both");
-        assert_eq!(read.expect_err("cut").kind(), io::ErrorKind::ConnectionAborted);
-        assert_eq!(written.expect_err("cut").kind(), io::ErrorKind::ConnectionAborted);
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        let sent: Vec<u8> = (0..=255).cycle().take(limits::UNSENT_HIGH + 1000).collect();
+        transport.write_all(&sent).await.expect("writing never waits");
+        transport.flush().await.expect("flushing never waits");
+        assert!(tokio::time::timeout(Duration::from_millis(20), control.room()).await.is_err(), "there is no room");
+        let mut received = vec![0; sent.len()];
+        let mut buf = [0; 1];
+        tokio::select! {
+            _ = transport.read(&mut buf) => unreachable!("nothing was sent back"),
+            result = far.read_exact(&mut received) => drop(result.expect("read")),
+        }
+        assert!(received == sent, "bytes were changed, lost or reordered");
+        control.room().await;
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_never_reads_is_cut() {
+        let (near, _far) = tokio::io::duplex(16);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        let chunk = vec![0; 1024 * 1024];
+        let mut result = Ok(());
+        for _ in 0..=limits::UNSENT_MAX / chunk.len() {
+            result = transport.write_all(&chunk).await;
+        }
+        assert_eq!(result.expect_err("too much is unsent").kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn reading_stops_while_too_much_is_held_unless_a_writer_starves() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        far.write_all(b"abc").await.expect("written");
+        let mut buf = [0; 1];
+        control.hold(limits::HELD_HIGH + 1);
+        assert!(tokio::time::timeout(Duration::from_millis(20), transport.read(&mut buf)).await.is_err(), "shut");
+        let starving = control.starve();
+        assert_eq!(transport.read(&mut buf).await.expect("read"), 1, "a starving writer opens it");
+        drop(starving);
+        let (read, ()) = tokio::time::timeout(Duration::from_secs(5), async {
+            tokio::join!(transport.read(&mut buf), async { control.release(limits::HELD_HIGH + 1) })
+        })
+        .await
+        .expect("releasing wakes the reader");
+        assert_eq!(read.expect("read"), 1);
+        control.hold(limits::HELD_MAX + 1);
+        assert!(transport.read(&mut buf).await.is_err(), "far too much ends the session");
     }
 
     #[tokio::test]

@@ -35,6 +35,9 @@ pub const CLIENT_LINE: &str = "SSH-2.0-caponier_1 client";
 /// The subsystem of the control channel.
 pub const CONTROL_SUBSYSTEM: &str = "control@caponier";
 
+/// The feature of credit: see the flow control of channels in [`crate::tunnel::ssh`]. Every end of this major version has it.
+pub const CREDIT: &str = "credit";
+
 /// The largest control message, in bytes after the length field.
 pub const CONTROL_MAX: usize = 64 * 1024;
 

@@ -58,6 +58,9 @@ impl Postgres {
         let rules = "local all all trust\nhostssl all all all scram-sha-256\n";
         fs::write(data.join("pg_hba.conf"), rules).expect("pg_hba.conf");
         give(&data.join("pg_hba.conf"));
+        // In the file, where a test can turn it off; what stands on the command line cannot be changed.
+        let mut settings = fs::OpenOptions::new().append(true).open(data.join("postgresql.conf")).expect("settings");
+        settings.write_all(b"ssl = on\n").expect("settings");
 
         // PostgreSQL cannot choose a port itself. Somebody may take the one that was free a moment ago: then another.
         for _ in 0..5 {
@@ -67,7 +70,7 @@ impl Postgres {
                 .arg("-D")
                 .arg(&data)
                 .args(["-c", "listen_addresses=127.0.0.1", "-c", &format!("port={}", address.port())])
-                .args(["-c", "ssl=on", "-c", "fsync=off", "-c", "password_encryption=scram-sha-256"])
+                .args(["-c", "fsync=off", "-c", "password_encryption=scram-sha-256"])
                 .args(["-c", "log_statement=all", "-c", "log_min_messages=info", "-c", "max_connections=50"])
                 .args(["-c", &format!("unix_socket_directories={}", data.display())])
                 .stdin(Stdio::null())

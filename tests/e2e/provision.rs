@@ -83,23 +83,7 @@ impl Bench {
     }
 
     fn resources(&self) -> Resources {
-        let (user, password) = match self.who {
-            Who::Superuser => ("postgres", SUPERUSER_PASSWORD),
-            Who::Plain => ("provisioner", PLAIN_PASSWORD),
-        };
-        Resources {
-            id: "acme/prod-eu".parse().expect("id"),
-            instance: Instance {
-                target: format!("{HOST}:5432").parse().expect("target"),
-                database: name("postgres"),
-                user: name(user),
-                password: Some(Secret::new(password.to_owned())),
-                tls: Tls::VerifyFull { name: None, ca_file: Some(self.server.ca_file()) },
-            },
-            databases: vec![orders()],
-            roles: vec![Role { name: name("reporter"), member_of: Vec::new() }],
-            output: Output::File(self.output()),
-        }
+        resources(self.who, self.server.ca_file(), self.output())
     }
 
     async fn apply(&self, resources: &Resources) -> Result<Outcome, ProvisionError> {
@@ -165,6 +149,26 @@ fn stop_at(number: usize) -> impl FnMut(&Event<'_>) -> ControlFlow<()> + Send {
 
 fn name(text: &str) -> Identifier {
     Identifier::new(text).expect(text)
+}
+
+fn resources(who: Who, ca_file: PathBuf, output: PathBuf) -> Resources {
+    let (user, password) = match who {
+        Who::Superuser => ("postgres", SUPERUSER_PASSWORD),
+        Who::Plain => ("provisioner", PLAIN_PASSWORD),
+    };
+    Resources {
+        id: "acme/prod-eu".parse().expect("id"),
+        instance: Instance {
+            target: format!("{HOST}:5432").parse().expect("target"),
+            database: name("postgres"),
+            user: name(user),
+            password: Some(Secret::new(password.to_owned())),
+            tls: Tls::VerifyFull { name: None, ca_file: Some(ca_file) },
+        },
+        databases: vec![orders()],
+        roles: vec![Role { name: name("reporter"), member_of: Vec::new() }],
+        output: Output::File(output),
+    }
 }
 
 fn orders() -> Database {
@@ -248,6 +252,9 @@ async fn provisions_what_is_wanted_and_nothing_the_second_time() {
 async fn completes_after_a_stop_at_any_point() {
     Bench::each(async |bench| {
         let resources = bench.resources();
+        let files = || -> Vec<PathBuf> {
+            fs::read_dir(bench.directory.path()).expect("directory").flatten().map(|entry| entry.path()).collect()
+        };
         let mut stops = 0;
         loop {
             let sink = &mut std::io::sink();
@@ -258,20 +265,78 @@ async fn completes_after_a_stop_at_any_point() {
             }
             bench.apply(&resources).await.unwrap_or_else(|error| panic!("after {stops}: {}", Chain(&error)));
             bench.credentials_log_in().await;
-            assert_eq!(bench.apply(&resources).await.expect("third run").steps, 0, "after {stops}");
-            // Every other time what is taken away is stopped, too; and then only what is ours is gone.
+            // Taking away is stopped, too. Then only what is ours is gone, and nothing is left behind.
             let _ = destroy(&bench.connect, &resources, &mut stop_at(stops)).await;
             destroy(&bench.connect, &resources, &mut narrate).await.unwrap_or_else(|e| panic!("{}", Chain(&e)));
-            assert_eq!(destroy(&bench.connect, &resources, &mut narrate).await.expect("again").steps, 0);
-            assert!(!bench.output().exists());
+            assert_eq!(files(), Vec::<PathBuf>::new());
+            // What is half made is taken away as well as what is whole; a few places will do, since it takes its time.
+            if stops % 4 == 0 {
+                let _ = apply(&bench.connect, &resources, false, &mut std::io::sink(), &mut stop_at(stops)).await;
+                destroy(&bench.connect, &resources, &mut narrate).await.unwrap_or_else(|e| panic!("{}", Chain(&e)));
+                assert_eq!(destroy(&bench.connect, &resources, &mut narrate).await.expect("again").steps, 0);
+                assert_eq!(files(), Vec::<PathBuf>::new());
+            }
             assert_eq!(bench.count("SELECT count(*) FROM pg_roles WHERE rolname IN ('orders', 'reporter')").await, 0);
             stops += 1;
         }
         assert!(stops > 20, "only {stops} places to stop at");
-        let left: Vec<_> = fs::read_dir(bench.directory.path()).expect("directory").flatten().collect();
-        assert_eq!(left.len(), 1, "nothing beside the output file: {left:?}");
+        assert_eq!(files(), [bench.output()]);
     })
     .await;
+}
+
+#[tokio::test]
+async fn completes_after_kill_nine() {
+    Bench::each(async |bench| {
+        let mut kills = 0;
+        // Every third place, since each takes a process; all of them are stopped at in the test above.
+        for place in (0..).step_by(3) {
+            let this = std::env::current_exe().expect("this program");
+            let child = std::process::Command::new(this)
+                .args(["--exact", "provision::the_process_that_is_killed"])
+                .env("CAPONIER_TEST_VICTIM_SERVER", bench.server.address.to_string())
+                .env("CAPONIER_TEST_VICTIM_CA_FILE", bench.server.ca_file())
+                .env("CAPONIER_TEST_VICTIM_DIRECTORY", bench.directory.path())
+                .env("CAPONIER_TEST_VICTIM_USER", bench.resources().instance.user.as_str())
+                .env("CAPONIER_TEST_VICTIM_PLACE", place.to_string())
+                .output()
+                .expect("a process");
+            let killed = std::os::unix::process::ExitStatusExt::signal(&child.status) == Some(9);
+            assert!(killed || child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+            bench.apply(&bench.resources()).await.unwrap_or_else(|e| panic!("after {place}: {}", Chain(&e)));
+            bench.credentials_log_in().await;
+            if !killed {
+                break;
+            }
+            kills += 1;
+            destroy(&bench.connect, &bench.resources(), &mut narrate).await.expect("destroy");
+        }
+        assert!(kills > 6, "only {kills} kills");
+    })
+    .await;
+}
+
+/// Not a test, but what the one above runs as a process of its own.
+#[tokio::test]
+async fn the_process_that_is_killed() {
+    let variable = |name: &str| std::env::var(format!("CAPONIER_TEST_VICTIM_{name}"));
+    let Ok(server) = variable("SERVER") else { return };
+    let user = variable("USER").expect("user");
+    let who = if user == "postgres" { Who::Superuser } else { Who::Plain };
+    let ca_file = PathBuf::from(variable("CA_FILE").expect("authority"));
+    let output = Path::new(&variable("DIRECTORY").expect("directory")).join("credentials.json");
+    let place: usize = variable("PLACE").expect("place").parse().expect("a number");
+    let mut seen = 0;
+    let mut die = |_: &Event<'_>| {
+        seen += 1;
+        if seen > place {
+            let this = rustix::process::getpid();
+            rustix::process::kill_process(this, rustix::process::Signal::KILL).expect("kill");
+        }
+        ControlFlow::Continue(())
+    };
+    let connect = Direct(server.parse().expect("address"));
+    apply(&connect, &resources(who, ca_file, output), false, &mut std::io::sink(), &mut die).await.expect("apply");
 }
 
 #[tokio::test]
@@ -482,6 +547,20 @@ async fn copies_a_template_and_says_so_if_others_use_it() {
             .query_one("SELECT (SELECT a FROM t), (SELECT extversion FROM pg_extension WHERE extname = 'citext')", &[]);
         let row = row.await.expect("copied");
         assert_eq!((row.get::<_, i32>(0), row.get::<_, String>(1)), (42, "1.6".to_owned()));
+        drop(orders);
+        // What it brought along can be in the way, too.
+        let mut blocked = resources.clone();
+        let extensions = vec![Extension { name: name("citext"), schema: Some(name("extensions")), version: None }];
+        blocked.databases.push(Database {
+            name: name("blocked"),
+            template: Some(name("seed")),
+            extensions,
+            ..orders_database_only()
+        });
+        let error = bench.apply(&blocked).await.expect_err("in another schema");
+        assert!(matches!(error, ProvisionError::Blocked(_)), "{}", Chain(&error));
+        destroy(&bench.connect, &blocked, &mut narrate).await.unwrap_or_else(|error| panic!("{}", Chain(&error)));
+        assert_eq!(bench.count("SELECT count(*) FROM pg_database WHERE datname IN ('blocked', 'orders')").await, 0);
         let mut missing = resources.clone();
         missing.databases.push(Database {
             name: name("more"),
@@ -513,11 +592,15 @@ async fn what_an_owner_plants_is_never_run() {
                    $$ BEGIN INSERT INTO evil.ran VALUES (current_user); RETURN false; END $$; \
                  CREATE OPERATOR evil.= (LEFTARG = text, RIGHTARG = text, FUNCTION = evil.trap); \
                  CREATE TABLE evil.pg_extension (extname text); CREATE TABLE evil.pg_namespace (nspname text); \
-                 ALTER DATABASE orders SET search_path = evil, pg_catalog",
+                 ALTER DATABASE orders SET search_path = evil, pg_catalog; ALTER DATABASE orders SET role = orders; \
+                 ALTER DATABASE orders SET default_transaction_read_only = on",
             )
             .await
             .expect("planted");
         assert_eq!(bench.apply(&resources).await.expect("second run").steps, 0);
+        let mut more = resources.clone();
+        more.databases[0].extensions.push(Extension { name: name("hstore"), schema: None, version: None });
+        bench.apply(&more).await.unwrap_or_else(|error| panic!("{}", Chain(&error)));
         let ran: i64 = owner.query_one("SELECT count(*) FROM evil.ran", &[]).await.expect("count").get(0);
         assert_eq!(ran, 0);
     })

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::audit::{Event, Kind};
@@ -22,8 +21,8 @@ use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::tunnel::admit::{Greeted, Seat};
 use crate::tunnel::splice::Side;
-use crate::tunnel::ssh::{self, Login, Opening, ServerOptions};
-use crate::tunnel::wire;
+use crate::tunnel::ssh::{self, Flow, Login, Opening, ServerOptions};
+use crate::tunnel::wire::{self, Peer};
 
 /// Who has logged in.
 #[derive(Debug, Clone)]
@@ -85,18 +84,17 @@ impl Login for DoorLogin {
     }
 }
 
-struct Channel(Opening);
+struct Channel(Opening, Flow);
 
 impl Answer for Channel {
     async fn accept(self) -> Option<Side> {
-        self.0.accept().await.map(Side::Channel)
+        self.0.accept(self.1).await.map(Side::Channel)
     }
 
     async fn refuse(self, public: Public) {
-        // RFC 4254 §5.1: 1 is "administratively prohibited", 2 "connect failed".
         let code = match public {
-            Public::NotAllowed => 1,
-            Public::NotAvailable => 2,
+            Public::NotAllowed => ssh::NOT_ALLOWED,
+            Public::NotAvailable => ssh::NOT_AVAILABLE,
         };
         self.0.refuse_plainly(code, public.as_str()).await;
     }
@@ -111,6 +109,7 @@ pub(in crate::gateway) async fn serve(
     deadline: Instant,
     seat: Seat,
 ) {
+    let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
     let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone() };
     let options = ServerOptions {
@@ -121,6 +120,7 @@ pub(in crate::gateway) async fn serve(
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
+        flow,
         channels: limits::CHANNELS_PER_SESSION,
         opens: limits::PENDING_OPENS_PER_SESSION,
     };
@@ -161,7 +161,6 @@ pub(in crate::gateway) async fn serve(
         switch.cut();
         return;
     }
-    let leaving = CancellationToken::new();
     let gone = switch.gone().clone();
     loop {
         tokio::select! {
@@ -170,11 +169,11 @@ pub(in crate::gateway) async fn serve(
                 let request = request(&guest, address, &opening);
                 if request.over.is_some() {
                     // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                    broker::forward(&gateway, request, Channel(opening), &leaving).await;
+                    broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
                 } else {
-                    let (gateway, leaving) = (gateway.clone(), leaving.clone());
+                    let (gateway, gone) = (gateway.clone(), gone.clone());
                     let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening), &leaving).await });
+                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening, flow), &gone).await });
                 }
             }
             () = gone.cancelled() => break,
@@ -186,7 +185,6 @@ pub(in crate::gateway) async fn serve(
             () = stop.cancelled() => break,
         }
     }
-    leaving.cancel();
     switch.cut();
 }
 

@@ -300,7 +300,8 @@ impl server::Handler for BoxedServer {
         };
         session.channel_success(id)?;
         let (reader, writer) = channel.split();
-        let channel = super::Channel::new(reader, Half::Server(writer), &self.control, &self.tasks, None);
+        let channel =
+            super::Channel::new(reader, Half::Server(writer), super::Flow::Plain, &self.control, &self.tasks, None);
         // A receiver that is gone means a session that is being left: dropping the channel closes it.
         drop(sender.send(channel));
         Ok(())

@@ -1,0 +1,177 @@
+# What scripts/test, scripts/demo and scripts/bench share. Sourced, never run.
+#
+# It promises three things: a script says what it installs before it installs it; every wait has a
+# deadline; and whatever a script made is taken away on every way out, in the reverse order of its making.
+# shellcheck shell=bash
+
+set -euo pipefail
+
+top=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+
+# Programs such as sshd and ip live here, and the PATH of an ordinary user does not always say so.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+say() { printf '%s\n' "$*"; }
+
+die() {
+  printf '%s: %s\n' "${0##*/}" "$*" >&2
+  exit 1
+}
+
+have() { command -v "$1" >/dev/null 2>&1; }
+
+as_root() {
+  if [ "$EUID" -eq 0 ]; then
+    "$@"
+  elif have sudo; then
+    sudo "$@"
+  else
+    die "'$*' needs root: run this as root, or install sudo"
+  fi
+}
+
+# --- leaving nothing behind -------------------------------------------------------------------------------
+
+undo=()
+
+# on_exit COMMAND ARGUMENT… : runs when the script ends, however it ends; the last registered runs first.
+on_exit() {
+  local words
+  printf -v words '%q ' "$@"
+  undo+=("$words")
+}
+
+# undo_all : takes away all that is registered so far, and lets nothing interrupt that. A script may call it early,
+# to look at what is left.
+undo_all() {
+  local step
+  trap '' INT TERM HUP
+  while [ "${#undo[@]}" -gt 0 ]; do
+    step=${undo[-1]}
+    unset 'undo[-1]'
+    eval "$step" || true
+  done
+}
+
+unwind() {
+  local status=$?
+  set +e
+  undo_all
+  trap - EXIT
+  exit "$status"
+}
+
+trap unwind EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# stop PID… : ends processes that this script started, politely at first, and returns once they are gone.
+stop() {
+  local pid deadline
+  for pid in "$@"; do
+    kill -TERM "$pid" 2>/dev/null || continue
+    deadline=$((SECONDS + 5))
+    while running "$pid"; do
+      if [ "$SECONDS" -ge "$deadline" ]; then
+        kill -KILL "$pid" 2>/dev/null
+        break
+      fi
+      sleep 0.02
+    done
+    wait "$pid" 2>/dev/null || true
+  done
+}
+
+# running PID : whether it lives; a zombie that nobody has waited for does not.
+running() {
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  stat=${stat##*) }
+  [ "${stat%% *}" != Z ]
+}
+
+# --- waiting ----------------------------------------------------------------------------------------------
+
+# wait_for SECONDS WHAT COMMAND… : until COMMAND succeeds; when the time is over, the script fails and says WHAT.
+wait_for() {
+  local seconds=$1 what=$2 deadline
+  shift 2
+  deadline=$((${EPOCHREALTIME/[.,]/} + seconds * 1000000))
+  until "$@" >/dev/null 2>&1; do
+    [ "${EPOCHREALTIME/[.,]/}" -lt "$deadline" ] || die "waited $seconds s for $what, in vain"
+    sleep 0.05
+  done
+}
+
+# --- packages ---------------------------------------------------------------------------------------------
+
+# The directory of initdb and postgres: PG_BINDIR, else the newest that Debian has installed, else the PATH.
+postgres_bindir() {
+  local found
+  found=$(printf '%s\n' /usr/lib/postgresql/*/bin/postgres | sort -V | tail -n 1)
+  [ -x "$found" ] || found=$(command -v postgres) || true
+  [ -z "${PG_BINDIR:-}" ] || found=$PG_BINDIR/postgres
+  [ -x "$found" ] || return 1
+  dirname "$found"
+}
+
+# present WHAT : a command, an absolute path, or "postgresql" for a server of any version.
+present() {
+  case $1 in
+    postgresql) postgres_bindir >/dev/null ;;
+    /*) [ -e "$1" ] ;;
+    *) have "$1" ;;
+  esac
+}
+
+# need_packages WHAT:PACKAGE… : installs, from Debian or Ubuntu, the package of whatever is not present.
+# Services that come with a package are not started: the scripts start their own, with their own settings.
+need_packages() {
+  local pair missing=() why=()
+  for pair in "$@"; do
+    present "${pair%%:*}" && continue
+    missing+=("${pair##*:}")
+    why+=("${pair%%:*}")
+  done
+  [ "${#missing[@]}" -gt 0 ] || return 0
+  have apt-get || die "absent: ${why[*]}. Install what Debian calls ${missing[*]}, then run this again"
+  say "Installing ${missing[*]} (absent: ${why[*]}); their services are not started."
+  (
+    # invoke-rc.d and deb-systemd-invoke ask this file; one that is there already is the owner's and stays.
+    if [ ! -e /usr/sbin/policy-rc.d ]; then
+      printf '#!/bin/sh\nexit 101\n' | as_root install -m 0755 /dev/stdin /usr/sbin/policy-rc.d
+      trap 'as_root rm -f /usr/sbin/policy-rc.d' EXIT
+    fi
+    as_root apt-get -qq update
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install "${missing[@]}" >/dev/null
+  )
+  hash -r
+  for pair in "$@"; do
+    present "${pair%%:*}" || die "${pair##*:} is installed, and yet ${pair%%:*} is absent"
+  done
+}
+
+need_cargo() {
+  if ! have cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then
+    PATH=$PATH:$HOME/.cargo/bin
+  fi
+  have cargo || die "cargo is absent: install Rust 1.90 or later, see https://rustup.rs"
+}
+
+# built_executable ARGUMENT… : builds with cargo, saying so, and prints the path of the binary caponier.
+built_executable() {
+  local found
+  found=$(cd "$top" && cargo build --locked --bin caponier "$@" --message-format=json-render-diagnostics |
+    jq -r 'select(.reason == "compiler-artifact" and .target.name == "caponier" and .executable) | .executable' | tail -n 1)
+  [ -x "$found" ] || die "cargo built no executable"
+  printf '%s\n' "$found"
+}
+
+# sshd run by root wants an empty directory of its own, which a service manager would have made.
+sshd_directory() {
+  [ -d /run/sshd ] || [ "$EUID" -ne 0 ] || {
+    mkdir -m 0755 /run/sshd
+    on_exit rmdir --ignore-fail-on-non-empty /run/sshd
+  }
+}

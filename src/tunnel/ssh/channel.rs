@@ -1,0 +1,419 @@
+//! A channel as two halves, and the credit that bounds what is under way on it.
+//!
+//! The library grants a peer new window when data *arrives*, and when it cannot hand the data on it blocks the whole
+//! session. So a channel's receiver must always take what comes, and something else must keep the sender back. Between our
+//! own ends that is **credit**: a sender spends [`limits::CREDIT_PER_MESSAGE`] and a message's length on each message, and
+//! gets it back, as extended data of type [`CREDIT_CODE`] on the same channel (also after EOF), once the receiver's sink
+//! has taken it. Whoever sends more than its credit is cut. A stock peer gets no such messages; what it sends is counted
+//! by the session's [`Control::hold`].
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
+use tokio::sync::{Notify, OwnedSemaphorePermit};
+use tokio_util::sync::CancellationToken;
+
+use super::{Control, PACKET};
+use crate::limits;
+use crate::task::Tasks;
+
+/// The type of extended data (RFC 4254 §5.2) that carries credit: a number of bytes, u32, big endian. The RFC leaves types
+/// from 0xFE000000 on to private use.
+pub(super) const CREDIT_CODE: u32 = 0xFE00_0001;
+
+/// How the sender on a channel is kept from sending more than its receiver takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    /// By credit: both ends are ours.
+    Credit,
+    /// By the session as a whole: the peer is a stock one.
+    Stock,
+    /// Not at all: a control channel, whose messages are taken at once.
+    Plain,
+}
+
+impl Flow {
+    /// The window that a session for such channels announces.
+    pub(super) fn window(self) -> u32 {
+        match self {
+            Self::Credit => limits::WINDOW_OURS,
+            Self::Stock | Self::Plain => limits::WINDOW,
+        }
+    }
+}
+
+/// An open channel. Dropping its writing half closes it.
+pub struct Channel {
+    /// Where bytes come from.
+    pub reader: Reader,
+    /// Where bytes go to.
+    pub writer: Writer,
+}
+
+/// The receiving half of a channel. It must be read without pause.
+pub struct Reader {
+    half: ChannelReadHalf,
+    shared: Arc<Shared>,
+    /// Set after CLOSE or the session's end.
+    over: bool,
+}
+
+/// The sending half of a channel.
+pub struct Writer {
+    shared: Arc<Shared>,
+    control: Control,
+    tasks: Tasks,
+    slot: Option<OwnedSemaphorePermit>,
+    sent_close: bool,
+}
+
+/// Gives credit back for what a sink has taken.
+#[derive(Clone)]
+pub struct Returns(Arc<Shared>);
+
+/// What happened on a channel.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Bytes came.
+    Data(Bytes),
+    /// No more bytes will come.
+    Eof,
+    /// The peer closed the channel, or the session has ended.
+    Closed,
+    /// The peer broke the rules of credit; its session has been cut.
+    Violation,
+}
+
+/// A channel's sending side, of either role's message type.
+pub(super) enum Half {
+    Client(ChannelWriteHalf<client::Msg>),
+    Server(ChannelWriteHalf<server::Msg>),
+}
+
+struct Shared {
+    half: Half,
+    flow: Flow,
+    control: Control,
+    closed: CancellationToken,
+    /// What we may still send.
+    credit: AtomicUsize,
+    more: Notify,
+    /// What the peer may still send; below zero it has broken the rules.
+    allowed: AtomicI64,
+    /// What has been taken and not been returned yet.
+    owed: AtomicUsize,
+}
+
+impl Channel {
+    pub(super) fn new(
+        reader: ChannelReadHalf,
+        half: Half,
+        flow: Flow,
+        control: &Control,
+        tasks: &Tasks,
+        slot: Option<OwnedSemaphorePermit>,
+    ) -> Self {
+        let shared = Arc::new(Shared {
+            half,
+            flow,
+            control: control.clone(),
+            closed: CancellationToken::new(),
+            credit: AtomicUsize::new(limits::CREDIT),
+            more: Notify::new(),
+            allowed: AtomicI64::new(limits::CREDIT as i64),
+            owed: AtomicUsize::new(0),
+        });
+        Self {
+            reader: Reader { half: reader, shared: shared.clone(), over: false },
+            writer: Writer { shared, control: control.clone(), tasks: tasks.clone(), slot, sent_close: false },
+        }
+    }
+
+    /// Asks for a subsystem and tells whether it is granted; `None` where the session has ended.
+    pub(super) async fn request_subsystem(&mut self, subsystem: &str) -> Option<bool> {
+        if let Half::Client(half) = &self.writer.shared.half {
+            half.request_subsystem(true, subsystem).await.ok()?;
+        }
+        loop {
+            match self.reader.half.wait().await {
+                Some(ChannelMsg::Success) => return Some(true),
+                Some(ChannelMsg::Failure | ChannelMsg::Close) => return Some(false),
+                Some(_) => {}
+                None => return None,
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// What happens next. After [`Event::Closed`] nothing else does.
+    pub async fn next(&mut self) -> Event {
+        while !self.over {
+            match self.half.wait().await {
+                Some(ChannelMsg::Data { data }) if data.is_empty() => {}
+                Some(ChannelMsg::Data { data }) => {
+                    return if self.shared.received(data.len()) { Event::Data(data) } else { self.violation() };
+                }
+                Some(ChannelMsg::ExtendedData { data, ext: CREDIT_CODE }) if self.shared.flow == Flow::Credit => {
+                    if !self.shared.granted(data) {
+                        return self.violation();
+                    }
+                }
+                Some(ChannelMsg::Eof) => return Event::Eof,
+                Some(ChannelMsg::Close) | None => self.over(),
+                // Requests and extended data of a stock peer: nothing that concerns a forward.
+                Some(_) => {}
+            }
+        }
+        Event::Closed
+    }
+
+    /// The next bytes, for a control channel; `None` when there will be no more.
+    pub async fn bytes(&mut self) -> Option<Bytes> {
+        match self.next().await {
+            Event::Data(bytes) => Some(bytes),
+            Event::Eof | Event::Closed | Event::Violation => None,
+        }
+    }
+
+    /// Waits until the peer has closed the channel or the session is gone; data that still comes is dropped.
+    pub async fn closed(&mut self) {
+        let gone = self.shared.control.gone().clone();
+        while !self.over {
+            tokio::select! {
+                message = self.half.wait() => if matches!(message, Some(ChannelMsg::Close) | None) { self.over() },
+                () = gone.cancelled() => self.over(),
+            }
+        }
+    }
+
+    /// How credit is given back for what was read.
+    #[must_use]
+    pub fn returns(&self) -> Returns {
+        Returns(self.shared.clone())
+    }
+
+    /// Whether the peer opened the channel.
+    #[must_use]
+    pub fn opened_by_peer(&self) -> bool {
+        matches!(self.shared.half, Half::Server(_))
+    }
+
+    fn over(&mut self) {
+        self.over = true;
+        self.shared.closed.cancel();
+    }
+
+    fn violation(&mut self) -> Event {
+        self.over();
+        self.shared.control.cut();
+        Event::Violation
+    }
+}
+
+impl Shared {
+    /// Counts a message of the peer's; false if it had no credit for it.
+    fn received(&self, bytes: usize) -> bool {
+        match self.flow {
+            Flow::Credit => {
+                let cost = cost(bytes) as i64;
+                self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost
+            }
+            Flow::Stock => {
+                self.control.hold(bytes);
+                true
+            }
+            Flow::Plain => true,
+        }
+    }
+
+    /// Counts credit that came back; false if it is not well formed.
+    fn granted(&self, mut data: Bytes) -> bool {
+        if data.len() != 4 {
+            return false;
+        }
+        let granted = usize::try_from(data.get_u32()).unwrap_or(usize::MAX);
+        let credit = self.credit.load(Ordering::Relaxed).saturating_add(granted).min(limits::CREDIT_MAX);
+        self.credit.store(credit, Ordering::Relaxed);
+        self.more.notify_waiters();
+        true
+    }
+
+    /// Spends credit for as much of a message of `bytes` as may be sent now, and tells how much that is.
+    fn spend(&self, bytes: usize) -> Option<usize> {
+        let credit = self.credit.load(Ordering::Relaxed);
+        let fit = credit.saturating_sub(limits::CREDIT_PER_MESSAGE).min(bytes);
+        // Crumbs would cost more than they carry.
+        if fit < bytes.min(limits::CHUNK / 8) {
+            return None;
+        }
+        self.credit.store(credit - cost(fit), Ordering::Relaxed);
+        Some(fit)
+    }
+}
+
+impl Returns {
+    /// Gives back what a message of `bytes` had cost, sooner or later.
+    pub async fn taken(&self, bytes: usize) {
+        let shared = &self.0;
+        match shared.flow {
+            Flow::Credit => {
+                let owed = shared.owed.fetch_add(cost(bytes), Ordering::Relaxed) + cost(bytes);
+                if owed < limits::CREDIT_RETURN {
+                    return;
+                }
+                shared.owed.fetch_sub(owed, Ordering::Relaxed);
+                // Before it is sent: the peer may use it at once.
+                shared.allowed.fetch_add(owed as i64, Ordering::Relaxed);
+                let mut message = BytesMut::with_capacity(4);
+                message.put_u32(u32::try_from(owed).unwrap_or(u32::MAX));
+                let sent = async {
+                    match &shared.half {
+                        Half::Client(half) => half.extended_data_bytes(CREDIT_CODE, message).await,
+                        Half::Server(half) => half.extended_data_bytes(CREDIT_CODE, message).await,
+                    }
+                };
+                tokio::select! {
+                    // A session that has ended needs no credit.
+                    _ = sent => {}
+                    () = shared.closed.cancelled() => {}
+                    () = shared.control.gone().cancelled() => {}
+                }
+            }
+            Flow::Stock => shared.control.release(bytes),
+            Flow::Plain => {}
+        }
+    }
+
+    /// Gives up what was read and will never be taken.
+    pub fn dropped(&self, bytes: usize) {
+        if self.0.flow == Flow::Stock {
+            self.0.control.release(bytes);
+        }
+    }
+
+    /// Whether the peer has closed the channel, or the session has ended.
+    #[must_use]
+    pub fn is_closed(&self) -> bool {
+        self.0.closed.is_cancelled()
+    }
+
+    /// Whether what waits here keeps the whole session of a stock peer from being read.
+    #[must_use]
+    pub fn blocks_session(&self) -> bool {
+        self.0.flow == Flow::Stock && self.0.control.is_shut()
+    }
+}
+
+impl Writer {
+    /// Sends bytes, waiting for credit, for room and for window.
+    ///
+    /// # Errors
+    /// If the channel or the session ends first.
+    pub async fn send(&mut self, mut bytes: Bytes) -> io::Result<()> {
+        let shared = &self.shared;
+        let sent = async {
+            while !bytes.is_empty() {
+                let wanted = bytes.len().min(PACKET as usize);
+                let fit = match shared.flow {
+                    Flow::Credit => loop {
+                        let more = shared.more.notified();
+                        match shared.spend(wanted) {
+                            Some(fit) => break fit,
+                            None => more.await,
+                        }
+                    },
+                    Flow::Stock | Flow::Plain => wanted,
+                };
+                self.control.room().await;
+                shared.send(bytes.split_to(fit)).await?;
+            }
+            Ok(())
+        };
+        tokio::select! {
+            result = sent => result,
+            () = shared.closed.cancelled() => Err(io::ErrorKind::ConnectionReset.into()),
+            () = self.control.gone().cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    /// Tells the peer that no more bytes will come.
+    ///
+    /// # Errors
+    /// If the session ended.
+    pub async fn finish(&mut self) -> io::Result<()> {
+        let sent = async {
+            match &self.shared.half {
+                Half::Client(half) => half.eof().await,
+                Half::Server(half) => half.eof().await,
+            }
+        };
+        tokio::select! {
+            result = sent => result.map_err(|_| io::ErrorKind::BrokenPipe.into()),
+            () = self.control.gone().cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
+        }
+    }
+
+    /// Closes the channel.
+    pub async fn close(&mut self) {
+        self.sent_close = true;
+        self.shared.close().await;
+    }
+
+    /// Leaves the channel to the peer, which has closed it.
+    pub fn peer_closed(&mut self) {
+        self.sent_close = true;
+    }
+}
+
+impl Shared {
+    async fn send(&self, bytes: Bytes) -> io::Result<()> {
+        let wanted = bytes.len();
+        let sent = match &self.half {
+            Half::Client(half) => {
+                let _starving = (half.writable_packet_size().await < wanted).then(|| self.control.starve());
+                half.data_bytes(bytes).await
+            }
+            Half::Server(half) => {
+                let _starving = (half.writable_packet_size().await < wanted).then(|| self.control.starve());
+                half.data_bytes(bytes).await
+            }
+        };
+        sent.map_err(|_| io::ErrorKind::BrokenPipe.into())
+    }
+
+    async fn close(&self) {
+        let closing = async {
+            match &self.half {
+                Half::Client(half) => half.close().await,
+                Half::Server(half) => half.close().await,
+            }
+        };
+        tokio::select! {
+            // A session that has ended has closed all its channels.
+            _ = closing => {}
+            () = self.control.gone().cancelled() => {}
+        }
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        let slot = self.slot.take();
+        if self.sent_close || self.control.gone().is_cancelled() {
+            return;
+        }
+        let shared = self.shared.clone();
+        self.tasks.spawn(async move {
+            shared.close().await;
+            drop(slot);
+        });
+    }
+}
+
+fn cost(bytes: usize) -> usize {
+    bytes + limits::CREDIT_PER_MESSAGE
+}
