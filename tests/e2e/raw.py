@@ -32,6 +32,12 @@ logging.getLogger("paramiko").addHandler(logging.NullHandler())
 GCM = {"aes128-gcm@openssh.com": 16, "aes256-gcm@openssh.com": 32}
 WINDOW = 2 * 1024 * 1024
 
+# caponier's flow control between its own ends: extended data of this type returns what a sender has spent, which is the
+# length of each message and a little more.
+CREDIT_CODE = 0xFE000001
+CREDIT = 1024 * 1024
+COST = 64
+
 
 class Engine:
     """One direction of AES-GCM: the nonce's last eight bytes count the packets."""
@@ -209,10 +215,13 @@ class Channel:
         self.mine = mine
         self.theirs = None
         self.window = 0
+        self.credit = CREDIT
         self.data = bytearray()
         self.eof = False
         self.closed = False
         self.close_sent = False
+        # Without credit.
+        self.control = False
 
 
 class Peer:
@@ -223,8 +232,9 @@ class Peer:
         self.admit = None
         self.channels = {}
         self.next = 0
-        # Windows of channels that the peer asked for.
+        # Channels that the peer asked for, by its numbers.
         self.offered = {}
+        self.ours = False
         # Messages nobody asked for yet, in order.
         self.waiting = []
 
@@ -264,6 +274,7 @@ class Peer:
 
     def start(self, identification, first, offers):
         self.ssh = Ssh(self.sock, identification, first)
+        self.ours = identification.startswith("SSH-2.0-caponier_1 ")
         for what in ("kex", "ciphers", "macs", "compression", "keys"):
             if what in offers:
                 setattr(self.ssh, "_preferred_" + what, tuple(offers[what]))
@@ -363,8 +374,17 @@ class Peer:
 
     # Messages.
 
+    def credit(self, channel, amount):
+        data = number(amount)
+        self.raw(bytes([95]) + number(channel.theirs) + number(CREDIT_CODE) + string(data))
+
     def raw(self, data):
         self.ssh.packetizer.send_message(data)
+
+    def do_credit(self, id, amount, times=1):
+        for _ in range(times):
+            self.credit(self.channels[id], amount)
+        return {}
 
     def do_raw(self, hex, times=1):
         for _ in range(times):
@@ -399,7 +419,7 @@ class Peer:
             # A keepalive, or something that this peer does not do either.
             self.raw(bytes([82]))
         if kind == 90:
-            self.offered[m["sender"]] = m["window"]
+            self.offered[m["sender"]] = m
         if channel is not None:
             if kind == 91:
                 channel.theirs, channel.window = m["sender"], m["window"]
@@ -410,7 +430,13 @@ class Peer:
                 return True
             elif kind == 94:
                 channel.data += bytes.fromhex(m["data"])
-                self.raw(bytes([93]) + number(channel.theirs) + number(len(m["data"]) // 2))
+                length = len(m["data"]) // 2
+                self.raw(bytes([93]) + number(channel.theirs) + number(length))
+                if self.ours and not channel.control:
+                    self.credit(channel, length + COST)
+                return True
+            elif kind == 95 and m["code"] == CREDIT_CODE:
+                channel.credit += int(m["data"], 16)
                 return True
             elif kind == 96:
                 channel.eof = True
@@ -450,6 +476,7 @@ class Peer:
         if host is not None or host_hex is not None:
             packet += string(host if host_hex is None else bytes.fromhex(host_hex)) + number(port)
             packet += string(originator) + number(originator_port)
+        channel.control = type == "session"
         self.raw(packet + bytes.fromhex(rest))
         if not answer:
             return {"id": channel.mine}
@@ -495,7 +522,7 @@ class Peer:
         return {}
 
     def do_flood(self, id, bytes_, heed=False, within=30, extended=False):
-        """Sends `bytes_` bytes, within the window or without a look at it, until they are sent, the channel or the
+        """Sends `bytes_` bytes, within window and credit or without a look at them, until they are sent, the channel or the
         connection has ended, or the time is up: then a write may still be stuck."""
         channel, until, sent = self.channels[id], time.monotonic() + within, [0]
         kind = bytes([95]) + number(channel.theirs) + number(1) if extended else bytes([94]) + number(channel.theirs)
@@ -505,11 +532,13 @@ class Peer:
         def write():
             try:
                 while sent[0] < bytes_ and self.ssh.is_active() and time.monotonic() < until and not channel.closed:
-                    if heed and channel.window < 32768:
+                    short = channel.window < 32768 or (self.ours and channel.credit < 32768 + COST)
+                    if heed and short:
                         time.sleep(0.01)
                         continue
                     self.raw(piece)
                     channel.window -= 32768
+                    channel.credit -= 32768 + COST
                     sent[0] += 32768
             except Exception as error:
                 why.append(str(error))
@@ -519,7 +548,7 @@ class Peer:
         while writer.is_alive() and time.monotonic() < until:
             self.pump(time.monotonic() + 0.02)
         return {"sent": sent[0], "why": why, "stuck": writer.is_alive(), "open": self.ssh.is_active(),
-                "channel_closed": channel.closed, "window": channel.window}
+                "channel_closed": channel.closed, "window": channel.window, "credit": channel.credit}
 
     def do_receive(self, id, bytes_, within=10):
         channel, until = self.channels[id], time.monotonic() + within
@@ -547,7 +576,8 @@ class Peer:
     def do_accept_channel(self, sender, window=WINDOW, packet=32768):
         """Confirms a channel that the peer opened; `sender` is its number there."""
         channel = Channel(self.next)
-        channel.theirs, channel.window = sender, self.offered[sender]
+        channel.theirs, channel.window = sender, self.offered[sender]["window"]
+        channel.control = self.offered[sender]["type"] == "session"
         self.channels[self.next] = channel
         self.next += 1
         self.raw(bytes([91]) + number(sender) + number(channel.mine) + number(window) + number(packet))
