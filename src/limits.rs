@@ -47,6 +47,16 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// One TCP connect by the agent to a target address.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// A connection that has been silent for so long is probed, so that a target whose host vanished gives its forward back;
+/// seldom enough to cost nothing, and often enough for firewalls that forget silent connections.
+pub const PROBE_AFTER: Duration = Duration::from_secs(60);
+
+/// Between two such probes.
+pub const PROBE_INTERVAL: Duration = Duration::from_secs(20);
+
+/// Probes without an answer after which the connection is lost.
+pub const PROBES: u32 = 3;
+
 /// One name resolution.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -112,13 +122,23 @@ pub const UNSENT_HIGH: usize = 256 * 1024;
 /// Bytes that a socket has not taken, at which its session is cut: more than all queues of a session together.
 pub const UNSENT_MAX: usize = 32 * 1024 * 1024;
 
+/// Messages, each of a writer of its own, that are given to a session at once when its socket has room: together far below
+/// [`UNSENT_MAX`], and as many as a session at the SSH door has channels, because there a writer may hold its place while it
+/// waits for a stock peer's window, and must not keep others from theirs.
+pub const FEEDERS: usize = CHANNELS_PER_SESSION;
+
 /// Bytes of a stock peer's channels that wait for their sinks, above which its session stops reading.
 pub const HELD_HIGH: usize = 4 * 1024 * 1024;
 
-/// See [`HELD_HIGH`]: below this it reads on.
-pub const HELD_LOW: usize = 2 * 1024 * 1024;
+/// See [`HELD_HIGH`]: below this it reads on. Not far below, so that a session whose target is slow reads often enough to
+/// hear that its peer is alive.
+pub const HELD_LOW: usize = HELD_HIGH - 128 * 1024;
 
-/// Bytes that may wait while a session reads on because a writer needs window; what is in flight lies far below it.
+/// Bytes that may wait while a session reads on because a writer needs window. Whatever a peer had under way when it granted
+/// that window lies below it (the kernels' buffers on both ends, and its own); if it has not come by then, it will not.
+pub const HELD_STARVING: usize = 32 * 1024 * 1024;
+
+/// Bytes that may wait at all; a session has stopped reading long before.
 pub const HELD_MAX: usize = 64 * 1024 * 1024;
 
 /// How long a target may take nothing while what waits for it keeps a stock client's whole session from being read.
@@ -174,8 +194,11 @@ pub const REKEY_BYTES: usize = 64 << 30;
 /// See [`REKEY_BYTES`].
 pub const REKEY_TIME: Duration = Duration::from_secs(24 * 3600);
 
-/// One line on the admin socket, request or answer.
-pub const ADMIN_LINE_MAX: usize = 1024 * 1024;
+/// One question on the admin socket.
+pub const ADMIN_LINE_MAX: usize = 64 * 1024;
+
+/// One answer on the admin socket: a hundred thousand links.
+pub const ADMIN_ANSWER_MAX: usize = 64 * 1024 * 1024;
 
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
@@ -186,8 +209,14 @@ pub const WAYS_OUT: usize = 1_024;
 /// Links of one agent that are held at once, replaced ones that still carry forwards included.
 pub const LINKS_PER_AGENT: usize = 64;
 
+/// Links to one gateway that an agent has replaced and that still carry forwards; the oldest is cut for one more.
+pub const REPLACED_LINKS: usize = 16;
+
 /// How long accepting pauses after an error that is not of one connection alone.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What a peer may ask for on one session that it never may, before the session is cut: an honest one asks for nothing.
+pub const VIOLATIONS_PER_SESSION: usize = 64;
 
 /// Registry changes that wait to be recorded.
 pub const RELOAD_QUEUE: usize = 64;

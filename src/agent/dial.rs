@@ -1,8 +1,10 @@
 //! Keeps one link to one gateway: dials, and dials again.
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
-//! link that has carried as many opens as one should is replaced while it still serves.
+//! link that has carried as many opens as one should is replaced while it still serves; of those replaced, so many are
+//! kept, however many the gateway would keep.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -15,11 +17,13 @@ use crate::chain::Chain;
 use crate::limits;
 use crate::secret;
 use crate::tunnel::connect::GatewayUrl;
+use crate::tunnel::transport::Control as Switch;
 
 pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway: GatewayUrl) {
     let stop = agent.tasks.stopping().clone();
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
     let mut last = String::new();
+    let mut replaced: VecDeque<Switch> = VecDeque::new();
     loop {
         let attempt = tokio::select! {
             attempt = serve::link(&agent, &served, &gateway) => attempt,
@@ -29,11 +33,20 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
             Ok(link) => {
                 info!(organisation = %served.name.organisation, gateway = %gateway, "linked");
                 last.clear();
+                let switch = link.switch().clone();
                 match serve_until_replaced(&agent, link).await {
                     Next::Stop => return,
                     Next::Replace => {
                         debug!(gateway = %gateway, "replacing a link that has carried its share of opens");
                         backoff.reset();
+                        replaced.retain(|switch| !switch.gone().is_cancelled());
+                        replaced.push_back(switch);
+                        if replaced.len() > limits::REPLACED_LINKS
+                            && let Some(oldest) = replaced.pop_front()
+                        {
+                            warn!(gateway = %gateway, "cutting the oldest replaced link: the gateway keeps too many");
+                            oldest.cut();
+                        }
                         continue;
                     }
                     Next::Lost { proved } => {

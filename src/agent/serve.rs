@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::BytesMut;
@@ -27,7 +28,9 @@ use crate::target::{Host, Target};
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::{self, Channel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions};
+use crate::tunnel::ssh::{
+    self, ControlChannel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions,
+};
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
 
@@ -82,7 +85,8 @@ pub(super) enum LinkEnd {
 pub(super) struct Link {
     shared: Arc<Shared>,
     opens: mpsc::Receiver<Opening>,
-    control_channel: oneshot::Receiver<Channel>,
+    control_channel: oneshot::Receiver<ControlChannel>,
+    unheard: Arc<AtomicU64>,
     running: Running,
 }
 
@@ -132,7 +136,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         .await
         .map_err(|source| LinkError::Handshake { gateway: gateway.clone(), source })?;
     let (logged_in, switch) = (server.logged_in.clone(), server.control.clone());
-    let mut cut = CutOnDrop(Some(switch.clone()));
+    let cut = switch.cut_on_drop();
     let ended = tokio::select! {
         outcome = timeout_at(deadline, logged_in.cancelled()) => match outcome {
             Ok(()) => false,
@@ -181,7 +185,8 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         .key(accepted.key.fingerprint())
         .detail(gateway);
     agent.trail.note(event).await.map_err(LinkError::Trail)?;
-    cut.0 = None;
+    cut.disarm();
+    let unheard = server.unheard.clone();
     let (opens, control_channel, running) = server.split();
     let shared = Arc::new(Shared {
         agent: agent.clone(),
@@ -191,17 +196,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         switch,
         worn: CancellationToken::new(),
     });
-    Ok(Link { shared, opens, control_channel, running })
-}
-
-struct CutOnDrop(Option<Switch>);
-
-impl Drop for CutOnDrop {
-    fn drop(&mut self) {
-        if let Some(switch) = &self.0 {
-            switch.cut();
-        }
-    }
+    Ok(Link { shared, opens, control_channel, unheard, running })
 }
 
 #[derive(Default)]
@@ -253,6 +248,11 @@ impl Link {
         &self.shared.worn
     }
 
+    /// Its session's switch.
+    pub(super) fn switch(&self) -> &Switch {
+        &self.shared.switch
+    }
+
     /// Serves the link to its end.
     pub(super) async fn serve(mut self) -> LinkEnd {
         let shared = self.shared;
@@ -280,6 +280,19 @@ impl Link {
             }
         };
         shared.switch.cut();
+        let unheard = self.unheard.load(Ordering::Relaxed);
+        if unheard > 0 {
+            let event = Event::new(Kind::PeerViolation)
+                .organisation(&shared.served.name.organisation)
+                .agent(&shared.served.name.agent)
+                .replica(&agent.replica)
+                .key(shared.orchestrator.key.fingerprint())
+                .reason("opens_flood")
+                .detail(format!("{unheard} opens were refused without a record of their own"));
+            if let Err(error) = agent.trail.note(event).await {
+                debug!(error = %Chain(&error), "could not record a flood of opens");
+            }
+        }
         let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
         let (reason, detail) = match (ended, &end) {
             (_, LinkEnd::Stopped) => ("stopped", shared.gateway.to_string()),
@@ -302,8 +315,19 @@ impl Link {
 }
 
 /// The control channel: says hello, and listens.
-async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<Channel>) {
-    let Ok(mut channel) = channel.await else { return };
+async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel>) {
+    let Ok(ControlChannel { mut channel, granted }) = channel.await else { return };
+    tokio::select! {
+        biased;
+        () = granted.cancelled() => {}
+        event = channel.reader.next() => {
+            if event == ssh::Event::Closed {
+                return;
+            }
+            debug!(gateway = %shared.gateway, "cutting a link whose gateway uses a channel that it was not granted");
+            return shared.switch.cut();
+        }
+    }
     let hello = Control::Hello(Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: vec![wire::CREDIT.to_owned()],

@@ -77,7 +77,7 @@ pub async fn agents(path: &Path) -> Result<Vec<AgentRow>, AgentsError> {
     let answered = async {
         stream.write_all(&line).await?;
         let mut answer = Vec::new();
-        (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_to_end(&mut answer).await?;
+        (&mut stream).take(limits::ADMIN_ANSWER_MAX as u64).read_to_end(&mut answer).await?;
         Ok(serde_json::from_slice(&answer)?)
     };
     timeout(limits::ADMIN_TIMEOUT, answered)

@@ -125,8 +125,15 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     }
     let originator =
         Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
+    let revoked = no_longer_allowed(gateway, &request, target);
+    tokio::pin!(revoked);
     let opened = tokio::select! {
         opened = timeout(limits::OPEN_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        () = &mut revoked => {
+            let detail = "the registry changed while the forward was opened".to_owned();
+            entry.finish(Ending::Denied { reason: "revoked", detail });
+            return answer.refuse(Public::NotAllowed).await;
+        }
         // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
@@ -152,7 +159,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     tokio::pin!(splice);
     let cut = tokio::select! {
         end = &mut splice => Err(end),
-        () = no_longer_allowed(gateway, &request, target) => Ok("revoked"),
+        () = &mut revoked => Ok("revoked"),
         () = unrecorded.cancelled() => Ok("audit_failed"),
         () = gateway.tasks.stopping().cancelled() => Ok("gateway_stopped"),
     };
@@ -176,14 +183,10 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     remains.leave().await;
 }
 
-/// Waits until the registry says no to what it has allowed.
+/// Waits until the registry says no to what it has allowed, which it may have done since it was asked.
 async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target) {
     let mut changed = gateway.registry.changed();
     loop {
-        if changed.changed().await.is_err() {
-            // The registry is going away with the gateway, which ends the forward itself.
-            return std::future::pending().await;
-        }
         let now = Timestamp::now();
         let snapshot = gateway.registry.current();
         let key_holds = match &request.key {
@@ -195,6 +198,10 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
         let decision = snapshot.decide(&request.principal, &request.agent, target, now);
         if !key_holds || matches!(decision, Decision::Deny(_)) {
             return;
+        }
+        if changed.changed().await.is_err() {
+            // The registry is going away with the gateway, which ends the forward itself.
+            return std::future::pending().await;
         }
     }
 }

@@ -237,6 +237,8 @@ async fn establish(
             warn!(agent = %name, "an agent did not accept the gateway's login: {what}");
             ("login_refused_by_agent", what)
         })?;
+    // An agent that does not answer from here on would else keep the session for itself.
+    let cut = client.control().cut_on_drop();
     let mut control = client
         .subsystem(wire::CONTROL_SUBSYSTEM)
         .await
@@ -256,7 +258,10 @@ async fn establish(
             Some(Control::Hello(hello)) if !hello.features.iter().any(|feature| feature == wire::CREDIT) => {
                 return Err(("control_channel", "the agent knows nothing of credit".to_owned()));
             }
-            Some(Control::Hello(hello)) => return Ok((client, control, hello)),
+            Some(Control::Hello(hello)) => {
+                cut.disarm();
+                return Ok((client, control, hello));
+            }
             Some(Control::Unknown(_)) => continue,
             None => {}
         }

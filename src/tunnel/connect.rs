@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use base64::Engine;
 use bytes::{Bytes, BytesMut};
+use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -290,7 +291,8 @@ async fn tcp(what: &'static str, to: &Target) -> Result<(TcpStream, SocketAddr),
     Err(ConnectError::Tcp { what, endpoint: to.clone(), source: last })
 }
 
-/// Connects to one address under [`limits::CONNECT_TIMEOUT`], with small writes sent at once.
+/// Connects to one address under [`limits::CONNECT_TIMEOUT`], with small writes sent at once. A peer that vanishes without a
+/// word is noticed, also where neither side has anything to say.
 ///
 /// # Errors
 /// If the connection is refused or takes too long.
@@ -299,6 +301,10 @@ pub async fn dial(address: SocketAddr) -> io::Result<TcpStream> {
         io::Error::new(io::ErrorKind::TimedOut, format!("no answer within {} s", secs(limits::CONNECT_TIMEOUT)))
     })??;
     stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(&stream, true)?;
+    sockopt::set_tcp_keepidle(&stream, limits::PROBE_AFTER)?;
+    sockopt::set_tcp_keepintvl(&stream, limits::PROBE_INTERVAL)?;
+    sockopt::set_tcp_keepcnt(&stream, limits::PROBES)?;
     Ok(stream)
 }
 
@@ -467,6 +473,14 @@ mod tests {
         let mut all = connection.head.to_vec();
         connection.stream.read_to_end(&mut all).await.expect("read");
         assert_eq!(all, b"SSH-2.0-x\r\n");
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_vanishes_is_probed_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let stream = dial(listener.local_addr().expect("an address")).await.expect("connected");
+        assert!(sockopt::socket_keepalive(&stream).expect("an option"));
+        assert_eq!(sockopt::tcp_keepidle(&stream).expect("an option"), limits::PROBE_AFTER);
     }
 
     #[tokio::test]

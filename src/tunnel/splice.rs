@@ -5,6 +5,7 @@
 //! what was sent, and all of it when both sides ended cleanly.
 
 use std::collections::VecDeque;
+use std::convert::Infallible;
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -13,7 +14,7 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, SetOnce};
 use tokio_util::sync::CancellationToken;
 
 use super::ssh::{self, Event, Returns};
@@ -67,22 +68,24 @@ pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &Cancellat
         let upward = direction(&mut near_reader, &mut far_writer, |n| counters.add_to_target(n), (&up, &down), &both);
         let downward =
             direction(&mut far_reader, &mut near_writer, |n| counters.add_from_target(n), (&down, &up), &both);
-        tokio::pin!(upward, downward);
+        let moving = async { tokio::join!(upward, downward).0 };
+        tokio::pin!(moving);
         tokio::select! {
             biased;
+            never = &mut moving => match never {},
             () = both.cancelled() => End::Clean,
             () = stop.cancelled() => End::Stopped,
-            broke = &mut upward => {
+            broke = up.broke.wait() => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(downward, &down, stop).await;
+                    last_words(moving, &down, stop).await;
                 }
                 broke.end(End::NearBroke, End::FarBroke)
             }
-            broke = &mut downward => {
+            broke = down.broke.wait() => {
                 // What the principal has sent before it went away still reaches the target.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(upward, &up, stop).await;
+                    last_words(moving, &up, stop).await;
                 }
                 broke.end(End::FarBroke, End::NearBroke)
             }
@@ -94,22 +97,25 @@ pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &Cancellat
     (end, Remains { near, far })
 }
 
-/// Lets a direction that is still on its way deliver what was sent into it.
-async fn last_words(direction: impl Future<Output = Broke>, half: &Half, stop: &CancellationToken) {
+/// Lets a direction that is still on its way deliver what was sent into it. Both go on meanwhile: the one that broke still
+/// has to take what comes.
+async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, stop: &CancellationToken) {
     if half.is_done() {
         return;
     }
     tokio::select! {
-        _ = tokio::time::timeout(limits::DELIVERY, direction) => {}
+        _ = tokio::time::timeout(limits::DELIVERY, moving) => {}
         () = half.done.cancelled() => {}
+        _ = half.broke.wait() => {}
         () = stop.cancelled() => {}
     }
 }
 
-/// Whether one direction has come to its end of file and passed it on.
+/// Whether one direction has come to its end of file and passed it on, or how it broke.
 #[derive(Default)]
 struct Half {
     done: CancellationToken,
+    broke: SetOnce<Broke>,
 }
 
 impl Half {
@@ -133,15 +139,17 @@ impl Broke {
     }
 }
 
-/// Copies until the end of file and passes it on; returns only when something breaks. A direction that is done goes on
-/// watching its reader: a channel that is closed while the other direction waits must end the forward.
+/// Copies until the end of file and passes it on, or says how that broke. It never returns, because a channel must be read
+/// for as long as it is there: a direction that is done goes on watching its reader, since a channel that is closed while
+/// the other direction waits must end the forward; and one that has lost its writer goes on emptying its reader, since the
+/// SSH library holds up the whole session for a channel that is not read.
 async fn direction(
     reader: &mut Reader,
     writer: &mut Writer,
     count: impl Fn(u64),
     (this, other): (&Half, &Half),
     both: &CancellationToken,
-) -> Broke {
+) -> Infallible {
     let finish = async |writer: &mut Writer| {
         if let Err(error) = writer.finish().await {
             return Broke::Writing(error.kind());
@@ -152,20 +160,29 @@ async fn direction(
         }
         std::future::pending().await
     };
+    let say = |broke| {
+        // A direction breaks but once.
+        drop(this.broke.set(broke));
+    };
     match reader {
-        Reader::Tcp(..) | Reader::Pipe(..) => loop {
-            match reader.read().await {
-                Ok(Some(bytes)) => {
-                    let length = bytes.len() as u64;
-                    if let Err(error) = writer.send(bytes).await {
-                        return Broke::Writing(error.kind());
+        Reader::Tcp(..) | Reader::Pipe(..) => {
+            let copy = async {
+                loop {
+                    match reader.read().await {
+                        Ok(Some(bytes)) => {
+                            let length = bytes.len() as u64;
+                            if let Err(error) = writer.send(bytes).await {
+                                return Broke::Writing(error.kind());
+                            }
+                            count(length);
+                        }
+                        Ok(None) => return finish(writer).await,
+                        Err(error) => return Broke::Reading(error.kind()),
                     }
-                    count(length);
                 }
-                Ok(None) => return finish(writer).await,
-                Err(error) => return Broke::Reading(error.kind()),
-            }
-        },
+            };
+            say(copy.await);
+        }
         Reader::Channel(reader) => {
             let returns = reader.returns();
             let inbox = Inbox::new(returns.clone());
@@ -206,12 +223,19 @@ async fn direction(
                     }
                 }
             };
-            tokio::select! {
-                broke = fill => broke,
+            tokio::pin!(fill);
+            let broke = tokio::select! {
+                broke = &mut fill => broke,
                 broke = empty => broke,
+            };
+            say(broke);
+            if matches!(broke, Broke::Writing(_)) {
+                inbox.give_up();
+                fill.await;
             }
         }
     }
+    std::future::pending().await
 }
 
 /// Sends, but not for ever: a sink that takes nothing is given up after [`limits::STALL`] where it keeps a stock client's
@@ -292,6 +316,13 @@ impl Inbox {
         }
     }
 
+    /// Drops what waits, and all that comes.
+    fn give_up(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.last.get_or_insert(Last::Broken(io::ErrorKind::BrokenPipe));
+        state.waiting.drain(..).for_each(|bytes| self.returns.dropped(bytes.len()));
+    }
+
     fn shift(&self) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_front();
     }
@@ -300,7 +331,7 @@ impl Inbox {
 impl Drop for Inbox {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.returns.dropped(state.waiting.iter().map(Bytes::len).sum());
+        state.waiting.iter().for_each(|bytes| self.returns.dropped(bytes.len()));
     }
 }
 
@@ -348,6 +379,8 @@ impl Leaving {
                 if patient && tokio::time::timeout(limits::CLOSE_PATIENCE, reader.closed()).await.is_ok() {
                     writer.peer_closed();
                 } else {
+                    // First: saying so may take its time, and a channel that is there and not read holds up its session.
+                    drop(reader);
                     writer.close().await;
                 }
             }
@@ -422,6 +455,7 @@ mod tests {
     use crate::identity::{Algorithm, PrivateKey, PublicKey};
     use crate::task::Tasks;
     use crate::tunnel::ssh::{Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
+    use crate::tunnel::transport::Control;
 
     const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -441,6 +475,7 @@ mod tests {
     struct Session {
         client: Client,
         opens: mpsc::Receiver<Opening>,
+        far_control: Control,
         _running: Running,
         tasks: Tasks,
         flow: Flow,
@@ -476,9 +511,11 @@ mod tests {
             };
             let (server, stranger) =
                 tokio::join!(ssh::serve(far, server, Everybody, &tasks), ssh::connect(near, client));
-            let (opens, _, running) = server.expect("served").split();
+            let server = server.expect("served");
+            let far_control = server.control.clone();
+            let (opens, _, running) = server.split();
             let client = stranger.expect("connected").login("acme", &key, &tasks, 64).await.expect("logged in");
-            Self { client, opens, _running: running, tasks, flow }
+            Self { client, opens, far_control, _running: running, tasks, flow }
         }
 
         async fn new(flow: Flow) -> Self {
@@ -656,6 +693,129 @@ mod tests {
         assert!(heard == sent, "bytes were changed, lost or reordered");
         drop(target);
         within("the far end", far_end).await.expect("ran");
+    }
+
+    #[tokio::test]
+    async fn regression_last_words_read_nothing_a_broken_forward_blocks_nobody() {
+        let mut session = Session::new(Flow::Credit).await;
+        // A target that takes nothing, with more on its way to it than fits anywhere.
+        let mut broken = session.forward().await;
+        let chunk = vec![7; 64 * 1024];
+        while tokio::time::timeout(Duration::from_millis(200), broken.principal.write_all(&chunk)).await.is_ok() {}
+        // Its principal goes away, which shows with the first word of the target; the target goes on talking.
+        broken.principal.set_zero_linger().expect("set");
+        drop(broken.principal);
+        broken.target.set_nodelay(true).expect("set");
+        for _ in 0..limits::CHANNEL_QUEUE * 4 {
+            broken.target.write_all(b"small").await.expect("written");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let mut forward = session.forward().await;
+        forward.principal.write_all(b"question").await.expect("written");
+        let mut heard = [0; 8];
+        within("a forward beside a broken one", forward.target.read_exact(&mut heard)).await.expect("read");
+        assert_eq!(&heard, b"question");
+    }
+
+    #[tokio::test]
+    async fn regression_messages_of_one_byte_cost_a_stock_peer_what_they_cost_us() {
+        let mut session = Session::new(Flow::Stock).await;
+        let target = "db:1".parse().expect("a target");
+        let opened = session.client.open(&target, "127.0.0.1", None);
+        let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Stock).await };
+        let (channel, far_channel) = tokio::join!(opened, accepted);
+        let (deaf, far) = tokio::io::duplex(1);
+        let stop = CancellationToken::new();
+        let far_end = session.tasks.spawn({
+            let (side, stop) = (Side::Channel(far_channel.expect("accepted")), stop.clone());
+            async move {
+                let (end, remains) = splice(side, Side::Pipe(far), &Counters::default(), &stop).await;
+                remains.leave().await;
+                end
+            }
+        });
+        let mut channel = channel.expect("opened");
+        let flood = async {
+            let mut sent = 0_usize;
+            while !session.far_control.is_shut() {
+                channel.writer.send(Bytes::from_static(b"x")).await.expect("sent");
+                sent += 1;
+                assert!(sent < limits::HELD_HIGH / 16, "{sent} messages are held, and it reads on");
+            }
+        };
+        within("the gate", flood).await;
+        // What is given up is given back.
+        stop.cancel();
+        assert_eq!(within("the far end", far_end).await.expect("ran"), End::Stopped);
+        within("the gate", async {
+            while session.far_control.is_shut() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        drop(deaf);
+    }
+
+    #[tokio::test]
+    async fn regression_a_thousand_senders_at_once_do_not_cut_their_session() {
+        // A network that for a while carries nothing.
+        let (near, near_network) = tokio::io::duplex(64 * 1024);
+        let (far_network, far) = tokio::io::duplex(64 * 1024);
+        let (open, mut opened) = tokio::sync::watch::channel(true);
+        let network = Tasks::new();
+        let (mut near_reader, mut near_writer) = tokio::io::split(near_network);
+        let (mut far_reader, mut far_writer) = tokio::io::split(far_network);
+        network.spawn(async move { tokio::io::copy(&mut far_reader, &mut near_writer).await });
+        network.spawn(async move {
+            let mut bytes = vec![0; 64 * 1024];
+            while let Ok(read @ 1..) = near_reader.read(&mut bytes).await {
+                drop(opened.wait_for(|open| *open).await);
+                far_writer.write_all(&bytes[..read]).await?;
+            }
+            Ok::<_, io::Error>(())
+        });
+        let mut session = Session::over(near, far, Flow::Credit).await;
+        let mut senders = Vec::new();
+        let sent = 2 * limits::CHUNK;
+        for _ in 0..limits::UNSENT_MAX / limits::CHUNK + 200 {
+            let target = "db:1".parse().expect("a target");
+            let opened = session.client.open(&target, "127.0.0.1", None);
+            let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+            let (channel, far_channel) = tokio::join!(opened, accepted);
+            let (channel, mut far_channel) = (channel.expect("opened"), far_channel.expect("accepted"));
+            senders.push((
+                channel,
+                session.tasks.spawn(async move {
+                    let mut heard = 0;
+                    while let Event::Data(bytes) = far_channel.reader.next().await {
+                        heard += bytes.len();
+                    }
+                    drop(far_channel);
+                    heard
+                }),
+            ));
+        }
+        let start = CancellationToken::new();
+        let mut all = Vec::new();
+        for (mut channel, heard) in senders {
+            let start = start.clone();
+            let sending = session.tasks.spawn(async move {
+                start.cancelled().await;
+                channel.writer.send(Bytes::from(vec![7; sent])).await?;
+                channel.writer.finish().await?;
+                Ok::<_, io::Error>(channel)
+            });
+            all.push((sending, heard));
+        }
+        open.send(false).expect("the network is there");
+        start.cancel();
+        // Until whoever may feed the session has done so.
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        open.send(true).expect("the network is there");
+        for (sending, heard) in all {
+            let _channel = within("a sender", sending).await.expect("ran").expect("the session lives");
+            assert_eq!(within("a receiver", heard).await.expect("ran"), sent);
+        }
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ mod handler;
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -36,7 +37,7 @@ pub use channel::{Channel, Event, Flow, Reader, Returns, Writer};
 
 use tokio_util::sync::CancellationToken;
 
-use super::transport::{Control, Transport};
+use super::transport::{Control, CutOnDrop, Transport};
 use super::wire::{self, ForwardId, RefusalCode};
 use crate::identity::{PrivateKey, PublicKey};
 use crate::limits;
@@ -136,17 +137,6 @@ pub struct Client {
 /// Descriptions of refused opens, by forward id: the library hands them to the handler alone.
 type Failures = Arc<Mutex<HashMap<ForwardId, String>>>;
 
-/// Cuts the session when the future that sets it up is dropped.
-struct CutUnless(Option<Control>);
-
-impl Drop for CutUnless {
-    fn drop(&mut self) {
-        if let Some(control) = &self.0 {
-            control.cut();
-        }
-    }
-}
-
 /// A session in the client role whose login is still to come.
 pub struct Stranger {
     handle: client::Handle<handler::Client>,
@@ -154,7 +144,7 @@ pub struct Stranger {
     failures: Failures,
     host_key: PublicKey,
     flow: Flow,
-    cut: CutUnless,
+    cut: CutOnDrop,
 }
 
 /// Becomes a client on `stream`, up to the end of the key exchange. Dropping the future cuts the session.
@@ -166,7 +156,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let control = Control::new();
-    let cut = CutUnless(Some(control.clone()));
+    let cut = control.cut_on_drop();
     let unsaid = if options.said { options.line.len() + 2 } else { 0 };
     let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
     let failures = Failures::default();
@@ -176,6 +166,8 @@ where
         host_key: host_key.clone(),
         failures: failures.clone(),
         report: options.report,
+        control: control.clone(),
+        violations: 0,
     };
     let config = client::Config {
         client_id: SshId::Standard(options.line.into()),
@@ -233,7 +225,7 @@ impl Stranger {
         if !result.success() {
             return Err(LoginError::Refused { user: user.to_owned() });
         }
-        self.cut.0 = None;
+        self.cut.disarm();
         Ok(Client {
             handle: Arc::new(self.handle),
             control: self.control,
@@ -414,6 +406,14 @@ pub struct ServerOptions {
     pub opens: usize,
 }
 
+/// A session channel that may become the control channel. It must be read from now on.
+pub struct ControlChannel {
+    /// The channel.
+    pub channel: Channel,
+    /// Fires when the peer has asked for the subsystem and been granted it.
+    pub granted: CancellationToken,
+}
+
 /// A session in the server role.
 pub struct Server {
     /// Fires with the first successful login.
@@ -421,7 +421,9 @@ pub struct Server {
     /// What the peer asks for.
     pub opens: mpsc::Receiver<Opening>,
     /// The control channel, once the peer has opened it.
-    pub control_channel: oneshot::Receiver<Channel>,
+    pub control_channel: oneshot::Receiver<ControlChannel>,
+    /// How many opens were refused because more waited than are passed on, without anybody having heard of them.
+    pub unheard: Arc<AtomicU64>,
     /// The session's switch.
     pub control: Control,
     running: server::RunningSession<handler::BoxedServer>,
@@ -442,13 +444,14 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let control = Control::new();
-    let mut cut = CutUnless(Some(control.clone()));
+    let cut = control.cut_on_drop();
     let unsaid = if options.said { options.line.len() + 2 } else { 0 };
     let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
     let logged_in = CancellationToken::new();
     // The queue never fills before the pending opens do: what exceeds them is passed on marked, to be recorded.
     let (opens_sender, opens) = mpsc::channel(options.opens * 2);
     let (control_sender, control_channel) = oneshot::channel();
+    let unheard = Arc::new(AtomicU64::new(0));
     let handler = handler::BoxedServer {
         login: Box::new(login),
         logged_in: logged_in.clone(),
@@ -457,6 +460,7 @@ where
         channels: Arc::new(Semaphore::new(options.channels)),
         control_sender: options.control_channel.then_some(control_sender),
         session: None,
+        unheard: unheard.clone(),
         control: control.clone(),
         tasks: tasks.clone(),
     };
@@ -481,14 +485,14 @@ where
         nodelay: false,
     };
     let running = server::run_stream(Arc::new(config), stream, handler).await.map_err(HandshakeError::Ssh)?;
-    cut.0 = None;
-    Ok(Server { logged_in, opens, control_channel, control, running })
+    cut.disarm();
+    Ok(Server { logged_in, opens, control_channel, unheard, control, running })
 }
 
 impl Server {
     /// Splits off what the caller consumes from the session's end.
     #[must_use]
-    pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<Channel>, Running) {
+    pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<ControlChannel>, Running) {
         (self.opens, self.control_channel, Running(self.running))
     }
 }

@@ -22,7 +22,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 use crate::limits;
@@ -38,6 +38,7 @@ struct Shared {
     /// Bytes that the socket has not taken yet.
     unsent: AtomicUsize,
     drained: Notify,
+    feeders: Feeders,
     /// Bytes that were received and that nobody has taken yet.
     held: AtomicUsize,
     /// Set while `held` is too much.
@@ -45,6 +46,16 @@ struct Shared {
     /// Writers that wait for the peer to widen a window, which only reading can bring.
     starving: AtomicUsize,
     reader: Mutex<Option<Waker>>,
+}
+
+/// Places for those who have found room and whose message the session has not taken yet.
+#[derive(Debug)]
+struct Feeders(Semaphore);
+
+impl Default for Feeders {
+    fn default() -> Self {
+        Self(Semaphore::new(limits::FEEDERS))
+    }
 }
 
 impl Control {
@@ -59,29 +70,39 @@ impl Control {
         self.0.cut.cancel();
     }
 
+    /// Cuts the session when the value is dropped: for whoever sets a session up in steps that may fail or be given up.
+    #[must_use]
+    pub fn cut_on_drop(&self) -> CutOnDrop {
+        CutOnDrop(Some(self.clone()))
+    }
+
     /// Fires once the session has ended and dropped its stream.
     #[must_use]
     pub fn gone(&self) -> &CancellationToken {
         &self.0.gone
     }
 
-    /// Waits until the socket has taken so much that the session may be given more to write, or is gone.
-    pub async fn room(&self) {
+    /// Waits until the socket has taken so much that the session may be given one more message to write, or is gone. The
+    /// place is kept until the session has the message: without it, all who wait would feed it at once.
+    pub async fn room(&self) -> Option<SemaphorePermit<'_>> {
+        // Nobody closes it; without a place, the rest of the bounds hold.
+        let place = self.0.feeders.0.acquire().await.ok();
         while self.0.unsent.load(Ordering::Relaxed) > limits::UNSENT_HIGH && !self.0.gone.is_cancelled() {
             let drained = self.0.drained.notified();
             if self.0.unsent.load(Ordering::Relaxed) <= limits::UNSENT_HIGH {
-                return;
+                break;
             }
             tokio::select! {
                 () = drained => {}
                 () = self.0.gone.cancelled() => {}
             }
         }
+        place
     }
 
     /// Counts bytes of a peer without credit that were received and wait for their sink. Above a bound the session stops
-    /// reading until enough of them are [released](Control::release), unless a writer is [starving](Control::starve); far
-    /// above it, it is cut.
+    /// reading until enough of them are [released](Control::release); while a writer is [starving](Control::starve), that
+    /// bound is a higher one. Far above both it is cut.
     pub fn hold(&self, bytes: usize) {
         let held = self.0.held.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if held > limits::HELD_HIGH {
@@ -94,8 +115,10 @@ impl Control {
 
     /// Counts bytes that their sink has taken, or that are given up.
     pub fn release(&self, bytes: usize) {
-        let held = self.0.held.fetch_sub(bytes, Ordering::Relaxed) - bytes;
-        if held < limits::HELD_LOW && self.0.shut.swap(false, Ordering::Relaxed) {
+        let before = self.0.held.fetch_sub(bytes, Ordering::Relaxed);
+        let held = before - bytes;
+        let opened = held < limits::HELD_LOW && self.0.shut.swap(false, Ordering::Relaxed);
+        if opened || held <= limits::HELD_STARVING && before > limits::HELD_STARVING {
             self.wake();
         }
     }
@@ -103,11 +126,14 @@ impl Control {
     /// Whether the session has stopped reading.
     #[must_use]
     pub fn is_shut(&self) -> bool {
-        self.0.shut.load(Ordering::Relaxed) && self.0.starving.load(Ordering::Relaxed) == 0
+        let starving = self.0.starving.load(Ordering::Relaxed) > 0;
+        self.0.shut.load(Ordering::Relaxed)
+            && !(starving && self.0.held.load(Ordering::Relaxed) <= limits::HELD_STARVING)
     }
 
     /// Says for as long as the value lives that a writer waits for window: then the session reads on, because what it waits
-    /// for lies behind the data that fills the queue, and without it neither direction would ever move again.
+    /// for lies behind the data that fills the queue, and without it neither direction would ever move again. Not for ever:
+    /// if much has been read and no window has come, the peer does not want what the writer has, and would only fill us.
     #[must_use]
     pub fn starve(&self) -> Starving {
         self.0.starving.fetch_add(1, Ordering::Relaxed);
@@ -118,6 +144,25 @@ impl Control {
     fn wake(&self) {
         if let Some(waker) = self.0.reader.lock().unwrap_or_else(PoisonError::into_inner).take() {
             waker.wake();
+        }
+    }
+}
+
+/// See [`Control::cut_on_drop`].
+#[derive(Debug)]
+pub struct CutOnDrop(Option<Control>);
+
+impl CutOnDrop {
+    /// Lets the session go on.
+    pub fn disarm(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for CutOnDrop {
+    fn drop(&mut self) {
+        if let Some(control) = &self.0 {
+            control.cut();
         }
     }
 }
@@ -265,6 +310,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
     }
 }
 
+const _: () = assert!(
+    limits::FEEDERS >= limits::CHANNELS_PER_SESSION
+        && limits::UNSENT_HIGH + (limits::FEEDERS + limits::SESSION_QUEUE) * limits::CHUNK < limits::UNSENT_MAX,
+    "see limits::FEEDERS"
+);
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -350,6 +401,26 @@ mod tests {
         assert_eq!(read.expect("read"), 1);
         control.hold(limits::HELD_MAX + 1);
         assert!(transport.read(&mut buf).await.is_err(), "far too much ends the session");
+    }
+
+    #[tokio::test]
+    async fn regression_starving_for_ever_a_reader_that_pauses_does_not_let_an_upload_cut_the_session() {
+        let (near, mut far) = tokio::io::duplex(64);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        far.write_all(b"ab").await.expect("written");
+        let mut buf = [0; 1];
+        let _starving = control.starve();
+        control.hold(limits::HELD_STARVING);
+        assert_eq!(transport.read(&mut buf).await.expect("read"), 1, "a starving writer opens it");
+        control.hold(1);
+        assert!(tokio::time::timeout(Duration::from_millis(20), transport.read(&mut buf)).await.is_err(), "shut");
+        let (read, ()) = tokio::time::timeout(Duration::from_secs(5), async {
+            tokio::join!(transport.read(&mut buf), async { control.release(1) })
+        })
+        .await
+        .expect("releasing wakes the reader");
+        assert_eq!(read.expect("read"), 1);
     }
 
     #[tokio::test]

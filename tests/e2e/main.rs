@@ -2,6 +2,7 @@
 
 mod flow;
 mod harness;
+mod hostile;
 mod input;
 mod lifecycle;
 mod openssh;

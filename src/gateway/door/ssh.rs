@@ -4,6 +4,7 @@
 //! does not exist, are refused with the same bytes after the same delay; the trail has the true reason.
 
 use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -186,6 +187,14 @@ pub(in crate::gateway) async fn serve(
         }
     }
     switch.cut();
+    let unheard = server.unheard.load(Ordering::Relaxed);
+    if unheard > 0 {
+        let detail = format!("{unheard} opens were refused without a record of their own");
+        let event = event(Kind::PeerViolation).reason("opens_flood").detail(detail);
+        if let Err(error) = gateway.trail.note(event).await {
+            debug!(error = %Chain(&error), "could not record a flood of opens");
+        }
+    }
 }
 
 fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {

@@ -5,7 +5,7 @@
 //! own ends that is **credit**: a sender spends [`limits::CREDIT_PER_MESSAGE`] and a message's length on each message, and
 //! gets it back, as extended data of type [`CREDIT_CODE`] on the same channel (also after EOF), once the receiver's sink
 //! has taken it. Whoever sends more than its credit is cut. A stock peer gets no such messages; what it sends is counted
-//! by the session's [`Control::hold`].
+//! by the session's [`Control::hold`], at the same price.
 
 use std::io;
 use std::sync::Arc;
@@ -223,7 +223,7 @@ impl Shared {
                 self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost
             }
             Flow::Stock => {
-                self.control.hold(bytes);
+                self.control.hold(cost(bytes));
                 true
             }
             Flow::Plain => true,
@@ -283,15 +283,15 @@ impl Returns {
                     () = shared.control.gone().cancelled() => {}
                 }
             }
-            Flow::Stock => shared.control.release(bytes),
+            Flow::Stock => shared.control.release(cost(bytes)),
             Flow::Plain => {}
         }
     }
 
-    /// Gives up what was read and will never be taken.
+    /// Gives up a message of `bytes` that was read and will never be taken.
     pub fn dropped(&self, bytes: usize) {
         if self.0.flow == Flow::Stock {
-            self.0.control.release(bytes);
+            self.0.control.release(cost(bytes));
         }
     }
 
@@ -328,7 +328,7 @@ impl Writer {
                     },
                     Flow::Stock | Flow::Plain => wanted,
                 };
-                self.control.room().await;
+                let _place = self.control.room().await;
                 shared.send(bytes.split_to(fit)).await?;
             }
             Ok(())

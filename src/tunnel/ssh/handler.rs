@@ -1,17 +1,20 @@
 //! The callbacks of the SSH library, turned into events. They decide nothing but what is refused to everybody, and wait for
 //! nothing; what the library would accept by default is refused here in so many words.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use russh::keys::{Algorithm, PublicKeyOrCertificate};
 use russh::server::{Auth, PublicKeyOffer, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Error, Pty, Sig, client, server};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Control, Failures, Half, HostKeyCheck, Login, Opening, Report, Violation};
+use super::{Control, ControlChannel, Failures, Half, HostKeyCheck, Login, Opening, Report, Violation};
 use crate::identity::PublicKey;
+use crate::limits;
 use crate::task::Tasks;
 use crate::tunnel::wire;
 
@@ -27,13 +30,26 @@ pub(super) struct Client {
     pub(super) host_key: Arc<Mutex<HostKey>>,
     pub(super) failures: Failures,
     pub(super) report: Report,
+    pub(super) control: Control,
+    pub(super) violations: usize,
 }
 
 impl Client {
-    async fn refuse(&self, reply: client::ChannelOpenHandle, kind: &'static str) -> Result<(), Error> {
+    async fn refuse(&mut self, reply: client::ChannelOpenHandle, kind: &'static str) -> Result<(), Error> {
         reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
-        (self.report)(Violation::OpenedChannel(kind));
+        self.violated(kind);
         Ok(())
+    }
+
+    /// Reports a violation. A peer that goes on with them is cut, so that it can neither flood what they are reported to nor
+    /// use up what others may report there.
+    fn violated(&mut self, kind: &'static str) {
+        self.violations += 1;
+        if self.violations <= limits::VIOLATIONS_PER_SESSION {
+            (self.report)(Violation::OpenedChannel(kind));
+        } else {
+            self.control.cut();
+        }
     }
 }
 
@@ -72,7 +88,7 @@ impl client::Handler for Client {
     }
 
     async fn should_accept_unknown_server_channel(&mut self, _id: ChannelId, _kind: &str) -> bool {
-        (self.report)(Violation::OpenedChannel("unknown"));
+        self.violated("unknown");
         false
     }
 
@@ -167,8 +183,10 @@ pub(super) struct BoxedServer {
     pub(super) opens: mpsc::Sender<Opening>,
     pub(super) pending: Arc<Semaphore>,
     pub(super) channels: Arc<Semaphore>,
-    pub(super) control_sender: Option<oneshot::Sender<super::Channel>>,
-    pub(super) session: Option<Channel<server::Msg>>,
+    pub(super) control_sender: Option<oneshot::Sender<ControlChannel>>,
+    /// The session channel, and what grants it the subsystem.
+    pub(super) session: Option<(ChannelId, CancellationToken)>,
+    pub(super) unheard: Arc<AtomicU64>,
     pub(super) control: Control,
     pub(super) tasks: Tasks,
 }
@@ -265,8 +283,9 @@ impl server::Handler for BoxedServer {
             tasks: self.tasks.clone(),
         };
         // Where the queue is full or the session is being left, the opening comes back and is refused by being dropped.
-        if self.opens.try_send(opening).is_err() {
+        if let Err(TrySendError::Full(_)) = self.opens.try_send(opening) {
             debug!("refused a forward: more opens are waiting than this session may have");
+            self.unheard.fetch_add(1, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -277,11 +296,16 @@ impl server::Handler for BoxedServer {
         reply: server::ChannelOpenHandle,
         _session: &mut server::Session,
     ) -> Result<(), Error> {
-        if self.control_sender.is_none() || self.session.is_some() {
-            return prohibit(reply, "session").await;
-        }
-        self.session = Some(channel);
+        let Some(sender) = self.control_sender.take() else { return prohibit(reply, "session").await };
+        let granted = CancellationToken::new();
+        self.session = Some((channel.id(), granted.clone()));
         reply.accept().await;
+        let (reader, writer) = channel.split();
+        let channel =
+            super::Channel::new(reader, Half::Server(writer), super::Flow::Plain, &self.control, &self.tasks, None);
+        // At once and not with the subsystem: what nobody reads holds up the session. A receiver that is gone means a session
+        // that is being left: dropping the channel closes it.
+        drop(sender.send(ControlChannel { channel, granted }));
         Ok(())
     }
 
@@ -291,20 +315,14 @@ impl server::Handler for BoxedServer {
         name: &str,
         session: &mut server::Session,
     ) -> Result<(), Error> {
-        let ours = name == wire::CONTROL_SUBSYSTEM && self.session.as_ref().is_some_and(|channel| channel.id() == id);
-        if !ours {
-            return Self::refuse_request(id, "subsystem", session);
+        match self.session.take_if(|(session, _)| *session == id && name == wire::CONTROL_SUBSYSTEM) {
+            Some((_, granted)) => {
+                session.channel_success(id)?;
+                granted.cancel();
+                Ok(())
+            }
+            None => Self::refuse_request(id, "subsystem", session),
         }
-        let (Some(channel), Some(sender)) = (self.session.take(), self.control_sender.take()) else {
-            return Self::refuse_request(id, "subsystem", session);
-        };
-        session.channel_success(id)?;
-        let (reader, writer) = channel.split();
-        let channel =
-            super::Channel::new(reader, Half::Server(writer), super::Flow::Plain, &self.control, &self.tasks, None);
-        // A receiver that is gone means a session that is being left: dropping the channel closes it.
-        drop(sender.send(channel));
-        Ok(())
     }
 
     async fn channel_open_x11(
