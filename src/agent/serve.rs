@@ -382,7 +382,10 @@ async fn forward(shared: &Shared, opening: Opening) {
     let refusal = Refusal { shared, opening, record, peer };
 
     let principal = match (&originator, &shared.orchestrator.asserts) {
-        (Err(_), _) => return refusal.deny(RefusalCode::Malformed, "malformed_originator", "").await,
+        (Err(_), _) => {
+            let claimed: String = refusal.opening.originator.escape_debug().take(128).collect();
+            return refusal.deny(RefusalCode::Malformed, "malformed_originator", &claimed).await;
+        }
         (Ok(Some(originator)), Some(asserts)) => {
             let principal = Principal::Named(originator.principal.clone());
             if !asserts.iter().any(|pattern| pattern.matches(&principal)) {
@@ -409,7 +412,7 @@ async fn forward(shared: &Shared, opening: Opening) {
     }
     let target = match Target::from_wire(&refusal.opening.host, refusal.opening.port) {
         Ok(target) => target,
-        Err(error) => return refusal.deny(RefusalCode::Denied, "malformed_target", &error.to_string()).await,
+        Err(error) => return refusal.deny(RefusalCode::Malformed, "malformed_target", &error.to_string()).await,
     };
     refusal.record.target = target.to_string();
 

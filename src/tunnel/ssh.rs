@@ -279,7 +279,13 @@ impl Client {
             })
             .await?;
         result.map_err(|code| {
-            let words = noted.and_then(|noted| noted.words()).unwrap_or_else(|| code.description().to_owned());
+            let words = noted.and_then(|noted| noted.words()).unwrap_or_else(|| {
+                // A refusal without our forward's id, as a stock peer's: what its code means is all there is to tell.
+                match RefusalCode::from_wire(code.code()) {
+                    Some(ours) => ours.as_str().to_owned(),
+                    None => code.description().to_owned(),
+                }
+            });
             OpenError::Refused { code: code.code(), words }
         })
     }

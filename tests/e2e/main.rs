@@ -10,3 +10,4 @@ mod postgres;
 mod postgres_through;
 mod provision;
 mod proxy;
+mod raw;
