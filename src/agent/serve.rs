@@ -488,6 +488,7 @@ async fn forward(shared: &Shared, opening: Opening) {
         End::NearBroke(_) if shared.switch.gone().is_cancelled() => "link_lost",
         End::NearBroke(_) => "client_gone",
         End::FarBroke(_) => "target_broke",
+        End::Stalled => "stalled",
         End::Stopped if unrecorded.is_cancelled() => "audit_failed",
         End::Stopped => "agent_stopped",
     };

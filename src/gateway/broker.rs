@@ -176,6 +176,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
                 End::NearBroke(_) => "client_gone",
                 End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => "link_lost",
                 End::FarBroke(_) => "target_broke",
+                End::Stalled => "stalled",
                 End::Stopped => "gateway_stopped",
             };
             (reason, remains)

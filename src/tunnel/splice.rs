@@ -30,6 +30,8 @@ pub enum End {
     NearBroke(io::ErrorKind),
     /// The target's side broke.
     FarBroke(io::ErrorKind),
+    /// One side took nothing for so long, at the cost of others, that it was given up.
+    Stalled,
     /// It was stopped from here.
     Stopped,
 }
@@ -128,6 +130,8 @@ impl Half {
 enum Broke {
     Reading(io::ErrorKind),
     Writing(io::ErrorKind),
+    /// The sink took nothing for too long, and was given up.
+    Stalled,
 }
 
 impl Broke {
@@ -135,6 +139,7 @@ impl Broke {
         match self {
             Self::Reading(kind) => reading(kind),
             Self::Writing(kind) => writing(kind),
+            Self::Stalled => End::Stalled,
         }
     }
 }
@@ -211,8 +216,8 @@ async fn direction(
                     match inbox.front().await {
                         Ok(bytes) => {
                             let length = bytes.len();
-                            if let Err(error) = stalling(writer.send(bytes), &returns).await {
-                                return Broke::Writing(error.kind());
+                            if let Err(broke) = stalling(writer.send(bytes), &returns).await {
+                                return broke;
                             }
                             inbox.shift();
                             count(length as u64);
@@ -229,7 +234,7 @@ async fn direction(
                 broke = empty => broke,
             };
             say(broke);
-            if matches!(broke, Broke::Writing(_)) {
+            if matches!(broke, Broke::Writing(_) | Broke::Stalled) {
                 inbox.give_up();
                 fill.await;
             }
@@ -241,17 +246,17 @@ async fn direction(
 /// Sends, but not for ever: a sink that takes nothing is given up after [`limits::STALL`] where it keeps a stock client's
 /// whole session from being read, and after [`limits::DELIVERY`] where the sender has gone. One that harms nobody else may
 /// take its time.
-async fn stalling(send: impl Future<Output = io::Result<()>>, returns: &Returns) -> io::Result<()> {
+async fn stalling(send: impl Future<Output = io::Result<()>>, returns: &Returns) -> Result<(), Broke> {
     tokio::pin!(send);
     let mut stalled = Duration::ZERO;
     loop {
         tokio::select! {
             biased;
-            result = &mut send => return result,
+            result = &mut send => return result.map_err(|error| Broke::Writing(error.kind())),
             () = tokio::time::sleep(limits::STALL) => {
                 stalled += limits::STALL;
                 if returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY {
-                    return Err(io::ErrorKind::TimedOut.into());
+                    return Err(Broke::Stalled);
                 }
             }
         }
