@@ -44,6 +44,10 @@ pub const OPENS_PER_LINK: u64 = 4_000;
 /// From a request to an open stream, over all steps; a forward that takes longer has failed.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 
+/// How long a gateway waits for an agent's answer to an open: a little longer than the agent takes at most, so that its
+/// reason is heard.
+pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
+
 /// One TCP connect by the agent to a target address.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

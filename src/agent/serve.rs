@@ -540,7 +540,7 @@ impl Refusal<'_> {
     }
 
     async fn unrecorded(self, error: &TrailError) {
-        tracing::error!(error = %Chain(error), "refused a forward because it could not be recorded");
+        debug!(error = %Chain(error), "refused a forward because it could not be recorded");
         self.answer(RefusalCode::Unrecorded, "the agent could not record the forward").await;
     }
 

@@ -112,6 +112,11 @@ pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, Guard)> {
     let mut staging = path.as_os_str().to_owned();
     staging.push(format!(".{}", std::process::id()));
     let staging = PathBuf::from(staging);
+    // Left by a process of the same id that was killed in between; in a container every process has that id.
+    match std::fs::remove_file(&staging) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let listener = UnixListener::bind(&staging)?;
     let placed = std::fs::set_permissions(&staging, std::fs::Permissions::from_mode(0o600))
         .and_then(|()| std::fs::rename(&staging, path));

@@ -6,7 +6,7 @@ use std::sync::PoisonError;
 use jiff::Timestamp;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error};
+use tracing::debug;
 
 use super::Gateway;
 use crate::audit::{self, Ending};
@@ -100,7 +100,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         Err((reason, detail, public)) => {
             debug!(reason, "denied a forward");
             if let Err(error) = gateway.trail.deny(record, reason, &detail).await {
-                error!(error = %Chain(&error), "could not record a denial");
+                debug!(error = %Chain(&error), "could not record a denial");
             }
             return answer.refuse(public).await;
         }
@@ -110,7 +110,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     let mut entry = match gateway.trail.open(record).await {
         Ok(entry) => entry,
         Err(error) => {
-            error!(error = %Chain(&error), "refused a forward because it could not be recorded");
+            debug!(error = %Chain(&error), "refused a forward because it could not be recorded");
             return answer.refuse(Public::NotAvailable).await;
         }
     };
@@ -135,7 +135,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return answer.refuse(Public::NotAllowed).await;
         }
-        opened = timeout(limits::OPEN_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        opened = timeout(limits::ANSWER_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
         // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
@@ -147,7 +147,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             return answer.refuse(public).await;
         }
         Err(_) => {
-            let detail = format!("the agent has not answered within {} s", limits::OPEN_TIMEOUT.as_secs());
+            let detail = format!("the agent has not answered within {} s", limits::ANSWER_TIMEOUT.as_secs());
             entry.finish(Ending::Failed { reason: "timeout", detail });
             return answer.refuse(Public::NotAvailable).await;
         }

@@ -1,0 +1,696 @@
+//! Tests of the module above.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::Condvar;
+
+use serde_json::Value;
+
+use super::writer::Output;
+use super::*;
+use crate::chain::Chain;
+
+#[tokio::test]
+async fn nothing_opens_while_the_sink_fails() {
+    let (trail, tape, tasks) = tape_trail().await;
+    tape.set(|state| state.room = Some(0));
+    let error = trail.open(opening("f1")).await.expect_err("must be refused");
+    assert!(matches!(error, TrailError::Write(_)), "{error:?}");
+    assert!(Chain(&error).to_string().contains("no room on this tape"), "{}", Chain(&error));
+    assert!(matches!(trail.deny(opening("f2"), "no_rule", "").await, Err(TrailError::Write(_))));
+    assert!(matches!(trail.note(Event::new(Kind::LinkUp)).await, Err(TrailError::Write(_))));
+    assert!(trail.failed().borrow().is_some());
+    assert_eq!(trail.live(), 0, "a refused opening must not stay live");
+
+    tape.set(|state| state.room = None);
+    trail.open(opening("f1")).await.expect("works again").finish(Counters::default().ended("closed"));
+    assert!(trail.failed().borrow().is_none());
+    stop(trail, tasks).await.expect("closes");
+    let records = tape.records();
+    assert_eq!(events(&records), ["trail.started", "trail.resumed", "forward.open", "forward.ended", "trail.stopped"]);
+    assert_eq!(records[1]["lost"], 3);
+    assert_eq!(records[4]["forwards"], 0);
+}
+
+#[tokio::test]
+async fn a_full_device_refuses() {
+    let tasks = Tasks::new();
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+    let error = Trail::begin(Side::Agent, &tasks, || Ok((writer::stream(full), vec![b"{}\n".to_vec()]))).await;
+    assert!(matches!(error, Err(StartError::Write(_))), "{error:?}");
+    assert!(tasks.drain(TRAIL_PATIENCE).await);
+}
+
+#[tokio::test]
+async fn what_was_written_of_a_line_is_cut_off_again() {
+    let (trail, tape, tasks) = tape_trail().await;
+    let entry = trail.open(opening("f1")).await.expect("opens");
+    for room in [1, 7, 90] {
+        tape.set(|state| state.room = Some(room));
+        assert!(matches!(trail.open(opening("f2")).await, Err(TrailError::Write(_))));
+        assert_eq!(events(&tape.records()), ["trail.started", "forward.open"], "{room}");
+    }
+    tape.set(|state| state.room = Some(10));
+    entry.finish(Counters::default().ended("closed"));
+    tape.set(|state| state.room = None);
+    stop(trail, tasks).await.expect("closes");
+    assert_eq!(
+        events(&tape.records()),
+        ["trail.started", "forward.open", "trail.resumed", "forward.ended", "trail.stopped"]
+    );
+}
+
+#[tokio::test]
+async fn what_a_stream_has_of_a_line_is_completed_first() {
+    let (trail, tape, tasks) = tape_trail().await;
+    tape.set(|state| {
+        state.retracts = false;
+        state.room = Some(40);
+    });
+    let error = trail.open(opening("f1")).await;
+    assert!(matches!(error, Err(TrailError::Write(_))), "{error:?}");
+    // The rest of the line is owed in several steps.
+    for room in [1, 2, 3] {
+        tape.set(|state| state.room = Some(room));
+        assert!(matches!(trail.note(Event::new(Kind::LinkUp)).await, Err(TrailError::Write(_))));
+    }
+    tape.set(|state| state.room = None);
+    trail.note(Event::new(Kind::LinkDown)).await.expect("works again");
+    stop(trail, tasks).await.expect("closes");
+    let records = tape.records();
+    assert_eq!(
+        events(&records),
+        ["trail.started", "forward.open", "trail.resumed", "forward.abandoned", "link.down", "trail.stopped"]
+    );
+    assert_eq!(records[3]["forward"], "f1");
+    assert_eq!(records[3]["reason"], "trail_failed");
+}
+
+#[tokio::test]
+async fn endings_wait_for_the_sink_in_their_order() {
+    let (trail, tape, tasks) = tape_trail().await;
+    let mut entries = Vec::new();
+    for number in 0..50 {
+        entries.push(trail.open(opening(&format!("f{number}"))).await.expect("opens"));
+    }
+    tape.set(|state| state.room = Some(0));
+    for entry in entries {
+        entry.finish(Counters::default().ended("closed"));
+    }
+    assert!(matches!(trail.open(opening("late")).await, Err(TrailError::Write(_))));
+    assert_eq!(tape.records().len(), 51);
+    tape.set(|state| state.room = None);
+    // Nobody writes: the trail finds out by itself.
+    let mut failed = trail.failed();
+    within(failed.wait_for(Option::is_none)).await.expect("the trail lives");
+    let records = tape.records();
+    assert_eq!(records[51]["event"], "trail.resumed");
+    let ended: Vec<_> = records[52..].iter().map(|record| record["forward"].as_str().unwrap_or("")).collect();
+    assert_eq!(ended, (0..50).map(|number| format!("f{number}")).collect::<Vec<_>>());
+    stop(trail, tasks).await.expect("closes");
+}
+
+#[tokio::test]
+async fn a_write_that_hangs_is_a_failure() {
+    let (trail, tape, tasks) = tape_trail().await;
+    tape.set(|state| state.hangs = true);
+    let mut failed = trail.failed();
+    let (opened, since) =
+        tokio::join!(trail.open(opening("f1")), async { *within(failed.wait_for(Option::is_some)).await.unwrap() });
+    assert!(matches!(opened, Err(TrailError::Slow)), "{opened:?}");
+    assert!(since.is_some());
+    tape.set(|state| state.hangs = false);
+    within(failed.wait_for(Option::is_none)).await.expect("the trail lives");
+    stop(trail, tasks).await.expect("closes");
+    assert_eq!(events(&tape.records()), ["trail.started", "forward.open", "forward.abandoned", "trail.stopped"]);
+}
+
+#[tokio::test]
+async fn a_closed_pipe_is_a_failure() {
+    let tasks = Tasks::new();
+    let (reader, pipe) = io::pipe().expect("a pipe");
+    let file = fs::File::from(OwnedFd::from(pipe));
+    let trail = Trail::begin(Side::Agent, &tasks, || Ok((writer::stream(file), Vec::new()))).await.expect("starts");
+    let entry = trail.open(opening("f1")).await.expect("opens");
+    let mut line = String::new();
+    let mut reader = BufReader::new(reader);
+    reader.read_line(&mut line).expect("a line is there already");
+    assert!(line.contains("forward.open"), "{line}");
+    drop(reader);
+    assert!(matches!(trail.open(opening("f2")).await, Err(TrailError::Write(_))));
+    drop(entry);
+    assert!(matches!(stop(trail, tasks).await, Err(TrailError::Write(_))));
+}
+
+#[tokio::test]
+async fn live_duplicates_are_refused() {
+    let (trail, tape, tasks) = tape_trail().await;
+    let with_peer = |forward: &str, organisation: &str| Opening {
+        peer_forward: Some("p".to_owned()),
+        organisation: organisation.parse().ok(),
+        ..opening(forward)
+    };
+    let entry = trail.open(with_peer("f1", "acme")).await.expect("opens");
+    assert!(matches!(trail.open(opening("f1")).await, Err(TrailError::Duplicate)));
+    assert!(matches!(trail.deny(opening("f1"), "no_rule", "").await, Err(TrailError::Duplicate)));
+    assert!(matches!(trail.open(with_peer("f2", "acme")).await, Err(TrailError::Duplicate)));
+    drop(trail.open(with_peer("f2", "other")).await.expect("another organisation's ids are its own"));
+    for id in ["", "x\u{9b}", "y".repeat(FORWARD_ID_MAX + 1).as_str()] {
+        assert!(matches!(trail.open(opening(id)).await, Err(TrailError::Id)), "{id:?}");
+    }
+    drop(entry);
+    drop(trail.open(with_peer("f1", "acme")).await.expect("free again"));
+    stop(trail, tasks).await.expect("closes");
+    assert_eq!(tape.records().len(), 2 + 3 * 2);
+}
+
+#[tokio::test]
+async fn a_cancelled_opening_leaves_no_open_forward() {
+    let (trail, tape, tasks) = tape_trail().await;
+    tape.set(|state| state.hangs = true);
+    for number in 0..10 {
+        let mut open = Box::pin(trail.open(opening(&format!("f{number}"))));
+        // Polled once: the record is queued.
+        assert!(std::future::poll_fn(|context| std::task::Poll::Ready(open.as_mut().poll(context))).await.is_pending());
+    }
+    assert_eq!(trail.live(), 0);
+    tape.set(|state| state.hangs = false);
+    stop(trail, tasks).await.expect("closes");
+    let records = tape.records();
+    for number in 0..10 {
+        let forward = format!("f{number}");
+        let own: Vec<_> = records.iter().filter(|record| record["forward"] == forward.as_str()).collect();
+        assert_eq!(own.len(), 2, "{forward}");
+        assert_eq!((&own[0]["event"], &own[1]["event"]), (&OPEN.into(), &ABANDONED.into()));
+        assert_eq!(own[1]["reason"], "cancelled");
+    }
+    assert_eq!(records.last().expect("a record")["forwards"], 0);
+}
+
+#[tokio::test]
+async fn a_refused_opening_takes_its_ending_with_it() {
+    let (trail, tape, tasks) = tape_trail().await;
+    tape.set(|state| state.hangs = true);
+    // Two records in two writes: while the first hangs, an opening and its ending get into the second together.
+    let first = trail.note(Event::new(Kind::LinkUp));
+    let second = async {
+        within(async {
+            while lock(&trail.shared.writing).is_none() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let mut open = Box::pin(trail.open(opening("f1")));
+        assert!(std::future::poll_fn(|context| std::task::Poll::Ready(open.as_mut().poll(context))).await.is_pending());
+        drop(open);
+        tape.set(|state| {
+            state.room = Some(0);
+            state.hangs = false;
+        });
+    };
+    let (first, ()) = tokio::join!(first, second);
+    assert!(matches!(first, Err(TrailError::Write(_))), "{first:?}");
+    assert!(trail.note(Event::new(Kind::LinkDown)).await.is_err());
+    tape.set(|state| state.room = None);
+    stop(trail, tasks).await.expect("closes");
+    assert_eq!(events(&tape.records()), ["trail.started", "trail.resumed", "trail.stopped"]);
+}
+
+#[tokio::test]
+async fn endings_are_told_apart() {
+    let (trail, tape, tasks) = tape_trail().await;
+    trail.deny(opening("f0"), "no_rule", "no rule names it").await.expect("recorded");
+    let entry = trail.open(opening("f1")).await.expect("opens");
+    entry.finish(Ending::Denied { reason: "agent_denied", detail: String::new() });
+    let entry = trail.open(opening("f2")).await.expect("opens");
+    entry.finish(Ending::Failed { reason: "connect", detail: "connection refused".to_owned() });
+    drop(trail.open(opening("f3")).await.expect("opens"));
+    for (forward, drops) in [("f4", true), ("f5", false)] {
+        let mut entry = trail.open(opening(forward)).await.expect("opens");
+        entry.resolved(&[[10, 0, 0, 1].into(), [127, 0, 0, 1].into()], &[[127, 0, 0, 1].into()]);
+        entry.served_by("r1".parse().ok(), Some("peer".to_owned()));
+        entry.established(Some(([10, 0, 0, 1], 5432).into()));
+        let counters = entry.counters();
+        counters.add_to_target(3);
+        counters.add_from_target(4);
+        match drops {
+            true => drop(entry),
+            false => entry.finish(counters.ended("client_closed")),
+        }
+    }
+    stop(trail, tasks).await.expect("closes");
+    let records = tape.records();
+    let closing: Vec<_> = records
+        .iter()
+        .filter(|record| record["event"] != OPEN && !record["forward"].is_null())
+        .map(|record| {
+            let field = |name: &str| record[name].as_str().unwrap_or("-").to_owned();
+            (field("forward"), field("event"), field("reason"), field("detail"), record["to_target"].as_u64())
+        })
+        .collect();
+    let expected = [
+        ("f0", "forward.denied", "no_rule", "no rule names it", None),
+        ("f1", "forward.denied", "agent_denied", "-", None),
+        ("f2", "forward.failed", "connect", "connection refused", None),
+        ("f3", "forward.abandoned", "dropped", "-", None),
+        ("f4", "forward.abandoned", "dropped", "-", Some(3)),
+        ("f5", "forward.ended", "client_closed", "-", Some(3)),
+    ]
+    .map(|(f, e, r, d, n)| (f.to_owned(), e.to_owned(), r.to_owned(), d.to_owned(), n));
+    assert_eq!(closing, expected);
+    let last = &records[records.len() - 2];
+    assert_eq!(last["dialled"], "10.0.0.1:5432");
+    assert_eq!(last["resolved"], serde_json::json!(["10.0.0.1", "127.0.0.1"]));
+    assert_eq!(last["refused"], serde_json::json!(["127.0.0.1"]));
+    assert_eq!((&last["replica"], &last["peer_forward"]), (&"r1".into(), &"peer".into()));
+    assert!(last["duration_ms"].is_u64());
+}
+
+#[tokio::test]
+async fn a_thousand_openings_at_once_are_all_written() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("trail");
+    let tasks = Tasks::new();
+    let trail = Trail::start(Sink::File(path.clone()), Side::Gateway, &tasks).await.expect("starts");
+    assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o600);
+    let opens = Tasks::new();
+    let handles: Vec<_> = (0..1000)
+        .map(|number| {
+            let (trail, path) = (trail.clone(), path.clone());
+            opens.spawn(async move {
+                let forward = format!("f{number}");
+                let entry = trail.open(opening(&forward)).await.expect("opens");
+                if number % 100 == 0 {
+                    let text = fs::read_to_string(path).expect("readable");
+                    assert!(text.contains(&format!("\"forward\":\"{forward}\"")), "accepted means written");
+                }
+                entry.finish(Counters::default().ended("closed"));
+            })
+        })
+        .collect();
+    for handle in handles {
+        handle.await.expect("no panic");
+    }
+    stop(trail, tasks).await.expect("closes");
+    let records = read(&path);
+    assert_eq!(records.len(), 2_002);
+    let count = |event: &str| records.iter().filter(|record| record["event"] == event).count();
+    assert_eq!((count(OPEN), count(ENDED)), (1000, 1000));
+}
+
+#[tokio::test]
+async fn a_flood_of_strangers_is_summed_up() {
+    let (trail, tape, tasks) = tape_trail().await;
+    for number in 0..10_000 {
+        let reason = if number % 4 == 0 { "unknown_key" } else { "identification" };
+        trail.stranger(Event::new(Kind::AuthRefused).client("192.0.2.1:1"), reason);
+    }
+    stop(trail, tasks).await.expect("closes");
+    let records = tape.records();
+    let single = records.iter().filter(|record| record["event"] == "auth.refused").count() as u64;
+    assert!(single <= u64::from(STRANGER_RECORDS), "{single}");
+    let sums: Vec<_> = records.iter().filter(|record| record["event"] == STRANGERS).collect();
+    assert_eq!(sums.len(), 1);
+    let total: u64 = sums[0]["counts"].as_object().expect("counts").values().filter_map(Value::as_u64).sum();
+    assert_eq!(single + total, 10_000);
+    assert!(sums[0]["counts"]["unknown_key"].is_u64() && sums[0]["counts"]["identification"].is_u64());
+}
+
+#[tokio::test]
+async fn strangers_that_cannot_be_written_are_counted() {
+    let (trail, tape, tasks) = tape_trail().await;
+    tape.set(|state| state.room = Some(0));
+    for _ in 0..10 {
+        trail.stranger(Event::new(Kind::AuthRefused), "unknown_key");
+    }
+    // In the queue behind them, so that the writer has tried them.
+    assert!(trail.note(Event::new(Kind::LinkUp)).await.is_err());
+    tape.set(|state| state.room = None);
+    stop(trail, tasks).await.expect("closes");
+    let records = tape.records();
+    let sum = records.iter().find(|record| record["event"] == STRANGERS).expect("a sum");
+    assert_eq!(sum["counts"]["unknown_key"], 10);
+}
+
+#[test]
+fn the_strangers_budget_begins_anew_with_each_period() {
+    let mut strangers = Strangers::default();
+    let begin = Instant::now();
+    let admitted = (0..2 * STRANGER_RECORDS).filter(|_| strangers.admit(begin)).count();
+    assert_eq!(admitted, STRANGER_RECORDS as usize);
+    strangers.count("a", 2);
+    assert_eq!(strangers.due(begin, false), None);
+    let later = begin + STRANGER_PERIOD;
+    assert!(!strangers.admit(later), "the sum comes first");
+    assert_eq!(strangers.due(later, false), Some(([("a", 2)].into(), STRANGER_PERIOD)));
+    assert!(strangers.admit(later));
+    assert!(strangers.admit(later + STRANGER_PERIOD));
+}
+
+#[tokio::test]
+async fn a_crash_is_made_good_at_the_next_start() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("trail");
+    let tasks = Tasks::new();
+    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    let mut lost = opening("lost");
+    lost.organisation = "acme".parse().ok();
+    lost.rule = Some("orders-db".to_owned());
+    lost.resolved = vec![[10, 0, 0, 1].into()];
+    let lost = trail.open(lost).await.expect("opens");
+    trail.open(opening("ended")).await.expect("opens").finish(Counters::default().ended("closed"));
+    trail.note(Event::new(Kind::LinkUp)).await.expect("recorded");
+    // What a crash would have left: a copy, with half a line behind it.
+    let crashed = directory.path().join("crashed");
+    let mut text = fs::read_to_string(&path).expect("readable");
+    text.push_str("not a record\n");
+    let unreadable_at = text.len() - 13;
+    text.push_str(&format!("{{\"{}\":0}}\n", "x".repeat(crate::limits::TRAIL_RECORD_MAX * 2)));
+    let torn_at = text.len();
+    text.push_str("{\"time\":\"2026-");
+    private(&crashed, &text);
+    drop(lost);
+    stop(trail, tasks).await.expect("closes");
+
+    let before = text.lines().count();
+    for start in 0..2 {
+        let tasks = Tasks::new();
+        let trail = Trail::start(Sink::File(crashed.clone()), Side::Agent, &tasks).await.expect("starts");
+        stop(trail, tasks).await.expect("closes");
+        let after = fs::read_to_string(&crashed).expect("readable");
+        assert!(after.starts_with(&format!("{text}\n")), "what was there stays as it was");
+        let added: Vec<Value> = after.lines().skip(before).map(parse).collect();
+        let once = ["forward.abandoned", "trail.recovered", "trail.started", "trail.stopped"];
+        if start == 1 {
+            assert_eq!(events(&added), [&once[..], &["trail.started", "trail.stopped"]].concat());
+            continue;
+        }
+        assert_eq!(events(&added), once);
+        assert_eq!((&added[0]["forward"], &added[0]["reason"]), (&"lost".into(), &"writer_ended".into()));
+        assert_eq!((&added[0]["organisation"], &added[0]["rule"]), (&"acme".into(), &"orders-db".into()));
+        assert_eq!(added[0]["resolved"], serde_json::json!(["10.0.0.1"]));
+        assert_eq!(added[1]["forwards"], 1);
+        assert_eq!(added[1]["torn_at"], torn_at);
+        assert_eq!((&added[1]["unreadable"], &added[1]["unreadable_at"]), (&2.into(), &unreadable_at.into()));
+    }
+}
+
+#[tokio::test]
+async fn recovery_closes_each_opening_once_in_their_order() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("trail");
+    let line = |event: &str, forward: &str, target: &str| {
+        format!("{{\"time\":\"t\",\"event\":\"{event}\",\"forward\":\"{forward}\",\"target\":\"{target}\"}}\n")
+    };
+    let text = [
+        line(OPEN, "b", "1"),
+        line(OPEN, "a", "2"),
+        line(OPEN, "c", "3"),
+        line(OPEN, "d", "4"),
+        line(OPEN, "e", "5"),
+        line(OPEN, "f", "6"),
+        line(DENIED, "c", "3"),
+        line(FAILED, "d", "4"),
+        line(ENDED, "e", "5"),
+        line(ABANDONED, "f", "6"),
+        line("forward.attempt", "a", "2"),
+        // Opened again without having been closed.
+        line(OPEN, "a", "7"),
+    ]
+    .concat();
+    private(&path, &text);
+    let tasks = Tasks::new();
+    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    stop(trail, tasks).await.expect("closes");
+    let records = read(&path);
+    let closed: Vec<_> = records[12..15].iter().map(|record| record["target"].as_str().unwrap_or("-")).collect();
+    assert_eq!(closed, ["1", "2", "7"]);
+    assert_eq!(
+        events(&records[12..]),
+        [ABANDONED, ABANDONED, ABANDONED, "trail.recovered", "trail.started", "trail.stopped"]
+    );
+    assert!(records[15]["torn_at"].is_null() && records[15]["unreadable"].is_null());
+}
+
+#[tokio::test]
+async fn files_that_will_not_do_are_refused_untouched() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("trail");
+    let link = directory.path().join("link");
+    symlink(&path, &link).expect("a link");
+    let tasks = Tasks::new();
+    let start = |path: &Path| {
+        let (path, tasks) = (path.to_owned(), tasks.clone());
+        async move { Trail::start(Sink::File(path), Side::Agent, &tasks).await.map(drop).expect_err("must be refused") }
+    };
+
+    private(&path, "{\"event\"");
+    for mode in [0o640, 0o604, 0o620, 0o644] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("chmod");
+        let error = start(&path).await.to_string();
+        assert!(error.contains("chmod 600") && error.contains(&path.display().to_string()), "{error}");
+    }
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
+    assert!(matches!(start(&link).await, StartError::Open { .. }));
+    assert!(matches!(start(directory.path()).await, StartError::Open { .. }));
+    assert!(matches!(start(Path::new("/dev/null")).await, StartError::NotAFile { .. }));
+    assert!(matches!(start(&directory.path().join("no/trail")).await, StartError::Open { .. }));
+    assert_eq!(fs::read_to_string(&path).expect("readable"), "{\"event\"");
+
+    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    let error = start(&path).await;
+    assert!(matches!(error, StartError::Locked { .. }), "{error:?}");
+    stop(trail, tasks.clone()).await.expect("closes");
+    let again = Tasks::new();
+    let trail = Trail::start(Sink::File(path), Side::Agent, &again).await.expect("the lock ends with the trail");
+    stop(trail, again).await.expect("closes");
+}
+
+#[tokio::test]
+async fn a_removed_file_is_a_failure_and_a_truncated_one_is_not() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("trail");
+    let tasks = Tasks::new();
+    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    let file = fs::OpenOptions::new().write(true).open(&path).expect("opens");
+    file.set_len(0).expect("truncates");
+    trail.note(Event::new(Kind::LinkUp)).await.expect("recorded");
+    assert_eq!(events(&read(&path)), ["link.up"]);
+    fs::remove_file(&path).expect("removes");
+    assert!(matches!(trail.open(opening("f1")).await, Err(TrailError::Write(_))));
+    assert!(stop(trail, tasks).await.is_err());
+}
+
+#[tokio::test]
+async fn a_closed_trail_refuses_and_late_endings_do_no_harm() {
+    let (trail, tape, tasks) = tape_trail().await;
+    let entry = trail.open(opening("f1")).await.expect("opens");
+    let other = trail.clone();
+    // As if the patience of `close` were over: the forward is still live.
+    let (answer, answered) = oneshot::channel();
+    trail.queue.send(Message::Stop { answer }).await.expect("the writer runs");
+    within(answered).await.expect("answered").expect("written");
+    assert!(matches!(other.open(opening("f2")).await, Err(TrailError::Closed)));
+    assert!(matches!(other.note(Event::new(Kind::LinkUp)).await, Err(TrailError::Closed)));
+    other.stranger(Event::new(Kind::AuthRefused), "unknown_key");
+    drop(entry);
+    assert!(matches!(other.close().await, Err(TrailError::Closed)));
+    assert!(tasks.drain(TRAIL_PATIENCE).await);
+    let records = tape.records();
+    assert_eq!(events(&records), ["trail.started", "forward.open", "trail.stopped"]);
+    assert_eq!(records[2]["forwards"], 1);
+}
+
+#[test]
+fn a_dropped_runtime_still_writes_what_is_queued() {
+    let tape = Tape::default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let recorder = tape.clone();
+    let tasks = Tasks::new();
+    runtime.block_on(async {
+        let trail = Trail::begin(Side::Agent, &tasks, || Ok((Box::new(recorder), Vec::new()))).await.expect("starts");
+        let entry = trail.open(opening("f1")).await.expect("opens");
+        tasks.spawn(async move {
+            let _entry = entry;
+            std::future::pending::<()>().await;
+        });
+    });
+    drop(runtime);
+    assert_eq!(events(&tape.records()), ["forward.open", "forward.abandoned", "trail.stopped"]);
+}
+
+#[tokio::test]
+async fn records_have_stable_names_in_a_stable_order() {
+    let (trail, tape, tasks) = tape_trail().await;
+    let full = Opening {
+        forward: "f1".to_owned(),
+        peer_forward: Some("p1".to_owned()),
+        organisation: "acme".parse().ok(),
+        agent: "prod-eu".parse().ok(),
+        replica: "r1".parse().ok(),
+        principal: "ci".parse().ok(),
+        asserted_by: Some("local".to_owned()),
+        key: None,
+        client: Some("192.0.2.1:1".to_owned()),
+        door: Some("ssh"),
+        target: "db:5432".to_owned(),
+        rule: Some("orders".to_owned()),
+        resolved: Vec::new(),
+        refused: Vec::new(),
+    };
+    trail.deny(full, "no_rule", "why").await.expect("recorded");
+    stop(trail, tasks).await.expect("closes");
+    let text = tape.text();
+    let line = text.lines().nth(1).expect("a line");
+    let (time, rest) = line.split_at("{\"time\":\"2026-01-01T00:00:00.000Z\",".len());
+    assert!(time.ends_with("Z\",") && time.as_bytes()[28] == b'.', "{line}");
+    assert_eq!(
+        rest,
+        "\"event\":\"forward.denied\",\"side\":\"gateway\",\"forward\":\"f1\",\"peer_forward\":\"p1\",\
+             \"organisation\":\"acme\",\"agent\":\"prod-eu\",\"replica\":\"r1\",\"principal\":\"ci\",\
+             \"asserted_by\":\"local\",\"client\":\"192.0.2.1:1\",\"door\":\"ssh\",\"target\":\"db:5432\",\
+             \"rule\":\"orders\",\"reason\":\"no_rule\",\"detail\":\"why\"}"
+    );
+}
+
+#[tokio::test]
+async fn texts_are_bounded_and_cannot_act_on_a_terminal() {
+    let (trail, tape, tasks) = tape_trail().await;
+    let nasty = format!("\u{1b}[31m\n\u{9b}1A\u{7f}\u{202e}{}", "ä".repeat(10_000));
+    let event = Event::new(Kind::PeerViolation).organisation(&nasty).target(&nasty).detail(&nasty).key("");
+    trail.note(event).await.expect("recorded");
+    let all = Opening {
+        asserted_by: Some("\0".repeat(1000)),
+        client: Some("\0".repeat(1000)),
+        target: "\0".repeat(1000),
+        rule: Some("\0".repeat(1000)),
+        resolved: vec![[0xffff; 8].into(); 1000],
+        refused: vec![[0xffff; 8].into(); 1000],
+        ..opening("f1")
+    };
+    trail.deny(all, &"\0".repeat(1000), &"\0".repeat(1000)).await.expect("recorded");
+    stop(trail, tasks).await.expect("closes");
+    let text = tape.text();
+    assert!(!text.contains(|c: char| c != '\n' && (c.is_control() || unsafe_to_show(c))));
+    let records = tape.records();
+    for field in ["organisation", "target", "detail"] {
+        let length = records[1][field].as_str().expect(field).len();
+        assert!((TRAIL_TEXT_MAX - 3..=TRAIL_TEXT_MAX).contains(&length), "{field} {length}");
+    }
+    assert!(records[1]["key"].is_null());
+    assert!(text.lines().all(|line| line.len() < crate::limits::TRAIL_RECORD_MAX));
+}
+
+async fn tape_trail() -> (Trail, Tape, Tasks) {
+    let (tape, tasks) = (Tape::default(), Tasks::new());
+    let output = tape.clone();
+    let first = vec![Record::own(Side::Gateway, STARTED).line()];
+    let trail = Trail::begin(Side::Gateway, &tasks, || Ok((Box::new(output), first))).await.expect("starts");
+    (trail, tape, tasks)
+}
+
+fn opening(forward: &str) -> Opening {
+    Opening { forward: forward.to_owned(), target: "db:5432".to_owned(), ..Opening::default() }
+}
+
+async fn stop(trail: Trail, tasks: Tasks) -> Result<(), TrailError> {
+    let result = trail.close().await;
+    assert!(tasks.drain(TRAIL_PATIENCE).await, "the writer and its watcher end with the trail");
+    result
+}
+
+async fn within<F: Future>(future: F) -> F::Output {
+    tokio::time::timeout(4 * TRAIL_PATIENCE, future).await.expect("in time")
+}
+
+fn parse(line: &str) -> Value {
+    serde_json::from_str(line).unwrap_or_else(|_| panic!("torn: {line:?}"))
+}
+
+fn events(records: &[Value]) -> Vec<&str> {
+    records.iter().map(|record| record["event"].as_str().unwrap_or("-")).collect()
+}
+
+fn read(path: &Path) -> Vec<Value> {
+    let mut text = String::new();
+    fs::File::open(path).expect("opens").read_to_string(&mut text).expect("readable");
+    assert!(text.is_empty() || text.ends_with('\n'));
+    text.lines().map(parse).collect()
+}
+
+fn private(path: &Path, text: &str) {
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).expect("made");
+    file.write_all(text.as_bytes()).expect("written");
+}
+
+/// A sink in memory that fails on request.
+#[derive(Clone, Default)]
+struct Tape(Arc<(Mutex<TapeState>, Condvar)>);
+
+struct TapeState {
+    bytes: Vec<u8>,
+    /// How many bytes fit before writes fail.
+    room: Option<usize>,
+    retracts: bool,
+    hangs: bool,
+}
+
+impl Default for TapeState {
+    fn default() -> Self {
+        Self { bytes: Vec::new(), room: None, retracts: true, hangs: false }
+    }
+}
+
+impl Tape {
+    fn set(&self, change: impl FnOnce(&mut TapeState)) {
+        change(&mut lock(&self.0.0));
+        self.0.1.notify_all();
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(lock(&self.0.0).bytes.clone()).expect("UTF-8")
+    }
+
+    fn records(&self) -> Vec<Value> {
+        let text = self.text();
+        assert!(text.is_empty() || text.ends_with('\n'), "torn: {text}");
+        text.lines().map(parse).collect()
+    }
+}
+
+impl Output for Tape {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut state = lock(&self.0.0);
+        while state.hangs {
+            state = self.0.1.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        // Short writes are the rule here.
+        let mut count = bytes.len().min(100);
+        if let Some(room) = &mut state.room {
+            if *room == 0 {
+                return Err(io::Error::other("no room on this tape"));
+            }
+            count = count.min(*room);
+            *room -= count;
+        }
+        state.bytes.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn retract(&mut self, count: u64) -> io::Result<()> {
+        let mut state = lock(&self.0.0);
+        if !state.retracts {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let length = state.bytes.len() - usize::try_from(count).expect("small");
+        state.bytes.truncate(length);
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

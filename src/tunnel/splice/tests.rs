@@ -1,0 +1,462 @@
+//! Tests of the module above.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::identity::{Algorithm, PrivateKey, PublicKey};
+use crate::task::Tasks;
+use crate::tunnel::ssh::{Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
+use crate::tunnel::transport::Control;
+
+const DEADLINE: Duration = Duration::from_secs(60);
+
+struct Everybody;
+
+impl Login for Everybody {
+    fn offered(&mut self, _user: &str, _key: &PublicKey) -> bool {
+        true
+    }
+    fn verified(&mut self, _user: &str, _key: &PublicKey) -> bool {
+        true
+    }
+    fn unfit(&mut self, _user: &str, _why: &'static str) {}
+}
+
+/// A session between two of our ends, over a stream.
+struct Session {
+    client: Client,
+    opens: mpsc::Receiver<Opening>,
+    far_control: Control,
+    _running: Running,
+    tasks: Tasks,
+    flow: Flow,
+}
+
+impl Session {
+    async fn over<S>(near: S, far: S, flow: Flow) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let tasks = Tasks::new();
+        let key = PrivateKey::generate(Algorithm::Ed25519);
+        let server = ServerOptions {
+            line: "SSH-2.0-caponier_1".to_owned(),
+            said: false,
+            head: Bytes::new(),
+            key: key.clone(),
+            control_channel: false,
+            keepalive: limits::LINK_KEEPALIVE,
+            keepalive_max: 1,
+            flow,
+            channels: limits::CHANNELS_PER_LINK,
+            opens: limits::PENDING_OPENS_PER_LINK,
+        };
+        let client = ClientOptions {
+            line: "SSH-2.0-caponier_1 client",
+            said: false,
+            head: Bytes::new(),
+            host_key: Box::new(|_| true),
+            keepalive: limits::LINK_KEEPALIVE,
+            flow,
+            report: Arc::new(|violation| panic!("{violation:?}")),
+        };
+        let (server, stranger) = tokio::join!(ssh::serve(far, server, Everybody, &tasks), ssh::connect(near, client));
+        let server = server.expect("served");
+        let far_control = server.control.clone();
+        let (opens, _, running) = server.split();
+        let client = stranger.expect("connected").login("acme", &key, &tasks, 64).await.expect("logged in");
+        Self { client, opens, far_control, _running: running, tasks, flow }
+    }
+
+    async fn new(flow: Flow) -> Self {
+        let (near, far) = tokio::io::duplex(64 * 1024);
+        Self::over(near, far, flow).await
+    }
+
+    /// A forward through the session: what the principal holds, what the target holds, and how it ends on either side.
+    async fn forward(&mut self) -> Forward {
+        let target = "db:1".parse().expect("a target");
+        let opened = self.client.open(&target, "127.0.0.1", None);
+        let accepted = async { self.opens.recv().await.expect("an open").accept(self.flow).await };
+        let (near_channel, far_channel) = tokio::join!(opened, accepted);
+        let (principal, near) = sockets().await;
+        let (target, far) = sockets().await;
+        let (near_stop, far_stop) = (CancellationToken::new(), CancellationToken::new());
+        let run = |near: Side, far: Side, stop: CancellationToken| {
+            self.tasks.spawn(async move {
+                let (end, remains) = splice(near, far, &Counters::default(), &stop).await;
+                remains.leave().await;
+                end
+            })
+        };
+        let near_end = run(Side::Tcp(near), Side::Channel(near_channel.expect("opened")), near_stop.clone());
+        let far_end = run(Side::Channel(far_channel.expect("accepted")), Side::Tcp(far), far_stop.clone());
+        Forward { principal, target, near_end, far_end, near_stop }
+    }
+}
+
+struct Forward {
+    principal: TcpStream,
+    target: TcpStream,
+    near_end: tokio::task::JoinHandle<End>,
+    far_end: tokio::task::JoinHandle<End>,
+    near_stop: CancellationToken,
+}
+
+async fn sockets() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let address = listener.local_addr().expect("an address");
+    let (one, other) = tokio::join!(TcpStream::connect(address), listener.accept());
+    (one.expect("connected"), other.expect("accepted").0)
+}
+
+async fn within<F: Future>(what: &str, future: F) -> F::Output {
+    tokio::time::timeout(DEADLINE, future).await.unwrap_or_else(|_| panic!("{what}: nothing within {DEADLINE:?}"))
+}
+
+fn bytes(length: usize, seed: u8) -> Vec<u8> {
+    (0..length).map(|i| (i as u8).wrapping_mul(31).wrapping_add(seed) ^ (i >> 8) as u8).collect()
+}
+
+#[tokio::test]
+async fn each_half_ends_by_itself() {
+    for flow in [Flow::Credit, Flow::Stock] {
+        let mut session = Session::new(flow).await;
+        let mut forward = session.forward().await;
+        forward.principal.write_all(b"question").await.expect("written");
+        forward.principal.shutdown().await.expect("half closed");
+        let mut heard = Vec::new();
+        within("the question", forward.target.read_to_end(&mut heard)).await.expect("read");
+        assert_eq!(heard, b"question");
+        forward.target.write_all(b"answer after EOF").await.expect("written");
+        forward.target.shutdown().await.expect("closed");
+        let mut heard = Vec::new();
+        within("the answer", forward.principal.read_to_end(&mut heard)).await.expect("read");
+        assert_eq!(heard, b"answer after EOF");
+        assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Clean);
+        assert_eq!(within("the far end", forward.far_end).await.expect("ran"), End::Clean);
+    }
+}
+
+#[tokio::test]
+async fn what_breaks_on_one_side_is_reset_on_the_other() {
+    let mut session = Session::new(Flow::Credit).await;
+    let mut forward = session.forward().await;
+    forward.target.set_zero_linger().expect("set");
+    drop(forward.target);
+    let mut buf = [0; 1];
+    let error = within("the reset", forward.principal.read(&mut buf)).await.expect_err("no orderly end");
+    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    assert!(matches!(within("the far end", forward.far_end).await.expect("ran"), End::FarBroke(_)));
+    assert!(matches!(within("the near end", forward.near_end).await.expect("ran"), End::FarBroke(_)));
+}
+
+#[tokio::test]
+async fn stopping_one_side_resets_both_sockets() {
+    let mut session = Session::new(Flow::Credit).await;
+    let mut forward = session.forward().await;
+    forward.near_stop.cancel();
+    let mut buf = [0; 1];
+    for socket in [&mut forward.principal, &mut forward.target] {
+        let error = within("the reset", socket.read(&mut buf)).await.expect_err("no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+    assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Stopped);
+}
+
+#[tokio::test]
+async fn regression_russh_window_on_arrival_a_stalled_reader_blocks_nobody() {
+    let mut session = Session::new(Flow::Credit).await;
+    // A target that never reads, and a principal that never reads.
+    let mut deaf_target = session.forward().await;
+    let mut deaf_principal = session.forward().await;
+    let chunk = vec![7; 64 * 1024];
+    for socket in [&mut deaf_target.principal, &mut deaf_principal.target] {
+        // Until nothing fits any more: all queues on the way are full.
+        while tokio::time::timeout(Duration::from_millis(200), socket.write_all(&chunk)).await.is_ok() {}
+    }
+    let mut forward = session.forward().await;
+    let sent = bytes(8 * 1024 * 1024, 3);
+    let mut heard = vec![0; sent.len()];
+    within("a forward beside stalled ones", async {
+        let (written, read) = tokio::join!(forward.principal.write_all(&sent), forward.target.read_exact(&mut heard));
+        written.expect("written");
+        read.expect("read");
+    })
+    .await;
+    assert!(heard == sent, "bytes were changed, lost or reordered");
+}
+
+#[tokio::test]
+async fn regression_russh_mutual_block_an_echo_saturated_both_ways_never_stops() {
+    for flow in [Flow::Credit, Flow::Stock] {
+        // Small buffers below, so that both ends have more to write than fits.
+        let (near, far) = tokio::io::duplex(4 * 1024);
+        let mut session = Session::over(near, far, flow).await;
+        let mut forward = session.forward().await;
+        let echo = session.tasks.spawn(async move {
+            let (mut reader, mut writer) = forward.target.split();
+            tokio::io::copy(&mut reader, &mut writer).await.expect("echoed");
+            writer.shutdown().await.expect("closed");
+        });
+        let sent = bytes(32 * 1024 * 1024, 5);
+        let mut heard = Vec::with_capacity(sent.len());
+        let (mut reader, mut writer) = forward.principal.split();
+        within("the echo", async {
+            tokio::join!(
+                async {
+                    writer.write_all(&sent).await.expect("written");
+                    writer.shutdown().await.expect("closed");
+                },
+                async { reader.read_to_end(&mut heard).await.expect("read") }
+            );
+        })
+        .await;
+        assert!(heard == sent, "bytes were changed, lost or reordered");
+        within("the target", echo).await.expect("ran");
+    }
+}
+
+#[tokio::test]
+async fn what_was_sent_before_a_close_is_delivered() {
+    let mut session = Session::new(Flow::Stock).await;
+    let target = "db:1".parse().expect("a target");
+    let opened = session.client.open(&target, "127.0.0.1", None);
+    let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Stock).await };
+    let (channel, far_channel) = tokio::join!(opened, accepted);
+    let (mut target, far) = sockets().await;
+    let far_end = session.tasks.spawn(async move {
+        let side = Side::Channel(far_channel.expect("accepted"));
+        let (end, remains) = splice(side, Side::Tcp(far), &Counters::default(), &CancellationToken::new()).await;
+        remains.leave().await;
+        end
+    });
+    // As some libraries do: data, EOF and CLOSE in one breath.
+    let mut channel = channel.expect("opened");
+    let sent = bytes(1024 * 1024, 9);
+    channel.writer.send(Bytes::from(sent.clone())).await.expect("sent");
+    channel.writer.finish().await.expect("finished");
+    channel.writer.close().await;
+    let mut heard = vec![0; sent.len()];
+    within("the rest", target.read_exact(&mut heard)).await.expect("read");
+    assert!(heard == sent, "bytes were changed, lost or reordered");
+    drop(target);
+    within("the far end", far_end).await.expect("ran");
+}
+
+#[tokio::test]
+async fn regression_last_words_read_nothing_a_broken_forward_blocks_nobody() {
+    let mut session = Session::new(Flow::Credit).await;
+    // A target that takes nothing, with more on its way to it than fits anywhere.
+    let mut broken = session.forward().await;
+    let chunk = vec![7; 64 * 1024];
+    while tokio::time::timeout(Duration::from_millis(200), broken.principal.write_all(&chunk)).await.is_ok() {}
+    // Its principal goes away, which shows with the first word of the target; the target goes on talking.
+    broken.principal.set_zero_linger().expect("set");
+    drop(broken.principal);
+    broken.target.set_nodelay(true).expect("set");
+    for _ in 0..limits::CHANNEL_QUEUE * 4 {
+        broken.target.write_all(b"small").await.expect("written");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let mut forward = session.forward().await;
+    forward.principal.write_all(b"question").await.expect("written");
+    let mut heard = [0; 8];
+    within("a forward beside a broken one", forward.target.read_exact(&mut heard)).await.expect("read");
+    assert_eq!(&heard, b"question");
+}
+
+#[tokio::test]
+async fn regression_messages_of_one_byte_cost_a_stock_peer_what_they_cost_us() {
+    let mut session = Session::new(Flow::Stock).await;
+    let target = "db:1".parse().expect("a target");
+    let opened = session.client.open(&target, "127.0.0.1", None);
+    let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Stock).await };
+    let (channel, far_channel) = tokio::join!(opened, accepted);
+    let (deaf, far) = tokio::io::duplex(1);
+    let stop = CancellationToken::new();
+    let far_end = session.tasks.spawn({
+        let (side, stop) = (Side::Channel(far_channel.expect("accepted")), stop.clone());
+        async move {
+            let (end, remains) = splice(side, Side::Pipe(far), &Counters::default(), &stop).await;
+            remains.leave().await;
+            end
+        }
+    });
+    let mut channel = channel.expect("opened");
+    let flood = async {
+        let mut sent = 0_usize;
+        while !session.far_control.is_shut() {
+            channel.writer.send(Bytes::from_static(b"x")).await.expect("sent");
+            sent += 1;
+            assert!(sent < limits::HELD_HIGH / 16, "{sent} messages are held, and it reads on");
+        }
+    };
+    within("the gate", flood).await;
+    // What is given up is given back.
+    stop.cancel();
+    assert_eq!(within("the far end", far_end).await.expect("ran"), End::Stopped);
+    within("the gate", async {
+        while session.far_control.is_shut() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    drop(deaf);
+}
+
+#[tokio::test]
+async fn regression_a_thousand_senders_at_once_do_not_cut_their_session() {
+    // A network that for a while carries nothing.
+    let (near, near_network) = tokio::io::duplex(64 * 1024);
+    let (far_network, far) = tokio::io::duplex(64 * 1024);
+    let (open, mut opened) = tokio::sync::watch::channel(true);
+    let network = Tasks::new();
+    let (mut near_reader, mut near_writer) = tokio::io::split(near_network);
+    let (mut far_reader, mut far_writer) = tokio::io::split(far_network);
+    network.spawn(async move { tokio::io::copy(&mut far_reader, &mut near_writer).await });
+    network.spawn(async move {
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(read @ 1..) = near_reader.read(&mut bytes).await {
+            drop(opened.wait_for(|open| *open).await);
+            far_writer.write_all(&bytes[..read]).await?;
+        }
+        Ok::<_, io::Error>(())
+    });
+    let mut session = Session::over(near, far, Flow::Credit).await;
+    let mut senders = Vec::new();
+    let sent = 2 * limits::CHUNK;
+    for _ in 0..limits::UNSENT_MAX / limits::CHUNK + 200 {
+        let target = "db:1".parse().expect("a target");
+        let opened = session.client.open(&target, "127.0.0.1", None);
+        let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+        let (channel, far_channel) = tokio::join!(opened, accepted);
+        let (channel, mut far_channel) = (channel.expect("opened"), far_channel.expect("accepted"));
+        senders.push((
+            channel,
+            session.tasks.spawn(async move {
+                let mut heard = 0;
+                while let Event::Data(bytes) = far_channel.reader.next().await {
+                    heard += bytes.len();
+                }
+                drop(far_channel);
+                heard
+            }),
+        ));
+    }
+    let start = CancellationToken::new();
+    let mut all = Vec::new();
+    for (mut channel, heard) in senders {
+        let start = start.clone();
+        let sending = session.tasks.spawn(async move {
+            start.cancelled().await;
+            channel.writer.send(Bytes::from(vec![7; sent])).await?;
+            channel.writer.finish().await?;
+            Ok::<_, io::Error>(channel)
+        });
+        all.push((sending, heard));
+    }
+    open.send(false).expect("the network is there");
+    start.cancel();
+    // Until whoever may feed the session has done so.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    open.send(true).expect("the network is there");
+    for (sending, heard) in all {
+        let _channel = within("a sender", sending).await.expect("ran").expect("the session lives");
+        assert_eq!(within("a receiver", heard).await.expect("ran"), sent);
+    }
+}
+
+#[tokio::test]
+async fn more_than_the_credit_ends_the_session() {
+    let mut session = Session::new(Flow::Credit).await;
+    let target = "db:1".parse().expect("a target");
+    // A peer that does not keep to credit: it sends as to a stock one.
+    session.client.ignore_credit();
+    let opened = session.client.open(&target, "127.0.0.1", None);
+    let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+    let (channel, far_channel) = tokio::join!(opened, accepted);
+    let (_target, far) = sockets().await;
+    let far_end = session.tasks.spawn(async move {
+        let side = Side::Channel(far_channel.expect("accepted"));
+        splice(side, Side::Tcp(far), &Counters::default(), &CancellationToken::new()).await.0
+    });
+    let mut channel = channel.expect("opened");
+    let flood = async { while channel.writer.send(Bytes::from(vec![0; 32 * 1024])).await.is_ok() {} };
+    within("the cut", flood).await;
+    assert_eq!(within("the far end", far_end).await.expect("ran"), End::NearBroke(io::ErrorKind::InvalidData));
+    within("the session's end", session.client.control().gone().cancelled()).await;
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+    /// Random sizes, pauses and half-closes both ways, and cuts: what arrives is a prefix of what was sent, and all of it
+    /// when both sides ended cleanly.
+    #[test]
+    fn what_arrives_is_what_was_sent(
+        up in proptest::collection::vec(1_usize..200_000, 0..8),
+        down in proptest::collection::vec(1_usize..200_000, 0..8),
+        cut_after in proptest::option::of(0_usize..400_000),
+        pause in 0_u8..3,
+        stock in any::<bool>(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let mut session = Session::new(if stock { Flow::Stock } else { Flow::Credit }).await;
+            let forward = session.forward().await;
+            let upward = bytes(up.iter().sum(), 1);
+            let downward = bytes(down.iter().sum(), 2);
+            let stop = forward.near_stop.clone();
+            let talk = async |socket: TcpStream, sizes: &[usize], all: &[u8]| {
+                let (mut reader, mut writer) = socket.into_split();
+                let mut heard = Vec::new();
+                tokio::join!(
+                    async {
+                        let mut rest = all;
+                        for size in sizes {
+                            let (chunk, after) = rest.split_at(*size);
+                            rest = after;
+                            if writer.write_all(chunk).await.is_err() {
+                                return;
+                            }
+                            for _ in 0..pause {
+                                tokio::task::yield_now().await;
+                            }
+                            if cut_after.is_some_and(|cut| all.len() - rest.len() >= cut) {
+                                stop.cancel();
+                            }
+                        }
+                        // A reset on the way out is what a cut looks like.
+                        drop(writer.shutdown().await);
+                    },
+                    async {
+                        let mut buf = vec![0; 30_000];
+                        while let Ok(read @ 1..) = reader.read(&mut buf).await {
+                            heard.extend_from_slice(&buf[..read]);
+                        }
+                    }
+                );
+                heard
+            };
+            let (answers, questions) = within("the talk", async {
+                tokio::join!(talk(forward.principal, &up, &upward), talk(forward.target, &down, &downward))
+            })
+            .await;
+            let near_end = within("the near end", forward.near_end).await.expect("ran");
+            let far_end = within("the far end", forward.far_end).await.expect("ran");
+            assert!(upward.starts_with(&questions), "not a prefix of what was sent");
+            assert!(downward.starts_with(&answers), "not a prefix of what was sent");
+            if near_end == End::Clean && far_end == End::Clean {
+                assert_eq!((questions.len(), answers.len()), (upward.len(), downward.len()));
+            }
+            if cut_after.is_none() {
+                assert_eq!((near_end, far_end), (End::Clean, End::Clean));
+            }
+        });
+    }
+}
