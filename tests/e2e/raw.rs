@@ -1636,7 +1636,7 @@ async fn an_agent_that_does_not_answer_is_not_available() {
         let answer = client.ask(json!({"do": "opened", "id": channel, "within": 40})).await;
         let waited = began.elapsed();
         assert_eq!((&answer["message"], &answer["text"]), (&json!(92), &json!("not available")), "{answer}");
-        let limit = limits::OPEN_TIMEOUT;
+        let limit = limits::ANSWER_TIMEOUT;
         assert!(waited > limit - Duration::from_secs(1) && waited < limit + Duration::from_secs(5), "{waited:?}");
         let id = forward_id(&asked);
         let record = world.entry("gateway", |it| it["forward"] == id && it["event"] != "forward.open").await;
