@@ -104,21 +104,18 @@ pub const CHUNK: usize = 32 * 1024;
 /// SSH channel window toward stock peers, in bytes.
 pub const WINDOW: u32 = 2 * 1024 * 1024;
 
-/// SSH channel window between our own ends, in bytes: far above [`CREDIT`], which is the real bound.
+/// SSH channel window between our own ends, in bytes: far above [`CREDIT_MAX`], which is the real bound.
 pub const WINDOW_OURS: u32 = 32 * 1024 * 1024;
 
-/// What one end may send on a channel before the other has returned credit, in bytes and message costs.
-pub const CREDIT: usize = 1024 * 1024;
+/// The most credit of one channel: 80 MB/s over a round trip of 100 ms. A sender never uses more, whatever it is offered.
+pub const CREDIT_MAX: usize = 8 * 1024 * 1024;
 
-/// What a message costs beyond its bytes, so that credit bounds the number of messages too.
-pub const CREDIT_PER_MESSAGE: usize = 64;
+/// The credit of all channels of a session together: what its peer can make this end hold. Channels begin with so little
+/// that [`CHANNELS_PER_LINK`] of them fit.
+pub const CREDIT_PER_SESSION: usize = 64 * 1024 * 1024;
 
-/// Credit is returned once so much has been taken: seldom enough to cost nothing, often enough that the sender never waits
-/// for it on a fast path.
-pub const CREDIT_RETURN: usize = CREDIT / 4;
-
-/// The most credit a sender ever uses, whatever it is offered: it bounds what an unread channel can make it buffer.
-pub const CREDIT_MAX: usize = 16 * 1024 * 1024;
+/// Above this, channels with much credit give some of it back, so that others can have it.
+pub const CREDIT_SCARCE: usize = CREDIT_PER_SESSION / 4 * 3;
 
 /// Bytes that a socket has not taken, above which nothing more is given to its session.
 pub const UNSENT_HIGH: usize = 256 * 1024;

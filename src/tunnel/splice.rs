@@ -196,6 +196,7 @@ async fn direction(
                     match reader.next().await {
                         Event::Data(bytes) => inbox.push(bytes),
                         Event::Eof => inbox.end(Last::Eof),
+                        Event::Starved => inbox.starve(),
                         Event::Closed => {
                             inbox.end(Last::Broken(io::ErrorKind::ConnectionReset));
                             break;
@@ -223,6 +224,7 @@ async fn direction(
                             count(length as u64);
                             returns.taken(length).await;
                         }
+                        Err(Last::Starved) => returns.grow().await,
                         Err(Last::Eof) => return finish(writer).await,
                         Err(Last::Broken(kind)) => return Broke::Reading(kind),
                     }
@@ -273,11 +275,15 @@ struct Inbox {
 #[derive(Default)]
 struct InboxState {
     waiting: VecDeque<Bytes>,
+    /// Set while the sender waits for credit.
+    starved: bool,
     last: Option<Last>,
 }
 
 #[derive(Debug, Clone, Copy)]
 enum Last {
+    /// Nothing for now, because the sender has no credit.
+    Starved,
     Eof,
     Broken(io::ErrorKind),
 }
@@ -304,14 +310,22 @@ impl Inbox {
         self.filled.notify_one();
     }
 
+    fn starve(&self) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).starved = true;
+        self.filled.notify_one();
+    }
+
     /// What comes next. It stays here until it is [shifted](Inbox::shift) out, so that it is accounted for whatever happens.
     async fn front(&self) -> Result<Bytes, Last> {
         loop {
             let filled = self.filled.notified();
             {
-                let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(bytes) = state.waiting.front() {
                     return Ok(bytes.clone());
+                }
+                if std::mem::take(&mut state.starved) {
+                    return Err(Last::Starved);
                 }
                 if let Some(last) = state.last {
                     return Err(last);

@@ -43,6 +43,8 @@ struct Shared {
     held: AtomicUsize,
     /// Set while `held` is too much.
     shut: AtomicBool,
+    /// Credit that the peer has or may still be given back, over all channels.
+    credit: AtomicUsize,
     /// Writers that wait for the peer to widen a window, which only reading can bring.
     starving: AtomicUsize,
     reader: Mutex<Option<Waker>>,
@@ -121,6 +123,34 @@ impl Control {
         if opened || held <= limits::HELD_STARVING && before > limits::HELD_STARVING {
             self.wake();
         }
+    }
+
+    /// Takes credit for a channel out of the session's budget; false if there is not so much left. What a channel begins with
+    /// is not asked for but [taken](Control::take_credit).
+    #[must_use]
+    pub fn ask_credit(&self, credit: usize) -> bool {
+        let given = self.0.credit.load(Ordering::Relaxed);
+        let fits = given + credit <= limits::CREDIT_PER_SESSION;
+        if fits {
+            self.0.credit.store(given + credit, Ordering::Relaxed);
+        }
+        fits
+    }
+
+    /// Takes credit out of the session's budget, whatever is left of it.
+    pub fn take_credit(&self, credit: usize) {
+        self.0.credit.fetch_add(credit, Ordering::Relaxed);
+    }
+
+    /// Puts credit back.
+    pub fn put_credit(&self, credit: usize) {
+        self.0.credit.fetch_sub(credit, Ordering::Relaxed);
+    }
+
+    /// Whether the session's budget is nearly spent.
+    #[must_use]
+    pub fn is_credit_scarce(&self) -> bool {
+        self.0.credit.load(Ordering::Relaxed) > limits::CREDIT_SCARCE
     }
 
     /// Whether the session has stopped reading.

@@ -38,6 +38,38 @@ pub const CONTROL_SUBSYSTEM: &str = "control@caponier";
 /// The feature of credit: see the flow control of channels in [`crate::tunnel::ssh`]. Every end of this major version has it.
 pub const CREDIT: &str = "credit";
 
+/// The type of extended data (RFC 4254 §5.2) that carries credit on a channel, also after EOF. The RFC leaves types from
+/// 0xFE000000 on to private use.
+pub const CREDIT_TYPE: u32 = 0xFE00_0001;
+
+/// See [`credit`].
+pub const NO_CREDIT: usize = 0;
+
+/// What each end may send on a channel before the other has given it more: the sum of its messages' [costs](message_cost).
+pub const CREDIT_INITIAL: usize = 16 * 1024;
+
+/// What a message of `bytes` costs: more than its bytes, so that credit bounds the number of messages too.
+#[must_use]
+pub const fn message_cost(bytes: usize) -> usize {
+    bytes + 64
+}
+
+/// The extended data that gives a peer `credit`: u32, big endian. None at all ([`NO_CREDIT`]) is what a sender says that has
+/// bytes to send and no credit left for them.
+#[must_use]
+pub fn credit(credit: usize) -> Bytes {
+    Bytes::copy_from_slice(&u32::try_from(credit).unwrap_or(u32::MAX).to_be_bytes())
+}
+
+/// Reads what [`credit`] writes.
+///
+/// # Errors
+/// If it is not four bytes.
+pub fn parse_credit(data: &[u8]) -> Result<usize, MalformedError> {
+    let bytes: [u8; 4] = data.try_into().map_err(|_| MalformedError("credit"))?;
+    Ok(usize::try_from(u32::from_be_bytes(bytes)).unwrap_or(usize::MAX))
+}
+
 /// The largest control message, in bytes after the length field.
 pub const CONTROL_MAX: usize = 64 * 1024;
 
@@ -458,6 +490,17 @@ mod tests {
         let text = refusal_text(Some(&forward), "not \u{7}allowed");
         assert_eq!(parse_refusal(&text), Some((forward, "not allowed".into())));
         assert_eq!(parse_refusal("open failed"), None);
+    }
+
+    #[test]
+    fn credit_is_frozen() {
+        assert_eq!((CREDIT_TYPE, CREDIT_INITIAL, message_cost(0), message_cost(100)), (0xFE00_0001, 16_384, 64, 164));
+        assert_eq!(&credit(0x0102_0304)[..], b"\x01\x02\x03\x04");
+        assert_eq!(&credit(NO_CREDIT)[..], b"\0\0\0\0");
+        assert_eq!(parse_credit(b"\x01\x02\x03\x04"), Ok(0x0102_0304));
+        for data in [&b""[..], b"\0\0\0", b"\0\0\0\0\0"] {
+            assert!(parse_credit(data).is_err(), "{data:?}");
+        }
     }
 
     #[test]

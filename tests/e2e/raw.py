@@ -35,7 +35,7 @@ WINDOW = 2 * 1024 * 1024
 # caponier's flow control between its own ends: extended data of this type returns what a sender has spent, which is the
 # length of each message and a little more.
 CREDIT_CODE = 0xFE000001
-CREDIT = 1024 * 1024
+CREDIT = 16 * 1024
 COST = 64
 
 
@@ -526,20 +526,29 @@ class Peer:
         connection has ended, or the time is up: then a write may still be stuck."""
         channel, until, sent = self.channels[id], time.monotonic() + within, [0]
         kind = bytes([95]) + number(channel.theirs) + number(1) if extended else bytes([94]) + number(channel.theirs)
-        piece = kind + string(b"x" * 32768)
         why = []
 
         def write():
+            begged = None
             try:
                 while sent[0] < bytes_ and self.ssh.is_active() and time.monotonic() < until and not channel.closed:
-                    short = channel.window < 32768 or (self.ours and channel.credit < 32768 + COST)
-                    if heed and short:
+                    length = 32768
+                    if heed:
+                        length = min(length, channel.window)
+                        if self.ours:
+                            length = min(length, channel.credit - COST)
+                    if length < 4096:
+                        # Once for each time that it runs out: no credit, and bytes to send.
+                        if self.ours and channel.credit < 4096 + COST and begged != channel.credit:
+                            begged = channel.credit
+                            self.credit(channel, 0)
                         time.sleep(0.01)
                         continue
-                    self.raw(piece)
-                    channel.window -= 32768
-                    channel.credit -= 32768 + COST
-                    sent[0] += 32768
+                    self.raw(kind + string(b"x" * length))
+                    begged = None
+                    channel.window -= length
+                    channel.credit -= length + COST
+                    sent[0] += length
             except Exception as error:
                 why.append(str(error))
 

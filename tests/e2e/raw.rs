@@ -1461,7 +1461,9 @@ async fn an_agent_that_floods_a_forward_fills_no_memory() {
                 "within": 8});
             let flooded = peer.ask(flood).await;
             let grown = world.resident().saturating_sub(before);
-            assert!(flooded["sent"].as_u64() > Some(1 << 20), "{flooded}");
+            // Whoever does not heed its credit is cut as soon as that is spent.
+            let least = if heed || extended { 1 << 20 } else { 16 << 10 };
+            assert!(flooded["sent"].as_u64() > Some(least), "{flooded}");
             assert!(grown < 64 * 1024, "{grown} KiB more, heeding window and credit: {heed}: {flooded}");
             if heed {
                 assert_eq!(flooded["open"], true, "{flooded}");

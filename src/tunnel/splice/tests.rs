@@ -12,6 +12,7 @@ use crate::identity::{Algorithm, PrivateKey, PublicKey};
 use crate::task::Tasks;
 use crate::tunnel::ssh::{Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
 use crate::tunnel::transport::Control;
+use crate::tunnel::wire;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -330,8 +331,9 @@ async fn regression_a_thousand_senders_at_once_do_not_cut_their_session() {
     });
     let mut session = Session::over(near, far, Flow::Credit).await;
     let mut senders = Vec::new();
-    let sent = 2 * limits::CHUNK;
-    for _ in 0..limits::UNSENT_MAX / limits::CHUNK + 200 {
+    // All that a channel may send at first.
+    let sent = wire::CREDIT_INITIAL - wire::message_cost(0);
+    for _ in 0..limits::UNSENT_MAX / sent + 200 {
         let target = "db:1".parse().expect("a target");
         let opened = session.client.open(&target, "127.0.0.1", None);
         let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
@@ -391,6 +393,92 @@ async fn more_than_the_credit_ends_the_session() {
     within("the cut", flood).await;
     assert_eq!(within("the far end", far_end).await.expect("ran"), End::NearBroke(io::ErrorKind::InvalidData));
     within("the session's end", session.client.control().gone().cancelled()).await;
+}
+
+/// Carries bytes both ways, each of them a few milliseconds late.
+fn long_way(network: &Tasks) -> (tokio::io::DuplexStream, tokio::io::DuplexStream) {
+    let (near, near_end) = tokio::io::duplex(1024 * 1024);
+    let (far_end, far) = tokio::io::duplex(1024 * 1024);
+    let (near_reader, near_writer) = tokio::io::split(near_end);
+    let (far_reader, far_writer) = tokio::io::split(far_end);
+    let carry = async |mut reader: ReadHalf<DuplexStream>, mut writer: WriteHalf<DuplexStream>| {
+        let (sender, mut late) = mpsc::channel::<(tokio::time::Instant, Bytes)>(4096);
+        tokio::join!(
+            async {
+                let mut bytes = BytesMut::with_capacity(64 * 1024);
+                while let Ok(1..) = reader.read_buf(&mut bytes).await {
+                    let due = tokio::time::Instant::now() + Duration::from_millis(5);
+                    if sender.send((due, bytes.split().freeze())).await.is_err() {
+                        return;
+                    }
+                }
+            },
+            async {
+                while let Some((due, bytes)) = late.recv().await {
+                    tokio::time::sleep_until(due).await;
+                    if writer.write_all(&bytes).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        );
+    };
+    network.spawn(carry(near_reader, far_writer));
+    network.spawn(carry(far_reader, near_writer));
+    (near, far)
+}
+
+#[tokio::test]
+async fn credit_grows_with_the_way_and_within_the_budget() {
+    let network = Tasks::new();
+    let (near, far) = long_way(&network);
+    let mut session = Session::over(near, far, Flow::Credit).await;
+    let target = "db:1".parse().expect("a target");
+    let opened = session.client.open(&target, "127.0.0.1", None);
+    let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+    let (channel, far_channel) = tokio::join!(opened, accepted);
+    let (channel, mut far_channel) = (channel.expect("opened"), far_channel.expect("accepted"));
+    let (mut reader, mut writer) = (channel.reader, channel.writer);
+    let returns = far_channel.reader.returns();
+    let budget = far_channel.reader.control();
+    session.tasks.spawn(async move {
+        tokio::select! {
+            // Credit comes with what is read.
+            _ = reader.next() => {}
+            () = async { while writer.send(Bytes::from(vec![7; limits::CHUNK])).await.is_ok() {} } => {}
+        }
+    });
+    let mut take = async |megabytes: usize, quick: bool| {
+        let mut taken = 0;
+        while taken < megabytes << 20 {
+            match within("data", far_channel.reader.next()).await {
+                Event::Data(bytes) => {
+                    taken += bytes.len();
+                    returns.taken(bytes.len()).await;
+                }
+                Event::Starved if quick => returns.grow().await,
+                Event::Starved => {}
+                event => panic!("{event:?}"),
+            }
+        }
+        far_channel.reader.window()
+    };
+    assert_eq!(take(1, false).await, wire::CREDIT_INITIAL, "a slow sink gets no more than it takes");
+    let grown = take(24, true).await;
+    assert!((1 << 20..=limits::CREDIT_MAX).contains(&grown), "a long way gets more: {grown}");
+    budget.take_credit(limits::CREDIT_PER_SESSION);
+    let shrunk = take(24, true).await;
+    assert!((wire::CREDIT_INITIAL..=4 * wire::CREDIT_INITIAL).contains(&shrunk), "what is scarce is shared: {shrunk}");
+    budget.put_credit(limits::CREDIT_PER_SESSION);
+    assert!(take(24, true).await >= 1 << 20, "and comes back");
+    drop((far_channel, returns));
+    budget.cut();
+    within("the budget", async {
+        while !budget.ask_credit(limits::CREDIT_PER_SESSION) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 proptest! {

@@ -2,16 +2,20 @@
 //!
 //! The library grants a peer new window when data *arrives*, and when it cannot hand the data on it blocks the whole
 //! session. So a channel's receiver must always take what comes, and something else must keep the sender back. Between our
-//! own ends that is **credit**: a sender spends [`limits::CREDIT_PER_MESSAGE`] and a message's length on each message, and
-//! gets it back, as extended data of type [`CREDIT_CODE`] on the same channel (also after EOF), once the receiver's sink
-//! has taken it. Whoever sends more than its credit is cut. A stock peer gets no such messages; what it sends is counted
-//! by the session's [`Control::hold`], at the same price.
+//! own ends that is **credit**: a sender spends a message's [cost](wire::message_cost) on it, and gets it back, as extended
+//! data on the same channel (also after EOF), once the receiver's sink has taken it. Whoever sends more than its credit is
+//! cut. A stock peer gets no such messages; what it sends is counted by the session's [`Control::hold`].
+//!
+//! **A channel's credit grows** with need. It begins small. A sender that has bytes and no credit says so; where the
+//! receiver's sink has taken everything by then, it is the way that is long and not the sink that is slow, and the channel
+//! gets as much again, up to [`limits::CREDIT_MAX`] and within the session's budget. When that runs short, channels with much
+//! credit give some back. So what a peer can make us hold is bounded over the session, and nobody has to guess a round trip.
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
@@ -19,10 +23,7 @@ use tokio_util::sync::CancellationToken;
 use super::{Control, PACKET};
 use crate::limits;
 use crate::task::Tasks;
-
-/// The type of extended data (RFC 4254 §5.2) that carries credit: a number of bytes, u32, big endian. The RFC leaves types
-/// from 0xFE000000 on to private use.
-pub(super) const CREDIT_CODE: u32 = 0xFE00_0001;
+use crate::tunnel::wire;
 
 /// How the sender on a channel is kept from sending more than its receiver takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,6 +82,8 @@ pub enum Event {
     Data(Bytes),
     /// No more bytes will come.
     Eof,
+    /// The peer has more bytes, and no credit for them.
+    Starved,
     /// The peer closed the channel, or the session has ended.
     Closed,
     /// The peer broke the rules of credit; its session has been cut.
@@ -100,11 +103,15 @@ struct Shared {
     closed: CancellationToken,
     /// What we may still send.
     credit: AtomicUsize,
+    /// Set once we have said that this is not enough.
+    begged: AtomicBool,
     more: Notify,
     /// What the peer may still send; below zero it has broken the rules.
     allowed: AtomicI64,
-    /// What has been taken and not been returned yet.
+    /// What has been taken and not been given back yet.
     owed: AtomicUsize,
+    /// All credit of the channel: what the peer may still send, what waits here, and what is owed.
+    window: AtomicUsize,
 }
 
 impl Channel {
@@ -121,11 +128,16 @@ impl Channel {
             flow,
             control: control.clone(),
             closed: CancellationToken::new(),
-            credit: AtomicUsize::new(limits::CREDIT),
+            credit: AtomicUsize::new(wire::CREDIT_INITIAL),
+            begged: AtomicBool::new(false),
             more: Notify::new(),
-            allowed: AtomicI64::new(limits::CREDIT as i64),
+            allowed: AtomicI64::new(wire::CREDIT_INITIAL as i64),
             owed: AtomicUsize::new(0),
+            window: AtomicUsize::new(wire::CREDIT_INITIAL),
         });
+        if flow == Flow::Credit {
+            control.take_credit(wire::CREDIT_INITIAL);
+        }
         Self {
             reader: Reader { half: reader, shared: shared.clone(), over: false },
             writer: Writer { shared, control: control.clone(), tasks: tasks.clone(), slot, sent_close: false },
@@ -157,9 +169,11 @@ impl Reader {
                 Some(ChannelMsg::Data { data }) => {
                     return if self.shared.received(data.len()) { Event::Data(data) } else { self.violation() };
                 }
-                Some(ChannelMsg::ExtendedData { data, ext: CREDIT_CODE }) if self.shared.flow == Flow::Credit => {
-                    if !self.shared.granted(data) {
-                        return self.violation();
+                Some(ChannelMsg::ExtendedData { data, ext: wire::CREDIT_TYPE }) if self.shared.flow == Flow::Credit => {
+                    match wire::parse_credit(&data) {
+                        Ok(wire::NO_CREDIT) => return Event::Starved,
+                        Ok(credit) => self.shared.granted(credit),
+                        Err(_) => return self.violation(),
                     }
                 }
                 Some(ChannelMsg::Eof) => return Event::Eof,
@@ -175,7 +189,7 @@ impl Reader {
     pub async fn bytes(&mut self) -> Option<Bytes> {
         match self.next().await {
             Event::Data(bytes) => Some(bytes),
-            Event::Eof | Event::Closed | Event::Violation => None,
+            Event::Eof | Event::Starved | Event::Closed | Event::Violation => None,
         }
     }
 
@@ -194,6 +208,18 @@ impl Reader {
     #[must_use]
     pub fn returns(&self) -> Returns {
         Returns(self.shared.clone())
+    }
+
+    /// All credit of the channel.
+    #[cfg(test)]
+    pub(crate) fn window(&self) -> usize {
+        self.shared.window.load(Ordering::Relaxed)
+    }
+
+    /// The switch of the channel's session.
+    #[cfg(test)]
+    pub(crate) fn control(&self) -> Control {
+        self.shared.control.clone()
     }
 
     /// Whether the peer opened the channel.
@@ -219,38 +245,80 @@ impl Shared {
     fn received(&self, bytes: usize) -> bool {
         match self.flow {
             Flow::Credit => {
-                let cost = cost(bytes) as i64;
+                let cost = wire::message_cost(bytes) as i64;
                 self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost
             }
             Flow::Stock => {
-                self.control.hold(cost(bytes));
+                self.control.hold(wire::message_cost(bytes));
                 true
             }
             Flow::Plain => true,
         }
     }
 
-    /// Counts credit that came back; false if it is not well formed.
-    fn granted(&self, mut data: Bytes) -> bool {
-        if data.len() != 4 {
-            return false;
-        }
-        let granted = usize::try_from(data.get_u32()).unwrap_or(usize::MAX);
+    /// Counts credit that came back.
+    fn granted(&self, granted: usize) {
         let credit = self.credit.load(Ordering::Relaxed).saturating_add(granted).min(limits::CREDIT_MAX);
         self.credit.store(credit, Ordering::Relaxed);
+        self.begged.store(false, Ordering::Relaxed);
         self.more.notify_waiters();
-        true
+    }
+
+    /// Counts a message as taken and tells how much credit is to be given back now, if any.
+    fn settle(&self, bytes: usize) -> Option<usize> {
+        let owed = self.owed.load(Ordering::Relaxed) + wire::message_cost(bytes);
+        let window = self.window.load(Ordering::Relaxed);
+        // Seldom enough to cost nothing, often enough that a sender never waits for it on a short way.
+        if owed < window / 4 {
+            self.owed.store(owed, Ordering::Relaxed);
+            return None;
+        }
+        self.owed.store(0, Ordering::Relaxed);
+        let scarce = self.control.is_credit_scarce() && window > 4 * wire::CREDIT_INITIAL;
+        let kept = if scarce { owed / 2 } else { 0 };
+        self.control.put_credit(kept);
+        self.window.store(window - kept, Ordering::Relaxed);
+        // Before it is sent: the peer may use it at once.
+        self.allowed.fetch_add((owed - kept) as i64, Ordering::Relaxed);
+        Some(owed - kept)
+    }
+
+    /// As much credit again as the channel has, with all that is owed; none where there is no more to be had.
+    fn grow(&self) -> Option<usize> {
+        let window = self.window.load(Ordering::Relaxed);
+        let more = window.min(limits::CREDIT_MAX.saturating_sub(window));
+        let more = if more > 0 && self.control.ask_credit(more) { more } else { 0 };
+        let given = more + self.owed.swap(0, Ordering::Relaxed);
+        self.window.store(window + more, Ordering::Relaxed);
+        self.allowed.fetch_add(given as i64, Ordering::Relaxed);
+        (given > 0).then_some(given)
+    }
+
+    async fn give(&self, credit: usize) {
+        let message = wire::credit(credit);
+        let sent = async {
+            match &self.half {
+                Half::Client(half) => half.extended_data_bytes(wire::CREDIT_TYPE, message).await,
+                Half::Server(half) => half.extended_data_bytes(wire::CREDIT_TYPE, message).await,
+            }
+        };
+        tokio::select! {
+            // A session that has ended needs no credit.
+            _ = sent => {}
+            () = self.closed.cancelled() => {}
+            () = self.control.gone().cancelled() => {}
+        }
     }
 
     /// Spends credit for as much of a message of `bytes` as may be sent now, and tells how much that is.
     fn spend(&self, bytes: usize) -> Option<usize> {
         let credit = self.credit.load(Ordering::Relaxed);
-        let fit = credit.saturating_sub(limits::CREDIT_PER_MESSAGE).min(bytes);
+        let fit = credit.saturating_sub(wire::message_cost(0)).min(bytes);
         // Crumbs would cost more than they carry.
         if fit < bytes.min(limits::CHUNK / 8) {
             return None;
         }
-        self.credit.store(credit - cost(fit), Ordering::Relaxed);
+        self.credit.store(credit - wire::message_cost(fit), Ordering::Relaxed);
         Some(fit)
     }
 }
@@ -261,37 +329,26 @@ impl Returns {
         let shared = &self.0;
         match shared.flow {
             Flow::Credit => {
-                let owed = shared.owed.fetch_add(cost(bytes), Ordering::Relaxed) + cost(bytes);
-                if owed < limits::CREDIT_RETURN {
-                    return;
-                }
-                shared.owed.fetch_sub(owed, Ordering::Relaxed);
-                // Before it is sent: the peer may use it at once.
-                shared.allowed.fetch_add(owed as i64, Ordering::Relaxed);
-                let mut message = BytesMut::with_capacity(4);
-                message.put_u32(u32::try_from(owed).unwrap_or(u32::MAX));
-                let sent = async {
-                    match &shared.half {
-                        Half::Client(half) => half.extended_data_bytes(CREDIT_CODE, message).await,
-                        Half::Server(half) => half.extended_data_bytes(CREDIT_CODE, message).await,
-                    }
-                };
-                tokio::select! {
-                    // A session that has ended needs no credit.
-                    _ = sent => {}
-                    () = shared.closed.cancelled() => {}
-                    () = shared.control.gone().cancelled() => {}
+                if let Some(credit) = shared.settle(bytes) {
+                    shared.give(credit).await;
                 }
             }
-            Flow::Stock => shared.control.release(cost(bytes)),
+            Flow::Stock => shared.control.release(wire::message_cost(bytes)),
             Flow::Plain => {}
+        }
+    }
+
+    /// Gives more credit to a sender that has none left, although everything it sent has been taken.
+    pub async fn grow(&self) {
+        if let Some(credit) = self.0.grow() {
+            self.0.give(credit).await;
         }
     }
 
     /// Gives up a message of `bytes` that was read and will never be taken.
     pub fn dropped(&self, bytes: usize) {
         if self.0.flow == Flow::Stock {
-            self.0.control.release(cost(bytes));
+            self.0.control.release(wire::message_cost(bytes));
         }
     }
 
@@ -323,7 +380,8 @@ impl Writer {
                         let more = shared.more.notified();
                         match shared.spend(wanted) {
                             Some(fit) => break fit,
-                            None => more.await,
+                            None if shared.begged.swap(true, Ordering::Relaxed) => more.await,
+                            None => shared.give(wire::NO_CREDIT).await,
                         }
                     },
                     Flow::Stock | Flow::Plain => wanted,
@@ -414,6 +472,10 @@ impl Drop for Writer {
     }
 }
 
-fn cost(bytes: usize) -> usize {
-    bytes + limits::CREDIT_PER_MESSAGE
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if self.flow == Flow::Credit {
+            self.control.put_credit(self.window.load(Ordering::Relaxed));
+        }
+    }
 }
