@@ -13,6 +13,7 @@ mod admin;
 mod broker;
 mod door;
 mod intake;
+mod quota;
 mod roster;
 
 use std::collections::HashMap;
@@ -127,6 +128,7 @@ struct Gateway {
     login_keys: HashMap<OrganisationId, PrivateKey>,
     registry: Arc<Files>,
     roster: roster::Roster,
+    quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
     room: Room,
@@ -169,6 +171,7 @@ pub async fn run(
             .collect(),
         registry: registry.clone(),
         roster: roster::Roster::default(),
+        quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),

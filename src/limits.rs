@@ -35,7 +35,7 @@ pub const CHANNELS_PER_LINK: usize = 4_096;
 pub const PENDING_OPENS_PER_LINK: usize = 256;
 
 /// Opens under way at once on one session at the SSH door.
-pub const PENDING_OPENS_PER_SESSION: usize = 64;
+pub const PENDING_OPENS_PER_SESSION: usize = 128;
 
 /// Opens, failed ones included, after which the agent replaces a link: the SSH library keeps some kilobytes for every
 /// channel that was closed locally, until the session ends.
@@ -269,3 +269,13 @@ pub const REGISTRY_POLL: Duration = Duration::from_secs(5);
 
 /// Connections that the kernel holds for a listener until they are accepted: a thousand agents may come back at once.
 pub const LISTEN_BACKLOG: i32 = 1_024;
+
+/// Forwards that one principal may have at once, over all doors: more than any pool of connections, far fewer than all
+/// principals share.
+pub const FORWARDS_PER_PRINCIPAL: usize = 1_024;
+
+/// Forwards that one organisation may have at once: one of many cannot take all places in the trail ([`TRAIL_QUEUE`]).
+pub const FORWARDS_PER_ORGANISATION: usize = 8_192;
+
+/// Sessions at the SSH door that one principal may have at once.
+pub const SESSIONS_PER_PRINCIPAL: usize = 128;

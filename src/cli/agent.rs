@@ -34,6 +34,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .exit_with(Exit::Usage);
     };
     running::start_log(log);
+    running::raise_descriptors();
     running::block_on(async |stop| agent::run(*config, stop).await.context("the agent ended"))?;
     Ok(Exit::Done.into())
 }

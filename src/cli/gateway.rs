@@ -34,6 +34,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .exit_with(Exit::Usage);
     };
     running::start_log(log);
+    running::raise_descriptors();
     running::block_on(async |stop| {
         let ready = |listening: &[std::net::SocketAddr], local: &[std::net::SocketAddr]| {
             for address in listening {

@@ -1,13 +1,24 @@
 //! What the commands that run for long have in common: one thread, its log, and the signals that end it.
 
+use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing::Level;
+use tracing::{Level, debug};
 
 use crate::config::{Log, LogFormat};
 use crate::limits;
 use crate::task::Tasks;
 use crate::telemetry;
+
+/// Raises the number of descriptors this process may have to what the system allows it: each forward takes one or two, and
+/// the usual default is for programs that have a few.
+pub(super) fn raise_descriptors() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        debug!(%error, "the number of descriptors stays as it is");
+    }
+}
 
 /// Starts the log as a configuration says.
 pub(super) fn start_log(log: Log) {

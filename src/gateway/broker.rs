@@ -90,12 +90,17 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         (Err(error), None) => Err(denied("malformed_target", error.to_string(), Public::NotAllowed)),
         (Ok(target), None) => {
             match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
-                Decision::Allow(pass) => Ok((pass, target)),
+                Decision::Allow(pass) => {
+                    match gateway.quotas.forward(&request.agent.organisation, &request.principal) {
+                        Ok(counted) => Ok((pass, target, counted)),
+                        Err(limit) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
+                    }
+                }
                 Decision::Deny(denial) => Err(denied(denial.reason.as_str(), denial.detail, Public::NotAllowed)),
             }
         }
     };
-    let (pass, target) = match decided {
+    let (pass, target, _counted) = match decided {
         Ok(decided) => decided,
         Err((reason, detail, public)) => {
             debug!(reason, "denied a forward");
@@ -219,8 +224,5 @@ fn refusal(error: OpenError) -> (Ending, Public) {
             None => (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable),
         },
         OpenError::Gone => (Ending::Failed { reason: "link_lost", detail: String::new() }, Public::NotAvailable),
-        OpenError::Limit => {
-            (Ending::Failed { reason: "limit", detail: "pending_opens_per_link".to_owned() }, Public::NotAvailable)
-        }
     }
 }

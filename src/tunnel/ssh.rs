@@ -117,9 +117,6 @@ pub enum OpenError {
     /// The session ended.
     #[error("the session ended")]
     Gone,
-    /// Too many opens are under way.
-    #[error("too many opens are under way on this session")]
-    Limit,
 }
 
 /// The outside of a session in the client role. Clones share it.
@@ -261,14 +258,15 @@ impl Client {
     /// that id. The future may be dropped: a confirmation that comes later is answered with a close.
     ///
     /// # Errors
-    /// If the peer refuses, the session ends, or too many opens are under way.
+    /// If the peer refuses, or the session ends.
     pub async fn open(
         &self,
         target: &Target,
         originator: &str,
         forward: Option<&ForwardId>,
     ) -> Result<Channel, OpenError> {
-        let permit = self.opens.clone().try_acquire_owned().map_err(|_| OpenError::Limit)?;
+        // Who comes while too many are under way waits; how long is the caller's to say.
+        let permit = self.opens.clone().acquire_owned().await.map_err(|_| OpenError::Gone)?;
         let noted = forward.map(|forward| Noted::new(&self.failures, forward));
         let (host, port) = (target.host.to_string(), u32::from(target.port));
         let originator = originator.to_owned();
@@ -295,7 +293,8 @@ impl Client {
     /// # Errors
     /// If the peer refuses either, or the session ends.
     pub async fn subsystem(&self, subsystem: &'static str) -> Result<Channel, OpenError> {
-        let permit = self.opens.clone().try_acquire_owned().map_err(|_| OpenError::Limit)?;
+        // Who comes while too many are under way waits; how long is the caller's to say.
+        let permit = self.opens.clone().acquire_owned().await.map_err(|_| OpenError::Gone)?;
         let handle = self.handle.clone();
         let result = self.detached(permit, Flow::Plain, async move { handle.channel_open_session().await }).await?;
         let refused = |words: &str| OpenError::Refused { code: NOT_AVAILABLE, words: words.to_owned() };

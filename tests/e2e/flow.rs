@@ -152,3 +152,33 @@ async fn flood() -> SocketAddr {
     })
     .await
 }
+
+#[tokio::test]
+async fn one_principal_has_so_many_forwards_at_once_and_no_more() {
+    let target = echo().await;
+    let site = Site::plan().allow(target).door(target).start().await;
+    let mut streams = Vec::new();
+    for _ in 0..limits::FORWARDS_PER_PRINCIPAL {
+        streams.push(connect(site.doors[0]).await);
+    }
+    for stream in &mut streams {
+        echoes(stream, b"served").await;
+    }
+    let mut surplus = connect(site.doors[0]).await;
+    let refused = within("the refusal", surplus.read_u8()).await;
+    assert!(refused.is_err(), "there was room for one more");
+    site.record(
+        Side::Gateway,
+        json!({"event": "forward.denied", "reason": "limit", "detail": "forwards_per_principal"}),
+    )
+    .await;
+    drop(streams.pop());
+    eventually("room for another", async || {
+        let mut stream = connect(site.doors[0]).await;
+        stream.write_all(b"x").await.ok()?;
+        timeout(Duration::from_secs(5), stream.read_u8()).await.ok()?.ok()
+    })
+    .await;
+    drop(streams);
+    site.stop().await;
+}

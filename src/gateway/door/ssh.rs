@@ -148,6 +148,7 @@ pub(in crate::gateway) async fn serve(
         return record_stranger(&gateway, address, &logins, timed_out);
     };
     drop(seat);
+    let counted = gateway.quotas.session(&guest.agent.organisation, &guest.principal);
     let event = |kind| {
         Event::new(kind)
             .organisation(&guest.agent.organisation)
@@ -156,6 +157,15 @@ pub(in crate::gateway) async fn serve(
             .key(guest.key)
             .client(address)
             .door("ssh")
+    };
+    let _counted = match counted {
+        Ok(counted) => counted,
+        Err(limit) => {
+            debug!(limit, "cutting a session: its principal has too many");
+            gateway.trail.stranger(event(Kind::AuthRefused).detail(limit), "limit");
+            switch.cut();
+            return;
+        }
     };
     if let Err(error) = gateway.trail.note(event(Kind::AuthAccepted)).await {
         debug!(error = %Chain(&error), "cutting a session that could not be recorded");
