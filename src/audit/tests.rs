@@ -559,7 +559,7 @@ async fn records_have_stable_names_in_a_stable_order() {
 #[tokio::test]
 async fn texts_are_bounded_and_cannot_act_on_a_terminal() {
     let (trail, tape, tasks) = tape_trail().await;
-    let nasty = format!("\u{1b}[31m\n\u{9b}1A\u{7f}\u{202e}{}", "ä".repeat(10_000));
+    let nasty = format!("\u{1b}[31m\n\u{9b}1A\u{7f}\u{61c}\u{202e}{}", "ä".repeat(10_000));
     let event = Event::new(Kind::PeerViolation).organisation(&nasty).target(&nasty).detail(&nasty).key("");
     trail.note(event).await.expect("recorded");
     let all = Opening {
