@@ -435,6 +435,30 @@ async fn recovery_closes_each_opening_once_in_their_order() {
     assert!(records[15]["torn_at"].is_null() && records[15]["unreadable"].is_null());
 }
 
+/// A crash, or a full disk, can cut a line off anywhere, also before nothing but its newline.
+#[tokio::test]
+async fn regression_torn_newline_every_opening_has_one_ending_wherever_the_file_was_cut() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let line = |event: &str, forward: &str| format!("{{\"event\":\"{event}\",\"forward\":\"{forward}\"}}\n");
+    let text = [line(OPEN, "a"), line(OPEN, "b"), line(ENDED, "a"), line(DENIED, "c"), line(FAILED, "b")].concat();
+    for cut in 0..=text.len() {
+        let path = directory.path().join(format!("trail-{cut}"));
+        private(&path, &text[..cut]);
+        let tasks = Tasks::new();
+        let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+        stop(trail, tasks).await.expect("closes");
+        let after = fs::read_to_string(&path).expect("readable");
+        let records: Vec<Value> = after.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for forward in ["a", "b"] {
+            let count = |wanted: &[&str]| {
+                let of = records.iter().filter(|record| record["forward"] == forward);
+                of.filter(|record| wanted.iter().any(|event| record["event"] == *event)).count()
+            };
+            assert_eq!(count(&[OPEN]), count(&[ENDED, FAILED, ABANDONED]), "{forward}, cut at {cut}: {after}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn files_that_will_not_do_are_refused_untouched() {
     let directory = tempfile::tempdir().expect("a directory");
