@@ -163,7 +163,9 @@ need_packages() {
   done
 }
 
+# need_cargo : Rust, which comes from elsewhere, and the C compiler and linker that it wants.
 need_cargo() {
+  need_packages cc:gcc /usr/include/stdio.h:libc6-dev
   if ! have cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then
     PATH=$PATH:$HOME/.cargo/bin
   fi
