@@ -511,6 +511,9 @@ async fn destroys_under_the_feet_of_its_sessions_and_keeps_the_entries_of_others
         let left: Value = serde_json::from_slice(&fs::read(bench.output()).expect("output")).expect("JSON");
         assert_eq!(left.as_array().map(Vec::len), Some(1));
         assert_eq!(left[0]["password"], "kept");
+        let gone =
+            Resources { output: Output::File(bench.directory.path().join("gone/out.json")), ..bench.resources() };
+        destroy(&bench.connect, &gone, &mut narrate).await.expect("without the output's directory");
     })
     .await;
 }
