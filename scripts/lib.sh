@@ -66,10 +66,12 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# stop PID… : ends processes that this script started, politely at first, and returns once they are gone.
+# stop PID… : ends processes that this script started, politely at first, and returns once they are gone. One that
+# ended long ago is left alone: its number may be another's by now.
 stop() {
   local pid deadline
   for pid in "$@"; do
+    is_child "$pid" || continue
     kill -TERM "$pid" 2>/dev/null || continue
     deadline=$((SECONDS + 5))
     while running "$pid"; do
@@ -89,6 +91,15 @@ running() {
   { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
   stat=${stat##*) }
   [ "${stat%% *}" != Z ]
+}
+
+# is_child PID : whether it is a child of this script.
+is_child() {
+  local stat
+  { read -r stat <"/proc/$1/stat"; } 2>/dev/null || return 1
+  stat=${stat##*) }
+  stat=${stat#* }
+  [ "${stat%% *}" = "$$" ]
 }
 
 # --- waiting ----------------------------------------------------------------------------------------------
@@ -152,7 +163,9 @@ need_packages() {
   done
 }
 
+# need_cargo : Rust, which comes from elsewhere, and the C compiler and linker that it wants.
 need_cargo() {
+  need_packages cc:gcc /usr/include/stdio.h:libc6-dev
   if ! have cargo && [ -x "$HOME/.cargo/bin/cargo" ]; then
     PATH=$PATH:$HOME/.cargo/bin
   fi

@@ -1001,7 +1001,7 @@ impl fmt::Write for Bounded {
 /// Characters that JSON does not escape and that change how a terminal shows what follows: DEL, the C1 controls, and
 /// those that turn the direction of text.
 fn unsafe_to_show(character: char) -> bool {
-    matches!(character, '\u{7f}'..='\u{9f}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    matches!(character, '\u{7f}'..='\u{9f}' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 const OPEN: &str = "forward.open";

@@ -245,6 +245,10 @@ pub const DATABASE_COPY_TIMEOUT: Duration = Duration::from_secs(30 * 60);
 /// long as the tunnel needs to close.
 pub const DATABASE_LOCK_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// How often a provisioning run looks whether another one has let go of the output file, within
+/// [`DATABASE_LOCK_TIMEOUT`].
+pub const OUTPUT_LOCK_RETRY: Duration = Duration::from_millis(100);
+
 /// Rounds of observing and changing in one provisioning run. The first does the work, the second finds what a template
 /// brought along; more than a few mean that the server does not keep what it confirms.
 pub const PROVISION_ROUNDS: usize = 4;

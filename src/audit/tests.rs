@@ -435,6 +435,30 @@ async fn recovery_closes_each_opening_once_in_their_order() {
     assert!(records[15]["torn_at"].is_null() && records[15]["unreadable"].is_null());
 }
 
+/// A crash, or a full disk, can cut a line off anywhere, also before nothing but its newline.
+#[tokio::test]
+async fn regression_torn_newline_every_opening_has_one_ending_wherever_the_file_was_cut() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let line = |event: &str, forward: &str| format!("{{\"event\":\"{event}\",\"forward\":\"{forward}\"}}\n");
+    let text = [line(OPEN, "a"), line(OPEN, "b"), line(ENDED, "a"), line(DENIED, "c"), line(FAILED, "b")].concat();
+    for cut in 0..=text.len() {
+        let path = directory.path().join(format!("trail-{cut}"));
+        private(&path, &text[..cut]);
+        let tasks = Tasks::new();
+        let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+        stop(trail, tasks).await.expect("closes");
+        let after = fs::read_to_string(&path).expect("readable");
+        let records: Vec<Value> = after.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+        for forward in ["a", "b"] {
+            let count = |wanted: &[&str]| {
+                let of = records.iter().filter(|record| record["forward"] == forward);
+                of.filter(|record| wanted.iter().any(|event| record["event"] == *event)).count()
+            };
+            assert_eq!(count(&[OPEN]), count(&[ENDED, FAILED, ABANDONED]), "{forward}, cut at {cut}: {after}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn files_that_will_not_do_are_refused_untouched() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -559,7 +583,7 @@ async fn records_have_stable_names_in_a_stable_order() {
 #[tokio::test]
 async fn texts_are_bounded_and_cannot_act_on_a_terminal() {
     let (trail, tape, tasks) = tape_trail().await;
-    let nasty = format!("\u{1b}[31m\n\u{9b}1A\u{7f}\u{202e}{}", "ä".repeat(10_000));
+    let nasty = format!("\u{1b}[31m\n\u{9b}1A\u{7f}\u{61c}\u{202e}{}", "ä".repeat(10_000));
     let event = Event::new(Kind::PeerViolation).organisation(&nasty).target(&nasty).detail(&nasty).key("");
     trail.note(event).await.expect("recorded");
     let all = Opening {

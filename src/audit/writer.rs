@@ -494,6 +494,13 @@ impl Left {
                 return Ok(left);
             }
             let whole = line.last() == Some(&b'\n');
+            if !whole && length < TRAIL_RECORD_MAX as u64 {
+                // The file's end. If nothing but the newline is missing, then the line is a record, since that is
+                // about to be written.
+                left.torn_at = Some(offset);
+                left.judge(&line, offset);
+                return Ok(left);
+            }
             let mut ended = whole;
             while !ended {
                 let more = read_piece(&mut reader, &mut line)?;

@@ -1,6 +1,7 @@
 //! Looking at the instance, and carrying a plan out.
 //!
-//! One run at a time: a lock at the server keeps a second one waiting. Before anything is done, and before every single
+//! One run at a time: a lock at the server keeps a second one waiting that logs in to the same database of the instance,
+//! and a lock beside the output file one that writes the same file, on whichever instance. Before anything is done, and before every single
 //! statement and every change of the output file, the caller is told, and may say stop; what was done until then is a
 //! state that the next run completes.
 //!
@@ -12,9 +13,11 @@ use std::error::Error;
 use std::fmt;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tokio_postgres::Client;
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres_rustls::MakeRustlsConnect;
@@ -26,8 +29,8 @@ use super::plan::{
 };
 use super::{Connect, Database, Grantee, Instance, Output, Resources, Tls};
 use crate::limits::{
-    DATABASE_COPY_TIMEOUT, DATABASE_LOCK_TIMEOUT, DATABASE_STATEMENT_TIMEOUT, OPEN_TIMEOUT, PASSWORD_LENGTH,
-    PROVISION_ROUNDS, STOP_GRACE,
+    DATABASE_COPY_TIMEOUT, DATABASE_LOCK_TIMEOUT, DATABASE_STATEMENT_TIMEOUT, OPEN_TIMEOUT, OUTPUT_LOCK_RETRY,
+    PASSWORD_LENGTH, PROVISION_ROUNDS, STOP_GRACE,
 };
 use crate::postgres::{self, Failure, Identifier, Login, quote_identifier};
 use crate::secret::{Secret, random_url_safe};
@@ -141,6 +144,9 @@ pub enum ProvisionError {
     /// Another run is under way.
     #[error("another provisioning run has been at work on this instance for {} s; try again when it has ended", DATABASE_LOCK_TIMEOUT.as_secs())]
     Busy,
+    /// Another run, perhaps on another instance, writes the same output file.
+    #[error("another provisioning run has been using the output file {} for {} s; try again when it has ended", .0.display(), DATABASE_LOCK_TIMEOUT.as_secs())]
+    OutputBusy(PathBuf),
     /// A statement failed.
     #[error("could not run {statement:?} in the database {database}{hint}; run it again when that is settled")]
     Statement {
@@ -203,6 +209,7 @@ pub async fn apply<C: Connect>(
     progress: &mut Progress<'_>,
 ) -> Result<Outcome, ProvisionError> {
     with_session(connect, resources, progress, async |session| {
+        let _lock = session.lock_output().await?;
         session.lock().await?;
         let mut accounts = session.accounts()?;
         if let Output::File(path) = &resources.output {
@@ -229,6 +236,15 @@ pub async fn destroy<C: Connect>(
     progress: &mut Progress<'_>,
 ) -> Result<Outcome, ProvisionError> {
     with_session(connect, resources, progress, async |session| {
+        let _lock = match session.lock_output().await {
+            // Without the directory there is no file, and nothing to take out of it.
+            Err(ProvisionError::Output(OutputError::Write { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                None
+            }
+            lock => lock?,
+        };
         session.lock().await?;
         if let Output::File(path) = &resources.output {
             output::tidy(path).map_err(ProvisionError::Output)?;
@@ -361,6 +377,21 @@ impl<C: Connect> Session<'_, '_, C> {
         }
         postgres::within(DATABASE_STATEMENT_TIMEOUT, client.batch_execute(&setup)).await.map_err(failed)?;
         Ok(client)
+    }
+
+    /// Keeps other runs from the output file, if there is to be one.
+    async fn lock_output(&self) -> Result<Option<output::Lock>, ProvisionError> {
+        let Output::File(path) = &self.resources.output else { return Ok(None) };
+        let deadline = Instant::now() + DATABASE_LOCK_TIMEOUT;
+        loop {
+            if let Some(lock) = output::Lock::take(path).map_err(ProvisionError::Output)? {
+                return Ok(Some(lock));
+            }
+            if Instant::now() >= deadline {
+                return Err(ProvisionError::OutputBusy(path.clone()));
+            }
+            tokio::time::sleep(OUTPUT_LOCK_RETRY).await;
+        }
     }
 
     /// Keeps other runs waiting until the connection ends.

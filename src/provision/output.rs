@@ -2,7 +2,8 @@
 //!
 //! Promised: the file is replaced as a whole, so that a reader sees one state or the next; it is on the disk, with its
 //! directory entry, before [`Staged::commit`] returns; nobody but its owner can ever read it. Entries of other
-//! instances or roles are left as they are.
+//! instances or roles are left as they are. Whoever changes it holds its [`Lock`] from reading to writing, so that runs
+//! on different instances can share one file.
 //!
 //! The form is a JSON array of `{"host", "port", "name", "username", "password"}`; `name` is the database, and null for
 //! a role without one. While a password is being changed there is also `next_password`, which takes the place of
@@ -10,9 +11,10 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{FlockOperation, OFlags};
 use serde_json::{Map, Value, json};
 use zeroize::Zeroize;
 
@@ -226,6 +228,56 @@ impl Staged {
     }
 }
 
+/// Keeps other runs away from an output file. It ends when this is dropped, or with the process.
+#[derive(Debug)]
+pub struct Lock {
+    beside: PathBuf,
+    _held: File,
+}
+
+impl Lock {
+    /// Takes the lock of the output file `path`; `None` if another run has it.
+    ///
+    /// # Errors
+    /// If the file that stands for it cannot be made beside the output file.
+    pub fn take(path: &Path) -> Result<Option<Self>, OutputError> {
+        let failed = |source| OutputError::Write { path: path.to_owned(), source };
+        // Not the output file itself, which is replaced under the lock.
+        let beside = path_beside(path, ".caponier-lock")?;
+        let flags = OFlags::NOFOLLOW.bits().cast_signed();
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(flags)
+            .open(&beside)
+            .map_err(failed)?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => {}
+            Err(rustix::io::Errno::WOULDBLOCK) => return Ok(None),
+            Err(error) => return Err(failed(error.into())),
+        }
+        // Whoever had it may have removed the file after we opened it, and then this one stands for nothing.
+        let held = file.metadata().map_err(failed)?;
+        match fs::symlink_metadata(&beside) {
+            Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => {
+                Ok(Some(Self { beside, _held: file }))
+            }
+            Ok(_) => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(failed(error)),
+        }
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Before the lock itself ends. One that stays behind does no harm.
+        let _ = fs::remove_file(&self.beside);
+    }
+}
+
 /// Removes the file; durable when this returns. That it is gone already is no error.
 ///
 /// # Errors
@@ -301,14 +353,18 @@ fn wanted<'a>(resources: &'a Resources, role: &Identifier) -> impl Iterator<Item
 
 /// The name under which new content is written: always the same, so that one left behind is found again.
 fn fresh_path(path: &Path) -> Result<PathBuf, OutputError> {
+    path_beside(path, ".caponier-new")
+}
+
+fn path_beside(path: &Path, ending: &str) -> Result<PathBuf, OutputError> {
     let Some(name) = path.file_name() else {
         let source = io::Error::new(io::ErrorKind::InvalidInput, "the path names no file");
         return Err(OutputError::Write { path: path.to_owned(), source });
     };
-    let mut fresh = std::ffi::OsString::from(".");
-    fresh.push(name);
-    fresh.push(".caponier-new");
-    Ok(path.with_file_name(fresh))
+    let mut beside = std::ffi::OsString::from(".");
+    beside.push(name);
+    beside.push(ending);
+    Ok(path.with_file_name(beside))
 }
 
 fn sync_directory(path: &Path) -> io::Result<()> {
@@ -384,6 +440,22 @@ mod tests {
         let nowhere = dir.path().join("absent").join("out.json");
         assert!(matches!(probe(&nowhere), Err(OutputError::Write { .. })));
         assert!(matches!(probe(Path::new("/")), Err(OutputError::Write { .. })));
+    }
+
+    #[test]
+    fn one_run_has_the_lock_and_leaves_nothing_behind() {
+        let dir = tempfile::tempdir().expect("directory");
+        let path = dir.path().join("out.json");
+        // Left behind by a run that was killed.
+        fs::write(dir.path().join(".out.json.caponier-lock"), "").expect("write");
+        let first = Lock::take(&path).expect("taken").expect("free");
+        assert!(Lock::take(&path).expect("tried").is_none());
+        assert!(Lock::take(&dir.path().join("other.json")).expect("tried").is_some(), "another file has another lock");
+        drop(first);
+        assert_eq!(fs::read_dir(dir.path()).expect("directory").count(), 0);
+        assert!(Lock::take(&path).expect("tried").is_some());
+        let nowhere = dir.path().join("absent").join("out.json");
+        assert!(matches!(Lock::take(&nowhere), Err(OutputError::Write { .. })));
     }
 
     #[test]

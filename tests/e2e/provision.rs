@@ -511,6 +511,9 @@ async fn destroys_under_the_feet_of_its_sessions_and_keeps_the_entries_of_others
         let left: Value = serde_json::from_slice(&fs::read(bench.output()).expect("output")).expect("JSON");
         assert_eq!(left.as_array().map(Vec::len), Some(1));
         assert_eq!(left[0]["password"], "kept");
+        let gone =
+            Resources { output: Output::File(bench.directory.path().join("gone/out.json")), ..bench.resources() };
+        destroy(&bench.connect, &gone, &mut narrate).await.expect("without the output's directory");
     })
     .await;
 }
@@ -654,6 +657,33 @@ async fn two_runs_take_turns() {
         bench.credentials_log_in().await;
     })
     .await;
+}
+
+/// The lock at the server counts in one database of one instance; the file has entries of several.
+#[tokio::test]
+async fn regression_shared_output_file_runs_on_several_instances_lose_no_password() {
+    let bench = Bench::start(&bin_directories()[0], Who::Superuser).await;
+    bench.server.run("postgres", &["CREATE DATABASE elsewhere"]).await;
+    let set = |number: u16| {
+        let mut resources = bench.resources();
+        // To the lock and to the output, another database to log in to and another port are another instance.
+        resources.instance.database = name(["postgres", "elsewhere"][usize::from(number % 2)]);
+        resources.instance.target.port += number;
+        resources.id = format!("set-{number}").parse().expect("id");
+        resources.databases.clear();
+        resources.roles = vec![Role { name: name(&format!("role-{number}")), member_of: Vec::new() }];
+        resources
+    };
+    let sets = [set(0), set(1), set(2), set(3)];
+    let [a, b, c, d] = &sets;
+    let (a, b, c, d) = tokio::join!(bench.apply(a), bench.apply(b), bench.apply(c), bench.apply(d));
+    for (number, run) in [a, b, c, d].into_iter().enumerate() {
+        run.unwrap_or_else(|error| panic!("run {number}: {}", Chain(&error)));
+    }
+    for (number, resources) in sets.iter().enumerate() {
+        let again = bench.apply(resources).await.unwrap_or_else(|error| panic!("set {number}: {}", Chain(&error)));
+        assert_eq!(again.steps, 0, "set {number}");
+    }
 }
 
 #[tokio::test]
