@@ -64,6 +64,10 @@ pub const PROBES: u32 = 3;
 /// One name resolution.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Names that are being looked up at once, each on a thread, also those whose asker has given up: more than the hosts that
+/// rules usually have, and half of the threads that the runtime has for such work.
+pub const LOOKUPS_MAX: usize = 256;
+
 /// Addresses of one name that are looked at; more than any honest name has.
 pub const ADDRESSES_PER_NAME: usize = 32;
 
