@@ -274,5 +274,9 @@ pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
 /// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
 pub const REGISTRY_POLL: Duration = Duration::from_secs(5);
 
+/// How often an operator is told that a faulty file registry is still not in force: a revocation in it is not either, and
+/// one line is soon scrolled away.
+pub const REGISTRY_REMINDER: Duration = Duration::from_secs(300);
+
 /// Connections that the kernel holds for a listener until they are accepted: a thousand agents may come back at once.
 pub const LISTEN_BACKLOG: i32 = 1_024;
