@@ -127,7 +127,7 @@ fn agent_organisation(
                 keys.claim(key.fingerprint(), &format!("an orchestrator key of {whose}"), &item);
                 Some(key)
             });
-            let asserts = optional(table.optional("asserts"), |item| item.list(Item::parse::<PrincipalPattern>));
+            let asserts = optional(table.optional("asserts"), |item| item.list(asserted));
             Some(Orchestrator { key: key?, asserts: asserts? })
         })
         .collect();
@@ -138,6 +138,16 @@ fn agent_organisation(
         orchestrators: orchestrators.into_iter().collect::<Option<_>>()?,
         allow: allow?,
     })
+}
+
+/// A principal for whom a key may speak: by name, since no key speaks for another key.
+fn asserted(item: &Item<'_>) -> Option<PrincipalPattern> {
+    match item.parse()? {
+        PrincipalPattern::Key(_) => {
+            item.reject("a principal's name or a pattern is wanted: a key without asserts is its own principal")
+        }
+        pattern @ PrincipalPattern::Pattern(_) => Some(pattern),
+    }
 }
 
 fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
