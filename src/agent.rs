@@ -11,7 +11,7 @@
 mod dial;
 mod serve;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -93,9 +93,11 @@ struct Agent {
 }
 
 /// The agent's own gateways and proxy, which no forward may reach.
+#[derive(Default)]
 struct WaysOut {
     targets: HashSet<crate::target::Target>,
-    addresses: HashSet<SocketAddr>,
+    /// The one that was learnt last stands last.
+    addresses: VecDeque<SocketAddr>,
 }
 
 /// One organisation, ready for lookups.
@@ -126,7 +128,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
         proxy: config.proxy,
         trail: trail.clone(),
         tasks: tasks.clone(),
-        ways_out: Mutex::new(WaysOut { targets, addresses: HashSet::new() }),
+        ways_out: Mutex::new(WaysOut { targets, ..WaysOut::default() }),
         unrecorded: Mutex::default(),
     });
     info!(agent = %agent.id, replica = %agent.replica, key = %agent.key.public().fingerprint(), "agent started");
@@ -167,11 +169,44 @@ impl Agent {
         Guard::new(ways_out.targets.iter().cloned(), ways_out.addresses.iter().copied())
     }
 
-    /// Remembers an address of a gateway or the proxy. Old ones stay: a gateway that has moved may move back.
-    fn learn(&self, address: SocketAddr) {
-        let mut ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);
-        if ways_out.addresses.len() < limits::WAYS_OUT {
-            ways_out.addresses.insert(address);
+    /// Remembers the addresses of a gateway or the proxy, all that its name has, whether or not they answer.
+    fn learn(&self, addresses: &[SocketAddr]) {
+        self.ways_out.lock().unwrap_or_else(PoisonError::into_inner).learn(addresses);
+    }
+}
+
+impl WaysOut {
+    /// Old addresses stay as long as there is room: a gateway that has moved may move back.
+    fn learn(&mut self, addresses: &[SocketAddr]) {
+        self.addresses.retain(|known| !addresses.contains(known));
+        self.addresses.extend(addresses);
+        let over = self.addresses.len().saturating_sub(limits::WAYS_OUT);
+        self.addresses.drain(..over);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn address(number: u32) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::from(0x0a00_0000 + number), 443))
+    }
+
+    #[test]
+    fn a_gateway_that_keeps_moving_is_guarded_where_it_is_now() {
+        let mut ways_out = WaysOut::default();
+        let home = [address(1), address(2)];
+        for number in 3..3_000 {
+            ways_out.learn(&home);
+            ways_out.learn(&[address(number)]);
+            let guard = Guard::new([], ways_out.addresses.iter().copied());
+            for held in home.iter().chain([&address(number)]) {
+                assert!(guard.holds_address(held.ip(), held.port()), "{held}");
+            }
         }
+        assert_eq!(ways_out.addresses.len(), limits::WAYS_OUT);
     }
 }

@@ -151,7 +151,7 @@ Example:
   caponier agent --config agent.toml
 
 CAPONIER_LOG sets how much the log says, as in CAPONIER_LOG=caponier=debug.
-Exit codes: 0 done, 1 failed, 2 usage or configuration.";
+Exit codes: 0 done, 1 failed, 2 usage or configuration, 3 refused by policy.";
 
 #[cfg(test)]
 mod tests {

@@ -236,7 +236,7 @@ pub struct Session {
 /// If any step fails or all together take too long.
 pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
     let gateway = config.gateway.clone();
-    let connection = connect::connect(gateway.target(), config.proxy.as_ref())
+    let connection = connect::connect(gateway.target(), config.proxy.as_ref(), |_| ())
         .await
         .map_err(|source| SessionError::Connect { gateway: gateway.clone(), source })?;
     let deadline = Instant::now() + limits::LOGIN_GRACE;

@@ -367,6 +367,7 @@ mod tests {
             (16, "ports = [65536]", 16, "from 1 to 65535"),
             (16, "ports = \"5432\"", 16, "a list is wanted"),
             (16, "", 12, "ports: this key is missing"),
+            (11, "asserts = [\"SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8\"]", 11, "a key without asserts is"),
             (17, "principals = []", 17, "at least one element"),
             (17, "principal = [\"provisioner\"]", 17, "did you mean principals?"),
             (19, "name = \"orders-db\"", 19, "rule orders-db is there already, at line 13"),

@@ -21,9 +21,10 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::ops::RangeInclusive;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -60,7 +61,8 @@ impl fmt::Display for Fault {
             (None, false) => write!(f, "{}: ", self.key)?,
             (None, true) => (),
         }
-        f.write_str(&self.problem)
+        // It may name another file, whose name may hold anything.
+        f.write_str(&printable(&self.problem))
     }
 }
 
@@ -200,12 +202,17 @@ impl Document {
     pub fn overlay_environment(&mut self, prefix: &str, variables: impl IntoIterator<Item = (String, String)>) {
         prefix.clone_into(&mut self.prefix);
         // Sorted by path, so that elements are added in the order of their indices.
-        let mut settings = BTreeMap::new();
+        let mut settings: BTreeMap<Vec<Step>, (String, String)> = BTreeMap::new();
         for (variable, value) in variables {
             let Some(rest) = variable.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('_')) else { continue };
             if rest.contains("__") {
                 let path: Vec<Step> = rest.split("__").map(Step::of_variable).collect();
-                settings.insert(path, (variable, value));
+                if let Some((other, _)) = settings.get(&path) {
+                    let problem = format!("{} sets the same: keep one of the two", printable(other));
+                    self.fault(&self.place(&Origin::Variable(variable), written(&path)), problem);
+                } else {
+                    settings.insert(path, (variable, value));
+                }
             } else {
                 self.stray.insert(variable);
             }
@@ -260,14 +267,7 @@ impl Document {
     fn set(&mut self, path: &[Step], variable: &str, value: String) {
         let origin = Origin::Variable(variable.to_owned());
         if let Err(problem) = self.root.plant(path, &origin, value) {
-            let mut key = String::new();
-            for step in path {
-                key = match step {
-                    Step::Key(name) => join(&key, name),
-                    Step::Index(index) => format!("{key}[{index}]"),
-                };
-            }
-            self.fault(&self.place(&origin, key), problem);
+            self.fault(&self.place(&origin, written(path)), problem);
         }
     }
 
@@ -644,13 +644,25 @@ impl fmt::Debug for Item<'_> {
 /// # Errors
 /// If it is no regular file, too long, not UTF-8, or cannot be read.
 pub fn read_text(file: &Path) -> Result<String, Faults> {
+    read_text_if(file, |_| Ok(()))
+}
+
+/// As [`read_text`], if `accept` says so of the very file that is read.
+///
+/// # Errors
+/// As [`read_text`], or what `accept` says.
+pub fn read_text_if(file: &Path, accept: impl FnOnce(&Metadata) -> Result<(), String>) -> Result<String, Faults> {
     let failed = |error: io::Error| Faults::file(file, format!("cannot be read: {error}"));
-    // A FIFO would block already when it is opened.
-    if !std::fs::metadata(file).map_err(failed)?.is_file() {
+    // Without O_NONBLOCK the open of a pipe would wait for a writer.
+    let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+    let open = OpenOptions::new().read(true).custom_flags(flags).open(file).map_err(failed)?;
+    let metadata = open.metadata().map_err(failed)?;
+    if !metadata.is_file() {
         return Err(Faults::file(file, "cannot be read: not a regular file"));
     }
+    accept(&metadata).map_err(|problem| Faults::file(file, problem))?;
     let mut bytes = Vec::new();
-    File::open(file).and_then(|open| open.take(FILE_MAX + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    open.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > FILE_MAX {
         return Err(Faults::file(file, format!("longer than {FILE_MAX} bytes: this is some other file")));
     }
@@ -803,6 +815,14 @@ impl Step {
             _ => Self::Key(text.to_ascii_lowercase()),
         }
     }
+}
+
+/// The path as it stands in faults.
+fn written(path: &[Step]) -> String {
+    path.iter().fold(String::new(), |key, step| match step {
+        Step::Key(name) => join(&key, name),
+        Step::Index(index) => format!("{key}[{index}]"),
+    })
 }
 
 /// Finds the line of a position.

@@ -248,7 +248,10 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
                     Event::new(Kind::RegistryReloaded)
                 }
                 Reload::Rejected(faults) => {
-                    warn!("the registry has changed and has faults; the last good state stays in force: {faults}");
+                    warn!(
+                        "the registry has faults, so that nothing changed in it holds, revocations included; the last good \
+                         state stays in force: {faults}"
+                    );
                     Event::new(Kind::RegistryRejected).detail(faults)
                 }
                 Reload::PollOnly(why) => {

@@ -64,6 +64,10 @@ pub const PROBES: u32 = 3;
 /// One name resolution.
 pub const RESOLVE_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Names that are being looked up at once, each on a thread, also those whose asker has given up: more than the hosts that
+/// rules usually have, and half of the threads that the runtime has for such work.
+pub const LOOKUPS_MAX: usize = 256;
+
 /// Addresses of one name that are looked at; more than any honest name has.
 pub const ADDRESSES_PER_NAME: usize = 32;
 
@@ -270,6 +274,10 @@ pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
 
 /// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
 pub const REGISTRY_POLL: Duration = Duration::from_secs(5);
+
+/// How often an operator is told that a faulty file registry is still not in force: a revocation in it is not either, and
+/// one line is soon scrolled away.
+pub const REGISTRY_REMINDER: Duration = Duration::from_secs(300);
 
 /// Connections that the kernel holds for a listener until they are accepted: a thousand agents may come back at once.
 pub const LISTEN_BACKLOG: i32 = 1_024;

@@ -6,7 +6,7 @@
 //! attributes that are a path.
 //!
 //! The checker reads tokens, not types. Ways to hide a path from it are violations themselves: another name for the crate
-//! root, globs of it, `extern crate`, `#[path]`, `include!`.
+//! root or a fenced crate, globs of the root, `extern crate`, `#[path]`, `include!`, a macro's variable right after the root.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -79,6 +79,9 @@ impl<'a> File<'a> {
         if !self.is_root() && self.row(&self.module[0]).is_none() {
             self.report(1, &format!("no row names `{}`: give it one", self.module[0]));
         }
+        for at in 0..self.tokens.len() {
+            self.refuse_gap(at);
+        }
         let mut inline = Inline { stack: Vec::new(), depth: 0 };
         let mut at = 0;
         while at < self.tokens.len() {
@@ -90,14 +93,22 @@ impl<'a> File<'a> {
                     self.report(self.tokens[at].line, "`extern crate` can give a crate a second name");
                     at + 2
                 }
-                Kind::Word(word) if word == "include" && self.is(at + 1, "!") => {
-                    self.report(self.tokens[at].line, "`include!` hides source from this check");
-                    at + 1
-                }
                 Kind::Mark('#') => self.attribute(at, &module),
                 Kind::Word(_) if self.starts_path(at) => self.expression(at, &module),
                 _ => at + 1,
             };
+        }
+    }
+
+    /// A macro's variable where the name of a module belongs: `crate::$module`.
+    fn refuse_gap(&mut self, at: usize) {
+        let root = ["crate", "super", "self"].iter().any(|root| self.is(at, root));
+        let separated = matches!(self.tokens.get(at + 1).map(|token| &token.kind), Some(Kind::Separator));
+        if root && separated && self.is(at + 2, "$") {
+            self.report(
+                self.tokens[at].line,
+                "a macro's variable stands where a module's name belongs, which hides it",
+            );
         }
     }
 
@@ -106,7 +117,12 @@ impl<'a> File<'a> {
         let mut leaves = Vec::new();
         let end = self.tree(start, &mut Vec::new(), &mut leaves);
         for (line, path) in leaves {
-            self.judge(line, module, &path, true);
+            match &path[..] {
+                [krate, renamed] if renamed == "as" => {
+                    self.report(line, &format!("the crate {krate} gets a second name, which hides it from its fence"));
+                }
+                _ => self.judge(line, module, &path, true),
+            }
         }
         end.max(start)
     }
@@ -137,7 +153,13 @@ impl<'a> File<'a> {
                     at += 1;
                     if !matches!(self.tokens.get(at).map(|token| &token.kind), Some(Kind::Separator)) {
                         leaves.push((self.tokens[at - 1].line, prefix.clone()));
-                        at += if self.is(at, "as") { 2 } else { 0 };
+                        if self.is(at, "as") {
+                            let whole = prefix.len() == 1 && FENCES.iter().any(|(krate, _)| *krate == prefix[0]);
+                            if whole {
+                                leaves.push((self.tokens[at].line, vec![prefix[0].clone(), "as".to_owned()]));
+                            }
+                            at += 2;
+                        }
                         break;
                     }
                 }
@@ -169,6 +191,9 @@ impl<'a> File<'a> {
                 _ => break,
             }
         }
+        if path.last().is_some_and(|word| word == "include") && self.is(at, "!") {
+            self.report(self.tokens[start].line, "`include!` hides source from this check");
+        }
         if path.len() > 1 {
             self.judge(self.tokens[start].line, module, &path, false);
         }
@@ -182,7 +207,16 @@ impl<'a> File<'a> {
         if !self.is(at, "[") {
             return at;
         }
-        if self.is(at + 1, "path") {
+        let mut conditional = at + 1;
+        if self.is(conditional, "cfg_attr") {
+            while conditional < self.tokens.len()
+                && !self.is(conditional, "]")
+                && !(self.is(conditional, "path") && self.is(conditional + 1, "="))
+            {
+                conditional += 1;
+            }
+        }
+        if self.is(conditional, "path") {
             self.report(self.tokens[at].line, "`#[path]` hides which module a file is");
         }
         let mut depth = 0;
@@ -615,6 +649,16 @@ mod checker {
             ("extern crate", "audit.rs", "extern crate self as me;", "`extern crate`"),
             ("path attribute", "audit.rs", "#[path = \"agent.rs\"] mod x;", "`#[path]`"),
             ("include", "audit.rs", "include!(\"agent.rs\");", "`include!`"),
+            ("qualified include", "audit.rs", "std::include!(\"agent.rs\");", "`include!`"),
+            ("conditional path", "audit.rs", "#[cfg_attr(all(), path = \"agent.rs\")] mod x;", "`#[path]`"),
+            ("path put together", "audit.rs", "macro_rules! m { ($x:ident) => { use crate::$x::Y; } }", "a macro's"),
+            (
+                "path put together in code",
+                "audit.rs",
+                "macro_rules! m { ($x:ident) => { $crate::$x::y() } }",
+                "a macro's",
+            ),
+            ("fenced crate renamed inside its fence", "identity.rs", "pub use russh as r;", "a second name"),
             ("re-export at the root", "audit.rs", "use crate::Link;", "no row names `Link`"),
             ("main beyond cli", "main.rs", "fn main() { caponier::agent::run() }", "main imports cli only"),
             ("unknown module", "helpers.rs", "fn f() {}", "no row names `helpers`"),

@@ -102,10 +102,9 @@ struct Shared {
 
 /// Dials, shakes hands and waits for the gateway's login.
 pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &GatewayUrl) -> Result<Link, LinkError> {
-    let connection = connect::connect(gateway.target(), agent.proxy.as_ref())
+    let connection = connect::connect(gateway.target(), agent.proxy.as_ref(), |addresses| agent.learn(addresses))
         .await
         .map_err(|source| LinkError::Connect { gateway: gateway.clone(), source })?;
-    agent.learn(connection.dialled);
     let deadline = Instant::now() + limits::LOGIN_GRACE;
     let mut stream = connection.stream;
     let line = wire::agent_line(&served.name, &agent.replica);

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::fs::Metadata;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
@@ -13,7 +14,7 @@ use super::{Log, LogFormat};
 use crate::agent::Orchestrator;
 use crate::audit::Sink;
 use crate::chain::Chain;
-use crate::document::{Item, Place, Table, read_text};
+use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
@@ -126,7 +127,7 @@ fn agent_organisation(
                 keys.claim(key.fingerprint(), &format!("an orchestrator key of {whose}"), &item);
                 Some(key)
             });
-            let asserts = optional(table.optional("asserts"), |item| item.list(Item::parse::<PrincipalPattern>));
+            let asserts = optional(table.optional("asserts"), |item| item.list(asserted));
             Some(Orchestrator { key: key?, asserts: asserts? })
         })
         .collect();
@@ -137,6 +138,16 @@ fn agent_organisation(
         orchestrators: orchestrators.into_iter().collect::<Option<_>>()?,
         allow: allow?,
     })
+}
+
+/// A principal for whom a key may speak: by name, since no key speaks for another key.
+fn asserted(item: &Item<'_>) -> Option<PrincipalPattern> {
+    match item.parse()? {
+        PrincipalPattern::Key(_) => {
+            item.reject("a principal's name or a pattern is wanted: a key without asserts is its own principal")
+        }
+        pattern @ PrincipalPattern::Pattern(_) => Some(pattern),
+    }
 }
 
 fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
@@ -298,16 +309,14 @@ fn credentials(item: &Item<'_>) -> Option<Credentials> {
 /// Reads a file that only its owner can read. `what` says what is in it.
 pub(super) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
     let path = item.path()?;
-    let metadata = match std::fs::metadata(&path) {
-        Ok(metadata) => metadata,
-        Err(error) => return item.reject(format!("{what} file {} cannot be read: {error}", path.display())),
-    };
-    if !secret::is_private(&metadata) {
+    let private = |metadata: &Metadata| {
         let (path, mode) = (path.display(), metadata.mode() & 0o7777);
-        return item
-            .reject(format!("{what} file {path} can be read by others (mode {mode:04o}): run `chmod 600 {path}`"));
-    }
-    match read_text(&path) {
+        if secret::is_private(metadata) {
+            return Ok(());
+        }
+        Err(format!("can be read by others (mode {mode:04o}): run `chmod 600 {path}`"))
+    };
+    match read_text_if(&path, private) {
         Ok(text) => Some(Secret::new(text)),
         Err(faults) => item.reject(format!("{what} file {faults}")),
     }

@@ -271,3 +271,27 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn two_variables_for_one_key_are_a_fault_whatever_their_order() {
+    for list in [
+        [("CAPONIER_ORG__0__ID", "a"), ("CAPONIER_ORG__00__ID", "b")],
+        [("CAPONIER_ORG__00__ID", "b"), ("CAPONIER_ORG__0__ID", "a")],
+        [("CAPONIER_ORG__0__ID", "a"), ("CAPONIER_Org__0__Id", "a")],
+    ] {
+        let mut document = parse("[[org]]\n");
+        document.overlay_environment("CAPONIER", variables(&list));
+        let _ = document.root().tables("org")[0].required("id");
+        let faults = document.finish(Some(())).expect_err("faults").to_string();
+        assert_eq!(
+            faults,
+            format!("agent.toml: org[0].id (set by {}): {} sets the same: keep one of the two", list[1].0, list[0].0)
+        );
+    }
+}
+
+#[test]
+fn a_name_in_a_fault_forges_no_line() {
+    let fault = Faults::file(Path::new("a\nb"), "the same as c\nd\u{1b}[2J");
+    assert_eq!(fault.to_string(), "a\\nb: the same as c\\nd\\u{1b}[2J");
+}

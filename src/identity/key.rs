@@ -520,6 +520,9 @@ fn judge(key: &KeyData) -> Result<(), KeyError> {
         KeyData::Ed25519(key) if SMALL_ORDER.contains(&masked(key.0)) => {
             Err(KeyError::Unsound("a point of small order"))
         }
+        KeyData::SkEd25519(key) if SMALL_ORDER.contains(&masked(key.public_key().0)) => {
+            Err(KeyError::Unsound("a point of small order"))
+        }
         KeyData::Ed25519(_) | KeyData::SkEd25519(_) | KeyData::SkEcdsaSha2NistP256(_) => Ok(()),
         // One key has one encoding, and so one fingerprint; OpenSSH knows the uncompressed one only.
         KeyData::Ecdsa(key) if key.as_sec1_bytes().first() != Some(&4) => {

@@ -34,7 +34,7 @@ use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snaps
 use crate::chain::Chain;
 use crate::document::{Document, Faults, Item, read_text};
 use crate::identity::{Fingerprint, PublicKey};
-use crate::limits::{REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX};
+use crate::limits::{REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX};
 use crate::policy::grant::Grant;
 use crate::task::Tasks;
 
@@ -94,7 +94,8 @@ pub enum Reload {
         /// Keys, also revoked and expired ones.
         keys: usize,
     },
-    /// The new state has faults, and the last good one goes on to hold.
+    /// The new state has faults, and the last good one goes on to hold. Told again and again for as long as it does:
+    /// a key that was revoked in the new state is still good.
     Rejected(Faults),
     /// The system does not tell of changes, for this reason; they are found by looking every few seconds.
     PollOnly(String),
@@ -121,10 +122,11 @@ impl Files {
     }
 
     /// Follows the folders' changes until `tasks` is asked to stop. Waits for the file system to tell of one, for the
-    /// clock, and for the reading itself, which runs on a thread of its own. `report` is called for each state that was
-    /// taken over or refused, once per state, and must not block.
+    /// clock, and for the reading itself, which runs on a thread of its own; expiries take effect also while that hangs.
+    /// `report` is called once for each state that was taken over, and at intervals for one that was refused; it must not
+    /// block.
     pub async fn watch(self: Arc<Self>, tasks: Tasks, report: impl FnMut(Reload) + Send) {
-        let pace = Pace { told: true, poll: REGISTRY_POLL, settle: REGISTRY_SETTLE };
+        let pace = Pace { told: true, poll: REGISTRY_POLL, settle: REGISTRY_SETTLE, remind: REGISTRY_REMINDER };
         self.watch_at(pace, tasks, report).await;
     }
 
@@ -138,7 +140,7 @@ impl Files {
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked_at = Timestamp::now();
         let mut seen = None;
-        let mut rejected = None;
+        let mut rejected: Option<(Faults, Instant)> = None;
         // What changed between opening and watching shows at the first tick, which comes at once.
         loop {
             let told = tokio::select! {
@@ -149,17 +151,31 @@ impl Files {
             if told && tasks.stopping().run_until_cancelled(settled(&woken, pace.settle)).await.is_none() {
                 return;
             }
-            let now = Timestamp::now();
-            if self.current.load().expires_within(looked_at, now) {
-                self.version.send_modify(|version| *version += 1);
+            self.tell_expiries(&mut looked_at);
+            if let Some((faults, since)) = &mut rejected
+                && since.elapsed() >= pace.remind
+            {
+                *since = Instant::now();
+                report(Reload::Rejected(faults.clone()));
             }
-            looked_at = now;
 
             let dir = self.dir.clone();
             // A change that the system told of is read even if the signature is the same: clocks of files are coarse.
             let known = if told { None } else { seen };
-            let look = tasks.spawn_blocking(move || look(&dir, known));
-            let Some(look) = tasks.stopping().run_until_cancelled(look).await else { return };
+            let mut look = tasks.spawn_blocking(move || look(&dir, known));
+            let mut asked = Instant::now();
+            let look = loop {
+                tokio::select! {
+                    () = tasks.stopping().cancelled() => return,
+                    look = &mut look => break look,
+                    // A file system that hangs holds nothing up but the reading.
+                    _ = poll.tick() => self.tell_expiries(&mut looked_at),
+                }
+                if asked.elapsed() >= pace.remind {
+                    asked = Instant::now();
+                    report(Reload::Rejected(Faults::file(&self.dir, "the file system does not answer")));
+                }
+            };
             // The reading panicked or the runtime is going down; the last good state holds, the next tick tries again.
             let Ok(Some((signature, result))) = look else { continue };
             if !told && seen.is_some() && pace.told {
@@ -184,13 +200,22 @@ impl Files {
                         report(accepted);
                     }
                 }
-                Err(faults) if rejected.as_ref() != Some(&faults) => {
-                    rejected = Some(faults.clone());
+                Err(faults) if rejected.as_ref().is_none_or(|(known, _)| *known != faults) => {
+                    rejected = Some((faults.clone(), Instant::now()));
                     report(Reload::Rejected(faults));
                 }
                 Err(_) => (),
             }
         }
+    }
+
+    /// Counts an expiry since `looked_at` as a change.
+    fn tell_expiries(&self, looked_at: &mut Timestamp) {
+        let now = Timestamp::now();
+        if self.current.load().expires_within(*looked_at, now) {
+            self.version.send_modify(|version| *version += 1);
+        }
+        *looked_at = now;
     }
 }
 
@@ -201,6 +226,8 @@ struct Pace {
     told: bool,
     poll: Duration,
     settle: Duration,
+    /// How often it is said that a refused state is still not in force.
+    remind: Duration,
 }
 
 /// Has the system tell of changes below `dir` for as long as what this returns lives.

@@ -251,27 +251,29 @@ pub struct Connection {
     pub stream: TcpStream,
     /// What the other end has said already.
     pub head: Bytes,
-    /// The address that was dialled: the gateway's, or the proxy's.
-    pub dialled: SocketAddr,
 }
 
-/// Connects to `to`, directly or through `proxy`.
+/// Connects to `to`, directly or through `proxy`. Before anything is dialled, `resolved` is told every address of the host
+/// that is to be: the gateway's, or the proxy's.
 ///
 /// # Errors
 /// If any stage fails or exceeds its time; see [`ConnectError`].
-pub async fn connect(to: &Target, proxy: Option<&Proxy>) -> Result<Connection, ConnectError> {
+pub async fn connect(
+    to: &Target,
+    proxy: Option<&Proxy>,
+    resolved: impl FnOnce(&[SocketAddr]),
+) -> Result<Connection, ConnectError> {
     let Some(proxy) = proxy else {
-        let (stream, dialled) = tcp("gateway", to).await?;
-        return Ok(Connection { stream, head: Bytes::new(), dialled });
+        return Ok(Connection { stream: tcp("gateway", to, resolved).await?, head: Bytes::new() });
     };
-    let (mut stream, dialled) = tcp("proxy", &proxy.endpoint).await?;
+    let mut stream = tcp("proxy", &proxy.endpoint, resolved).await?;
     let head = timeout(limits::PROXY_TIMEOUT, tunnel(&mut stream, to, proxy))
         .await
         .map_err(|_| ConnectError::ProxySilent { proxy: proxy.endpoint.clone(), to: to.clone() })??;
-    Ok(Connection { stream, head, dialled })
+    Ok(Connection { stream, head })
 }
 
-async fn tcp(what: &'static str, to: &Target) -> Result<(TcpStream, SocketAddr), ConnectError> {
+async fn tcp(what: &'static str, to: &Target, resolved: impl FnOnce(&[SocketAddr])) -> Result<TcpStream, ConnectError> {
     let addresses = match &to.host {
         Host::Address(address) => vec![*address],
         Host::Name(name) => resolve::lookup(name).await.map_err(|source| ConnectError::Resolve {
@@ -280,11 +282,12 @@ async fn tcp(what: &'static str, to: &Target) -> Result<(TcpStream, SocketAddr),
             source,
         })?,
     };
+    let addresses: Vec<_> = addresses.into_iter().map(|address| SocketAddr::new(address, to.port)).collect();
+    resolved(&addresses);
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
-        let address = SocketAddr::new(address, to.port);
         match dial(address).await {
-            Ok(stream) => return Ok((stream, address)),
+            Ok(stream) => return Ok(stream),
             Err(error) => last = error,
         }
     }
@@ -453,7 +456,8 @@ mod tests {
             (b"", "closed the connection"),
         ] {
             let (proxy, served) = proxy_that_says(reply).await;
-            let error = connect(&"gateway:443".parse().expect("a target"), Some(&proxy)).await.expect_err("refused");
+            let error =
+                connect(&"gateway:443".parse().expect("a target"), Some(&proxy), |_| ()).await.expect_err("refused");
             let text = format!("{} {error:?}", Chain(&error));
             assert!(text.contains(says), "{text}");
             let encoded = base64::engine::general_purpose::STANDARD.encode("user:open sesame");
@@ -468,11 +472,27 @@ mod tests {
     async fn bytes_that_follow_the_reply_are_kept() {
         let (proxy, served) =
             proxy_that_says(b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nSSH-2.0-x\r\n").await;
-        let mut connection = connect(&"gateway:443".parse().expect("a target"), Some(&proxy)).await.expect("connected");
+        let mut connection =
+            connect(&"gateway:443".parse().expect("a target"), Some(&proxy), |_| ()).await.expect("connected");
         served.await.expect("served");
         let mut all = connection.head.to_vec();
         connection.stream.read_to_end(&mut all).await.expect("read");
         assert_eq!(all, b"SSH-2.0-x\r\n");
+    }
+
+    #[tokio::test]
+    async fn every_address_is_told_although_none_answers() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let port = listener.local_addr().expect("an address").port();
+        drop(listener);
+        let closed: Target = format!("localhost:{port}").parse().expect("a target");
+        let proxy = Proxy { endpoint: closed.clone(), credentials: None };
+        let gateway: Target = "gateway:443".parse().expect("a target");
+        for (to, proxy) in [(&closed, None), (&gateway, Some(&proxy))] {
+            let mut told = Vec::new();
+            assert!(connect(to, proxy, |addresses| told.extend_from_slice(addresses)).await.is_err());
+            assert!(told.contains(&SocketAddr::from(([127, 0, 0, 1], port))), "{told:?}");
+        }
     }
 
     #[tokio::test]
@@ -488,7 +508,8 @@ mod tests {
         let long: &'static [u8] =
             Box::leak([&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'y'; 64 * 1024]].concat().into_boxed_slice());
         let (proxy, _served) = proxy_that_says(long).await;
-        let error = connect(&"gateway:443".parse().expect("a target"), Some(&proxy)).await.expect_err("refused");
+        let error =
+            connect(&"gateway:443".parse().expect("a target"), Some(&proxy), |_| ()).await.expect_err("refused");
         assert!(matches!(error, ConnectError::ProxyReply { .. }), "{error:?}");
     }
 }

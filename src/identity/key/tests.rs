@@ -258,8 +258,12 @@ fn refuses_points_of_small_order() {
         for sign in [0, 0x80] {
             let mut point = point;
             point[31] |= sign;
-            let key = KeyData::Ed25519(russh::keys::ssh_key::public::Ed25519PublicKey(point));
-            assert!(matches!(PublicKey::from_ssh(key.into()), Err(KeyError::Unsound(_))));
+            let point = russh::keys::ssh_key::public::Ed25519PublicKey(point);
+            // A security token's key is judged like any other.
+            let token = russh::keys::ssh_key::public::SkEd25519::new(point, "ssh:");
+            for key in [KeyData::Ed25519(point), KeyData::SkEd25519(token)] {
+                assert!(matches!(PublicKey::from_ssh(key.into()), Err(KeyError::Unsound(_))));
+            }
         }
     }
 }

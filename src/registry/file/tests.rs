@@ -61,6 +61,10 @@ struct Watched {
 
 impl Watched {
     fn start(dir: &Path, told: bool) -> Self {
+        Self::reminding(dir, told, Duration::from_secs(3600))
+    }
+
+    fn reminding(dir: &Path, told: bool, remind: Duration) -> Self {
         let files = Files::open(dir.to_owned()).expect("a good registry");
         let tasks = Tasks::new();
         let (sender, reports) = mpsc::channel(16);
@@ -68,6 +72,7 @@ impl Watched {
             told,
             poll: if told { Duration::from_secs(3600) } else { Duration::from_millis(10) },
             settle: Duration::from_millis(10),
+            remind,
         };
         let (watching, group) = (Arc::clone(&files), tasks.clone());
         tasks.spawn(async move {
@@ -307,6 +312,28 @@ async fn a_faulty_state_keeps_the_last_good_one() {
         assert!(changed.has_changed().expect("watched"));
         watched.stop().await;
     }
+}
+
+#[tokio::test]
+async fn a_revocation_that_a_faulty_state_holds_up_is_told_more_than_once() {
+    let (tree, key) = Tree::good();
+    let mut watched = Watched::reminding(tree.0.path(), false, Duration::from_millis(50));
+    tree.write("organisations/acme/agents/prod-eu/2026-11.toml", "revoked = true");
+    tree.write("organisations/stray.txt", "x");
+    let mut told = 0;
+    while told < 3 {
+        // Between the two writes the revocation may have been taken over alone.
+        if let Reload::Rejected(faults) = watched.next().await {
+            assert!(faults.to_string().contains("stray.txt"), "{faults}");
+            told += 1;
+        }
+    }
+    std::fs::remove_file(tree.path("organisations/stray.txt")).expect("remove");
+    watched.accepted().await;
+    assert_eq!(knows(&watched.files, &key), Err(Refusal::Revoked));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(watched.reports.try_recv().is_err(), "a good state needs no reminder");
+    watched.stop().await;
 }
 
 #[tokio::test]
