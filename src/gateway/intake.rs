@@ -145,13 +145,17 @@ async fn link(
             .key(link.key)
             .client(link.address)
     };
+    // Before its record, so that whoever reads of the link finds it there. No forward can come in between: the record is in
+    // the trail's queue before anybody else gets to run.
+    let surplus = gateway.roster.insert(&link);
     if let Err(error) = gateway.trail.note(event(Kind::LinkUp)).await {
         warn!(error = %Chain(&error), "cutting a link that could not be recorded");
+        gateway.roster.remove(&link);
         link.client().control().cut();
         return;
     }
     info!(agent = %link.name, replica = %link.replica, key = %link.key, "linked");
-    for surplus in gateway.roster.insert(&link) {
+    for surplus in surplus {
         warn!(agent = %surplus.name, replica = %surplus.replica, "cutting the oldest link: the agent has too many");
         surplus.client().control().cut();
     }
