@@ -1,8 +1,8 @@
 //! The command line: one file per command below `cli/`, each with `Args` and `run`.
 //!
 //! Promised: nothing a user types makes the program panic; a usage error or a bad configuration ends with exit code 2,
-//! a target that a policy refuses with 3, any other failure with 1. What a program may want to
-//! read goes to standard output, all else to standard error.
+//! a target that a policy refuses with 3, any other failure with 1. What a program may want to read goes to standard
+//! output, all else to standard error.
 //!
 //! To add a command: write `cli/NAME.rs`, and name it in `Command` twice.
 

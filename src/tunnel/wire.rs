@@ -266,7 +266,7 @@ pub enum RefusalCode {
     Unrecorded = 0xFE00_0004,
     /// A limit of the agent is reached.
     Limit = 0xFE00_0005,
-    /// The agent is going away, or replaces this link.
+    /// The agent is going away, or replaces this link. A number kept on the wire: this version reads it and never sends it.
     Draining = 0xFE00_0006,
     /// The request is not well formed, or repeats a live forward's id.
     Malformed = 0xFE00_0007,
