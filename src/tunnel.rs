@@ -5,9 +5,10 @@
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
 //! - [`wire`] is everything that our two ends say to each other inside of SSH;
-//! - [`splice`] moves the bytes of one forward.
+//! - [`splice`] moves the bytes of one forward, and [`bridge`] carries them between two threads.
 
 pub mod admit;
+pub mod bridge;
 pub mod connect;
 pub mod splice;
 pub mod ssh;

@@ -264,9 +264,9 @@ impl Shared {
         self.more.notify_waiters();
     }
 
-    /// Counts a message as taken and tells how much credit is to be given back now, if any.
-    fn settle(&self, bytes: usize) -> Option<usize> {
-        let owed = self.owed.load(Ordering::Relaxed) + wire::message_cost(bytes);
+    /// Counts what messages cost as taken, and tells how much credit is to be given back now, if any.
+    fn settle(&self, cost: usize) -> Option<usize> {
+        let owed = self.owed.load(Ordering::Relaxed) + cost;
         let window = self.window.load(Ordering::Relaxed);
         // Seldom enough to cost nothing, often enough that a sender never waits for it on a short way.
         if owed < window / 4 {
@@ -326,14 +326,19 @@ impl Shared {
 impl Returns {
     /// Gives back what a message of `bytes` had cost, sooner or later.
     pub async fn taken(&self, bytes: usize) {
+        self.repay(wire::message_cost(bytes)).await;
+    }
+
+    /// Gives back what messages that were taken had [cost](wire::message_cost), sooner or later.
+    pub async fn repay(&self, cost: usize) {
         let shared = &self.0;
         match shared.flow {
             Flow::Credit => {
-                if let Some(credit) = shared.settle(bytes) {
+                if let Some(credit) = shared.settle(cost) {
                     shared.give(credit).await;
                 }
             }
-            Flow::Stock => shared.control.release(wire::message_cost(bytes)),
+            Flow::Stock => shared.control.release(cost),
             Flow::Plain => {}
         }
     }
@@ -347,8 +352,13 @@ impl Returns {
 
     /// Gives up a message of `bytes` that was read and will never be taken.
     pub fn dropped(&self, bytes: usize) {
+        self.write_off(wire::message_cost(bytes));
+    }
+
+    /// Gives up messages that cost so much, were read and will never be taken.
+    pub fn write_off(&self, cost: usize) {
         if self.0.flow == Flow::Stock {
-            self.0.control.release(wire::message_cost(bytes));
+            self.0.control.release(cost);
         }
     }
 
