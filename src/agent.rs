@@ -6,13 +6,18 @@
 //!
 //! What waits on what: one task per organisation and gateway keeps a link ([`dial`]), one task per link serves it
 //! ([`serve`]), one task per forward moves its bytes. All end with the stop token given to [`run`], which waits for them and
-//! then closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! then closes the trail.
+//!
+//! What runs where: whoever keeps a link lives on one thread of a [`Crew`], with all its links and their forwards, as
+//! [`crate::tunnel::ssh`] wants it. There is a thread per link as far as there are processors; the usual agent, with one
+//! link, has the caller's alone.
 
 mod dial;
 mod serve;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -23,7 +28,7 @@ use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, PrivateKe
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
-use crate::task::Tasks;
+use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 
 /// What an agent is told by its owner.
@@ -68,6 +73,9 @@ pub struct Orchestrator {
 /// Why an agent could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// Threads.
+    #[error("the agent's threads failed")]
+    Crew(#[source] CrewError),
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
@@ -112,6 +120,9 @@ struct Served {
 /// # Errors
 /// If the trail cannot be started or completed, or tasks do not end.
 pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError> {
+    let links = config.organisations.iter().map(|organisation| organisation.gateways.len()).sum();
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(links).min(limits::WORKERS_MAX);
+    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     let tasks = Tasks::new();
     let writer = Tasks::new();
     let trail = Trail::start(config.audit, Side::Agent, &writer).await.map_err(RunError::Trail)?;
@@ -143,7 +154,13 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
             allow: organisation.allow,
         });
         for gateway in organisation.gateways {
-            tasks.spawn(dial::keep_linked(agent.clone(), served.clone(), gateway));
+            let worker = crew.lightest();
+            let carried = worker.carry(Load::Session);
+            let keeping = dial::keep_linked(agent.clone(), served.clone(), gateway);
+            worker.spawn(&tasks, async move {
+                let _carried = carried;
+                keeping.await;
+            });
         }
     }
     let grace = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
@@ -153,13 +170,18 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
             std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    stop.cancelled().await;
-    info!("stopping");
+    tokio::select! {
+        () = stop.cancelled() => info!("stopping"),
+        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
+    }
     let drained = tasks.drain(limits::STOP_GRACE).await;
+    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
+    let ended = threads.end(limits::STOP_GRACE).await;
     grace.abort();
     drop(agent);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
+    ended.map_err(RunError::Crew)?;
     if drained { Ok(()) } else { Err(RunError::Drain) }
 }
 

@@ -7,7 +7,12 @@
 //! What waits on what: one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
 //! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
 //! socket answers questions about the roster. All end with the stop token given to [`run`], which waits for them and then
-//! closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! closes the trail.
+//!
+//! What runs where: the caller's thread accepts, and hands each connection, of which nothing has been read, to the thread of
+//! a [`Crew`] that carries the fewest forwards. There it lives for good, with all that belongs to it, as
+//! [`crate::tunnel::ssh`] wants it. A forward of the loopback door runs on the thread of the link it is likely to take; one
+//! of the SSH door runs on its session's, and where the link lives on another, [`roster::Ride::open`] has a bridge built.
 
 mod admin;
 mod broker;
@@ -19,6 +24,7 @@ mod roster;
 use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -33,8 +39,8 @@ use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::registry::file::{Files, Reload};
 use crate::target::Target;
-use crate::task::Tasks;
-use crate::tunnel::admit::Room;
+use crate::task::{Crew, CrewError, Tasks};
+use crate::tunnel::admit::{Handshakes, Room};
 
 pub use admin::{AgentRow, AgentsError, agents};
 
@@ -111,6 +117,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// Threads.
+    #[error("the gateway's threads failed")]
+    Crew(#[source] CrewError),
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
@@ -131,7 +140,9 @@ struct Gateway {
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
+    crew: Crew,
     room: Room,
+    handshakes: Handshakes,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
@@ -159,6 +170,9 @@ pub async fn run(
         Some(path) => Some(admin::bind(path).map_err(|source| RunError::Admin { path: path.clone(), source })?),
         None => None,
     };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = workers.clamp(limits::GATEWAY_WORKERS, limits::WORKERS_MAX);
+    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     let writer = Tasks::new();
     let trail = Trail::start(config.audit, Side::Gateway, &writer).await.map_err(RunError::Trail)?;
     let tasks = Tasks::new();
@@ -174,7 +188,9 @@ pub async fn run(
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
+        crew: crew.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        handshakes: Handshakes::new(workers),
         unrecorded: Mutex::default(),
     });
     watch_registry(&gateway, registry);
@@ -199,12 +215,17 @@ pub async fn run(
     }));
     info!(key = %gateway.host_key.public().fingerprint(), listen = ?main, "gateway started");
     ready(&main, &doors);
-    stop.cancelled().await;
-    info!("stopping");
+    tokio::select! {
+        () = stop.cancelled() => info!("stopping"),
+        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
+    }
     let drained = tasks.drain(limits::STOP_GRACE).await;
+    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
+    let ended = threads.end(limits::STOP_GRACE).await;
     drop(gateway);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
+    ended.map_err(RunError::Crew)?;
     if drained { Ok(()) } else { Err(RunError::Drain) }
 }
 

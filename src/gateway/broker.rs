@@ -130,6 +130,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     }
     let originator =
         Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
+    let counters = entry.counters();
     let revoked = no_longer_allowed(gateway, &request, target);
     tokio::pin!(revoked);
     let opened = tokio::select! {
@@ -140,12 +141,12 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return answer.refuse(Public::NotAllowed).await;
         }
-        opened = timeout(limits::ANSWER_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        opened = timeout(limits::ANSWER_TIMEOUT, ride.open(pass, &originator, &id, counters.clone())) => opened,
         // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
-    let channel = match opened {
-        Ok(Ok(channel)) => channel,
+    let far = match opened {
+        Ok(Ok(far)) => far,
         Ok(Err(error)) => {
             let (ending, public) = refusal(error);
             entry.finish(ending);
@@ -160,9 +161,8 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     entry.established(None);
     let Some(near) = answer.accept().await else { return };
 
-    let counters = entry.counters();
     let stop = CancellationToken::new();
-    let splice = splice::splice(near, Side::Channel(channel), &counters, &stop);
+    let splice = splice::splice(near, far, &counters, &stop);
     tokio::pin!(splice);
     let cut = tokio::select! {
         end = &mut splice => Err(end),

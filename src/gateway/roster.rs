@@ -6,13 +6,17 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
+use crate::audit::Counters;
 use crate::identity::{AgentName, Fingerprint, ReplicaId};
 use crate::limits;
 use crate::policy::grant::Pass;
-use crate::tunnel::ssh::{Channel, Client, OpenError};
+use crate::task::{Carried, Load, Tasks, Worker};
+use crate::tunnel::splice::{self, Side};
+use crate::tunnel::ssh::{Client, OpenError};
 use crate::tunnel::wire::{ForwardId, Originator};
 
 /// All links, by agent.
@@ -40,12 +44,16 @@ pub(super) struct Link {
     /// Fires when it takes no more forwards.
     retired: CancellationToken,
     idle: Notify,
+    /// The thread that it lives on; its session's channels are used there and nowhere else.
+    worker: Worker,
+    tasks: Tasks,
     client: Client,
 }
 
 /// One forward on a link, counted until it is dropped.
 pub(super) struct Ride {
     link: Arc<Link>,
+    _carried: Carried,
 }
 
 impl Roster {
@@ -81,12 +89,13 @@ impl Roster {
     /// The least loaded link of an agent that takes forwards.
     pub(super) fn pick(&self, name: &AgentName) -> Option<Ride> {
         let roster = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let link = roster
-            .get(name)?
-            .iter()
-            .filter(|link| !link.retired.is_cancelled() && !link.client.control().gone().is_cancelled())
-            .min_by_key(|link| link.live.load(Ordering::Relaxed))?;
-        Some(Ride::new(link.clone()))
+        least_loaded(&roster, name).cloned().map(Ride::new)
+    }
+
+    /// Where the link lives that would be [picked](Roster::pick) now.
+    pub(super) fn worker(&self, name: &AgentName) -> Option<Worker> {
+        let roster = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        least_loaded(&roster, name).map(|link| link.worker.clone())
     }
 
     /// All links, by agent and replica.
@@ -98,6 +107,14 @@ impl Roster {
     }
 }
 
+fn least_loaded<'a>(roster: &'a HashMap<AgentName, Vec<Arc<Link>>>, name: &AgentName) -> Option<&'a Arc<Link>> {
+    roster
+        .get(name)?
+        .iter()
+        .filter(|link| !link.retired.is_cancelled() && !link.client.control().gone().is_cancelled())
+        .min_by_key(|link| link.live.load(Ordering::Relaxed))
+}
+
 impl Link {
     pub(super) fn new(
         name: AgentName,
@@ -105,6 +122,8 @@ impl Link {
         address: SocketAddr,
         version: String,
         client: Client,
+        worker: Worker,
+        tasks: Tasks,
     ) -> Self {
         Self {
             key: client.host_key().fingerprint(),
@@ -117,6 +136,8 @@ impl Link {
             opened: AtomicU64::new(0),
             retired: CancellationToken::new(),
             idle: Notify::new(),
+            worker,
+            tasks,
             client,
         }
     }
@@ -158,7 +179,8 @@ impl Ride {
     fn new(link: Arc<Link>) -> Self {
         link.live.fetch_add(1, Ordering::Relaxed);
         link.opened.fetch_add(1, Ordering::Relaxed);
-        Self { link }
+        let carried = link.worker.carry(Load::Forward);
+        Self { link, _carried: carried }
     }
 
     /// The link.
@@ -166,14 +188,40 @@ impl Ride {
         &self.link
     }
 
-    /// Asks the agent for the forward that `pass` permits.
+    /// Asks the agent for the forward that `pass` permits, and gives the side that leads to the target. Where the link lives
+    /// on another thread than the caller, that is one end of a bridge; bytes that leave at its other end are added to
+    /// `counters` there. May be dropped: what then still opens is closed.
     pub(super) async fn open(
         &self,
         pass: Pass,
         originator: &Originator,
         forward: &ForwardId,
-    ) -> Result<Channel, OpenError> {
-        self.link.client.open(pass.target(), &originator.to_string(), Some(forward)).await
+        counters: Arc<Counters>,
+    ) -> Result<Side, OpenError> {
+        let link = self.link.clone();
+        let originator = originator.to_string();
+        if link.worker.is_here() {
+            return link.client.open(pass.target(), &originator, Some(forward)).await.map(Side::Channel);
+        }
+        debug!(%forward, worker = link.worker.number(), "the link lives on another thread");
+        let (mut answer, answered) = oneshot::channel();
+        let (worker, tasks, forward) = (link.worker.clone(), link.tasks.clone(), forward.clone());
+        worker.spawn(&tasks, async move {
+            let opened = tokio::select! {
+                opened = link.client.open(pass.target(), &originator, Some(&forward)) => opened,
+                () = answer.closed() => return,
+            };
+            match opened {
+                Ok(channel) => {
+                    let (side, across) = splice::across(counters);
+                    // If nobody waits any more, the side is dropped, and what was opened closed.
+                    drop(answer.send(Ok(side)));
+                    across.run(Side::Channel(channel)).await;
+                }
+                Err(error) => drop(answer.send(Err(error))),
+            }
+        });
+        answered.await.unwrap_or(Err(OpenError::Gone))
     }
 }
 
