@@ -25,6 +25,7 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::task::Tasks;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::wire::InstanceId;
 
 /// What an agent is told by its owner.
 #[derive(Debug, Clone)]
@@ -83,6 +84,10 @@ pub enum RunError {
 struct Agent {
     id: AgentId,
     replica: ReplicaId,
+    /// Which of the processes that have the replica's name one after another this is, and since when: Unix time in
+    /// milliseconds.
+    instance: InstanceId,
+    started: u64,
     key: PrivateKey,
     proxy: Option<Proxy>,
     trail: Trail,
@@ -124,6 +129,9 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
     let agent = Arc::new(Agent {
         id: config.id,
         replica: config.replica,
+        instance: InstanceId::random(),
+        // A clock before 1970 is as good as none: this process is then the oldest.
+        started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or(0),
         key: config.key,
         proxy: config.proxy,
         trail: trail.clone(),

@@ -332,6 +332,8 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: Some(shared.agent.replica.to_string()),
+        instance: Some(shared.agent.instance.clone()),
+        started: Some(shared.agent.started),
     });
     if channel.writer.send(hello.encode()).await.is_err() {
         return;
@@ -342,6 +344,9 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         loop {
             match Control::decode(&mut buffer) {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                Ok(Some(message @ (Control::Drain(_) | Control::Move | Control::Superseded))) => {
+                    debug!(?message, "the gateway said");
+                }
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
                 Ok(None) => break,
                 Err(error) => {

@@ -252,6 +252,8 @@ async fn establish(
         features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: None,
+        instance: None,
+        started: None,
     });
     let broken = |error: &dyn std::fmt::Display| ("control_channel", error.to_string());
     control.writer.send(hello.encode()).await.map_err(|error| broken(&error))?;
@@ -266,7 +268,8 @@ async fn establish(
                 cut.disarm();
                 return Ok((client, control, hello));
             }
-            Some(Control::Unknown(_)) => continue,
+            // What an agent has to say before its hello is of no use yet.
+            Some(Control::Drain(_) | Control::Move | Control::Superseded | Control::Unknown(_)) => continue,
             None => {}
         }
         match control.reader.bytes().await {
