@@ -20,7 +20,6 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -32,7 +31,7 @@ use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey,
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
-use crate::reload::{Fresh, Reloads};
+use crate::reload::{Fresh, Live, Reloads};
 use crate::task::Tasks;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::wire::InstanceId;
@@ -98,7 +97,7 @@ struct Agent {
     instance: InstanceId,
     started: u64,
     /// What a reload replaces.
-    state: watch::Sender<Arc<State>>,
+    state: Live<State>,
     trail: Trail,
     tasks: Tasks,
     ways_out: Mutex<WaysOut>,
@@ -125,7 +124,7 @@ pub async fn run(config: Config, reloads: Reloads<Config>, stop: CancellationTok
         id: config.id.clone(),
         instance: InstanceId::random(),
         started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
-        state: watch::Sender::new(Arc::new(State::new(&config))),
+        state: Live::new(State::new(&config)),
         trail: trail.clone(),
         tasks: tasks.clone(),
         ways_out: Mutex::default(),
@@ -166,7 +165,7 @@ async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Conf
                 let changes = live::changes(&config, &new);
                 config = new;
                 // First the state, by which forwards and links judge themselves, then the links that come and go.
-                agent.state.send_replace(Arc::new(State::new(&config)));
+                agent.state.replace(State::new(&config));
                 posts.fit(&agent, &config);
                 info!("the configuration was read again and is in force: {changes}");
                 if !restart.is_empty() {
@@ -228,20 +227,6 @@ struct Post {
 }
 
 impl Agent {
-    /// What holds now.
-    fn state(&self) -> Arc<State> {
-        self.state.borrow().clone()
-    }
-
-    /// Waits until what holds passes a test.
-    async fn until(&self, mut test: impl FnMut(&State) -> bool) {
-        let gone = self.state.subscribe().wait_for(|state| test(state)).await.is_err();
-        if gone {
-            // The agent is going away, and ends whoever waits here itself.
-            std::future::pending().await
-        }
-    }
-
     /// What keeps forwards away from the agent's own gateways and proxy.
     fn guard(&self, state: &State) -> Guard {
         let ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);

@@ -90,6 +90,45 @@ impl<C: Send + 'static> Reloads<C> {
     }
 }
 
+/// What a program goes by: one value, which a reload replaces as a whole.
+#[derive(Debug)]
+pub struct Live<T>(watch::Sender<Arc<T>>);
+
+impl<T> Live<T> {
+    /// Begins with `value`.
+    pub fn new(value: T) -> Self {
+        Self(watch::Sender::new(Arc::new(value)))
+    }
+
+    /// What holds now.
+    #[must_use]
+    pub fn current(&self) -> Arc<T> {
+        self.0.borrow().clone()
+    }
+
+    /// From now on `value` holds.
+    pub fn replace(&self, value: T) {
+        self.0.send_replace(Arc::new(value));
+    }
+
+    /// What holds now, and a receiver that is told of every value after it.
+    #[must_use]
+    pub fn follow(&self) -> (Arc<T>, watch::Receiver<Arc<T>>) {
+        let mut receiver = self.0.subscribe();
+        let value = receiver.borrow_and_update().clone();
+        (value, receiver)
+    }
+
+    /// Waits until what holds passes a test.
+    pub async fn until(&self, mut test: impl FnMut(&T) -> bool) {
+        // There is a sender for as long as there is somebody to ask this, so that the wait does not fail.
+        let gone = self.0.subscribe().wait_for(|value| test(value)).await.is_err();
+        if gone {
+            std::future::pending().await
+        }
+    }
+}
+
 /// What came, went and changed from one configuration to the next, by ids: for the log and the trail, so never a secret.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Changes {
@@ -99,6 +138,16 @@ pub struct Changes {
 }
 
 impl Changes {
+    /// Notes that something is gone.
+    pub fn remove(&mut self, what: impl fmt::Display) {
+        self.gone.push(what.to_string());
+    }
+
+    /// Notes that something is new.
+    pub fn add(&mut self, what: impl fmt::Display) {
+        self.new.push(what.to_string());
+    }
+
     /// Notes that something changed.
     pub fn change(&mut self, what: impl fmt::Display) {
         self.changed.push(what.to_string());

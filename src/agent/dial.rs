@@ -30,11 +30,10 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
     let mut last = String::new();
     let mut replaced: VecDeque<Switch> = VecDeque::new();
     loop {
-        let mut changes = agent.state.subscribe();
-        let state = changes.borrow_and_update().clone();
+        let (state, mut changes) = agent.state.follow();
         let attempt = tokio::select! {
             attempt = serve::link(&agent, &state, &post) => attempt,
-            () = agent.until(|now| !now.same_way(&state)) => continue,
+            () = agent.state.until(|now| !now.same_way(&state)) => continue,
             () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
         };
@@ -116,7 +115,7 @@ async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link
         },
         () = worn.cancelled() => Next::Replace("it has carried its share of opens"),
         () = moved.cancelled() => Next::Replace("its gateway wants it made anew"),
-        () = agent.until(|now| !now.same_identity(made_under)) => {
+        () = agent.state.until(|now| !now.same_identity(made_under)) => {
             Next::Replace("the configuration has another host key or replica name")
         }
     }

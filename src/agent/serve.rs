@@ -221,7 +221,7 @@ impl OrchestratorLogin {
     fn knows(&self, user: &str, key: &PublicKey) -> bool {
         let key = key.fingerprint();
         let reason = if user == self.post.name.organisation.as_str() {
-            if self.agent.state().orchestrator(&self.post.name.organisation, &key).is_some() {
+            if self.agent.state.current().orchestrator(&self.post.name.organisation, &key).is_some() {
                 return true;
             }
             "unknown_key"
@@ -341,7 +341,7 @@ impl Shared {
         let organisation = &self.post.name.organisation;
         tokio::select! {
             () = self.post.dismissed.cancelled() => {}
-            () = self.agent.until(|state| state.orchestrator(organisation, &self.orchestrator).is_none()) => {}
+            () = self.agent.state.until(|state| state.orchestrator(organisation, &self.orchestrator).is_none()) => {}
         }
     }
 
@@ -422,8 +422,7 @@ async fn forward(shared: &Shared, opening: Opening) {
     let agent = &shared.agent;
     let key = shared.orchestrator;
     // Decided on the state that holds now, and from then on again on each that this has not seen.
-    let mut changes = agent.state.subscribe();
-    let state = changes.borrow_and_update().clone();
+    let (state, changes) = agent.state.follow();
     let originator = Originator::parse(&opening.originator);
     let mut record = crate::audit::Opening {
         forward: ForwardId::random().to_string(),
@@ -559,7 +558,7 @@ async fn forward(shared: &Shared, opening: Opening) {
     let reason = match end {
         End::Clean => "eof",
         // Also where the link was cut for the same reason, and that was noticed first.
-        End::NearBroke(_) | End::Stopped if !shared.allows(&agent.state(), &case, &addresses) => "revoked",
+        End::NearBroke(_) | End::Stopped if !shared.allows(&agent.state.current(), &case, &addresses) => "revoked",
         End::NearBroke(_) if shared.switch.gone().is_cancelled() => "link_lost",
         End::NearBroke(_) => "client_gone",
         End::FarBroke(_) => "target_broke",
