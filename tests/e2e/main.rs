@@ -11,3 +11,4 @@ mod postgres_through;
 mod provision;
 mod proxy;
 mod raw;
+mod reload;
