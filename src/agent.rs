@@ -10,6 +10,7 @@
 
 mod dial;
 mod serve;
+mod usage;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -25,6 +26,9 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::task::Tasks;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::splice::Bounds;
+
+use usage::Usage;
 
 /// What an agent is told by its owner.
 #[derive(Debug, Clone)]
@@ -41,6 +45,39 @@ pub struct Config {
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
     pub audit: audit::Sink,
+    /// How much its gateways may have of it.
+    pub limits: Limits,
+}
+
+/// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
+/// name here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Live forwards.
+    pub forwards: usize,
+    /// Live forwards for one organisation.
+    pub forwards_per_organisation: usize,
+    /// Live forwards on one link; holds for links that are made from then on.
+    pub forwards_per_link: usize,
+    /// Forwards on one link that are still being opened; holds for links that are made from then on.
+    pub pending_opens_per_link: usize,
+    /// Forwards that one organisation's gateways ask for in a second.
+    pub opens_per_second_per_organisation: u32,
+    /// How long a forward may go on, and how long without a byte.
+    pub forward: Bounds,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            forwards: limits::FORWARDS_PER_AGENT,
+            forwards_per_organisation: limits::FORWARDS_PER_ORGANISATION,
+            forwards_per_link: limits::CHANNELS_PER_LINK,
+            pending_opens_per_link: limits::PENDING_OPENS_PER_LINK,
+            opens_per_second_per_organisation: limits::OPENS_PER_SECOND_PER_ORGANISATION,
+            forward: Bounds::default(),
+        }
+    }
 }
 
 /// What an agent does for one organisation.
@@ -87,6 +124,8 @@ struct Agent {
     proxy: Option<Proxy>,
     trail: Trail,
     tasks: Tasks,
+    limits: Limits,
+    usage: Usage,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
@@ -128,6 +167,8 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
         proxy: config.proxy,
         trail: trail.clone(),
         tasks: tasks.clone(),
+        limits: config.limits,
+        usage: Usage::default(),
         ways_out: Mutex::new(WaysOut { targets, ..WaysOut::default() }),
         unrecorded: Mutex::default(),
     });
@@ -164,6 +205,11 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
 }
 
 impl Agent {
+    /// What holds now; asked for at the moment of use.
+    fn limits(&self) -> Limits {
+        self.limits
+    }
+
     fn guard(&self) -> Guard {
         let ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);
         Guard::new(ways_out.targets.iter().cloned(), ways_out.addresses.iter().copied())
