@@ -34,6 +34,7 @@
 //! | 3 | [`tunnel`] | TCP and CONNECT, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists; databases and roles |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
+//! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
 //! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`], [`chain`], [`task`] | the rest of the vocabulary |
 //!
@@ -132,6 +133,7 @@ pub mod postgres;
 pub mod provision;
 pub mod rate;
 pub mod registry;
+pub mod reload;
 pub mod resolve;
 pub mod secret;
 pub mod target;

@@ -18,7 +18,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "chain", "task"]),
     ("0, second step", &["identity"]),
     ("0, third step", &["document"]),
-    ("1", &["policy", "postgres", "tls", "resolve", "token"]),
+    ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),
     ("2", &["audit", "registry", "provision"]),
     ("3", &["tunnel"]),
     ("4", &["agent", "gateway", "proxy", "client"]),
