@@ -170,11 +170,12 @@ pub const STALL: Duration = Duration::from_secs(60);
 /// but not for ever.
 pub const DELIVERY: Duration = Duration::from_secs(600);
 
-/// Messages that wait for one slow reader of a channel.
-pub const CHANNEL_QUEUE: usize = 64;
+/// Messages of a channel that its session hands over before the channel's reader gets to run. It always takes them all, so
+/// that more would only mean more memory between the two, beyond what a processor's cache holds.
+pub const CHANNEL_QUEUE: usize = 16;
 
-/// Messages that wait to be sent on a session.
-pub const SESSION_QUEUE: usize = 128;
+/// Messages that wait to be sent on a session: so many go into one write, and the session keeps a buffer for as much.
+pub const SESSION_QUEUE: usize = 16;
 
 /// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
 pub const TRAIL_QUEUE: usize = 65_536;
