@@ -216,15 +216,16 @@ impl Writer {
 }
 
 impl Reader {
-    /// The next bytes; `None` when there will be no more. They are under way until they are said to be
-    /// [taken](Reader::taken). May be dropped; then nothing is lost.
+    /// All that has come, up to [`limits::BATCH`] messages; `None` when there will be no more. They are under way until they
+    /// are said to be [taken](Reader::taken). May be dropped; then nothing is lost.
     ///
     /// # Errors
     /// If the other end went away without saying that it was done.
-    pub async fn next(&mut self) -> io::Result<Option<Bytes>> {
+    pub async fn next(&mut self) -> io::Result<Option<Vec<Bytes>>> {
         loop {
-            if let Some(bytes) = self.batch.pop_front() {
-                return Ok(Some(bytes));
+            if !self.batch.is_empty() {
+                let messages = self.batch.len().min(limits::BATCH);
+                return Ok(Some(self.batch.drain(..messages).collect()));
             }
             {
                 let mut state = self.lane.state();
@@ -244,12 +245,14 @@ impl Reader {
         }
     }
 
-    /// Says that a message of `bytes` is no longer here.
-    pub fn taken(&self, bytes: usize) {
+    /// Says that messages are no longer here.
+    pub fn taken(&self, batch: &[Bytes]) {
         let mut state = self.lane.state();
-        state.under_way.subtract(bytes);
-        state.untold.add(bytes);
-        state.total += 1;
+        for bytes in batch {
+            state.under_way.subtract(bytes.len());
+            state.untold.add(bytes.len());
+        }
+        state.total += batch.len() as u64;
         let room = state.crowded && state.is_roomy();
         if room {
             state.crowded = false;

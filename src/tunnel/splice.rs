@@ -11,19 +11,23 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, SetOnce, oneshot};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::bridge::{self, Receipts};
+use super::pool::Buffer;
 use super::ssh::{self, Event, Returns};
 use crate::audit::Counters;
 use crate::limits;
@@ -39,8 +43,48 @@ pub enum End {
     FarBroke(io::ErrorKind),
     /// One side took nothing for so long, at the cost of others, that it was given up.
     Stalled,
+    /// No byte has moved for as long as it may be idle.
+    Idle,
+    /// It has lived as long as it may.
+    Expired,
     /// It was stopped from here.
     Stopped,
+}
+
+/// How long a forward may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// Without a byte in either direction, whether or not one of them has ended.
+    pub idle: Option<Duration>,
+    /// At all.
+    pub life: Option<Duration>,
+}
+
+impl Bounds {
+    /// Waits until one of them is passed. It looks at what has been counted now and then: the bytes themselves reset nothing.
+    /// An idle forward is noticed up to a quarter of its time late ([`limits::IDLE_LOOKS`]).
+    async fn passed(self, counters: &Counters) -> End {
+        let moved = || (counters.to_target(), counters.from_target());
+        let began = Instant::now();
+        let (mut seen, mut since) = (moved(), began);
+        loop {
+            let now = Instant::now();
+            let expires = self.life.map(|life| began + life);
+            if expires.is_some_and(|at| at <= now) {
+                return End::Expired;
+            }
+            if moved() != seen {
+                (seen, since) = (moved(), now);
+            } else if self.idle.is_some_and(|idle| since + idle <= now) {
+                return End::Idle;
+            }
+            let looks = self.idle.map(|idle| (now + idle / limits::IDLE_LOOKS).min(now.max(since + idle)));
+            match [expires, looks].into_iter().flatten().min() {
+                Some(next) => tokio::time::sleep_until(next).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 /// One side of a splice.
@@ -63,7 +107,7 @@ pub struct Bridge {
 }
 
 enum Reader {
-    Tcp(OwnedReadHalf, BytesMut),
+    Tcp(OwnedReadHalf),
     Channel(ssh::Reader),
     Pipe(ReadHalf<DuplexStream>, BytesMut),
     Bridge(bridge::Reader),
@@ -99,7 +143,7 @@ impl Across {
     /// Runs it to its end, and closes `far`.
     pub async fn run(self, far: Side) {
         let near = Side::Bridge(Bridge { end: self.end, rest: None });
-        let (end, remains) = splice(near, far, &self.counters, &self.cut).await;
+        let (end, remains) = splice(near, far, &self.counters, Bounds::default(), &self.cut).await;
         // If nobody waits for it any more, the other half has been dropped.
         self.verdict.send(end).ok();
         remains.leave().await;
@@ -114,49 +158,65 @@ struct Rest {
 }
 
 impl Rest {
-    /// Ends the target's half after the principal's, which is over with `end`, and tells how both together ended. What was
-    /// given to it is still delivered, unless the forward was stopped or given up. `delivered` says that nothing which went
-    /// wrong there since can be the reason of the end.
+    /// Ends the target's half after the principal's, and tells how both together ended. What was given to it is still
+    /// delivered, unless the forward was or is `cut`.
     async fn end(
         mut self,
-        end: End,
-        delivered: bool,
+        ours: Ours,
         mut moving: Pin<&mut impl Future<Output = Infallible>>,
-        stop: &CancellationToken,
+        cut: Pin<&mut impl Future<Output = End>>,
     ) -> End {
         self.leave.now();
-        if matches!(end, End::Stopped | End::Stalled) {
-            self.cut.cancel();
-        }
-        let theirs = tokio::select! {
-            biased;
-            theirs = &mut self.ended => theirs,
-            never = moving.as_mut() => match never {},
-            () = stop.cancelled() => {
-                self.cut.cancel();
-                tokio::select! {
-                    theirs = self.ended => theirs,
-                    never = moving => match never {},
-                }
+        let mut end = ours.end;
+        if !ours.cut {
+            tokio::select! {
+                biased;
+                theirs = &mut self.ended => return ours.with(theirs.ok()),
+                never = moving.as_mut() => match never {},
+                how = cut => end = how,
             }
-        };
-        // Without an answer its thread is going down, and so is the program.
-        let Ok(theirs) = theirs else { return end };
-        match (end, theirs) {
-            (End::Stopped | End::Stalled, _) => end,
-            (_, End::Stopped) => End::Stopped,
-            (End::NearBroke(_), _) if delivered => end,
-            (_, End::FarBroke(_) | End::Stalled) => theirs,
-            // That the principal's side is gone is what it has been told by this one.
-            (_, End::Clean | End::NearBroke(_)) => end,
+        }
+        self.cut.cancel();
+        // Soon; after it nothing more is counted.
+        tokio::select! {
+            _ = self.ended => end,
+            never = moving => match never {},
         }
     }
 }
 
-/// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end or `stop`.
+/// How the principal's half ended, or a forward that has no other.
+struct Ours {
+    end: End,
+    /// Whether it was cut or given up, so that nothing is to be waited for.
+    cut: bool,
+    /// Whether all was done to deliver what the principal had sent; what goes wrong at the target since is not the reason.
+    delivered: bool,
+}
+
+impl Ours {
+    /// How both halves together ended. Without a word from the target's its thread is going down, and so is the program.
+    fn with(self, theirs: Option<End>) -> End {
+        match (self.end, theirs) {
+            (End::NearBroke(_), _) if self.delivered => self.end,
+            (_, Some(theirs @ (End::FarBroke(_) | End::Stalled))) => theirs,
+            // That the principal's side is gone is what it has been told by this one.
+            _ => self.end,
+        }
+    }
+}
+
+/// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end, one of its `bounds` or
+/// `stop`.
 ///
 /// The forward is over when this returns; what is left of its two sides is then to be [left](Remains::leave).
-pub async fn splice(near: Side, mut far: Side, counters: &Counters, stop: &CancellationToken) -> (End, Remains) {
+pub async fn splice(
+    near: Side,
+    mut far: Side,
+    counters: &Counters,
+    bounds: Bounds,
+    stop: &CancellationToken,
+) -> (End, Remains) {
     let rest = far.rest();
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
@@ -167,31 +227,44 @@ pub async fn splice(near: Side, mut far: Side, counters: &Counters, stop: &Cance
         let downward =
             direction(&mut far_reader, &mut near_writer, |n| counters.add_from_target(n), (&down, &up), &both);
         let moving = async { tokio::join!(upward, downward).0 };
-        tokio::pin!(moving);
-        let mut delivered = false;
+        let cut = async {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => End::Stopped,
+                end = bounds.passed(counters) => end,
+            }
+        };
+        tokio::pin!(moving, cut);
+        let (mut was_cut, mut delivered) = (false, false);
         let end = tokio::select! {
             biased;
             never = &mut moving => match never {},
             () = both.cancelled() => End::Clean,
-            () = stop.cancelled() => End::Stopped,
+            end = &mut cut => {
+                was_cut = true;
+                end
+            }
             broke = up.broke.wait() => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving.as_mut(), &down, stop).await;
+                    was_cut = last_words(moving.as_mut(), &down, cut.as_mut()).await;
                 }
                 broke.end(End::NearBroke, End::FarBroke)
             }
             broke = down.broke.wait() => {
                 // What the principal has sent before it went away still reaches the target.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving.as_mut(), &up, stop).await;
+                    was_cut = last_words(moving.as_mut(), &up, cut.as_mut()).await;
                     delivered = true;
                 }
                 broke.end(End::FarBroke, End::NearBroke)
             }
         };
         match rest {
-            Some(rest) => rest.end(end, delivered, moving, stop).await,
+            Some(rest) => {
+                let ours = Ours { end, cut: was_cut || end == End::Stalled, delivered };
+                rest.end(ours, moving, cut).await
+            }
             None => end,
         }
     };
@@ -201,17 +274,21 @@ pub async fn splice(near: Side, mut far: Side, counters: &Counters, stop: &Cance
     (end, Remains { near, far })
 }
 
-/// Lets a direction that is still on its way deliver what was sent into it. Both go on meanwhile: the one that broke still
-/// has to take what comes.
-async fn last_words(moving: Pin<&mut impl Future<Output = Infallible>>, half: &Half, stop: &CancellationToken) {
+/// Lets a direction that is still on its way deliver what was sent into it, and tells whether it was cut meanwhile. Both go
+/// on: the one that broke still has to take what comes.
+async fn last_words(
+    moving: Pin<&mut impl Future<Output = Infallible>>,
+    half: &Half,
+    cut: Pin<&mut impl Future<Output = End>>,
+) -> bool {
     if half.is_done() {
-        return;
+        return false;
     }
     tokio::select! {
-        _ = tokio::time::timeout(limits::DELIVERY, moving) => {}
-        () = half.done.cancelled() => {}
-        _ = half.broke.wait() => {}
-        () = stop.cancelled() => {}
+        _ = tokio::time::timeout(limits::DELIVERY, moving) => false,
+        () = half.done.cancelled() => false,
+        _ = half.broke.wait() => false,
+        _ = cut => true,
     }
 }
 
@@ -275,7 +352,7 @@ async fn direction(
     let receipts = writer.receipts();
     let progress = || receipts.as_ref().map_or(0, Receipts::total);
     match reader {
-        Reader::Tcp(..) | Reader::Pipe(..) => {
+        Reader::Tcp(_) | Reader::Pipe(..) => {
             let copy = async {
                 loop {
                     match reader.read().await {
@@ -299,15 +376,14 @@ async fn direction(
             let copy = async {
                 loop {
                     match reader.next().await {
-                        Ok(Some(bytes)) => {
-                            let length = bytes.len();
+                        Ok(Some(batch)) => {
                             // The other half is patient in its own way for as long as it is there.
                             let hopeless = |stalled| reader.is_closed() && stalled >= limits::DELIVERY;
-                            if let Err(broke) = stalling(writer.send(bytes), hopeless, progress).await {
+                            if let Err(broke) = stalling(writer.send_all(&batch), hopeless, progress).await {
                                 return broke;
                             }
-                            reader.taken(length);
-                            count(length as u64);
+                            reader.taken(&batch);
+                            count(batch.iter().map(|bytes| bytes.len() as u64).sum());
                         }
                         Ok(None) => break,
                         Err(error) => return Broke::Reading(error.kind()),
@@ -359,20 +435,19 @@ async fn direction(
             let empty = async {
                 loop {
                     match inbox.front().await {
-                        Ok(bytes) => {
-                            let length = bytes.len();
+                        Ok(batch) => {
                             // A sink that takes nothing is given up where it keeps a stock client's whole session from being
                             // read, or where the sender has gone. One that harms nobody else may take its time.
                             let hopeless = |stalled| {
                                 returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY
                             };
-                            if let Err(broke) = stalling(writer.send(bytes), hopeless, progress).await {
+                            if let Err(broke) = stalling(writer.send_all(&batch), hopeless, progress).await {
                                 return broke;
                             }
-                            inbox.shift();
+                            inbox.shift(batch.len());
                             if receipts.is_none() {
-                                count(length as u64);
-                                returns.taken(length).await;
+                                count(batch.iter().map(|bytes| bytes.len() as u64).sum());
+                                returns.all_taken(batch.iter().map(Bytes::len)).await;
                             }
                         }
                         Err(Last::Starved) => {
@@ -395,6 +470,8 @@ async fn direction(
             };
             tokio::pin!(fill);
             let broke = tokio::select! {
+                // What has come is emptied with the same wake-up.
+                biased;
                 broke = &mut fill => broke,
                 broke = empty => broke,
                 broke = settle => broke,
@@ -496,14 +573,15 @@ impl Inbox {
         self.filled.notify_one();
     }
 
-    /// What comes next. It stays here until it is [shifted](Inbox::shift) out, so that it is accounted for whatever happens.
-    async fn front(&self) -> Result<Bytes, Last> {
+    /// What comes next: all that has come, up to [`limits::BATCH`] messages. It stays here until it is [shifted](Inbox::shift)
+    /// out, so that it is accounted for whatever happens.
+    async fn front(&self) -> Result<Vec<Bytes>, Last> {
         loop {
             let filled = self.filled.notified();
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(bytes) = state.waiting.front() {
-                    return Ok(bytes.clone());
+                if !state.waiting.is_empty() {
+                    return Ok(state.waiting.iter().take(limits::BATCH).cloned().collect());
                 }
                 if std::mem::take(&mut state.starved) {
                     return Err(Last::Starved);
@@ -523,8 +601,8 @@ impl Inbox {
         state.waiting.drain(..).for_each(|bytes| self.returns.dropped(bytes.len()));
     }
 
-    fn shift(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_front();
+    fn shift(&self, messages: usize) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.drain(..messages);
     }
 }
 
@@ -562,7 +640,7 @@ impl Remains {
 impl Leaving {
     async fn leave(self) {
         match (self.reader, self.writer) {
-            (Reader::Tcp(reader, _), Writer::Tcp(writer)) => {
+            (Reader::Tcp(reader), Writer::Tcp(writer)) => {
                 if !self.clean
                     && !self.told
                     && let Ok(stream) = reader.reunite(writer)
@@ -595,7 +673,7 @@ impl Side {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
-                (Reader::Tcp(reader, BytesMut::new()), Writer::Tcp(writer))
+                (Reader::Tcp(reader), Writer::Tcp(writer))
             }
             Self::Channel(channel) => (Reader::Channel(channel.reader), Writer::Channel(channel.writer)),
             Self::Pipe(pipe) => {
@@ -615,21 +693,29 @@ impl Side {
 }
 
 impl Reader {
-    /// Reads from what is a stream in itself; a channel is read by its events, and of a bridge it is said what was taken.
+    /// Reads from what is a stream in itself; a channel and a bridge have readers of their own.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
-        let (read, buffer) = match self {
-            Self::Tcp(reader, buffer) => {
-                buffer.reserve(limits::CHUNK);
-                (reader.read_buf(buffer).await?, buffer)
+        match self {
+            Self::Tcp(reader) => {
+                let read = poll_fn(|cx| {
+                    // Given back at once where there is nothing to read: a socket that is silent needs no buffer. Not `try_read`,
+                    // which would not take a short read as a sign that nothing is left, and look again.
+                    let mut buffer = Buffer::take();
+                    let mut read = ReadBuf::new(&mut buffer);
+                    ready!(Pin::new(&mut *reader).poll_read(cx, &mut read))?;
+                    let filled = read.filled().len();
+                    Poll::Ready(io::Result::Ok(buffer.into_bytes(filled)))
+                });
+                Ok(Some(read.await?).filter(|bytes| !bytes.is_empty()))
             }
             Self::Pipe(reader, buffer) => {
                 buffer.reserve(limits::CHUNK);
-                (reader.read_buf(buffer).await?, buffer)
+                let read = reader.read_buf(buffer).await?;
+                Ok((read > 0).then(|| buffer.split().freeze()))
             }
-            Self::Channel(reader) => return Ok(reader.bytes().await),
-            Self::Bridge(reader) => return reader.next().await,
-        };
-        Ok((read > 0).then(|| buffer.split().freeze()))
+            Self::Channel(reader) => Ok(reader.bytes().await),
+            Self::Bridge(_) => Err(io::ErrorKind::Unsupported.into()),
+        }
     }
 }
 
@@ -641,6 +727,26 @@ impl Writer {
             Self::Pipe(writer) => writer.write_all(&bytes).await,
             Self::Bridge(writer) => writer.send(bytes).await,
         }
+    }
+
+    /// Sends several messages; to a socket with as few calls as it takes.
+    async fn send_all(&mut self, batch: &[Bytes]) -> io::Result<()> {
+        let Self::Tcp(writer) = self else {
+            for bytes in batch {
+                self.send(bytes.clone()).await?;
+            }
+            return Ok(());
+        };
+        let mut slices: [IoSlice<'_>; limits::BATCH] =
+            std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
+        let mut left = &mut slices[..batch.len().min(limits::BATCH)];
+        while !left.is_empty() {
+            match writer.write_vectored(left).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => IoSlice::advance_slices(&mut left, written),
+            }
+        }
+        Ok(())
     }
 
     async fn finish(&mut self) -> io::Result<()> {

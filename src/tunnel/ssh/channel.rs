@@ -20,7 +20,7 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
-use super::{Control, PACKET};
+use super::Control;
 use crate::limits;
 use crate::task::Tasks;
 use crate::tunnel::wire;
@@ -37,6 +37,15 @@ pub enum Flow {
 }
 
 impl Flow {
+    /// What one message carries at most.
+    pub(super) fn packet(self) -> u32 {
+        match self {
+            Self::Credit => limits::CHUNK as u32,
+            // What RFC 4253 §6.1 asks every peer to handle.
+            Self::Stock | Self::Plain => 32 * 1024,
+        }
+    }
+
     /// The window that a session for such channels announces.
     pub(super) fn window(self) -> u32 {
         match self {
@@ -264,7 +273,7 @@ impl Shared {
         self.more.notify_waiters();
     }
 
-    /// Counts what messages cost as taken, and tells how much credit is to be given back now, if any.
+    /// Counts what messages had cost as taken, and tells how much credit is to be given back now, if any.
     fn settle(&self, cost: usize) -> Option<usize> {
         let owed = self.owed.load(Ordering::Relaxed) + cost;
         let window = self.window.load(Ordering::Relaxed);
@@ -326,10 +335,15 @@ impl Shared {
 impl Returns {
     /// Gives back what a message of `bytes` had cost, sooner or later.
     pub async fn taken(&self, bytes: usize) {
-        self.repay(wire::message_cost(bytes)).await;
+        self.all_taken(std::iter::once(bytes)).await;
     }
 
-    /// Gives back what messages that were taken had [cost](wire::message_cost), sooner or later.
+    /// Gives back what messages of these lengths had cost, sooner or later.
+    pub async fn all_taken(&self, lengths: impl Iterator<Item = usize>) {
+        self.repay(lengths.map(wire::message_cost).sum()).await;
+    }
+
+    /// Gives back what messages that were taken had [cost](wire::message_cost) together, sooner or later.
     pub async fn repay(&self, cost: usize) {
         let shared = &self.0;
         match shared.flow {
@@ -355,7 +369,7 @@ impl Returns {
         self.write_off(wire::message_cost(bytes));
     }
 
-    /// Gives up messages that cost so much, were read and will never be taken.
+    /// Gives up messages that cost so much together, were read and will never be taken.
     pub fn write_off(&self, cost: usize) {
         if self.0.flow == Flow::Stock {
             self.0.control.release(cost);
@@ -384,7 +398,7 @@ impl Writer {
         let shared = &self.shared;
         let sent = async {
             while !bytes.is_empty() {
-                let wanted = bytes.len().min(PACKET as usize);
+                let wanted = bytes.len().min(shared.flow.packet() as usize);
                 let fit = match shared.flow {
                     Flow::Credit => loop {
                         let more = shared.more.notified();
@@ -440,13 +454,17 @@ impl Writer {
 impl Shared {
     async fn send(&self, bytes: Bytes) -> io::Result<()> {
         let wanted = bytes.len();
+        // Credit lies below the window, which therefore is never waited for.
+        let bounded = self.flow != Flow::Credit;
         let sent = match &self.half {
             Half::Client(half) => {
-                let _starving = (half.writable_packet_size().await < wanted).then(|| self.control.starve());
+                let starves = bounded && half.writable_packet_size().await < wanted;
+                let _starving = starves.then(|| self.control.starve());
                 half.data_bytes(bytes).await
             }
             Half::Server(half) => {
-                let _starving = (half.writable_packet_size().await < wanted).then(|| self.control.starve());
+                let starves = bounded && half.writable_packet_size().await < wanted;
+                let _starving = starves.then(|| self.control.starve());
                 half.data_bytes(bytes).await
             }
         };
