@@ -220,6 +220,7 @@ mod tests {
             key: PrivateKey::generate(Algorithm::Ed25519),
             proxy: None,
             organisations,
+            limits: crate::agent::Limits::default(),
             audit: Sink::Stdout,
         }
     }
