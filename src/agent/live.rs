@@ -221,6 +221,7 @@ mod tests {
             proxy: None,
             organisations,
             limits: crate::agent::Limits::default(),
+            limits: Limits::default(),
             audit: Sink::Stdout,
         }
     }
