@@ -221,7 +221,6 @@ mod tests {
             proxy: None,
             organisations,
             limits: crate::agent::Limits::default(),
-            limits: Limits::default(),
             audit: Sink::Stdout,
         }
     }
