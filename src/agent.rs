@@ -5,8 +5,10 @@
 //! not opened.
 //!
 //! What waits on what: one task per organisation and gateway keeps a link ([`dial`]), one task per link serves it
-//! ([`serve`]), one task per forward moves its bytes. All end with the stop token given to [`run`], which waits for them and
-//! then closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! ([`serve`]), one task per forward moves its bytes. When the stop given to [`run`] asks for a drain, nobody dials any more,
+//! each link tells its gateway to give it nothing new, and opens that come all the same are refused. When no forward is left,
+//! or those that were have been cut, everything else is stopped and waited for, and the trail closed. Everything runs on the
+//! caller's thread: see [`crate::tunnel::ssh`].
 
 mod dial;
 mod serve;
@@ -14,15 +16,19 @@ mod serve;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::audit::{self, Side, Trail};
+use crate::audit::{self, Event, Kind, Side, Trail};
+use crate::chain::Chain;
+use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
+use crate::systemd::Supervisor;
 use crate::task::Tasks;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::wire::InstanceId;
@@ -38,6 +44,8 @@ pub struct Config {
     pub key: PrivateKey,
     /// The HTTP proxy on the way out.
     pub proxy: Option<Proxy>,
+    /// How long forwards that run may go on after the signal to end.
+    pub drain: Duration,
     /// Whom it serves.
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
@@ -92,6 +100,7 @@ struct Agent {
     proxy: Option<Proxy>,
     trail: Trail,
     tasks: Tasks,
+    drain: Drain,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
@@ -112,11 +121,11 @@ struct Served {
     allow: Allowlist,
 }
 
-/// Runs an agent until `stop`.
+/// Runs an agent until `stop`. Returns how the drain went.
 ///
 /// # Errors
 /// If the trail cannot be started or completed, or tasks do not end.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError> {
+pub async fn run(config: Config, stop: Stop, supervisor: &Supervisor) -> Result<Outcome, RunError> {
     let tasks = Tasks::new();
     let writer = Tasks::new();
     let trail = Trail::start(config.audit, Side::Agent, &writer).await.map_err(RunError::Trail)?;
@@ -136,6 +145,7 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
         proxy: config.proxy,
         trail: trail.clone(),
         tasks: tasks.clone(),
+        drain: Drain::new(),
         ways_out: Mutex::new(WaysOut { targets, ..WaysOut::default() }),
         unrecorded: Mutex::default(),
     });
@@ -161,14 +171,35 @@ pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError
             std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    stop.cancelled().await;
-    info!("stopping");
+    supervisor.ready("dialling out");
+    stop.drain().cancelled().await;
+    agent.drain.begin(config.drain);
+    let outcome = drain(&agent, config.drain, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
     grace.abort();
     drop(agent);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
-    if drained { Ok(()) } else { Err(RunError::Drain) }
+    if drained { Ok(outcome) } else { Err(RunError::Drain) }
+}
+
+/// From the beginning of the drain to the end of the last forward, and what is recorded of it.
+async fn drain(agent: &Agent, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
+    let (forwards, links) = (agent.drain.forwards(), agent.drain.sessions());
+    info!(forwards, links, "stopping: nothing new is taken on, and what runs may go on for {} s", grace.as_secs());
+    let note = async |event: Event| {
+        if let Err(error) = agent.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record the drain");
+        }
+    };
+    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
+    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
+    let outcome = agent.drain.finish(stop.now(), "agent_stopped", supervisor).await;
+    // Whatever is left by now, for whatever reason, has no more time.
+    agent.drain.cut_all("agent_stopped");
+    info!(ended = outcome.ended, cut = outcome.cut, "drained");
+    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
+    outcome
 }
 
 impl Agent {

@@ -6,12 +6,16 @@
 //!
 //! What waits on what: one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
 //! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
-//! socket answers questions about the roster. All end with the stop token given to [`run`], which waits for them and then
-//! closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! socket answers questions about the roster. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//!
+//! When the stop given to [`run`] asks for a drain, listeners end first, with all that they have accepted taken on; then
+//! agents are told, door sessions and links end with their last forward, and the admin socket goes on answering. When no
+//! forward is left, or those that were have been cut, everything else is stopped and waited for, and the trail closed.
 
 mod admin;
 mod broker;
 mod door;
+mod inherit;
 mod intake;
 mod quota;
 mod roster;
@@ -21,6 +25,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -29,14 +34,17 @@ use tracing::{error, info, warn};
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::document::Faults;
+use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::registry::file::{Files, Reload};
+use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::Room;
 
 pub use admin::{AgentRow, AgentsError, agents};
+pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.
 #[derive(Debug, Clone)]
@@ -49,6 +57,8 @@ pub struct Config {
     pub registry: PathBuf,
     /// Where the admin socket is made.
     pub admin_socket: Option<PathBuf>,
+    /// How long forwards that run may go on after the signal to end.
+    pub drain: Duration,
     /// Whose agents are served.
     pub organisations: Vec<Organisation>,
     /// Loopback doors.
@@ -102,6 +112,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// Listeners that were inherited.
+    #[error("could not use the sockets that this process was started with")]
+    Inherited(#[source] InheritError),
     /// The admin socket.
     #[error("could not make the admin socket {}", .path.display())]
     Admin {
@@ -132,31 +145,40 @@ struct Gateway {
     trail: Trail,
     tasks: Tasks,
     room: Room,
+    drain: Drain,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
 
-/// Runs a gateway until `stop`. `ready` is told the addresses it listens on: the main ones, then the loopback doors'.
+/// Runs a gateway until `stop`, on listeners of its own and on those that it has inherited. `ready` is told the addresses it
+/// listens on: the main ones, then the loopback doors'. Returns how the drain went.
 ///
 /// # Errors
 /// If anything it needs cannot be had, the trail cannot be completed, or tasks do not end.
 pub async fn run(
     config: Config,
-    stop: CancellationToken,
+    mut inherited: Inherited,
+    stop: Stop,
+    supervisor: &Supervisor,
     ready: impl FnOnce(&[SocketAddr], &[SocketAddr]),
-) -> Result<(), RunError> {
+) -> Result<Outcome, RunError> {
     let registry = Files::open(config.registry.clone())
         .map_err(|source| RunError::Registry { path: config.registry.clone(), source })?;
+    // With listeners that it shares, this process is meant to take the place of another.
+    let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
     for address in &config.listen {
-        listeners.push(listen(*address)?);
+        listeners.push(listen(*address, &mut inherited)?);
     }
     let mut local = Vec::new();
     for door in config.local {
-        local.push((listen(door.listen)?, door));
+        local.push((listen(door.listen, &mut inherited)?, door));
     }
+    inherited.all_taken().map_err(RunError::Inherited)?;
     let admin = match &config.admin_socket {
-        Some(path) => Some(admin::bind(path).map_err(|source| RunError::Admin { path: path.clone(), source })?),
+        Some(path) => {
+            Some(admin::bind(path, successor).await.map_err(|source| RunError::Admin { path: path.clone(), source })?)
+        }
         None => None,
     };
     let writer = Tasks::new();
@@ -175,17 +197,19 @@ pub async fn run(
         trail: trail.clone(),
         tasks: tasks.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        drain: Drain::new(),
         unrecorded: Mutex::default(),
     });
     watch_registry(&gateway, registry);
     let bound = |listener: &TcpListener| listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
+    let mut accepting = Vec::new();
     for listener in listeners {
-        tasks.spawn(intake::accept(gateway.clone(), listener));
+        accepting.push(tasks.spawn(intake::accept(gateway.clone(), listener)));
     }
     for (listener, door) in local {
-        tasks.spawn(door::local::accept(gateway.clone(), listener, door));
+        accepting.push(tasks.spawn(door::local::accept(gateway.clone(), listener, door)));
     }
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
@@ -199,17 +223,46 @@ pub async fn run(
     }));
     info!(key = %gateway.host_key.public().fingerprint(), listen = ?main, "gateway started");
     ready(&main, &doors);
-    stop.cancelled().await;
-    info!("stopping");
+    stop.drain().cancelled().await;
+    gateway.drain.begin(config.drain);
+    // Before anything is counted: what they have accepted is a forward by now, or on its way to the login.
+    for listener in accepting {
+        // One that has panicked has ended, too.
+        drop(listener.await);
+    }
+    let outcome = drain(&gateway, config.drain, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
     drop(gateway);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
-    if drained { Ok(()) } else { Err(RunError::Drain) }
+    if drained { Ok(outcome) } else { Err(RunError::Drain) }
 }
 
-/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them.
-fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+/// From the end of the listeners to that of the last forward, and what is recorded of it.
+async fn drain(gateway: &Gateway, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
+    let (forwards, links) = (gateway.drain.forwards(), gateway.roster.list().len());
+    info!(forwards, links, "stopping: nothing new is accepted, and what runs may go on for {} s", grace.as_secs());
+    let note = async |event: Event| {
+        if let Err(error) = gateway.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record the drain");
+        }
+    };
+    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
+    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
+    let outcome = gateway.drain.finish(stop.now(), "gateway_stopped", supervisor).await;
+    // Whatever is left by now, for whatever reason, has no more time.
+    gateway.drain.cut_all("gateway_stopped");
+    info!(ended = outcome.ended, cut = outcome.cut, "drained");
+    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
+    outcome
+}
+
+/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them. A
+/// listener that was inherited is as whoever opened it has made it.
+fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, RunError> {
+    if let Some(listener) = inherited.take(address) {
+        return TcpListener::from_std(listener).map_err(|source| RunError::Listen { address, source });
+    }
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     let bound = || -> io::Result<TcpListener> {
         let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };

@@ -35,7 +35,8 @@
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists; databases and roles |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
-//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`chain`], [`task`] | the rest of the vocabulary |
+//! | 0 | [`drain`], beside [`identity`] | the stages of a stop, and the forwards that it waits for |
+//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`chain`], [`task`], [`systemd`] | the rest of the vocabulary |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -124,6 +125,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod document;
+pub mod drain;
 pub mod gateway;
 pub mod identity;
 pub mod limits;
@@ -133,6 +135,7 @@ pub mod provision;
 pub mod registry;
 pub mod resolve;
 pub mod secret;
+pub mod systemd;
 pub mod target;
 pub mod task;
 pub mod telemetry;

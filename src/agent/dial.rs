@@ -1,8 +1,10 @@
 //! Keeps one link to one gateway: dials, and dials again.
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
-//! link that has carried as many opens as one should is replaced while it still serves; of those replaced, so many are
-//! kept, however many the gateway would keep.
+//! link that has carried as many opens as one should, or whose gateway goes away or asks for another, is replaced while it
+//! still serves: the new one is made first. A gateway that asks on every link gets the next one after the same waits as one
+//! that drops them. Of the links replaced, so many are kept, however many the gateway would keep. Nobody dials once the
+//! agent drains.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -20,14 +22,15 @@ use crate::tunnel::connect::GatewayUrl;
 use crate::tunnel::transport::Control as Switch;
 
 pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway: GatewayUrl) {
-    let stop = agent.tasks.stopping().clone();
+    let stop = agent.drain.begun().clone();
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
     let mut last = String::new();
     let mut replaced: VecDeque<Switch> = VecDeque::new();
     loop {
         let attempt = tokio::select! {
-            attempt = serve::link(&agent, &served, &gateway) => attempt,
+            biased;
             () = stop.cancelled() => return,
+            attempt = serve::link(&agent, &served, &gateway) => attempt,
         };
         match attempt {
             Ok(link) => {
@@ -39,15 +42,15 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
                     Next::Replace => {
                         debug!(gateway = %gateway, "replacing a link that has carried its share of opens");
                         backoff.reset();
-                        replaced.retain(|switch| !switch.gone().is_cancelled());
-                        replaced.push_back(switch);
-                        if replaced.len() > limits::REPLACED_LINKS
-                            && let Some(oldest) = replaced.pop_front()
-                        {
-                            warn!(gateway = %gateway, "cutting the oldest replaced link: the gateway keeps too many");
-                            oldest.cut();
-                        }
+                        keep(&mut replaced, switch, &gateway);
                         continue;
+                    }
+                    Next::Move { proved } => {
+                        keep(&mut replaced, switch, &gateway);
+                        if proved {
+                            backoff.reset();
+                            continue;
+                        }
                     }
                     Next::Lost { proved } => {
                         if proved {
@@ -77,24 +80,48 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
     }
 }
 
+/// Keeps a link that has been replaced, which ends with its last forward.
+fn keep(replaced: &mut VecDeque<Switch>, switch: Switch, gateway: &GatewayUrl) {
+    replaced.retain(|switch| !switch.gone().is_cancelled());
+    replaced.push_back(switch);
+    if replaced.len() > limits::REPLACED_LINKS
+        && let Some(oldest) = replaced.pop_front()
+    {
+        warn!(gateway = %gateway, "cutting the oldest replaced link: the gateway keeps too many");
+        oldest.cut();
+    }
+}
+
 enum Next {
     Stop,
+    /// The link is worn.
     Replace,
-    Lost { proved: bool },
+    /// The gateway wants another.
+    Move {
+        proved: bool,
+    },
+    Lost {
+        proved: bool,
+    },
 }
 
 async fn serve_until_replaced(agent: &Arc<Agent>, link: Link) -> Next {
     let since = Instant::now();
-    let stop = agent.tasks.stopping();
-    let worn = link.worn().clone();
+    let stop = agent.drain.begun();
+    let (worn, moved) = (link.worn().clone(), link.moved().clone());
     let mut served = agent.tasks.spawn(link.serve());
+    let proved = || since.elapsed() >= limits::LINK_PROVED;
     tokio::select! {
+        biased;
+        // The link goes on by itself until its last forward has ended, here and below.
+        () = stop.cancelled() => Next::Stop,
+        () = moved.cancelled() => Next::Move { proved: proved() },
+        () = worn.cancelled() => Next::Replace,
         end = &mut served => match end {
             Ok(LinkEnd::Stopped) => Next::Stop,
-            Ok(LinkEnd::Lost) | Err(_) if stop.is_cancelled() => Next::Stop,
-            Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: since.elapsed() >= limits::LINK_PROVED },
+            // What it said before it hung up is what counts.
+            Ok(LinkEnd::Lost) | Err(_) if moved.is_cancelled() => Next::Move { proved: proved() },
+            Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: proved() },
         },
-        // The old link goes on by itself until its last forward has ended.
-        () = worn.cancelled() => Next::Replace,
     }
 }

@@ -19,6 +19,7 @@ use tracing::{debug, info};
 use super::{Agent, Orchestrator, Served};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
+use crate::drain::Ticket;
 use crate::identity::{Fingerprint, Principal, PublicKey};
 use crate::limits;
 use crate::policy::Decision;
@@ -32,7 +33,7 @@ use crate::tunnel::ssh::{
     self, ControlChannel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
-use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
+use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -98,6 +99,7 @@ struct Shared {
     orchestrator: Orchestrator,
     switch: Switch,
     worn: CancellationToken,
+    moved: CancellationToken,
 }
 
 /// Dials, shakes hands and waits for the gateway's login.
@@ -194,6 +196,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         orchestrator: accepted,
         switch,
         worn: CancellationToken::new(),
+        moved: CancellationToken::new(),
     });
     Ok(Link { shared, opens, control_channel, unheard, running })
 }
@@ -247,6 +250,11 @@ impl Link {
         &self.shared.worn
     }
 
+    /// Fires when the gateway wants another link in the place of this one, which it may do again on each.
+    pub(super) fn moved(&self) -> &CancellationToken {
+        &self.shared.moved
+    }
+
     /// Its session's switch.
     pub(super) fn switch(&self) -> &Switch {
         &self.shared.switch
@@ -257,7 +265,8 @@ impl Link {
         let shared = self.shared;
         let agent = shared.agent.clone();
         let stop = agent.tasks.stopping().clone();
-        agent.tasks.spawn(converse(shared.clone(), self.control_channel));
+        let _present = agent.drain.greet();
+        let conversation = agent.tasks.spawn(converse(shared.clone(), self.control_channel));
         let mut opened: u64 = 0;
         let end = loop {
             tokio::select! {
@@ -267,12 +276,13 @@ impl Link {
                     if opened == limits::OPENS_PER_LINK {
                         shared.worn.cancel();
                     }
-                    if opening.over.is_some() {
+                    let ticket = agent.drain.admit();
+                    if opening.over.is_some() || ticket.is_none() {
                         // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                        forward(&shared, opening).await;
+                        forward(&shared, opening, ticket).await;
                     } else {
                         let shared = shared.clone();
-                        agent.tasks.spawn(async move { forward(&shared, opening).await });
+                        agent.tasks.spawn(async move { forward(&shared, opening, ticket).await });
                     }
                 }
                 () = stop.cancelled() => break LinkEnd::Stopped,
@@ -293,6 +303,8 @@ impl Link {
             }
         }
         let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
+        // What the gateway said before it hung up is heard before the link counts as ended.
+        drop(timeout(limits::STOP_GRACE, conversation).await);
         let (reason, detail) = match (ended, &end) {
             (_, LinkEnd::Stopped) => ("stopped", shared.gateway.to_string()),
             (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.gateway.to_string()),
@@ -313,7 +325,7 @@ impl Link {
     }
 }
 
-/// The control channel: says hello, and listens.
+/// The control channel: says hello, listens, and says when the agent drains.
 async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel>) {
     let Ok(ControlChannel { mut channel, granted }) = channel.await else { return };
     tokio::select! {
@@ -338,12 +350,36 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     if channel.writer.send(hello.encode()).await.is_err() {
         return;
     }
+    let ssh::Channel { reader, mut writer } = channel;
+    let drain = &shared.agent.drain;
+    let speak = async {
+        drain.begun().cancelled().await;
+        let deadline_s = u32::try_from(drain.left().as_secs()).unwrap_or(u32::MAX);
+        if writer.send(Control::Drain(Drain { deadline_s }).encode()).await.is_err() {
+            debug!(gateway = %shared.gateway, "the gateway could not be told of the drain");
+        }
+        // Whoever listens sees the end of the channel.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = speak => {}
+        () = listen(&shared, reader) => {}
+    }
+}
+
+/// Reads what the gateway says on the control channel, to its end.
+async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     let mut buffer = BytesMut::new();
-    while let Some(bytes) = channel.reader.bytes().await {
+    while let Some(bytes) = reader.bytes().await {
         buffer.extend_from_slice(&bytes);
         loop {
             match Control::decode(&mut buffer) {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                // Once is enough: what is said again on the same link asks for nothing more.
+                Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {
+                    info!(gateway = %shared.gateway, ?message, "the gateway wants another link");
+                    shared.moved.cancel();
+                }
                 Ok(Some(message @ (Control::Drain(_) | Control::Move | Control::Superseded))) => {
                     debug!(?message, "the gateway said");
                 }
@@ -360,7 +396,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
 }
 
 /// One forward, from the gateway's request to its end.
-async fn forward(shared: &Shared, opening: Opening) {
+async fn forward(shared: &Shared, opening: Opening, ticket: Option<Ticket>) {
     let agent = &shared.agent;
     let key = shared.orchestrator.key.fingerprint();
     let originator = Originator::parse(&opening.originator);
@@ -414,6 +450,9 @@ async fn forward(shared: &Shared, opening: Opening) {
     if let Some(limit) = refusal.opening.over {
         return refusal.deny(RefusalCode::Limit, "limit", limit).await;
     }
+    let Some(mut ticket) = ticket else {
+        return refusal.deny(RefusalCode::Draining, "draining", "the agent goes away").await;
+    };
     let target = match Target::from_wire(&refusal.opening.host, refusal.opening.port) {
         Ok(target) => target,
         Err(error) => return refusal.deny(RefusalCode::Malformed, "malformed_target", &error.to_string()).await,
@@ -455,6 +494,10 @@ async fn forward(shared: &Shared, opening: Opening) {
     };
     let dialled = tokio::select! {
         dialled = timeout_at(deadline, dial(permit)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        why = agent.drain.cut() => {
+            entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
+            return refusal.answer(RefusalCode::Draining, "the agent goes away").await;
+        }
         // The gateway is gone: the entry ends as abandoned.
         () = shared.switch.gone().cancelled() => return,
     };
@@ -466,17 +509,22 @@ async fn forward(shared: &Shared, opening: Opening) {
         }
     };
     entry.established(Some(address));
+    ticket.opened();
     // Whoever names an originator in our form is our gateway, and speaks of credit.
     let flow = if refusal.peer.is_some() { Flow::Credit } else { Flow::Stock };
     let Some(channel) = refusal.opening.accept(flow).await else { return };
     let counters = entry.counters();
     let stop = CancellationToken::new();
+    let mut cut = "agent_stopped";
     let (end, remains) = {
         let splice = splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, &stop);
         tokio::pin!(splice);
         let why = tokio::select! {
             end = &mut splice => Some(end),
-            () = agent.tasks.stopping().cancelled() => None,
+            why = agent.drain.cut() => {
+                cut = why;
+                None
+            }
             () = unrecorded.cancelled() => None,
         };
         match why {
@@ -494,7 +542,7 @@ async fn forward(shared: &Shared, opening: Opening) {
         End::FarBroke(_) => "target_broke",
         End::Stalled => "stalled",
         End::Stopped if unrecorded.is_cancelled() => "audit_failed",
-        End::Stopped => "agent_stopped",
+        End::Stopped => cut,
     };
     entry.finish(counters.ended(reason));
     remains.leave().await;

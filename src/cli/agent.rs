@@ -16,7 +16,10 @@ Example:
   caponier agent --config /etc/caponier/agent.toml
 
 The configuration is read at the start only. AGENT_PROXY names an HTTP proxy on the way out (http://HOST:PORT), and \
-CAPONIER_AGENT__… sets any other single value. A second signal ends the program at once.")]
+CAPONIER_AGENT__… sets any other single value.
+
+SIGTERM and SIGINT make it drain: its gateways give it nothing new, and what runs may go on for drain_s seconds; the exit \
+code is 1 if something had to be cut then. A second signal cuts at once.")]
 pub struct Args {
     /// The configuration, with an `[agent]` table; deploy/agent.toml explains it.
     #[arg(long, short, value_name = "FILE")]
@@ -35,6 +38,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     running::start_log(log);
     running::raise_descriptors();
-    running::block_on(async |stop| agent::run(*config, stop).await.context("the agent ended"))?;
-    Ok(Exit::Done.into())
+    let outcome = running::serve(async |stop, supervisor| {
+        agent::run(*config, stop, &supervisor).await.context("the agent ended")
+    })?;
+    Ok(if outcome.cut == 0 { Exit::Done } else { Exit::Failed }.into())
 }

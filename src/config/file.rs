@@ -7,6 +7,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -17,6 +18,7 @@ use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::limits;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
@@ -38,6 +40,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         None => replica_of_host(&table),
     };
     let proxy = proxy(&table);
+    let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
     let organisations: Vec<_> = tables.iter().map(|table| agent_organisation(table, &mut ids, &mut keys)).collect();
@@ -47,6 +50,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         replica: replica?,
         key: key?,
         proxy: proxy?,
+        drain: drain?,
         organisations: organisations.into_iter().collect::<Option<_>>()?,
         audit: audit?,
     };
@@ -75,6 +79,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         if path.is_dir() { Some(path) } else { item.reject(format!("no folder {}", path.display())) }
     });
     let admin_socket = optional(table.optional("admin_socket"), |item| item.path());
+    let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the gateway would have nobody to serve");
     let mut ids = Once::new("organisation");
     let organisations: Vec<_> = tables
@@ -99,6 +104,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         host_key: host_key?,
         registry: registry?,
         admin_socket: admin_socket?,
+        drain: drain?,
         organisations: organisations.into_iter().collect::<Option<_>>()?,
         local: local.into_iter().collect::<Option<_>>()?,
         audit: audit?,
@@ -265,6 +271,13 @@ fn audit(root: &Table<'_>) -> Option<Sink> {
             None
         }
     }
+}
+
+/// How long what runs may go on after the signal to end.
+fn drain(table: &Table<'_>) -> Option<Duration> {
+    let longest = i64::try_from(limits::DRAIN_MAX.as_secs()).unwrap_or(i64::MAX);
+    let seconds = optional(table.optional("drain_s"), |item| item.integer::<u32>(0..=longest))?;
+    Some(seconds.map_or(limits::DRAIN, |seconds| Duration::from_secs(seconds.into())))
 }
 
 fn log(root: &Table<'_>) -> Option<Log> {

@@ -23,16 +23,18 @@ use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, Violation};
-use crate::tunnel::wire::{self, Control, Hello, Peer};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation};
+use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
-/// Accepts until the gateway stops.
+/// Accepts until the gateway drains.
 pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
-    let stop = gateway.tasks.stopping().clone();
+    let stop = gateway.drain.begun().clone();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // What is not accepted now waits for whoever shares the listener.
+            biased;
             () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, address)) => match gateway.room.seat(address.ip()) {
@@ -136,6 +138,7 @@ async fn link(
     // A replica without a name of its own is told apart by nothing; it shares the name with others of its kind.
     let replica = replica.or_else(|| "unnamed".parse().ok());
     let Some(replica) = replica else { return };
+    let _present = gateway.drain.greet();
     let link = Arc::new(Link::new(name, replica, address, hello.version, client));
     let event = |kind| {
         Event::new(kind)
@@ -163,13 +166,13 @@ async fn link(
     let reason = tokio::select! {
         () = gone.cancelled() => "lost",
         () = no_longer_registered(&gateway, &link) => "revoked",
-        () = link.spent() => "replaced",
+        () = link.spent() => if link.is_leaving() { "agent_drained" } else { "replaced" },
         () = stop.cancelled() => "stopped",
-        () = listen(control, &gone) => "protocol_violation",
+        reason = converse(&gateway, &link, control, &gone) => reason,
     };
     gateway.roster.remove(&link);
-    if reason == "replaced" {
-        link.client().disconnect("replaced").await;
+    if matches!(reason, "replaced" | "agent_drained" | "drained") {
+        link.client().disconnect(reason).await;
         // The agent hangs up when it has read that; if it does not, the cut below does.
         drop(timeout_at(Instant::now() + limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
@@ -279,11 +282,32 @@ async fn establish(
     }
 }
 
+/// Both directions of the control channel, until there is a reason to end the link: which.
+async fn converse(gateway: &Gateway, link: &Link, control: Channel, gone: &CancellationToken) -> &'static str {
+    let Channel { reader, mut writer } = control;
+    let speak = async {
+        gateway.drain.begun().cancelled().await;
+        let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
+        if writer.send(Control::Drain(Drain { deadline_s }).encode()).await.is_err() {
+            // The session is going away, or the agent has closed the channel: who reads it sees which.
+            return std::future::pending().await;
+        }
+        // What has been accepted may still need the link; when nothing does, it ends with its last forward.
+        gateway.drain.all_opened().await;
+        link.idle().await;
+        "drained"
+    };
+    tokio::select! {
+        reason = speak => reason,
+        () = listen(link, reader, gone) => "protocol_violation",
+    }
+}
+
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(mut control: Channel, gone: &CancellationToken) {
+async fn listen(link: &Link, mut reader: Reader, gone: &CancellationToken) {
     let mut buffer = BytesMut::new();
     loop {
-        match control.reader.bytes().await {
+        match reader.bytes().await {
             Some(bytes) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
             None => {
@@ -295,6 +319,11 @@ async fn listen(mut control: Channel, gone: &CancellationToken) {
         }
         loop {
             match Control::decode(&mut buffer) {
+                Ok(Some(Control::Drain(_))) => {
+                    if link.leave() {
+                        info!(agent = %link.name, replica = %link.replica, "the agent drains; it gets nothing new");
+                    }
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,

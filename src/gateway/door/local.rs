@@ -26,9 +26,9 @@ impl Answer for Socket {
     }
 }
 
-/// Accepts until the gateway stops.
+/// Accepts until the gateway drains.
 pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, door: Local) {
-    let stop = gateway.tasks.stopping().clone();
+    let stop = gateway.drain.begun().clone();
     let room = Arc::new(Semaphore::new(limits::CHANNELS_PER_LINK));
     let never = CancellationToken::new();
     loop {
@@ -39,8 +39,10 @@ pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListe
         };
         let Ok(place) = place else { return };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // What is not accepted now waits for whoever shares the listener.
+            biased;
             () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
@@ -66,6 +68,8 @@ pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListe
             door: "local",
             asserted_by: Some(format!("local {}", door.listen)),
             over: None,
+            // It has been accepted, so that nobody else can serve it: the drain waits for this task before it counts.
+            ticket: Some(gateway.drain.take()),
         };
         let (gateway, never) = (gateway.clone(), never.clone());
         let tasks = gateway.tasks.clone();
