@@ -581,6 +581,10 @@ pub enum Kind {
     DrainBegan,
     /// `drain.ended`: `counts` says how many forwards ended by themselves, and how many were cut.
     DrainEnded,
+    /// `config.reloaded`: the configuration was read again and is in force; the detail says what came and went.
+    ConfigReloaded,
+    /// `config.rejected`: the configuration was read again and has faults, or cannot be taken over; nothing has changed.
+    ConfigRejected,
 }
 
 impl Kind {
@@ -597,6 +601,8 @@ impl Kind {
             Self::RegistryRejected => "registry.rejected",
             Self::DrainBegan => "drain.began",
             Self::DrainEnded => "drain.ended",
+            Self::ConfigReloaded => "config.reloaded",
+            Self::ConfigRejected => "config.rejected",
         }
     }
 }

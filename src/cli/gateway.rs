@@ -16,7 +16,9 @@ use crate::gateway;
 Example:
   caponier gateway --config /etc/caponier/gateway.toml
 
-The configuration is read at the start only, the registry whenever it changes.
+The registry is read again whenever it changes, the configuration on SIGHUP: whole or, if it has faults, not at all. What it \
+no longer allows ends at once, and what it does not touch goes on; gateway.listen, gateway.registry, gateway.admin_socket, \
+[audit] and [log] need a restart.
 
 SIGTERM and SIGINT make it drain: it accepts nothing new, agents link elsewhere, and what runs may go on for drain_s \
 seconds; the exit code is 1 if something had to be cut then. A second signal cuts at once. Listeners are inherited by \
@@ -53,7 +55,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let addresses: Vec<_> = listening.iter().map(ToString::to_string).collect();
             supervisor.ready(&format!("listening on {}", addresses.join(", ")));
         };
-        let ran = gateway::run(*config, inherited, stop, &supervisor, ready).await;
+        let reloads = running::reloads(args.config, "a gateway", log, |loaded| match loaded {
+            Loaded::Gateway(config, log) => Some((config, log)),
+            _ => None,
+        })?;
+        let ran = gateway::run(*config, reloads, inherited, stop, &supervisor, ready).await;
         // The registry is configuration, too, and so is what a socket unit passes on.
         let configured = matches!(ran, Err(gateway::RunError::Registry { .. } | gateway::RunError::Inherited(_)));
         ran.context("the gateway ended").exit_with(if configured { Exit::Usage } else { Exit::Failed })

@@ -19,11 +19,11 @@ use super::roster::Link;
 use super::{Gateway, door};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
-use crate::identity::{AgentName, ReplicaId};
+use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
 /// Accepts until the gateway drains.
@@ -117,7 +117,7 @@ async fn link(
         established = timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)) => established,
         () = stop.cancelled() => return,
     };
-    let (client, control, hello) = match established {
+    let (client, login, control, hello) = match established {
         Ok(Ok(established)) => established,
         Ok(Err((reason, detail))) => {
             debug!(reason, detail, "did not link");
@@ -163,12 +163,15 @@ async fn link(
         surplus.client().control().cut();
     }
     let gone = link.client().control().gone().clone();
+    let Channel { reader, writer } = control;
     let reason = tokio::select! {
         () = gone.cancelled() => "lost",
         () = no_longer_registered(&gateway, &link) => "revoked",
+        () = gateway.state.until(|state| !state.serves(&link.name.organisation)) => "revoked",
         () = link.spent() => if link.is_leaving() { "agent_drained" } else { "replaced" },
         () = stop.cancelled() => "stopped",
-        reason = converse(&gateway, &link, control, &gone) => reason,
+        () = listen(&link, reader, &gone) => "protocol_violation",
+        () = speak(&gateway, &link, login, writer) => "drained",
     };
     gateway.roster.remove(&link);
     if matches!(reason, "replaced" | "agent_drained" | "drained") {
@@ -190,14 +193,14 @@ async fn establish(
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,
-) -> Result<(ssh::Client, Channel, Hello), (&'static str, String)> {
+) -> Result<(ssh::Client, Fingerprint, Channel, Hello), (&'static str, String)> {
     let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
     let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
     let host_key = Box::new({
         let (gateway, name, refused) = (gateway.clone(), name.clone(), refused.clone());
         move |key: &crate::identity::PublicKey| {
             let fingerprint = key.fingerprint();
-            let served = gateway.login_keys.contains_key(&name.organisation);
+            let served = gateway.state.current().serves(&name.organisation);
             let judged = gateway.registry.current().agent(&name, &fingerprint, Timestamp::now());
             let reason = match judged {
                 Ok(()) if served => return true,
@@ -235,7 +238,8 @@ async fn establish(
         let refused = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         refused.unwrap_or_else(|| ("handshake", Chain(&error).to_string()))
     })?;
-    let key = gateway.login_keys.get(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let state = gateway.state.current();
+    let key = state.login_key(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
     let client = stranger
         .login(name.organisation.as_str(), key, &gateway.tasks, limits::PENDING_OPENS_PER_LINK)
         .await
@@ -269,7 +273,7 @@ async fn establish(
             }
             Some(Control::Hello(hello)) => {
                 cut.disarm();
-                return Ok((client, control, hello));
+                return Ok((client, key.public().fingerprint(), control, hello));
             }
             // What an agent has to say before its hello is of no use yet.
             Some(Control::Drain(_) | Control::Move | Control::Superseded | Control::Unknown(_)) => continue,
@@ -279,27 +283,6 @@ async fn establish(
             Some(bytes) => buffer.extend_from_slice(&bytes),
             None => return Err(("control_channel", "the agent closed it".to_owned())),
         }
-    }
-}
-
-/// Both directions of the control channel, until there is a reason to end the link: which.
-async fn converse(gateway: &Gateway, link: &Link, control: Channel, gone: &CancellationToken) -> &'static str {
-    let Channel { reader, mut writer } = control;
-    let speak = async {
-        gateway.drain.begun().cancelled().await;
-        let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
-        if writer.send(Control::Drain(Drain { deadline_s }).encode()).await.is_err() {
-            // The session is going away, or the agent has closed the channel: who reads it sees which.
-            return std::future::pending().await;
-        }
-        // What has been accepted may still need the link; when nothing does, it ends with its last forward.
-        gateway.drain.all_opened().await;
-        link.idle().await;
-        "drained"
-    };
-    tokio::select! {
-        reason = speak => reason,
-        () = listen(link, reader, gone) => "protocol_violation",
     }
 }
 
@@ -330,6 +313,38 @@ async fn listen(link: &Link, mut reader: Reader, gone: &CancellationToken) {
             }
         }
     }
+}
+
+/// Says on the control channel what is to be said: that the agent is to make another link, because the organisation has
+/// another login key than the one that `login` names; and that this gateway drains. The link is then retired by the other,
+/// or, where the agent does not know the new key, stays. Returns when a drain has left the link without a forward.
+async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer) {
+    let differs = |key: &PrivateKey| key.public().fingerprint() != login;
+    let mut moved = false;
+    loop {
+        let message = tokio::select! {
+            () = gateway.drain.begun().cancelled() => {
+                let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
+                Control::Drain(Drain { deadline_s })
+            }
+            () = gateway.state.until(|state| state.login_key(&link.name.organisation).is_some_and(differs)), if !moved => {
+                info!(agent = %link.name, replica = %link.replica, "the login key has changed: asking for another link");
+                moved = true;
+                Control::Move
+            }
+        };
+        if let Err(error) = writer.send(message.encode()).await {
+            // The link is as good as gone, which is noticed elsewhere. The writer is kept: without it the channel would end.
+            debug!(%error, "could not ask for another link");
+            return std::future::pending().await;
+        }
+        if gateway.drain.begun().is_cancelled() && message != Control::Move {
+            break;
+        }
+    }
+    // What has been accepted may still need the link; when nothing does, it ends with its last forward.
+    gateway.drain.all_opened().await;
+    link.idle().await;
 }
 
 /// Waits until the registry no longer holds the link's key for its agent.

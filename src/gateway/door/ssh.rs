@@ -120,7 +120,7 @@ pub(in crate::gateway) async fn serve(
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
         head: greeted.head,
-        key: gateway.host_key.clone(),
+        key: gateway.state.current().host_key.clone(),
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
@@ -242,6 +242,7 @@ fn request(guest: &Guest, address: SocketAddr, opening: &Opening, ticket: Option
         asserted_by: None,
         over: opening.over,
         ticket,
+        withdrawn: None,
     }
 }
 
