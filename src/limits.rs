@@ -89,6 +89,10 @@ pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
 /// A link that has lived so long has proved good: the next failure starts the backoff afresh.
 pub const LINK_PROVED: Duration = Duration::from_secs(30);
 
+/// How long a local connection of `caponier forward` waits for a session that is being made anew: a gateway that is started
+/// again is back by then.
+pub const RELOGIN_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Keepalives on a link: sent after this long without a packet, unanswered once, then the link is cut (40 s in all).
 pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 
