@@ -28,10 +28,11 @@ pub const LOGIN_REFUSAL_DELAY: Duration = Duration::from_millis(50);
 /// Channels open at once on one session at the SSH door.
 pub const CHANNELS_PER_SESSION: usize = 256;
 
-/// Channels open at once on one link.
+/// Channels open at once on one link; the most that `forwards_per_link` can be set to, on either side.
 pub const CHANNELS_PER_LINK: usize = 4_096;
 
-/// Opens under way at once on one link: each holds a task and a resolver or connect call on the agent.
+/// Opens under way at once on one link: each holds a task and a resolver or connect call on the agent. A gateway asks for
+/// no more at once, and an agent's `pending_opens_per_link` can be set to less.
 pub const PENDING_OPENS_PER_LINK: usize = 256;
 
 /// Opens under way at once on one session at the SSH door.
@@ -106,8 +107,25 @@ pub const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 /// How long we wait for the other end to hang up after goodbye.
 pub const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What one read from a socket, and one channel message, carries at most.
-pub const CHUNK: usize = 32 * 1024;
+/// What one read from a socket, and one channel message between our own ends, carries at most: an SSH packet's worth, which
+/// the SSH library wants below 64 KiB. What each packet costs by itself halves against the 32 KiB that every peer must take.
+pub const CHUNK: usize = 63 * 1024;
+
+/// What is read at once from a session's socket where its next packet's length is asked for: many small packets, and the
+/// beginning of a large one.
+pub const READ_AHEAD: usize = 16 * 1024;
+
+/// A session that asks for so much gets it from the socket without a copy in between.
+pub const READ_PAST: usize = 8 * 1024;
+
+/// Messages of a channel that are written to a socket with one call.
+pub const BATCH: usize = 16;
+
+/// Buffers of [`CHUNK`] bytes that a thread keeps for the next read: as many as are under way on a few busy forwards.
+pub const POOLED: usize = 32;
+
+/// Freed memory that is kept for the next allocation, at half: what a few busy forwards have under way.
+pub const MEMORY_KEPT: usize = 4 * 1024 * 1024;
 
 /// SSH channel window toward stock peers, in bytes.
 pub const WINDOW: u32 = 2 * 1024 * 1024;
@@ -157,11 +175,12 @@ pub const STALL: Duration = Duration::from_secs(60);
 /// but not for ever.
 pub const DELIVERY: Duration = Duration::from_secs(600);
 
-/// Messages that wait for one slow reader of a channel.
-pub const CHANNEL_QUEUE: usize = 64;
+/// Messages of a channel that its session hands over before the channel's reader gets to run. It always takes them all, so
+/// that more would only mean more memory between the two, beyond what a processor's cache holds.
+pub const CHANNEL_QUEUE: usize = 16;
 
-/// Messages that wait to be sent on a session.
-pub const SESSION_QUEUE: usize = 128;
+/// Messages that wait to be sent on a session: so many go into one write, and the session keeps a buffer for as much.
+pub const SESSION_QUEUE: usize = 16;
 
 /// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
 pub const TRAIL_QUEUE: usize = 65_536;
@@ -299,12 +318,59 @@ pub const REGISTRY_REMINDER: Duration = Duration::from_secs(300);
 /// Connections that the kernel holds for a listener until they are accepted: a thousand agents may come back at once.
 pub const LISTEN_BACKLOG: i32 = 1_024;
 
-/// Forwards that one principal may have at once, over all doors: more than any pool of connections, far fewer than all
-/// principals share.
+/// Forwards that one principal may have at once, over all doors, unless `forwards_per_principal` says otherwise: more than
+/// any pool of connections, far fewer than all principals share.
 pub const FORWARDS_PER_PRINCIPAL: usize = 1_024;
 
-/// Forwards that one organisation may have at once: one of many cannot take all places in the trail ([`TRAIL_QUEUE`]).
+/// Forwards that one organisation may have at once, unless `forwards_per_organisation` says otherwise: one of many cannot
+/// take all places in the trail ([`TRAIL_QUEUE`]).
 pub const FORWARDS_PER_ORGANISATION: usize = 8_192;
 
-/// Sessions at the SSH door that one principal may have at once.
+/// Forwards that an agent has at once, over all its links, unless `forwards` says otherwise: a quarter of the descriptors
+/// that our unit for systemd gives it, and two organisations' worth.
+pub const FORWARDS_PER_AGENT: usize = 16_384;
+
+/// The most that a limit of live forwards can be set to: half of the places in the trail ([`TRAIL_QUEUE`]), of which each
+/// live forward holds one.
+pub const FORWARDS_MAX: usize = TRAIL_QUEUE / 2;
+
+/// Sessions at the SSH door that one principal may have at once, unless `sessions_per_principal` says otherwise.
 pub const SESSIONS_PER_PRINCIPAL: usize = 128;
+
+/// The most that `sessions_per_principal` can be set to: each may make the gateway hold [`HELD_MAX`].
+pub const SESSIONS_MAX: usize = 1_024;
+
+/// Opens of one principal that may be under way at once, unless `pending_opens_per_principal` says otherwise: as many as it
+/// may have forwards, because a pool of connections begins all at once. To be lowered where principals that share an agent
+/// must not hold up each other with targets that do not answer.
+pub const PENDING_OPENS_PER_PRINCIPAL: usize = FORWARDS_PER_PRINCIPAL;
+
+/// Forwards that one principal may ask for in a second, refused ones included, unless `opens_per_second_per_principal` says
+/// otherwise: about twice what one core opens, so that no honest program comes near it, and a loop that has run away
+/// writes only so much into the trail on a faster one.
+pub const OPENS_PER_SECOND_PER_PRINCIPAL: u32 = 10_000;
+
+/// The same for one organisation, at the gateway and at each agent: two principals' worth.
+pub const OPENS_PER_SECOND_PER_ORGANISATION: u32 = 20_000;
+
+/// The most that a limit of opens per second can be set to: each writes two records or more into the trail, and several
+/// times [`TRAIL_QUEUE`] in a second is more than any sink takes.
+pub const OPENS_PER_SECOND_MAX: u32 = 100_000;
+
+/// What may come at once after a pause, as the time in which the rate would allow it: browsers and pools begin with many.
+pub const OPENS_BURST: Duration = Duration::from_secs(5);
+
+/// Refusals for opens per second that become records of their own, a second and principal (organisation, at an agent);
+/// what exceeds them is counted, and the sum recorded: at the end of a session, at a loopback door after [`FLOOD_PERIOD`].
+pub const FLOOD_RECORDS_PER_SECOND: u32 = 5;
+
+/// See [`FLOOD_RECORDS_PER_SECOND`].
+pub const FLOOD_PERIOD: Duration = Duration::from_secs(10);
+
+/// The longest idle time or life of a forward that can be set: a year. Who wants more wants no limit, which is the default
+/// of both, since a psql that idles overnight is legitimate.
+pub const FORWARD_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How often, in an idle time, a forward is looked at: it ends at most so much of it too late, and moving bytes costs it
+/// nothing.
+pub const IDLE_LOOKS: u32 = 4;

@@ -31,7 +31,7 @@ use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions,
+    self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, RunError, Running, ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
@@ -134,8 +134,8 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         keepalive: limits::LINK_KEEPALIVE,
         keepalive_max: 1,
         flow: Flow::Credit,
-        channels: limits::CHANNELS_PER_LINK,
-        opens: limits::PENDING_OPENS_PER_LINK,
+        channels: agent.limits().forwards_per_link,
+        opens: agent.limits().pending_opens_per_link,
     };
     let server = ssh::serve(stream, options, login, &agent.tasks)
         .await
@@ -285,13 +285,27 @@ impl Link {
                     if opened == limits::OPENS_PER_LINK {
                         shared.worn.cancel();
                     }
+                    let over = opening.over.map(|over| match over {
+                        Over::Channels => "forwards_per_link",
+                        Over::Opens => "pending_opens_per_link",
+                    });
+                    let organisation = &shared.post.name.organisation;
+                    let counted = agent.usage.open(&agent.limits(), organisation, std::time::Instant::now());
                     let ticket = agent.drain.admit();
-                    if opening.over.is_some() || ticket.is_none() {
-                        // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                        forward(&shared, opening, ticket).await;
-                    } else {
-                        let shared = shared.clone();
-                        agent.tasks.spawn(async move { forward(&shared, opening, ticket).await });
+                    // In line, not in a task: a flood of refusals must not become a flood of tasks; nor one of records.
+                    match (counted, over) {
+                        (Ok(()), None) if ticket.is_some() => {
+                            let shared = shared.clone();
+                            agent.tasks.spawn(async move { forward(&shared, opening, None, ticket).await });
+                        }
+                        (Err(flood), _) if !flood.record => {
+                            self.unheard.fetch_add(1, Ordering::Relaxed);
+                            let peer = Originator::parse(&opening.originator).ok().flatten();
+                            let forward = peer.as_ref().map(|originator| &originator.forward);
+                            opening.refuse(RefusalCode::Limit, forward, flood.limit).await;
+                        }
+                        (Err(flood), None) => forward(&shared, opening, Some(flood.limit), ticket).await,
+                        (_, over) => forward(&shared, opening, over, ticket).await,
                     }
                 }
                 () = shared.revoked() => {
@@ -445,8 +459,9 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     }
 }
 
-/// One forward, from the gateway's request to its end.
-async fn forward(shared: &Shared, opening: Opening, ticket: Option<Ticket>) {
+/// One forward, from the gateway's request to its end; or, with a limit that it is `over`, or without a ticket because the
+/// agent drains, to its refusal.
+async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, ticket: Option<Ticket>) {
     let agent = &shared.agent;
     let key = shared.orchestrator;
     // Decided on the state that holds now, and from then on again on each that this has not seen.
@@ -490,9 +505,14 @@ async fn forward(shared: &Shared, opening: Opening, ticket: Option<Ticket>) {
     let mut refusal = refusal;
     refusal.record.principal = Some(principal.clone());
 
-    if let Some(limit) = refusal.opening.over {
-        return refusal.deny(RefusalCode::Limit, "limit", limit).await;
-    }
+    let counted = match over {
+        Some(limit) => Err(limit),
+        None => agent.usage.forward(&agent.limits(), &shared.post.name.organisation),
+    };
+    let _counted = match counted {
+        Ok(counted) => counted,
+        Err(limit) => return refusal.deny(RefusalCode::Limit, "limit", limit).await,
+    };
     let Some(mut ticket) = ticket else {
         return refusal.deny(RefusalCode::Draining, "draining", "the agent goes away").await;
     };
@@ -576,7 +596,8 @@ async fn forward(shared: &Shared, opening: Opening, ticket: Option<Ticket>) {
     // Of all that were permitted, the one that counts from here on.
     let addresses = [address.ip()];
     let (end, remains) = {
-        let splice = splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, &stop);
+        let splice =
+            splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, agent.limits().forward, &stop);
         tokio::pin!(splice);
         let why = tokio::select! {
             end = &mut splice => Some(end),
@@ -603,6 +624,8 @@ async fn forward(shared: &Shared, opening: Opening, ticket: Option<Ticket>) {
         End::NearBroke(_) => "client_gone",
         End::FarBroke(_) => "target_broke",
         End::Stalled => "stalled",
+        End::Idle => "idle",
+        End::Expired => "expired",
         End::Stopped if unrecorded.is_cancelled() => "audit_failed",
         End::Stopped => cut,
     };
@@ -637,6 +660,8 @@ impl Refusal<'_> {
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");
         match self.shared.agent.trail.deny(self.record.clone(), reason, detail).await {
+            // Which limit it is, so that the gateway's trail says so too.
+            Ok(()) if code == RefusalCode::Limit => self.answer(code, detail).await,
             Ok(()) => self.answer(code, reason).await,
             Err(error) => self.unrecorded(&error).await,
         }

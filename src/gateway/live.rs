@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Config, Local};
+use super::{Config, Limits, Local};
 use crate::identity::{OrganisationId, PrivateKey};
 use crate::reload::Changes;
 
@@ -14,6 +14,8 @@ use crate::reload::Changes;
 pub(super) struct State {
     /// The SSH door's host key, for sessions that begin.
     pub(super) host_key: PrivateKey,
+    /// How much anybody may have.
+    pub(super) limits: Limits,
     login_keys: HashMap<OrganisationId, PrivateKey>,
     /// How long forwards that run may go on after the signal to end.
     pub(super) drain: Duration,
@@ -24,6 +26,7 @@ impl State {
         Self {
             host_key: config.host_key.clone(),
             drain: config.drain,
+            limits: config.limits,
             login_keys: config
                 .organisations
                 .iter()
@@ -61,6 +64,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     }
     if old.drain != new.drain {
         changes.change("drain_s");
+    }
+    if old.limits != new.limits {
+        changes.change("limits");
     }
     changes
 }

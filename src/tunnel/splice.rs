@@ -6,17 +6,22 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, SetOnce};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::pool::Buffer;
 use super::ssh::{self, Event, Returns};
 use crate::audit::Counters;
 use crate::limits;
@@ -32,8 +37,48 @@ pub enum End {
     FarBroke(io::ErrorKind),
     /// One side took nothing for so long, at the cost of others, that it was given up.
     Stalled,
+    /// No byte has moved for as long as it may be idle.
+    Idle,
+    /// It has lived as long as it may.
+    Expired,
     /// It was stopped from here.
     Stopped,
+}
+
+/// How long a forward may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// Without a byte in either direction, whether or not one of them has ended.
+    pub idle: Option<Duration>,
+    /// At all.
+    pub life: Option<Duration>,
+}
+
+impl Bounds {
+    /// Waits until one of them is passed. It looks at what has been counted now and then: the bytes themselves reset nothing.
+    /// An idle forward is noticed up to a quarter of its time late ([`limits::IDLE_LOOKS`]).
+    async fn passed(self, counters: &Counters) -> End {
+        let moved = || (counters.to_target(), counters.from_target());
+        let began = Instant::now();
+        let (mut seen, mut since) = (moved(), began);
+        loop {
+            let now = Instant::now();
+            let expires = self.life.map(|life| began + life);
+            if expires.is_some_and(|at| at <= now) {
+                return End::Expired;
+            }
+            if moved() != seen {
+                (seen, since) = (moved(), now);
+            } else if self.idle.is_some_and(|idle| since + idle <= now) {
+                return End::Idle;
+            }
+            let looks = self.idle.map(|idle| (now + idle / limits::IDLE_LOOKS).min(now.max(since + idle)));
+            match [expires, looks].into_iter().flatten().min() {
+                Some(next) => tokio::time::sleep_until(next).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 /// One side of a splice.
@@ -47,7 +92,7 @@ pub enum Side {
 }
 
 enum Reader {
-    Tcp(OwnedReadHalf, BytesMut),
+    Tcp(OwnedReadHalf),
     Channel(ssh::Reader),
     Pipe(ReadHalf<DuplexStream>, BytesMut),
 }
@@ -58,10 +103,17 @@ enum Writer {
     Pipe(WriteHalf<DuplexStream>),
 }
 
-/// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end or `stop`.
+/// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end, one of its `bounds` or
+/// `stop`.
 ///
 /// The forward is over when this returns; what is left of its two sides is then to be [left](Remains::leave).
-pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &CancellationToken) -> (End, Remains) {
+pub async fn splice(
+    near: Side,
+    far: Side,
+    counters: &Counters,
+    bounds: Bounds,
+    stop: &CancellationToken,
+) -> (End, Remains) {
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
     let (up, down) = (Half::default(), Half::default());
@@ -71,23 +123,30 @@ pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &Cancellat
         let downward =
             direction(&mut far_reader, &mut near_writer, |n| counters.add_from_target(n), (&down, &up), &both);
         let moving = async { tokio::join!(upward, downward).0 };
-        tokio::pin!(moving);
+        let cut = async {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => End::Stopped,
+                end = bounds.passed(counters) => end,
+            }
+        };
+        tokio::pin!(moving, cut);
         tokio::select! {
             biased;
             never = &mut moving => match never {},
             () = both.cancelled() => End::Clean,
-            () = stop.cancelled() => End::Stopped,
+            end = &mut cut => end,
             broke = up.broke.wait() => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving, &down, stop).await;
+                    last_words(moving, &down, cut).await;
                 }
                 broke.end(End::NearBroke, End::FarBroke)
             }
             broke = down.broke.wait() => {
                 // What the principal has sent before it went away still reaches the target.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving, &up, stop).await;
+                    last_words(moving, &up, cut).await;
                 }
                 broke.end(End::FarBroke, End::NearBroke)
             }
@@ -101,7 +160,7 @@ pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &Cancellat
 
 /// Lets a direction that is still on its way deliver what was sent into it. Both go on meanwhile: the one that broke still
 /// has to take what comes.
-async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, stop: &CancellationToken) {
+async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, cut: impl Future<Output = End>) {
     if half.is_done() {
         return;
     }
@@ -109,7 +168,7 @@ async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, stop:
         _ = tokio::time::timeout(limits::DELIVERY, moving) => {}
         () = half.done.cancelled() => {}
         _ = half.broke.wait() => {}
-        () = stop.cancelled() => {}
+        _ = cut => {}
     }
 }
 
@@ -170,7 +229,7 @@ async fn direction(
         drop(this.broke.set(broke));
     };
     match reader {
-        Reader::Tcp(..) | Reader::Pipe(..) => {
+        Reader::Tcp(_) | Reader::Pipe(..) => {
             let copy = async {
                 loop {
                     match reader.read().await {
@@ -215,14 +274,13 @@ async fn direction(
             let empty = async {
                 loop {
                     match inbox.front().await {
-                        Ok(bytes) => {
-                            let length = bytes.len();
-                            if let Err(broke) = stalling(writer.send(bytes), &returns).await {
+                        Ok(batch) => {
+                            if let Err(broke) = stalling(writer.send_all(&batch), &returns).await {
                                 return broke;
                             }
-                            inbox.shift();
-                            count(length as u64);
-                            returns.taken(length).await;
+                            inbox.shift(batch.len());
+                            count(batch.iter().map(|bytes| bytes.len() as u64).sum());
+                            returns.all_taken(batch.iter().map(Bytes::len)).await;
                         }
                         Err(Last::Starved) => returns.grow().await,
                         Err(Last::Eof) => return finish(writer).await,
@@ -232,6 +290,8 @@ async fn direction(
             };
             tokio::pin!(fill);
             let broke = tokio::select! {
+                // What has come is emptied with the same wake-up.
+                biased;
                 broke = &mut fill => broke,
                 broke = empty => broke,
             };
@@ -315,14 +375,15 @@ impl Inbox {
         self.filled.notify_one();
     }
 
-    /// What comes next. It stays here until it is [shifted](Inbox::shift) out, so that it is accounted for whatever happens.
-    async fn front(&self) -> Result<Bytes, Last> {
+    /// What comes next: all that has come, up to [`limits::BATCH`] messages. It stays here until it is [shifted](Inbox::shift)
+    /// out, so that it is accounted for whatever happens.
+    async fn front(&self) -> Result<Vec<Bytes>, Last> {
         loop {
             let filled = self.filled.notified();
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(bytes) = state.waiting.front() {
-                    return Ok(bytes.clone());
+                if !state.waiting.is_empty() {
+                    return Ok(state.waiting.iter().take(limits::BATCH).cloned().collect());
                 }
                 if std::mem::take(&mut state.starved) {
                     return Err(Last::Starved);
@@ -342,8 +403,8 @@ impl Inbox {
         state.waiting.drain(..).for_each(|bytes| self.returns.dropped(bytes.len()));
     }
 
-    fn shift(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_front();
+    fn shift(&self, messages: usize) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.drain(..messages);
     }
 }
 
@@ -381,7 +442,7 @@ impl Remains {
 impl Leaving {
     async fn leave(self) {
         match (self.reader, self.writer) {
-            (Reader::Tcp(reader, _), Writer::Tcp(writer)) => {
+            (Reader::Tcp(reader), Writer::Tcp(writer)) => {
                 if !self.clean
                     && !self.told
                     && let Ok(stream) = reader.reunite(writer)
@@ -414,7 +475,7 @@ impl Side {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
-                (Reader::Tcp(reader, BytesMut::new()), Writer::Tcp(writer))
+                (Reader::Tcp(reader), Writer::Tcp(writer))
             }
             Self::Channel(channel) => (Reader::Channel(channel.reader), Writer::Channel(channel.writer)),
             Self::Pipe(pipe) => {
@@ -428,18 +489,26 @@ impl Side {
 impl Reader {
     /// Reads from what is a stream in itself; a channel is read by its events.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
-        let (read, buffer) = match self {
-            Self::Tcp(reader, buffer) => {
-                buffer.reserve(limits::CHUNK);
-                (reader.read_buf(buffer).await?, buffer)
+        match self {
+            Self::Tcp(reader) => {
+                let read = poll_fn(|cx| {
+                    // Given back at once where there is nothing to read: a socket that is silent needs no buffer. Not `try_read`,
+                    // which would not take a short read as a sign that nothing is left, and look again.
+                    let mut buffer = Buffer::take();
+                    let mut read = ReadBuf::new(&mut buffer);
+                    ready!(Pin::new(&mut *reader).poll_read(cx, &mut read))?;
+                    let filled = read.filled().len();
+                    Poll::Ready(io::Result::Ok(buffer.into_bytes(filled)))
+                });
+                Ok(Some(read.await?).filter(|bytes| !bytes.is_empty()))
             }
             Self::Pipe(reader, buffer) => {
                 buffer.reserve(limits::CHUNK);
-                (reader.read_buf(buffer).await?, buffer)
+                let read = reader.read_buf(buffer).await?;
+                Ok((read > 0).then(|| buffer.split().freeze()))
             }
-            Self::Channel(reader) => return Ok(reader.bytes().await),
-        };
-        Ok((read > 0).then(|| buffer.split().freeze()))
+            Self::Channel(reader) => Ok(reader.bytes().await),
+        }
     }
 }
 
@@ -450,6 +519,26 @@ impl Writer {
             Self::Channel(writer) => writer.send(bytes).await,
             Self::Pipe(writer) => writer.write_all(&bytes).await,
         }
+    }
+
+    /// Sends several messages; to a socket with as few calls as it takes.
+    async fn send_all(&mut self, batch: &[Bytes]) -> io::Result<()> {
+        let Self::Tcp(writer) = self else {
+            for bytes in batch {
+                self.send(bytes.clone()).await?;
+            }
+            return Ok(());
+        };
+        let mut slices: [IoSlice<'_>; limits::BATCH] =
+            std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
+        let mut left = &mut slices[..batch.len().min(limits::BATCH)];
+        while !left.is_empty() {
+            match writer.write_vectored(left).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => IoSlice::advance_slices(&mut left, written),
+            }
+        }
+        Ok(())
     }
 
     async fn finish(&mut self) -> io::Result<()> {

@@ -13,3 +13,4 @@ mod provision;
 mod proxy;
 mod pumps;
 mod raw;
+mod reload;

@@ -16,14 +16,14 @@ use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::drain::{Count, Ticket};
 use crate::gateway::Gateway;
-use crate::gateway::broker::{self, Answer, Public, Request};
+use crate::gateway::broker::{self, Admission, Answer, Public, Request};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::tunnel::admit::{Greeted, Seat};
 use crate::tunnel::splice::Side;
-use crate::tunnel::ssh::{self, Flow, Login, Opening, ServerOptions};
+use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, ServerOptions};
 use crate::tunnel::wire::{self, Peer, RefusalCode};
 
 /// Who has logged in.
@@ -151,7 +151,7 @@ pub(in crate::gateway) async fn serve(
         return record_stranger(&gateway, address, &logins, timed_out);
     };
     drop(seat);
-    let counted = gateway.quotas.session(&guest.agent.organisation, &guest.principal);
+    let counted = gateway.quotas.session(&gateway.limits(), &guest.agent.organisation, &guest.principal);
     let event = |kind| {
         Event::new(kind)
             .organisation(&guest.agent.organisation)
@@ -183,17 +183,22 @@ pub(in crate::gateway) async fn serve(
         tokio::select! {
             opening = server.opens.recv() => {
                 let Some(opening) = opening else { break };
-                let request = request(&guest, address, &opening, gateway.drain.admit());
-                if request.over.is_some() || request.ticket.is_none() {
-                    // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                    broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
-                } else {
-                    let (gateway, gone, counted) = (gateway.clone(), gone.clone(), forwards.enter());
-                    let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move {
+                match request(&guest, address, &opening, gateway.drain.admit()).admit(&gateway) {
+                    Admission::Judge(request) => {
+                        let (gateway, gone, counted) = (gateway.clone(), gone.clone(), forwards.enter());
+                        let tasks = gateway.tasks.clone();
+                        tasks.spawn(async move {
+                            broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
+                            drop(counted);
+                        });
+                    }
+                    Admission::Refuse(request) => {
                         broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
-                        drop(counted);
-                    });
+                    }
+                    Admission::Unheard => {
+                        server.unheard.fetch_add(1, Ordering::Relaxed);
+                        Channel(opening, flow).refuse(Public::NotAvailable).await;
+                    }
                 }
             }
             () = gone.cancelled() => break,
@@ -240,7 +245,10 @@ fn request(guest: &Guest, address: SocketAddr, opening: &Opening, ticket: Option
         client: address.to_string(),
         door: "ssh",
         asserted_by: None,
-        over: opening.over,
+        over: opening.over.map(|over| match over {
+            Over::Channels => "channels_per_session",
+            Over::Opens => "pending_opens_per_session",
+        }),
         ticket,
         withdrawn: None,
     }
