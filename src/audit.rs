@@ -577,6 +577,10 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
+    /// `config.reloaded`: the configuration was read again and is in force; the detail says what came and went.
+    ConfigReloaded,
+    /// `config.rejected`: the configuration was read again and has faults, or cannot be taken over; nothing has changed.
+    ConfigRejected,
 }
 
 impl Kind {
@@ -591,6 +595,8 @@ impl Kind {
             Self::PeerViolation => "peer.violation",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
+            Self::ConfigReloaded => "config.reloaded",
+            Self::ConfigRejected => "config.rejected",
         }
     }
 }

@@ -1,8 +1,12 @@
 //! Keeps one link to one gateway: dials, and dials again.
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
-//! link that has carried as many opens as one should is replaced while it still serves; of those replaced, so many are
-//! kept, however many the gateway would keep.
+//! link that has carried as many opens as one should, that its gateway wants made anew, or that was made with a host key or
+//! replica name which the configuration no longer has, is replaced while it still serves: it retires when the new one is
+//! good, and until then stays. Of those replaced, so many are kept, however many the gateway would keep.
+//!
+//! Each attempt goes by the newest configuration. One that changes the way or the identity ends an attempt, and any ends
+//! the wait for the next; one that no longer has this gateway for its organisation ends it all.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,34 +14,38 @@ use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
+use super::live::State;
 use super::serve::{self, Link, LinkEnd};
-use super::{Agent, Served};
+use super::{Agent, Post};
 use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::limits;
 use crate::secret;
-use crate::tunnel::connect::GatewayUrl;
 use crate::tunnel::transport::Control as Switch;
 
-pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway: GatewayUrl) {
+pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
     let stop = agent.tasks.stopping().clone();
+    let gateway = &post.gateway;
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
     let mut last = String::new();
     let mut replaced: VecDeque<Switch> = VecDeque::new();
     loop {
+        let (state, mut changes) = agent.state.follow();
         let attempt = tokio::select! {
-            attempt = serve::link(&agent, &served, &gateway) => attempt,
+            attempt = serve::link(&agent, &state, &post) => attempt,
+            () = agent.state.until(|now| !now.same_way(&state)) => continue,
+            () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
         };
         match attempt {
             Ok(link) => {
-                info!(organisation = %served.name.organisation, gateway = %gateway, "linked");
+                info!(organisation = %post.name.organisation, gateway = %gateway, "linked");
                 last.clear();
                 let switch = link.switch().clone();
-                match serve_until_replaced(&agent, link).await {
+                match serve_until_replaced(&agent, &state, link).await {
                     Next::Stop => return,
-                    Next::Replace => {
-                        debug!(gateway = %gateway, "replacing a link that has carried its share of opens");
+                    Next::Replace(why) => {
+                        info!(organisation = %post.name.organisation, gateway = %gateway, "replacing the link: {why}");
                         backoff.reset();
                         replaced.retain(|switch| !switch.gone().is_cancelled());
                         replaced.push_back(switch);
@@ -53,7 +61,10 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
                         if proved {
                             backoff.reset();
                         }
-                        warn!(organisation = %served.name.organisation, gateway = %gateway, "the link is lost; dialling again");
+                        if post.dismissed.is_cancelled() {
+                            return;
+                        }
+                        warn!(organisation = %post.name.organisation, gateway = %gateway, "the link is lost; dialling again");
                     }
                 }
             }
@@ -63,7 +74,11 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
                 if text == last {
                     debug!(gateway = %gateway, error = text, "still not linked");
                 } else {
-                    warn!(organisation = %served.name.organisation, gateway = %gateway, "not linked: {text}");
+                    let stays = match replaced.back() {
+                        Some(old) if !old.gone().is_cancelled() => " anew, so the link that there is stays",
+                        _ => "",
+                    };
+                    warn!(organisation = %post.name.organisation, gateway = %gateway, "not linked{stays}: {text}");
                     last = text;
                 }
             }
@@ -72,6 +87,9 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
         debug!(gateway = %gateway, wait_ms = wait.as_millis(), "waiting before the next attempt");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            // What stood in the way may have been mended.
+            Ok(()) = changes.changed() => {}
+            () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
         }
     }
@@ -79,22 +97,26 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
 
 enum Next {
     Stop,
-    Replace,
+    Replace(&'static str),
     Lost { proved: bool },
 }
 
-async fn serve_until_replaced(agent: &Arc<Agent>, link: Link) -> Next {
+async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link) -> Next {
     let since = Instant::now();
     let stop = agent.tasks.stopping();
-    let worn = link.worn().clone();
+    let (worn, moved) = (link.worn().clone(), link.moved().clone());
     let mut served = agent.tasks.spawn(link.serve());
+    // In the three last cases the old link goes on by itself until its last forward has ended.
     tokio::select! {
         end = &mut served => match end {
             Ok(LinkEnd::Stopped) => Next::Stop,
             Ok(LinkEnd::Lost) | Err(_) if stop.is_cancelled() => Next::Stop,
             Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: since.elapsed() >= limits::LINK_PROVED },
         },
-        // The old link goes on by itself until its last forward has ended.
-        () = worn.cancelled() => Next::Replace,
+        () = worn.cancelled() => Next::Replace("it has carried its share of opens"),
+        () = moved.cancelled() => Next::Replace("its gateway wants it made anew"),
+        () = agent.state.until(|now| !now.same_identity(made_under)) => {
+            Next::Replace("the configuration has another host key or replica name")
+        }
     }
 }

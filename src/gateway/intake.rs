@@ -19,11 +19,11 @@ use super::roster::Link;
 use super::{Gateway, door};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
-use crate::identity::{AgentName, ReplicaId};
+use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, Violation};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Hello, Peer};
 
 /// Accepts until the gateway stops.
@@ -115,7 +115,7 @@ async fn link(
         established = timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)) => established,
         () = stop.cancelled() => return,
     };
-    let (client, control, hello) = match established {
+    let (client, login, control, hello) = match established {
         Ok(Ok(established)) => established,
         Ok(Err((reason, detail))) => {
             debug!(reason, detail, "did not link");
@@ -160,12 +160,15 @@ async fn link(
         surplus.client().control().cut();
     }
     let gone = link.client().control().gone().clone();
+    let Channel { reader, writer } = control;
     let reason = tokio::select! {
         () = gone.cancelled() => "lost",
         () = no_longer_registered(&gateway, &link) => "revoked",
+        () = gateway.state.until(|state| !state.serves(&link.name.organisation)) => "revoked",
         () = link.spent() => "replaced",
         () = stop.cancelled() => "stopped",
-        () = listen(control, &gone) => "protocol_violation",
+        () = listen(reader, &gone) => "protocol_violation",
+        () = ask_to_move(&gateway, &link, login, writer) => "lost",
     };
     gateway.roster.remove(&link);
     if reason == "replaced" {
@@ -187,14 +190,14 @@ async fn establish(
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,
-) -> Result<(ssh::Client, Channel, Hello), (&'static str, String)> {
+) -> Result<(ssh::Client, Fingerprint, Channel, Hello), (&'static str, String)> {
     let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
     let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
     let host_key = Box::new({
         let (gateway, name, refused) = (gateway.clone(), name.clone(), refused.clone());
         move |key: &crate::identity::PublicKey| {
             let fingerprint = key.fingerprint();
-            let served = gateway.login_keys.contains_key(&name.organisation);
+            let served = gateway.state.current().serves(&name.organisation);
             let judged = gateway.registry.current().agent(&name, &fingerprint, Timestamp::now());
             let reason = match judged {
                 Ok(()) if served => return true,
@@ -232,7 +235,8 @@ async fn establish(
         let refused = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         refused.unwrap_or_else(|| ("handshake", Chain(&error).to_string()))
     })?;
-    let key = gateway.login_keys.get(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let state = gateway.state.current();
+    let key = state.login_key(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
     let client = stranger
         .login(name.organisation.as_str(), key, &gateway.tasks, limits::PENDING_OPENS_PER_LINK)
         .await
@@ -252,6 +256,8 @@ async fn establish(
         features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: None,
+        instance: None,
+        started: None,
     });
     let broken = |error: &dyn std::fmt::Display| ("control_channel", error.to_string());
     control.writer.send(hello.encode()).await.map_err(|error| broken(&error))?;
@@ -264,9 +270,10 @@ async fn establish(
             }
             Some(Control::Hello(hello)) => {
                 cut.disarm();
-                return Ok((client, control, hello));
+                return Ok((client, key.public().fingerprint(), control, hello));
             }
-            Some(Control::Unknown(_)) => continue,
+            // What an agent has to say before its hello is of no use yet.
+            Some(Control::Drain(_) | Control::Move | Control::Superseded | Control::Unknown(_)) => continue,
             None => {}
         }
         match control.reader.bytes().await {
@@ -277,10 +284,10 @@ async fn establish(
 }
 
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(mut control: Channel, gone: &CancellationToken) {
+async fn listen(mut reader: Reader, gone: &CancellationToken) {
     let mut buffer = BytesMut::new();
     loop {
-        match control.reader.bytes().await {
+        match reader.bytes().await {
             Some(bytes) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
             None => {
@@ -298,6 +305,21 @@ async fn listen(mut control: Channel, gone: &CancellationToken) {
             }
         }
     }
+}
+
+/// Waits until the organisation has another login key than the one that `login` names; the agent is then to make another
+/// link, which retires this one. Where the agent does not know the new key, this one stays. Never comes back.
+async fn ask_to_move(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer) {
+    let differs = |key: &PrivateKey| key.public().fingerprint() != login;
+    gateway.state.until(|state| state.login_key(&link.name.organisation).is_some_and(differs)).await;
+    info!(agent = %link.name, replica = %link.replica, "the login key has changed: asking for another link");
+    if let Err(error) = writer.send(Control::Move.encode()).await {
+        // The link is as good as gone, which is noticed elsewhere.
+        debug!(%error, "could not ask for another link");
+    }
+    // The writer is kept: without it the channel would end.
+    std::future::pending::<()>().await;
+    drop(writer);
 }
 
 /// Waits until the registry no longer holds the link's key for its agent.

@@ -10,4 +10,6 @@ mod postgres;
 mod postgres_through;
 mod provision;
 mod proxy;
+mod pumps;
 mod raw;
+mod reload;
