@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
-use super::{Config, Orchestrator};
+use super::{Config, Limits, Orchestrator};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
 use crate::policy::guard::Guard;
 use crate::policy::rule::Allowlist;
@@ -24,6 +24,8 @@ pub(super) struct State {
     pub(super) proxy: Option<Proxy>,
     /// The agent's own gateways and proxy as they are written, which no forward may reach.
     pub(super) ways_out: HashSet<Target>,
+    /// How much the gateways may have.
+    pub(super) limits: Limits,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -61,6 +63,7 @@ impl State {
             key: config.key.clone(),
             proxy: config.proxy.clone(),
             ways_out,
+            limits: config.limits,
             organisations,
         }
     }
@@ -161,6 +164,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, &format!("host_key {}", key.fingerprint()), old.key.public() != key);
     single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
     single(&mut changes, "proxy", old.proxy != new.proxy);
+    single(&mut changes, "limits", old.limits != new.limits);
     changes
 }
 

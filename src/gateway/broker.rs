@@ -2,6 +2,7 @@
 //! record the end.
 
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::time::timeout;
@@ -38,10 +39,36 @@ pub(super) struct Request {
     pub(super) door: &'static str,
     /// On whose word the principal rests, where that is not its own key.
     pub(super) asserted_by: Option<String>,
-    /// A limit of the door that stands against it.
+    /// A limit that stands against it already.
     pub(super) over: Option<&'static str>,
     /// Fires when the door itself is taken away, which takes what came in by it along.
     pub(super) withdrawn: Option<CancellationToken>,
+}
+
+/// What a request is, as far as limits go. Doors ask for this before they make a task of it: a flood of refusals must not
+/// become a flood of tasks, or of records.
+pub(super) enum Admission {
+    /// In a task of its own.
+    Judge(Request),
+    /// In line: it can only be recorded and refused.
+    Refuse(Request),
+    /// Refused without a record of its own. The door counts it, and records the sum.
+    Unheard,
+}
+
+impl Request {
+    /// Counts it among what its principal asks for in a second.
+    pub(super) fn admit(mut self, gateway: &Gateway) -> Admission {
+        let limits = gateway.limits();
+        let counted = gateway.quotas.open(&limits, &self.agent.organisation, &self.principal, Instant::now());
+        match counted {
+            Ok(()) if self.over.is_none() => return Admission::Judge(self),
+            Err(flood) if !flood.record => return Admission::Unheard,
+            Err(flood) => self.over = self.over.or(Some(flood.limit)),
+            Ok(()) => {}
+        }
+        Admission::Refuse(self)
+    }
 }
 
 /// What an outsider is told: one of these, and nothing else.
@@ -97,7 +124,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         (Ok(target), None) => {
             match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
                 Decision::Allow(pass) => {
-                    match gateway.quotas.forward(&request.agent.organisation, &request.principal) {
+                    match gateway.quotas.forward(&gateway.limits(), &request.agent.organisation, &request.principal) {
                         Ok(counted) => Ok((pass, target, counted)),
                         Err(limit) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
                     }
@@ -106,7 +133,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             }
         }
     };
-    let (pass, target, _counted) = match decided {
+    let (pass, target, mut counted) = match decided {
         Ok(decided) => decided,
         Err((reason, detail, public)) => {
             debug!(reason, "denied a forward");
@@ -130,8 +157,8 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         return answer.refuse(Public::NotAvailable).await;
     };
     entry.served_by(Some(ride.link().replica.clone()), None);
-    if ride.link().live() > limits::CHANNELS_PER_LINK {
-        entry.finish(Ending::Failed { reason: "limit", detail: "channels_per_link".to_owned() });
+    if ride.link().live() > gateway.limits().forwards_per_link {
+        entry.finish(Ending::Failed { reason: "limit", detail: "forwards_per_link".to_owned() });
         return answer.refuse(Public::NotAvailable).await;
     }
     let originator =
@@ -163,12 +190,13 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             return answer.refuse(Public::NotAvailable).await;
         }
     };
+    counted.opened();
     entry.established(None);
     let Some(near) = answer.accept().await else { return };
 
     let counters = entry.counters();
     let stop = CancellationToken::new();
-    let splice = splice::splice(near, Side::Channel(channel), &counters, &stop);
+    let splice = splice::splice(near, Side::Channel(channel), &counters, gateway.limits().forward, &stop);
     tokio::pin!(splice);
     let cut = tokio::select! {
         end = &mut splice => Err(end),
@@ -190,6 +218,8 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
                 End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => "link_lost",
                 End::FarBroke(_) => "target_broke",
                 End::Stalled => "stalled",
+                End::Idle => "idle",
+                End::Expired => "expired",
                 End::Stopped => "gateway_stopped",
             };
             (reason, remains)
