@@ -312,6 +312,8 @@ pub(crate) struct Plan {
     rules: String,
     doors: Vec<String>,
     agent_settings: String,
+    gateway_settings: String,
+    serves_globex: bool,
     agent_environment: Vec<(String, String)>,
     piped: Option<Side>,
 }
@@ -324,6 +326,8 @@ impl Plan {
             rules: String::new(),
             doors: Vec::new(),
             agent_settings: String::new(),
+            gateway_settings: String::new(),
+            serves_globex: false,
             agent_environment: Vec::new(),
             piped: None,
         };
@@ -378,6 +382,23 @@ impl Plan {
     pub(crate) fn agent_setting(mut self, line: &str) -> Self {
         self.agent_settings.push_str(line);
         self.agent_settings.push('\n');
+        self
+    }
+
+    /// A line for the gateway's `[gateway]`.
+    pub(crate) fn gateway_setting(mut self, line: &str) -> Self {
+        self.gateway_settings.push_str(line);
+        self.gateway_settings.push('\n');
+        self
+    }
+
+    /// The agent serves `globex` too, with the same rules, where the provisioner's key is registered as well.
+    pub(crate) fn serve_globex(mut self) -> Self {
+        let registry = self.registry();
+        registry.key("globex/agents/prod-eu", "one", &self.public("agent"));
+        registry.key("globex/principals/provisioner", "one", &self.public("provisioner"));
+        registry.about("globex/principals/provisioner", "agents = [\"prod-*\"]");
+        self.serves_globex = true;
         self
     }
 
@@ -474,11 +495,12 @@ impl Site {
         self.gateway = None;
         let dir = self.path().display();
         let config = format!(
-            "[gateway]\nlisten = [\"{}\"]\nhost_key = \"gateway\"\nregistry = \"keys\"\nadmin_socket = \"{dir}/admin.sock\"\n\
+            "[gateway]\nlisten = [\"{}\"]\nhost_key = \"gateway\"\nregistry = \"keys\"\nadmin_socket = \"{dir}/admin.sock\"\n{}\
              {}\
              [[organisation]]\nid = \"acme\"\nlogin_key = \"login-acme\"\n\
              [[organisation]]\nid = \"globex\"\nlogin_key = \"login-globex\"\n{}",
             self.address,
+            self.plan.gateway_settings,
             self.audit(Side::Gateway),
             self.gateway_end
         );
@@ -515,7 +537,7 @@ impl Site {
     /// Starts the agent, again where it ran before.
     pub(crate) async fn restart_agent(&mut self) {
         self.agent = None;
-        let config = format!(
+        let mut config = format!(
             "[agent]\nid = \"prod-eu\"\nreplica = \"one\"\nhost_key = \"agent\"\n{}\
              {}\
              [[organisation]]\nid = \"acme\"\ngateways = [\"ssh://{}\"]\n\
@@ -526,6 +548,15 @@ impl Site {
             self.public("login-acme").trim(),
             self.plan.rules
         );
+        if self.plan.serves_globex {
+            config.push_str(&format!(
+                "[[organisation]]\nid = \"globex\"\ngateways = [\"ssh://{}\"]\n\
+                 [[organisation.orchestrator]]\nkey = \"{}\"\nasserts = [\"*\"]\n{}",
+                self.address,
+                self.public("login-globex").trim(),
+                self.plan.rules
+            ));
+        }
         fs::write(self.config(Side::Agent), config).expect("written");
         let environment = self.plan.agent_environment.clone();
         self.agent = Some(self.start_program(Side::Agent, &environment));

@@ -5,6 +5,7 @@ mod harness;
 mod hostile;
 mod input;
 mod lifecycle;
+mod limits;
 mod openssh;
 mod postgres;
 mod postgres_through;

@@ -388,7 +388,8 @@ struct Forward {
 
 fn pump(tasks: &Tasks, near: Side, far: Side) -> JoinHandle<End> {
     tasks.spawn(async move {
-        let (end, remains) = splice(near, far, &Counters::default(), Bounds::default(), &CancellationToken::new()).await;
+        let (end, remains) =
+            splice(near, far, &Counters::default(), Bounds::default(), &CancellationToken::new()).await;
         remains.leave().await;
         end
     })
