@@ -75,6 +75,7 @@ impl Site {
                 target: "db.internal:5432".parse().expect("a target"),
                 principal: "ci".parse().expect("an id"),
             }],
+            limits: gateway::Limits::default(),
             audit: Sink::File(folder.path().join("trail")),
             limits: gateway::Limits::default(),
         };
@@ -268,6 +269,7 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
             orchestrators: vec![agent::Orchestrator { key: login_key.public(), asserts: None }],
             allow: Allowlist::new(Vec::new()).expect("an allowlist"),
         }],
+        limits: agent::Limits::default(),
         audit: Sink::File(folder.path().join("trail")),
         limits: agent::Limits::default(),
     };
