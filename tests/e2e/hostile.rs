@@ -77,7 +77,6 @@ impl Site {
             }],
             limits: gateway::Limits::default(),
             audit: Sink::File(folder.path().join("trail")),
-            limits: gateway::Limits::default(),
         };
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let (ready, listening) = oneshot::channel();
@@ -271,7 +270,6 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
         }],
         limits: agent::Limits::default(),
         audit: Sink::File(folder.path().join("trail")),
-        limits: agent::Limits::default(),
     };
     let (tasks, stop) = (Tasks::new(), CancellationToken::new());
     tasks.spawn({

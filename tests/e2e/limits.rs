@@ -322,6 +322,26 @@ async fn an_organisation_opens_so_many_a_second_at_the_agent() {
     assert_eq!(site.program(Side::Agent).stop().await, Some(0));
 }
 
+#[tokio::test]
+async fn limits_change_with_the_configuration() {
+    for (side, gateway, agent) in
+        [(Side::Gateway, "forwards_per_principal = 1", ""), (Side::Agent, "", "forwards_per_organisation = 1")]
+    {
+        let (mut site, _) = site(gateway, agent).await;
+        let mut first = served(site.doors[0]).await;
+        refused(site.doors[0]).await;
+        let text = std::fs::read_to_string(site.config(side)).expect("a configuration");
+        std::fs::write(site.config(side), text.replace("= 1\n", "= 2\n")).expect("written");
+        site.program(side).signal("HUP");
+        site.record(side, json!({"event": "config.reloaded", "detail": "changed: limits"})).await;
+        let second = served(site.doors[0]).await;
+        refused(site.doors[0]).await;
+        echoes(&mut first, b"still there").await;
+        drop((first, second));
+        site.stop().await;
+    }
+}
+
 /// Reads until the end, which must not look like a clean one; what came.
 async fn cut(stream: &mut TcpStream) -> Vec<u8> {
     let mut all = Vec::new();
