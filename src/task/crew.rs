@@ -174,11 +174,15 @@ impl Crew {
         &self.0.broken
     }
 
-    /// Whether every worker takes up a task within `limit`. One that has not answered yet is not asked again.
+    /// Whether every worker takes up a task within `limit`. One that has not answered yet is not asked again, and one that was
+    /// asked to end not any more.
     pub async fn answers(&self, limit: Duration) -> bool {
+        if self.0.broken.is_cancelled() {
+            return false;
+        }
         let deadline = Instant::now() + limit;
         let mut asked = Vec::new();
-        for worker in &self.0.workers {
+        for worker in self.0.workers.iter().filter(|worker| !worker.0.over.is_cancelled()) {
             let last = worker.0.ping.lock().unwrap_or_else(PoisonError::into_inner).take();
             asked.push((worker, last.unwrap_or_else(|| worker.spawn(&self.0.pings, std::future::ready(())))));
         }
@@ -398,7 +402,7 @@ mod tests {
         assert!(left.await.expect_err("dropped").is_cancelled());
         assert!(worker.spawn(&tasks, async {}).await.expect_err("nobody runs it").is_cancelled());
         assert_eq!(crew.lightest().number(), 0, "it gets no more work");
-        assert!(!crew.answers(SOON).await);
+        assert!(crew.answers(SOON).await, "nobody asks it any more");
         assert!(!crew.broken().is_cancelled(), "it was asked to end");
         assert!(tasks.drain(SOON).await);
     }

@@ -441,14 +441,22 @@ async fn direction(
                             let hopeless = |stalled| {
                                 returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY
                             };
-                            if let Err(broke) = stalling(writer.send_all(&batch), hopeless, progress).await {
+                            if receipts.is_some() {
+                                // One by one: a message is accounted for either here or on the bridge.
+                                for bytes in batch {
+                                    if let Err(broke) = stalling(writer.send(bytes), &hopeless, &progress).await {
+                                        return broke;
+                                    }
+                                    inbox.shift(1);
+                                }
+                                continue;
+                            }
+                            if let Err(broke) = stalling(writer.send_all(&batch), &hopeless, &progress).await {
                                 return broke;
                             }
                             inbox.shift(batch.len());
-                            if receipts.is_none() {
-                                count(batch.iter().map(|bytes| bytes.len() as u64).sum());
-                                returns.all_taken(batch.iter().map(Bytes::len)).await;
-                            }
+                            count(batch.iter().map(|bytes| bytes.len() as u64).sum());
+                            returns.all_taken(batch.iter().map(Bytes::len)).await;
                         }
                         Err(Last::Starved) => {
                             if let Some(receipts) = &receipts {

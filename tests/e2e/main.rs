@@ -1,10 +1,13 @@
 //! Tests with real components, in one binary.
 
+mod drain;
 mod flow;
 mod harness;
 mod hostile;
 mod input;
 mod lifecycle;
+mod limits;
+mod links;
 mod openssh;
 mod postgres;
 mod postgres_through;
@@ -13,3 +16,4 @@ mod proxy;
 mod pumps;
 mod raw;
 mod reload;
+mod threads;

@@ -106,6 +106,7 @@ impl Session {
         };
         let near_channel = Side::Channel(near_channel.expect("opened"));
         let counters = Arc::new(Counters::default());
+        let mut other_half = None;
         let near_end = match thread {
             None => {
                 let (stop, counters) = (near_stop.clone(), counters.clone());
@@ -117,7 +118,7 @@ impl Session {
             }
             Some(thread) => {
                 let (side, across) = across(counters.clone());
-                self.tasks.spawn(across.run(near_channel));
+                other_half = Some(self.tasks.spawn(across.run(near_channel)));
                 let near = near.into_std().expect("raw");
                 let (stop, counters) = (near_stop.clone(), counters.clone());
                 thread.spawn(&self.tasks, async move {
@@ -129,7 +130,7 @@ impl Session {
             }
         };
         let far_end = run(Side::Channel(far_channel.expect("accepted")), Side::Tcp(far), far_stop.clone());
-        Forward { principal, target, near_end, far_end, near_stop, counters }
+        Forward { principal, target, near_end, other_half, far_end, near_stop, counters }
     }
 }
 
@@ -143,6 +144,8 @@ struct Forward {
     principal: TcpStream,
     target: TcpStream,
     near_end: tokio::task::JoinHandle<End>,
+    /// The target's half, where that is another.
+    other_half: Option<tokio::task::JoinHandle<()>>,
     far_end: tokio::task::JoinHandle<End>,
     near_stop: CancellationToken,
     counters: Arc<Counters>,
@@ -321,6 +324,8 @@ async fn stopping_ends_a_forward_between_threads_that_nobody_takes_anything_of()
         }
         forward.near_stop.cancel();
         assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Stopped);
+        let other_half = forward.other_half.expect("two threads");
+        within("the other half", other_half).await.expect("what it held is given up once");
         // Its far end is patient with a target; not with one that has gone.
         drop((forward.principal, forward.target));
         within("the far end", forward.far_end).await.expect("ran");
@@ -708,6 +713,9 @@ proptest! {
             })
             .await;
             let near_end = within("the near end", forward.near_end).await.expect("ran");
+            if let Some(other_half) = forward.other_half {
+                within("the other half", other_half).await.expect("ran");
+            }
             let far_end = within("the far end", forward.far_end).await.expect("ran");
             assert!(upward.starts_with(&questions), "not a prefix of what was sent");
             assert!(downward.starts_with(&answers), "not a prefix of what was sent");
