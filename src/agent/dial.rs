@@ -2,7 +2,8 @@
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
 //! link that has carried as many opens as one should is replaced while it still serves; of those replaced, so many are
-//! kept, however many the gateway would keep.
+//! kept, however many the gateway would keep. A process whose place another one has taken keeps its forwards and stands by:
+//! it dials again at long intervals, so that two with one name do not throw each other out by turns.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -39,15 +40,25 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
                     Next::Replace => {
                         debug!(gateway = %gateway, "replacing a link that has carried its share of opens");
                         backoff.reset();
-                        replaced.retain(|switch| !switch.gone().is_cancelled());
-                        replaced.push_back(switch);
-                        if replaced.len() > limits::REPLACED_LINKS
-                            && let Some(oldest) = replaced.pop_front()
-                        {
-                            warn!(gateway = %gateway, "cutting the oldest replaced link: the gateway keeps too many");
-                            oldest.cut();
-                        }
+                        keep(&mut replaced, switch, &gateway);
                         continue;
+                    }
+                    Next::StandBy => {
+                        let Agent { replica, .. } = &*agent;
+                        warn!(
+                            organisation = %served.name.organisation,
+                            gateway = %gateway,
+                            replica = %replica,
+                            "another process of this agent, started later, has the same replica name and gets the forwards; \
+                             give each process a `replica` of its own"
+                        );
+                        keep(&mut replaced, switch, &gateway);
+                        let extra = f64::from(secret::random_u32()) / f64::from(u32::MAX) / 2.0;
+                        let wait = limits::SUPERSEDED_WAIT.mul_f64(1.0 + extra);
+                        tokio::select! {
+                            () = tokio::time::sleep(wait) => continue,
+                            () = stop.cancelled() => return,
+                        }
                     }
                     Next::Lost { proved } => {
                         if proved {
@@ -77,19 +88,36 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
     }
 }
 
+/// Remembers a link that goes on until its last forward has ended; of too many, the oldest is cut.
+fn keep(replaced: &mut VecDeque<Switch>, switch: Switch, gateway: &GatewayUrl) {
+    replaced.retain(|switch| !switch.gone().is_cancelled());
+    replaced.push_back(switch);
+    if replaced.len() > limits::REPLACED_LINKS
+        && let Some(oldest) = replaced.pop_front()
+    {
+        warn!(gateway = %gateway, "cutting the oldest replaced link: the gateway keeps too many");
+        oldest.cut();
+    }
+}
+
 enum Next {
     Stop,
     Replace,
+    StandBy,
     Lost { proved: bool },
 }
 
 async fn serve_until_replaced(agent: &Arc<Agent>, link: Link) -> Next {
     let since = Instant::now();
     let stop = agent.tasks.stopping();
-    let worn = link.worn().clone();
+    let (worn, superseded) = (link.worn().clone(), link.superseded().clone());
     let mut served = agent.tasks.spawn(link.serve());
     tokio::select! {
+        // First: a link that was superseded may be gone already, and is not to be dialled anew at once.
+        biased;
+        () = superseded.cancelled() => Next::StandBy,
         end = &mut served => match end {
+            _ if superseded.is_cancelled() => Next::StandBy,
             Ok(LinkEnd::Stopped) => Next::Stop,
             Ok(LinkEnd::Lost) | Err(_) if stop.is_cancelled() => Next::Stop,
             Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: since.elapsed() >= limits::LINK_PROVED },

@@ -98,6 +98,7 @@ struct Shared {
     orchestrator: Orchestrator,
     switch: Switch,
     worn: CancellationToken,
+    superseded: CancellationToken,
 }
 
 /// Dials, shakes hands and waits for the gateway's login.
@@ -194,6 +195,7 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
         orchestrator: accepted,
         switch,
         worn: CancellationToken::new(),
+        superseded: CancellationToken::new(),
     });
     Ok(Link { shared, opens, control_channel, unheard, running })
 }
@@ -245,6 +247,11 @@ impl Link {
     /// Fires once the link has carried as many opens as one should.
     pub(super) fn worn(&self) -> &CancellationToken {
         &self.shared.worn
+    }
+
+    /// Fires once the gateway has said that another process has taken the link's place.
+    pub(super) fn superseded(&self) -> &CancellationToken {
+        &self.shared.superseded
     }
 
     /// Its session's switch.
@@ -344,7 +351,8 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         loop {
             match Control::decode(&mut buffer) {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
-                Ok(Some(message @ (Control::Drain(_) | Control::Move | Control::Superseded))) => {
+                Ok(Some(Control::Superseded)) => shared.superseded.cancel(),
+                Ok(Some(message @ (Control::Drain(_) | Control::Move))) => {
                     debug!(?message, "the gateway said");
                 }
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
