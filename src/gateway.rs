@@ -13,6 +13,7 @@ mod admin;
 mod broker;
 mod door;
 mod intake;
+mod lapses;
 mod quota;
 mod roster;
 
@@ -31,12 +32,13 @@ use crate::chain::Chain;
 use crate::document::Faults;
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::registry::Registry;
 use crate::registry::file::{Files, Reload};
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::Room;
 
-pub use admin::{AgentRow, AgentsError, agents};
+pub use admin::{AgentRow, AgentsError, LastError, agents};
 
 /// What a gateway is told by its operator.
 #[derive(Debug, Clone)]
@@ -128,6 +130,7 @@ struct Gateway {
     login_keys: HashMap<OrganisationId, PrivateKey>,
     registry: Arc<Files>,
     roster: roster::Roster,
+    lapses: lapses::Lapses,
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
@@ -171,6 +174,7 @@ pub async fn run(
             .collect(),
         registry: registry.clone(),
         roster: roster::Roster::default(),
+        lapses: lapses::Lapses::default(),
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
@@ -230,6 +234,7 @@ fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
 fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
     let trail = gateway.trail.clone();
     let tasks = gateway.tasks.clone();
+    let watched = gateway.clone();
     let (sender, mut reloads) = tokio::sync::mpsc::channel(limits::RELOAD_QUEUE);
     gateway.tasks.spawn(async move {
         registry
@@ -244,6 +249,8 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
         while let Some(reload) = reloads.recv().await {
             let event = match &reload {
                 Reload::Accepted { .. } => {
+                    let snapshot = watched.registry.current();
+                    watched.lapses.retain(|name| snapshot.has(name));
                     info!("the registry has changed; the new state is in force");
                     Event::new(Kind::RegistryReloaded)
                 }

@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::roster::Link;
+use super::lapses::Lapse;
+use super::roster::{Link, Peer as Linked, Process, Standing};
 use super::{Gateway, door};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
@@ -23,7 +24,7 @@ use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, Violation};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation};
 use crate::tunnel::wire::{self, Control, Hello, Peer};
 
 /// Accepts until the gateway stops.
@@ -117,33 +118,24 @@ async fn link(
     };
     let (client, control, hello) = match established {
         Ok(Ok(established)) => established,
-        Ok(Err((reason, detail))) => {
-            debug!(reason, detail, "did not link");
-            let event = Event::new(Kind::AuthRefused)
-                .organisation(&name.organisation)
-                .agent(&name.agent)
-                .client(address)
-                .detail(detail);
-            return gateway.trail.stranger(event, reason);
-        }
-        Err(_) => {
-            let event =
-                Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
-            return gateway.trail.stranger(event, "timeout");
-        }
+        Ok(Err((reason, detail))) => return not_linked(&gateway, &name, address, reason, &detail),
+        Err(_) => return not_linked(&gateway, &name, address, "timeout", ""),
     };
     drop(seat);
     // A replica without a name of its own is told apart by nothing; it shares the name with others of its kind.
     let replica = replica.or_else(|| "unnamed".parse().ok());
     let Some(replica) = replica else { return };
-    let link = Arc::new(Link::new(name, replica, address, hello.version, client));
+    let key = client.host_key().fingerprint();
+    let process = Process::of(&hello);
+    let peer = Linked { name, replica, process, address, version: hello.version, key };
+    let link = Arc::new(Link::new(peer.clone(), client));
     let event = |kind| {
         Event::new(kind)
-            .organisation(&link.name.organisation)
-            .agent(&link.name.agent)
-            .replica(&link.replica)
-            .key(link.key)
-            .client(link.address)
+            .organisation(&peer.name.organisation)
+            .agent(&peer.name.agent)
+            .replica(&peer.replica)
+            .key(peer.key)
+            .client(peer.address)
     };
     // Before its record, so that whoever reads of the link finds it there. No forward can come in between: the record is in
     // the trail's queue before anybody else gets to run.
@@ -154,29 +146,61 @@ async fn link(
         link.client().control().cut();
         return;
     }
-    info!(agent = %link.name, replica = %link.replica, key = %link.key, "linked");
+    info!(agent = %peer.name, replica = %peer.replica, key = %peer.key, "linked");
+    gateway.lapses.saw(&peer, None);
     for surplus in surplus {
-        warn!(agent = %surplus.name, replica = %surplus.replica, "cutting the oldest link: the agent has too many");
+        let Linked { name, replica, .. } = &surplus.peer;
+        warn!(agent = %name, replica = %replica, "cutting the oldest link: the agent has too many");
         surplus.client().control().cut();
     }
     let gone = link.client().control().gone().clone();
-    let reason = tokio::select! {
-        () = gone.cancelled() => "lost",
-        () = no_longer_registered(&gateway, &link) => "revoked",
-        () = link.spent() => "replaced",
-        () = stop.cancelled() => "stopped",
-        () = listen(control, &gone) => "protocol_violation",
+    let told = CancellationToken::new();
+    // In this order: what is taken back is not merely lost, and a session that is gone has not broken the protocol.
+    let (reason, in_order) = tokio::select! {
+        biased;
+        () = no_longer_registered(&gateway, &link) => ("revoked", false),
+        () = gone.cancelled() => ("lost", false),
+        reason = last_forward(&link, &told) => (reason, true),
+        () = stop.cancelled() => ("stopped", false),
+        () = converse(control, &link, &told) => ("protocol_violation", false),
     };
+    link.ends(reason);
     gateway.roster.remove(&link);
-    if reason == "replaced" {
-        link.client().disconnect("replaced").await;
+    if in_order {
+        link.client().disconnect(reason).await;
         // The agent hangs up when it has read that; if it does not, the cut below does.
         drop(timeout_at(Instant::now() + limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     link.client().control().cut();
-    info!(agent = %link.name, replica = %link.replica, reason, "the link has ended");
+    info!(agent = %peer.name, replica = %peer.replica, reason, "the link has ended");
+    let well = ["replaced", "stopped"].contains(&reason);
+    gateway.lapses.saw(&peer, (!well).then(|| Lapse::now(reason, "", address)));
     if let Err(error) = gateway.trail.note(event(Kind::LinkDown).reason(reason)).await {
         warn!(error = %Chain(&error), "could not record the end of a link");
+    }
+}
+
+/// Records a connection that claimed to be an agent and did not become a link.
+fn not_linked(gateway: &Gateway, name: &AgentName, address: SocketAddr, reason: &'static str, detail: &str) {
+    debug!(reason, detail, "did not link");
+    if gateway.registry.current().has(name) {
+        gateway.lapses.not_linked(name, Lapse::now(reason, detail, address));
+    }
+    let event = Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
+    let event = if detail.is_empty() { event } else { event.detail(detail) };
+    gateway.trail.stranger(event, reason);
+}
+
+/// Waits until the link takes no more forwards, its agent has been told so and the last one has ended. Returns the reason of
+/// its end.
+async fn last_forward(link: &Link, told: &CancellationToken) -> &'static str {
+    let why = link.spent().await;
+    told.cancelled().await;
+    match why {
+        Standing::Superseded => "superseded",
+        Standing::Unanswering => "unanswering",
+        Standing::Draining => "drained",
+        Standing::Active | Standing::Retired => "replaced",
     }
 }
 
@@ -279,11 +303,45 @@ async fn establish(
     }
 }
 
+/// Reads the control channel, and says on it why the link is retired; fires `told` then. Returns when the agent breaks the
+/// protocol.
+async fn converse(control: Channel, link: &Link, told: &CancellationToken) {
+    let Channel { reader, mut writer } = control;
+    let tell = async {
+        let standing = link.retired().await;
+        let Linked { name, replica, .. } = &link.peer;
+        let message = match standing {
+            Standing::Superseded => {
+                warn!(agent = %name, replica = %replica, "two processes of an agent have the same replica name; the one \
+                    that was started last gets the forwards. Give each a replica name of its own");
+                Some(Control::Superseded)
+            }
+            Standing::Unanswering => {
+                warn!(agent = %name, replica = %replica, "an agent answers no opens; its link gets no more of them");
+                Some(Control::Move)
+            }
+            Standing::Active | Standing::Retired | Standing::Draining => None,
+        };
+        if let Some(message) = message
+            && let Err(error) = writer.send(message.encode()).await
+        {
+            debug!(%error, "could not tell an agent that its link is retired");
+        }
+        told.cancel();
+        // Dropped, it would close the channel.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = listen(reader, link.client().control().gone()) => {}
+        () = tell => {}
+    }
+}
+
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(mut control: Channel, gone: &CancellationToken) {
+async fn listen(mut reader: Reader, gone: &CancellationToken) {
     let mut buffer = BytesMut::new();
     loop {
-        match control.reader.bytes().await {
+        match reader.bytes().await {
             Some(bytes) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
             None => {
@@ -307,7 +365,7 @@ async fn listen(mut control: Channel, gone: &CancellationToken) {
 async fn no_longer_registered(gateway: &Gateway, link: &Link) {
     let mut changed = gateway.registry.changed();
     loop {
-        if gateway.registry.current().agent(&link.name, &link.key, Timestamp::now()).is_err() {
+        if gateway.registry.current().agent(&link.peer.name, &link.peer.key, Timestamp::now()).is_err() {
             return;
         }
         if changed.changed().await.is_err() {
