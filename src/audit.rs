@@ -580,6 +580,10 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
+    /// `config.reloaded`: the configuration was read again and is in force; the detail says what came and went.
+    ConfigReloaded,
+    /// `config.rejected`: the configuration was read again and has faults, or cannot be taken over; nothing has changed.
+    ConfigRejected,
 }
 
 impl Kind {
@@ -595,6 +599,8 @@ impl Kind {
             Self::ForwardAttempt => "forward.attempt",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
+            Self::ConfigReloaded => "config.reloaded",
+            Self::ConfigRejected => "config.rejected",
         }
     }
 }

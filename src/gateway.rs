@@ -1,10 +1,11 @@
 //! The gateway: agents link to it, principals come in by its doors, and one function decides about every forward.
 //!
 //! Promised: an agent can open nothing toward the orchestrator; a stranger learns nothing but "not allowed" or "not
-//! available"; every forward goes through [`broker`]; what cannot be recorded is not opened; what the registry no longer
-//! allows is cut.
+//! available"; every forward goes through [`broker`]; what cannot be recorded is not opened; what the registry or the
+//! configuration no longer allows is cut. A configuration that is read again is taken over whole or not at all, and what it
+//! does not touch goes on.
 //!
-//! What waits on what: one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
+//! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
 //! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
 //! socket answers questions about the roster. All end with the stop token given to [`run`], which waits for them and then
 //! closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
@@ -14,10 +15,10 @@ mod broker;
 mod door;
 mod intake;
 mod lapses;
+mod live;
 mod quota;
 mod roster;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::registry::Registry;
 use crate::registry::file::{Files, Reload};
+use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::Room;
@@ -69,7 +71,7 @@ pub struct Organisation {
 }
 
 /// A loopback door: a plain listener that leads to one target.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {
     /// Where it listens; a loopback address.
     pub listen: SocketAddr,
@@ -126,8 +128,8 @@ pub enum RunError {
 
 /// What the tasks of one gateway share.
 struct Gateway {
-    host_key: PrivateKey,
-    login_keys: HashMap<OrganisationId, PrivateKey>,
+    /// What a reload replaces.
+    state: Live<live::State>,
     registry: Arc<Files>,
     roster: roster::Roster,
     lapses: lapses::Lapses,
@@ -139,12 +141,22 @@ struct Gateway {
     unrecorded: Mutex<CancellationToken>,
 }
 
+/// A loopback door that is open.
+struct OpenDoor {
+    local: Local,
+    bound: SocketAddr,
+    listener: Arc<TcpListener>,
+    /// Fires when it is no longer there as it is: nothing more is accepted by it, and what came in by it ends.
+    withdrawn: CancellationToken,
+}
+
 /// Runs a gateway until `stop`. `ready` is told the addresses it listens on: the main ones, then the loopback doors'.
 ///
 /// # Errors
 /// If anything it needs cannot be had, the trail cannot be completed, or tasks do not end.
 pub async fn run(
     config: Config,
+    reloads: Reloads<Config>,
     stop: CancellationToken,
     ready: impl FnOnce(&[SocketAddr], &[SocketAddr]),
 ) -> Result<(), RunError> {
@@ -155,23 +167,18 @@ pub async fn run(
         listeners.push(listen(*address)?);
     }
     let mut local = Vec::new();
-    for door in config.local {
-        local.push((listen(door.listen)?, door));
+    for door in &config.local {
+        local.push((listen(door.listen)?, door.clone()));
     }
     let admin = match &config.admin_socket {
         Some(path) => Some(admin::bind(path).map_err(|source| RunError::Admin { path: path.clone(), source })?),
         None => None,
     };
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit, Side::Gateway, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Gateway, &writer).await.map_err(RunError::Trail)?;
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
-        host_key: config.host_key,
-        login_keys: config
-            .organisations
-            .into_iter()
-            .map(|organisation| (organisation.id, organisation.login_key))
-            .collect(),
+        state: Live::new(live::State::new(&config)),
         registry: registry.clone(),
         roster: roster::Roster::default(),
         lapses: lapses::Lapses::default(),
@@ -182,15 +189,14 @@ pub async fn run(
         unrecorded: Mutex::default(),
     });
     watch_registry(&gateway, registry);
-    let bound = |listener: &TcpListener| listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
     for listener in listeners {
         tasks.spawn(intake::accept(gateway.clone(), listener));
     }
-    for (listener, door) in local {
-        tasks.spawn(door::local::accept(gateway.clone(), listener, door));
-    }
+    let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
+    let host_key = config.host_key.public().fingerprint();
+    tasks.spawn(follow(gateway.clone(), config, reloads, open));
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
     }
@@ -201,7 +207,7 @@ pub async fn run(
             std::mem::take(&mut *gateway.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    info!(key = %gateway.host_key.public().fingerprint(), listen = ?main, "gateway started");
+    info!(key = %host_key, listen = ?main, "gateway started");
     ready(&main, &doors);
     stop.cancelled().await;
     info!("stopping");
@@ -210,6 +216,86 @@ pub async fn run(
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
     if drained { Ok(()) } else { Err(RunError::Drain) }
+}
+
+/// Takes over each configuration that is read anew, whole or not at all, until the stop.
+async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<Config>, mut doors: Vec<OpenDoor>) {
+    let stop = gateway.tasks.stopping().clone();
+    loop {
+        let read = tokio::select! {
+            read = reloads.next(&gateway.tasks) => read,
+            () = stop.cancelled() => return,
+        };
+        // Whoever asks for the configuration means the registry, too.
+        gateway.registry.look_again();
+        let taken = match read {
+            Ok(fresh) => take_over(&gateway, &mut config, fresh, &mut doors).map_err(|error| Chain(&error).to_string()),
+            Err(faults) => Err(faults.to_string()),
+        };
+        let event = match taken {
+            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(changes),
+            Err(why) => {
+                error!("the configuration cannot be taken over, so that nothing that changed in it holds: {why}");
+                Event::new(Kind::ConfigRejected).detail(why)
+            }
+        };
+        if let Err(error) = gateway.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record a change of the configuration");
+        }
+        reloads.settled();
+    }
+}
+
+fn take_over(
+    gateway: &Arc<Gateway>,
+    config: &mut Config,
+    Fresh { config: mut new, mut restart }: Fresh<Config>,
+    doors: &mut Vec<OpenDoor>,
+) -> Result<Changes, RunError> {
+    restart.extend(live::keep(config, &mut new));
+    let mut changes = live::changes(config, &new);
+    let running: Vec<_> = doors.iter().map(|door| (door.bound, &door.local)).collect();
+    let plan = live::fit_doors(&running, &new.local);
+    plan.tell(&running, &mut changes);
+    // All that can fail comes first.
+    let made: Vec<_> = plan.open.into_iter().map(|door| Ok((listen(door.listen)?, door))).collect::<Result<_, _>>()?;
+
+    // Then the state, by which forwards and links judge themselves, and the doors.
+    gateway.state.replace(live::State::new(&new));
+    for index in &plan.close {
+        doors[*index].withdrawn.cancel();
+    }
+    for (index, local) in plan.change {
+        let door = &mut doors[index];
+        door.withdrawn.cancel();
+        *door = OpenDoor::open(gateway, door.listener.clone(), local);
+    }
+    for (listener, local) in made {
+        let door = OpenDoor::open(gateway, Arc::new(listener), local);
+        info!("loopback door on {}", door.bound);
+        doors.push(door);
+    }
+    doors.retain(|door| !door.withdrawn.is_cancelled());
+    *config = new;
+    info!("the configuration was read again and is in force: {changes}");
+    if !restart.is_empty() {
+        warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
+    }
+    Ok(changes)
+}
+
+impl OpenDoor {
+    /// Begins to accept.
+    fn open(gateway: &Arc<Gateway>, listener: Arc<TcpListener>, local: Local) -> Self {
+        let withdrawn = CancellationToken::new();
+        let accepting = door::local::accept(gateway.clone(), listener.clone(), local.clone(), withdrawn.clone());
+        gateway.tasks.spawn(accepting);
+        Self { local, bound: bound(&listener), listener, withdrawn }
+    }
+}
+
+fn bound(listener: &TcpListener) -> SocketAddr {
+    listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
 /// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them.

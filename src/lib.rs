@@ -34,8 +34,9 @@
 //! | 3 | [`tunnel`] | TCP and CONNECT, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists; databases and roles |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
+//! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
-//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`chain`], [`task`] | the rest of the vocabulary |
+//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`], [`chain`], [`task`] | the rest of the vocabulary |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -50,7 +51,7 @@
 //! * **No stream without an audit entry, and an entry always ends.** `audit::Trail::open` returns after the write of
 //!   the record has returned. The place of the ending is reserved then; dropping an `audit::Entry` records it as
 //!   abandoned; what a crash left open is closed by the next start.
-//! * **`policy`, `backoff`, `provision::plan` and `tunnel::wire` do no I/O and never `await`.** They can be tested as
+//! * **`policy`, `backoff`, `rate`, `provision::plan` and `tunnel::wire` do no I/O and never `await`.** They can be tested as
 //!   tables and properties, and are. The table of `gateway::roster` is asked and changed without waiting, too; only
 //!   the links that it hands out wait.
 //! * **Every queue, map, wait and retry has a bound from [`limits`]**, with its reason. A full queue is an outcome
@@ -130,7 +131,9 @@ pub mod limits;
 pub mod policy;
 pub mod postgres;
 pub mod provision;
+pub mod rate;
 pub mod registry;
+pub mod reload;
 pub mod resolve;
 pub mod secret;
 pub mod target;

@@ -1,9 +1,14 @@
 //! Keeps one link to one gateway: dials, and dials again.
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
-//! link that has carried as many opens as one should is replaced while it still serves; of those replaced, so many are
-//! kept, however many the gateway would keep. A process whose place another one has taken keeps its forwards and stands by:
-//! it dials again at long intervals, so that two with one name do not throw each other out by turns.
+//! link that has carried as many opens as one should, that its gateway wants made anew, or that was made with a host key or
+//! replica name which the configuration no longer has, is replaced while it still serves: it retires when the new one is
+//! good, and until then stays. Of those replaced, so many are kept, however many the gateway would keep. A process whose
+//! place another one has taken keeps its forwards and stands by: it dials again at long intervals, so that two with one
+//! name do not throw each other out by turns.
+//!
+//! Each attempt goes by the newest configuration. One that changes the way or the identity ends an attempt, and any ends
+//! the wait for the next; one that no longer has this gateway for its organisation ends it all.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,8 +16,9 @@ use std::time::Instant;
 
 use tracing::{debug, info, warn};
 
+use super::live::State;
 use super::serve::{self, Link, LinkEnd};
-use super::{Agent, Served};
+use super::{Agent, Post};
 use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::limits;
@@ -20,35 +26,38 @@ use crate::secret;
 use crate::tunnel::connect::GatewayUrl;
 use crate::tunnel::transport::Control as Switch;
 
-pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway: GatewayUrl) {
+pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
     let stop = agent.tasks.stopping().clone();
+    let gateway = &post.gateway;
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
     let mut last = String::new();
     let mut replaced: VecDeque<Switch> = VecDeque::new();
     loop {
+        let (state, mut changes) = agent.state.follow();
         let attempt = tokio::select! {
-            attempt = serve::link(&agent, &served, &gateway) => attempt,
+            attempt = serve::link(&agent, &state, &post) => attempt,
+            () = agent.state.until(|now| !now.same_way(&state)) => continue,
+            () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
         };
         match attempt {
             Ok(link) => {
-                info!(organisation = %served.name.organisation, gateway = %gateway, "linked");
+                info!(organisation = %post.name.organisation, gateway = %gateway, "linked");
                 last.clear();
                 let switch = link.switch().clone();
-                match serve_until_replaced(&agent, link).await {
+                match serve_until_replaced(&agent, &state, link).await {
                     Next::Stop => return,
-                    Next::Replace => {
-                        debug!(gateway = %gateway, "replacing a link that has carried its share of opens");
+                    Next::Replace(why) => {
+                        info!(organisation = %post.name.organisation, gateway = %gateway, "replacing the link: {why}");
                         backoff.reset();
                         keep(&mut replaced, switch, &gateway);
                         continue;
                     }
                     Next::StandBy => {
-                        let Agent { replica, .. } = &*agent;
                         warn!(
-                            organisation = %served.name.organisation,
+                            organisation = %post.name.organisation,
                             gateway = %gateway,
-                            replica = %replica,
+                            replica = %state.replica,
                             "another process of this agent, started later, has the same replica name and gets the forwards; \
                              give each process a `replica` of its own"
                         );
@@ -57,6 +66,9 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
                         let wait = limits::SUPERSEDED_WAIT.mul_f64(1.0 + extra);
                         tokio::select! {
                             () = tokio::time::sleep(wait) => continue,
+                            // It may have given this process a name of its own.
+                            Ok(()) = changes.changed() => continue,
+                            () = post.dismissed.cancelled() => return,
                             () = stop.cancelled() => return,
                         }
                     }
@@ -64,7 +76,10 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
                         if proved {
                             backoff.reset();
                         }
-                        warn!(organisation = %served.name.organisation, gateway = %gateway, "the link is lost; dialling again");
+                        if post.dismissed.is_cancelled() {
+                            return;
+                        }
+                        warn!(organisation = %post.name.organisation, gateway = %gateway, "the link is lost; dialling again");
                     }
                 }
             }
@@ -74,7 +89,11 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
                 if text == last {
                     debug!(gateway = %gateway, error = text, "still not linked");
                 } else {
-                    warn!(organisation = %served.name.organisation, gateway = %gateway, "not linked: {text}");
+                    let stays = match replaced.back() {
+                        Some(old) if !old.gone().is_cancelled() => " anew, so the link that there is stays",
+                        _ => "",
+                    };
+                    warn!(organisation = %post.name.organisation, gateway = %gateway, "not linked{stays}: {text}");
                     last = text;
                 }
             }
@@ -83,6 +102,9 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, served: Arc<Served>, gateway:
         debug!(gateway = %gateway, wait_ms = wait.as_millis(), "waiting before the next attempt");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
+            // What stood in the way may have been mended.
+            Ok(()) = changes.changed() => {}
+            () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
         }
     }
@@ -102,16 +124,17 @@ fn keep(replaced: &mut VecDeque<Switch>, switch: Switch, gateway: &GatewayUrl) {
 
 enum Next {
     Stop,
-    Replace,
+    Replace(&'static str),
     StandBy,
     Lost { proved: bool },
 }
 
-async fn serve_until_replaced(agent: &Arc<Agent>, link: Link) -> Next {
+async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link) -> Next {
     let since = Instant::now();
     let stop = agent.tasks.stopping();
-    let (worn, superseded) = (link.worn().clone(), link.superseded().clone());
+    let (worn, moved, superseded) = (link.worn().clone(), link.moved().clone(), link.superseded().clone());
     let mut served = agent.tasks.spawn(link.serve());
+    // Where the link has not ended, it goes on by itself until its last forward has ended.
     tokio::select! {
         // First: a link that was superseded may be gone already, and is not to be dialled anew at once.
         biased;
@@ -122,7 +145,10 @@ async fn serve_until_replaced(agent: &Arc<Agent>, link: Link) -> Next {
             Ok(LinkEnd::Lost) | Err(_) if stop.is_cancelled() => Next::Stop,
             Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: since.elapsed() >= limits::LINK_PROVED },
         },
-        // The old link goes on by itself until its last forward has ended.
-        () = worn.cancelled() => Next::Replace,
+        () = worn.cancelled() => Next::Replace("it has carried its share of opens"),
+        () = moved.cancelled() => Next::Replace("its gateway wants it made anew"),
+        () = agent.state.until(|now| !now.same_identity(made_under)) => {
+            Next::Replace("the configuration has another host key or replica name")
+        }
     }
 }

@@ -16,7 +16,9 @@ use crate::gateway;
 Example:
   caponier gateway --config /etc/caponier/gateway.toml
 
-The configuration is read at the start only, the registry whenever it changes. A second signal ends the program at once.")]
+The registry is read again whenever it changes, the configuration on SIGHUP: whole or, if it has faults, not at all. What it \
+no longer allows ends at once, and what it does not touch goes on; gateway.listen, gateway.registry, gateway.admin_socket, \
+[audit] and [log] need a restart. A second signal ends the program at once.")]
 pub struct Args {
     /// The configuration, with a `[gateway]` table; deploy/gateway.toml explains it.
     #[arg(long, short, value_name = "FILE")]
@@ -44,7 +46,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 info!("loopback door on {address}");
             }
         };
-        let ran = gateway::run(*config, stop, ready).await;
+        let reloads = running::reloads(args.config, "a gateway", log, |loaded| match loaded {
+            Loaded::Gateway(config, log) => Some((config, log)),
+            _ => None,
+        })?;
+        let ran = gateway::run(*config, reloads, stop, ready).await;
         // The registry is configuration, too.
         let exit = if let Err(gateway::RunError::Registry { .. }) = ran { Exit::Usage } else { Exit::Failed };
         ran.context("the gateway ended").exit_with(exit)

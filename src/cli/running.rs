@@ -1,12 +1,17 @@
 //! What the commands that run for long have in common: one thread, its log, and the signals that end it.
 
+use std::path::PathBuf;
+
+use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing::{Level, debug};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{self, Loaded, Log, LogFormat};
+use crate::document::Faults;
 use crate::limits;
+use crate::reload::{Fresh, Reloads};
 use crate::task::Tasks;
 use crate::telemetry;
 
@@ -27,6 +32,26 @@ pub(super) fn start_log(log: Log) {
         LogFormat::Json => telemetry::Format::Json,
     };
     telemetry::start(format, Level::INFO);
+}
+
+/// From now on SIGHUP asks for the configuration to be read again. `pick` takes out of it what the program runs with, and
+/// `what` is what that is called; `log` is how the log is written, which stays as it is.
+///
+/// # Errors
+/// If the signal cannot be had.
+pub(super) fn reloads<C: Send + 'static>(
+    file: PathBuf,
+    what: &'static str,
+    log: Log,
+    pick: fn(Loaded) -> Option<(Box<C>, Log)>,
+) -> anyhow::Result<Reloads<C>> {
+    let load = move || {
+        let (config, newest) = pick(config::load(&file)?)
+            .ok_or_else(|| Faults::file(&file, format!("this is no longer {what}'s configuration")))?;
+        let restart = if newest == log { Vec::new() } else { vec!["log"] };
+        Ok(Fresh { config: *config, restart })
+    };
+    Reloads::on_hangup(load).context("could not listen for SIGHUP")
 }
 
 /// Runs `work` on this thread until it ends; SIGTERM and SIGINT fire the token that it gets, and a second one ends the

@@ -47,6 +47,8 @@ pub(super) struct Request {
     pub(super) asserted_by: Option<String>,
     /// A limit of the door that stands against it.
     pub(super) over: Option<&'static str>,
+    /// Fires when the door itself is taken away, which takes what came in by it along.
+    pub(super) withdrawn: Option<CancellationToken>,
 }
 
 /// What an outsider is told: one of these, and nothing else.
@@ -95,6 +97,10 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     let decided = match (&request.target, request.over) {
         (_, Some(limit)) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
         (Err(error), None) => Err(denied("malformed_target", error.to_string(), Public::NotAllowed)),
+        (Ok(_), None) if !gateway.state.current().serves(&request.agent.organisation) => {
+            let detail = "the configuration has no such organisation".to_owned();
+            Err(denied("organisation_not_served", detail, Public::NotAllowed))
+        }
         (Ok(target), None) => {
             match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
                 Decision::Allow(pass) => {
@@ -132,7 +138,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         // First: what has been taken back by now is not even asked for.
         biased;
         () = &mut revoked => {
-            let detail = "the registry changed while the forward was opened".to_owned();
+            let detail = "the registry or the configuration changed while the forward was opened".to_owned();
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return answer.refuse(Public::NotAllowed).await;
         }
@@ -174,6 +180,8 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             let reason = match end {
                 End::Clean => "eof",
                 End::NearBroke(_) => "client_gone",
+                // The link was cut with all of its organisation's, and that was noticed first.
+                End::FarBroke(_) if !gateway.state.current().serves(&request.agent.organisation) => "revoked",
                 End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => ride.link().lost_as(),
                 End::FarBroke(_) => "target_broke",
                 End::Stalled => "stalled",
@@ -186,8 +194,22 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     remains.leave().await;
 }
 
-/// Waits until the registry says no to what it has allowed, which it may have done since it was asked.
+/// Waits until the registry or the configuration says no to what it has allowed, which it may have done since it was asked.
 async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target) {
+    let withdrawn = async {
+        match &request.withdrawn {
+            Some(withdrawn) => withdrawn.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = no_longer_registered(gateway, request, target) => {}
+        () = gateway.state.until(|state| !state.serves(&request.agent.organisation)) => {}
+        () = withdrawn => {}
+    }
+}
+
+async fn no_longer_registered(gateway: &Gateway, request: &Request, target: &Target) {
     let mut changed = gateway.registry.changed();
     loop {
         let now = Timestamp::now();

@@ -20,11 +20,11 @@ use super::roster::{Link, Peer as Linked, Process, Standing};
 use super::{Gateway, door};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
-use crate::identity::{AgentName, ReplicaId};
+use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Hello, Peer};
 
 /// Accepts until the gateway stops.
@@ -116,7 +116,7 @@ async fn link(
         established = timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)) => established,
         () = stop.cancelled() => return,
     };
-    let (client, control, hello) = match established {
+    let (client, login, control, hello) = match established {
         Ok(Ok(established)) => established,
         Ok(Err((reason, detail))) => return not_linked(&gateway, &name, address, reason, &detail),
         Err(_) => return not_linked(&gateway, &name, address, "timeout", ""),
@@ -155,14 +155,17 @@ async fn link(
     }
     let gone = link.client().control().gone().clone();
     let told = CancellationToken::new();
+    let Channel { reader, writer } = control;
     // In this order: what is taken back is not merely lost, and a session that is gone has not broken the protocol.
     let (reason, in_order) = tokio::select! {
         biased;
         () = no_longer_registered(&gateway, &link) => ("revoked", false),
+        () = gateway.state.until(|state| !state.serves(&peer.name.organisation)) => ("revoked", false),
         () = gone.cancelled() => ("lost", false),
         reason = last_forward(&link, &told) => (reason, true),
         () = stop.cancelled() => ("stopped", false),
-        () = converse(control, &link, &told) => ("protocol_violation", false),
+        () = listen(reader, &link) => ("protocol_violation", false),
+        () = speak(&gateway, &link, login, writer, &told) => ("lost", false),
     };
     link.ends(reason);
     gateway.roster.remove(&link);
@@ -211,14 +214,14 @@ async fn establish(
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,
-) -> Result<(ssh::Client, Channel, Hello), (&'static str, String)> {
+) -> Result<(ssh::Client, Fingerprint, Channel, Hello), (&'static str, String)> {
     let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
     let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
     let host_key = Box::new({
         let (gateway, name, refused) = (gateway.clone(), name.clone(), refused.clone());
         move |key: &crate::identity::PublicKey| {
             let fingerprint = key.fingerprint();
-            let served = gateway.login_keys.contains_key(&name.organisation);
+            let served = gateway.state.current().serves(&name.organisation);
             let judged = gateway.registry.current().agent(&name, &fingerprint, Timestamp::now());
             let reason = match judged {
                 Ok(()) if served => return true,
@@ -256,7 +259,8 @@ async fn establish(
         let refused = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         refused.unwrap_or_else(|| ("handshake", Chain(&error).to_string()))
     })?;
-    let key = gateway.login_keys.get(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let state = gateway.state.current();
+    let key = state.login_key(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
     let client = stranger
         .login(name.organisation.as_str(), key, &gateway.tasks, limits::PENDING_OPENS_PER_LINK)
         .await
@@ -290,7 +294,7 @@ async fn establish(
             }
             Some(Control::Hello(hello)) => {
                 cut.disarm();
-                return Ok((client, control, hello));
+                return Ok((client, key.public().fingerprint(), control, hello));
             }
             // What an agent has to say before its hello is of no use yet.
             Some(Control::Drain(_) | Control::Move | Control::Superseded | Control::Unknown(_)) => continue,
@@ -303,42 +307,9 @@ async fn establish(
     }
 }
 
-/// Reads the control channel, and says on it why the link is retired; fires `told` then. Returns when the agent breaks the
-/// protocol.
-async fn converse(control: Channel, link: &Link, told: &CancellationToken) {
-    let Channel { reader, mut writer } = control;
-    let tell = async {
-        let standing = link.retired().await;
-        let Linked { name, replica, .. } = &link.peer;
-        let message = match standing {
-            Standing::Superseded => {
-                warn!(agent = %name, replica = %replica, "two processes of an agent have the same replica name; the one \
-                    that was started last gets the forwards. Give each a replica name of its own");
-                Some(Control::Superseded)
-            }
-            Standing::Unanswering => {
-                warn!(agent = %name, replica = %replica, "an agent answers no opens; its link gets no more of them");
-                Some(Control::Move)
-            }
-            Standing::Active | Standing::Retired | Standing::Draining => None,
-        };
-        if let Some(message) = message
-            && let Err(error) = writer.send(message.encode()).await
-        {
-            debug!(%error, "could not tell an agent that its link is retired");
-        }
-        told.cancel();
-        // Dropped, it would close the channel.
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = listen(reader, link.client().control().gone()) => {}
-        () = tell => {}
-    }
-}
-
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(mut reader: Reader, gone: &CancellationToken) {
+async fn listen(mut reader: Reader, link: &Link) {
+    let gone = link.client().control().gone();
     let mut buffer = BytesMut::new();
     loop {
         match reader.bytes().await {
@@ -353,12 +324,56 @@ async fn listen(mut reader: Reader, gone: &CancellationToken) {
         }
         loop {
             match Control::decode(&mut buffer) {
+                // It knows best, and without this its forwards would be refused one by one.
+                Ok(Some(Control::Drain(_))) => link.retire(Standing::Draining),
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
             }
         }
     }
+}
+
+/// Says on the control channel what an agent has to know, and never comes back, since without the writer the channel would
+/// end: that the organisation has another login key, so that another link is to be made, which retires this one (where the
+/// agent does not know the new key, this one stays); and why the link is retired, where the agent is not behind that. Fires
+/// `told` once that has been said.
+async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer, told: &CancellationToken) {
+    let Linked { name, replica, .. } = &link.peer;
+    let differs = |key: &PrivateKey| key.public().fingerprint() != login;
+    let has_another_key = gateway.state.until(|state| state.login_key(&name.organisation).is_some_and(differs));
+    let retired = link.retired();
+    tokio::pin!(retired);
+    let mut say = async |message: Control| {
+        if let Err(error) = writer.send(message.encode()).await {
+            // The link is as good as gone, which is noticed elsewhere.
+            debug!(%error, "could not tell an agent about its link");
+        }
+    };
+    let standing = tokio::select! {
+        biased;
+        standing = &mut retired => standing,
+        () = has_another_key => {
+            info!(agent = %name, replica = %replica, "the login key has changed: asking for another link");
+            say(Control::Move).await;
+            retired.await
+        }
+    };
+    match standing {
+        Standing::Superseded => {
+            warn!(agent = %name, replica = %replica, "two processes of an agent have the same replica name; the one that \
+                was started last gets the forwards: give each a name of its own");
+            say(Control::Superseded).await;
+        }
+        Standing::Unanswering => {
+            warn!(agent = %name, replica = %replica, "an agent answers no opens: asking it for another link");
+            say(Control::Move).await;
+        }
+        Standing::Active | Standing::Retired | Standing::Draining => {}
+    }
+    told.cancel();
+    std::future::pending::<()>().await;
+    drop(writer);
 }
 
 /// Waits until the registry no longer holds the link's key for its agent.

@@ -152,8 +152,9 @@ impl<S> Roster<S> {
         let mut table = self.table();
         let links = table.links.entry(link.peer.name.clone()).or_default();
         let holds = |other: &&Arc<Link<S>>| other.is_active() && !other.gone.is_cancelled();
-        for other in links.iter().filter(|other| other.peer.replica == link.peer.replica).filter(holds) {
-            match succession(other.peer.process.as_ref(), link.peer.process.as_ref()) {
+        for other in links.iter().filter(holds) {
+            match succession(&other.peer, &link.peer) {
+                Succession::None => {}
                 Succession::Replaces => other.retire(Standing::Retired),
                 Succession::Supersedes => other.retire(Standing::Superseded),
                 Succession::IsSuperseded => link.retire(Standing::Superseded),
@@ -219,9 +220,11 @@ impl<S> Roster<S> {
     }
 }
 
-/// What a new link means for an active one with the same replica name.
+/// What a new link means for an active one of the same agent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Succession {
+    /// Nothing.
+    None,
     /// It takes its place.
     Replaces,
     /// It takes the place of another process.
@@ -230,12 +233,15 @@ enum Succession {
     IsSuperseded,
 }
 
-/// Links of one process replace each other, the newest link holds. Of two processes, the one that was started later holds:
-/// that is the one that an operator has just started, and an order that does not depend on who linked last keeps two
-/// processes with one name from throwing each other out by turns. Where one of them does not say, the newest link holds.
-fn succession(active: Option<&Process>, new: Option<&Process>) -> Succession {
-    match (active, new) {
+/// Links of one process replace each other, whatever it calls itself by now: the newest holds. Of two processes with one
+/// replica name, the one that was started later holds: that is the one that an operator has just started, and an order
+/// that does not depend on who linked last keeps them from throwing each other out by turns. Where one of them does not
+/// say, the newest link holds.
+fn succession(active: &Peer, new: &Peer) -> Succession {
+    let same_name = active.replica == new.replica;
+    match (&active.process, &new.process) {
         (Some(active), Some(new)) if active.instance == new.instance => Succession::Replaces,
+        _ if !same_name => Succession::None,
         (Some(active), Some(new)) if active > new => Succession::IsSuperseded,
         (Some(_), Some(_)) => Succession::Supersedes,
         _ => Succession::Replaces,
@@ -436,7 +442,8 @@ mod tests {
     fn what_a_second_link_of_a_name_means() {
         let (early, late) = (process("aaaa", 1), process("bbbb", 2));
         let (twin, other_twin) = (process("aaaa", 7), process("bbbb", 7));
-        for (active, new, succession_is) in [
+        let peer = |replica: &str, process: &Option<Process>| link(replica, process.clone()).peer.clone();
+        for (active, new, expected) in [
             // The same process: make-before-break, whatever it says of its start.
             (&late, &late, Succession::Replaces),
             (&process("aaaa", 9), &early, Succession::Replaces),
@@ -450,7 +457,11 @@ mod tests {
             (&late, &None, Succession::Replaces),
             (&None, &early, Succession::Replaces),
         ] {
-            assert_eq!(succession(active.as_ref(), new.as_ref()), succession_is, "{active:?} {new:?}");
+            assert_eq!(succession(&peer("one", active), &peer("one", new)), expected, "{active:?} {new:?}");
+            let other_name = succession(&peer("one", active), &peer("two", new));
+            let same_process = active.as_ref().zip(new.as_ref()).is_some_and(|(a, b)| a.instance == b.instance);
+            assert_eq!(other_name == Succession::Replaces, same_process, "{active:?} {new:?}");
+            assert!([Succession::Replaces, Succession::None].contains(&other_name));
         }
     }
 

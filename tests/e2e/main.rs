@@ -10,4 +10,5 @@ mod postgres;
 mod postgres_through;
 mod provision;
 mod proxy;
+mod pumps;
 mod raw;

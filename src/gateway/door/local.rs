@@ -26,8 +26,14 @@ impl Answer for Socket {
     }
 }
 
-/// Accepts until the gateway stops.
-pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, door: Local) {
+/// Accepts until the gateway stops, or the door is `withdrawn`, which also ends what came in by it. The listener may go on to
+/// serve another door at the same place: what has not been accepted yet is that one's.
+pub(in crate::gateway) async fn accept(
+    gateway: Arc<Gateway>,
+    listener: Arc<TcpListener>,
+    door: Local,
+    withdrawn: CancellationToken,
+) {
     let stop = gateway.tasks.stopping().clone();
     let room = Arc::new(Semaphore::new(limits::CHANNELS_PER_LINK));
     let never = CancellationToken::new();
@@ -35,11 +41,13 @@ pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListe
         // A place first: what has none waits in the kernel's queue.
         let place = tokio::select! {
             place = room.clone().acquire_owned() => place,
+            () = withdrawn.cancelled() => return,
             () = stop.cancelled() => return,
         };
         let Ok(place) = place else { return };
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
+            () = withdrawn.cancelled() => return,
             () = stop.cancelled() => return,
         };
         let (stream, client) = match accepted {
@@ -48,6 +56,7 @@ pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListe
                 warn!(%error, "could not accept a connection at a loopback door");
                 tokio::select! {
                     () = tokio::time::sleep(limits::ACCEPT_PAUSE) => continue,
+                    () = withdrawn.cancelled() => return,
                     () = stop.cancelled() => return,
                 }
             }
@@ -66,6 +75,7 @@ pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListe
             door: "local",
             asserted_by: Some(format!("local {}", door.listen)),
             over: None,
+            withdrawn: Some(withdrawn.clone()),
         };
         let (gateway, never) = (gateway.clone(), never.clone());
         let tasks = gateway.tasks.clone();

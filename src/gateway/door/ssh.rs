@@ -117,7 +117,7 @@ pub(in crate::gateway) async fn serve(
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
         head: greeted.head,
-        key: gateway.host_key.clone(),
+        key: gateway.state.current().host_key.clone(),
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
@@ -218,6 +218,7 @@ fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {
         door: "ssh",
         asserted_by: None,
         over: opening.over,
+        withdrawn: None,
     }
 }
 
