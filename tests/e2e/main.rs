@@ -12,3 +12,4 @@ mod provision;
 mod proxy;
 mod pumps;
 mod raw;
+mod replicas;
