@@ -15,6 +15,7 @@
 mod dial;
 mod live;
 mod serve;
+mod usage;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use live::State;
+use usage::Usage;
 
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
@@ -34,6 +36,7 @@ use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::reload::{Fresh, Live, Reloads};
 use crate::task::Tasks;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
 
 /// What an agent is told by its owner.
@@ -51,6 +54,39 @@ pub struct Config {
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
     pub audit: audit::Sink,
+    /// How much its gateways may have of it.
+    pub limits: Limits,
+}
+
+/// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
+/// name here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Live forwards.
+    pub forwards: usize,
+    /// Live forwards for one organisation.
+    pub forwards_per_organisation: usize,
+    /// Live forwards on one link; holds for links that are made from then on.
+    pub forwards_per_link: usize,
+    /// Forwards on one link that are still being opened; holds for links that are made from then on.
+    pub pending_opens_per_link: usize,
+    /// Forwards that one organisation's gateways ask for in a second.
+    pub opens_per_second_per_organisation: u32,
+    /// How long a forward may go on, and how long without a byte.
+    pub forward: Bounds,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            forwards: limits::FORWARDS_PER_AGENT,
+            forwards_per_organisation: limits::FORWARDS_PER_ORGANISATION,
+            forwards_per_link: limits::CHANNELS_PER_LINK,
+            pending_opens_per_link: limits::PENDING_OPENS_PER_LINK,
+            opens_per_second_per_organisation: limits::OPENS_PER_SECOND_PER_ORGANISATION,
+            forward: Bounds::default(),
+        }
+    }
 }
 
 /// What an agent does for one organisation.
@@ -100,6 +136,7 @@ struct Agent {
     state: Live<State>,
     trail: Trail,
     tasks: Tasks,
+    usage: Usage,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
@@ -127,6 +164,7 @@ pub async fn run(config: Config, reloads: Reloads<Config>, stop: CancellationTok
         state: Live::new(State::new(&config)),
         trail: trail.clone(),
         tasks: tasks.clone(),
+        usage: Usage::default(),
         ways_out: Mutex::default(),
         unrecorded: Mutex::default(),
     });
@@ -227,6 +265,11 @@ struct Post {
 }
 
 impl Agent {
+    /// What holds now; asked for at the moment of use.
+    fn limits(&self) -> Limits {
+        self.state.current().limits
+    }
+
     /// What keeps forwards away from the agent's own gateways and proxy.
     fn guard(&self, state: &State) -> Guard {
         let ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);

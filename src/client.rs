@@ -26,7 +26,7 @@ use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, GatewayUrl, Proxy};
-use crate::tunnel::splice::{self, Side};
+use crate::tunnel::splice::{self, Bounds, Side};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
 use crate::tunnel::wire::{self, Peer};
 
@@ -330,7 +330,8 @@ impl Session {
         let stop = self.streams.stopping().clone();
         self.streams.spawn(async move {
             let (end, remains) =
-                splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), &stop).await;
+                splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), Bounds::default(), &stop)
+                    .await;
             debug!(?end, "a stream has ended");
             remains.leave().await;
         });
@@ -432,8 +433,14 @@ async fn carry(keeper: &Keeper, stream: TcpStream, client: SocketAddr, target: &
     };
     match opened.await {
         Ok(channel) => {
-            let (end, remains) =
-                splice::splice(Side::Tcp(stream), Side::Channel(channel), &Counters::default(), stop).await;
+            let (end, remains) = splice::splice(
+                Side::Tcp(stream),
+                Side::Channel(channel),
+                &Counters::default(),
+                Bounds::default(),
+                stop,
+            )
+            .await;
             debug!(?end, "a forward has ended");
             remains.leave().await;
         }

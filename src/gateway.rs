@@ -39,6 +39,7 @@ use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::Room;
+use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, LastError, agents};
 
@@ -59,6 +60,44 @@ pub struct Config {
     pub local: Vec<Local>,
     /// Where the trail goes.
     pub audit: audit::Sink,
+    /// How much anybody may have.
+    pub limits: Limits,
+}
+
+/// How much anybody may have at once or in a second. What is refused for one of these says which, by its name here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Live forwards on one link.
+    pub forwards_per_link: usize,
+    /// Live forwards of one principal, over all doors.
+    pub forwards_per_principal: usize,
+    /// Live forwards of one organisation.
+    pub forwards_per_organisation: usize,
+    /// Sessions of one principal at the SSH door.
+    pub sessions_per_principal: usize,
+    /// Forwards of one principal that are still being opened.
+    pub pending_opens_per_principal: usize,
+    /// Forwards that one principal asks for in a second.
+    pub opens_per_second_per_principal: u32,
+    /// Forwards that one organisation's principals ask for in a second.
+    pub opens_per_second_per_organisation: u32,
+    /// How long a forward may go on, and how long without a byte.
+    pub forward: Bounds,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            forwards_per_link: limits::CHANNELS_PER_LINK,
+            forwards_per_principal: limits::FORWARDS_PER_PRINCIPAL,
+            forwards_per_organisation: limits::FORWARDS_PER_ORGANISATION,
+            sessions_per_principal: limits::SESSIONS_PER_PRINCIPAL,
+            pending_opens_per_principal: limits::PENDING_OPENS_PER_PRINCIPAL,
+            opens_per_second_per_principal: limits::OPENS_PER_SECOND_PER_PRINCIPAL,
+            opens_per_second_per_organisation: limits::OPENS_PER_SECOND_PER_ORGANISATION,
+            forward: Bounds::default(),
+        }
+    }
 }
 
 /// An organisation whose agents are served.
@@ -216,6 +255,13 @@ pub async fn run(
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
     if drained { Ok(()) } else { Err(RunError::Drain) }
+}
+
+impl Gateway {
+    /// What holds now; asked for at the moment of use.
+    fn limits(&self) -> Limits {
+        self.state.current().limits
+    }
 }
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.

@@ -85,28 +85,34 @@
 //! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
 //! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
 //!
-//! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
-//! it to end or to be worn; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`].
+//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, then for the configuration to be read on a
+//! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
-//! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, and for the stop. A
+//! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
+//! it to end, to be worn, to be asked for anew by its gateway or to be made with a key or name that is no longer the
+//! agent's; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`], or for another configuration.
+//!
+//! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
+//! drop its gateway or its key, and for the stop. A
 //! link that is replaced goes on until the gateway ends it, after its last forward. Its control channel has a task
 //! that waits for messages.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
-//! ends are done, the link is gone, the trail has failed too long, or the stop.
+//! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
 //! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections, and gives each a seat or turns
 //! it away. One task per connection waits for the identification string, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
-//! end, for the registry to drop its key, for its last forward once it was replaced, for a message that breaks the
+//! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
+//! key meanwhile), for its last forward once it was replaced, for a message that breaks the
 //! protocol, or for the stop.
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
 //! registry to drop the guest, and for the stop. The loopback door waits for a place, then for a connection.
 //!
 //! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
-//! until both ends are done, or the registry, the trail, the session or the stop says otherwise.
+//! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise.
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.

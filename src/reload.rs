@@ -36,8 +36,7 @@ pub enum Phase {
 
 /// Requests to read the configuration again, and how to read it.
 pub struct Reloads<C> {
-    asked: Signal,
-    load: Load<C>,
+    asked: Option<(Signal, Load<C>)>,
     phase: watch::Sender<Phase>,
 }
 
@@ -55,7 +54,14 @@ impl<C: Send + 'static> Reloads<C> {
     /// # Errors
     /// If the signal cannot be had.
     pub fn on_hangup(load: impl Fn() -> Result<Fresh<C>, Faults> + Send + Sync + 'static) -> io::Result<Self> {
-        Ok(Self { asked: signal(SignalKind::hangup())?, load: Arc::new(load), phase: watch::Sender::default() })
+        let load: Load<C> = Arc::new(load);
+        Ok(Self { asked: Some((signal(SignalKind::hangup())?, load)), phase: watch::Sender::default() })
+    }
+
+    /// No request ever comes: for a program within another, to which signals belong.
+    #[must_use]
+    pub fn never() -> Self {
+        Self { asked: None, phase: watch::Sender::default() }
     }
 
     /// Tells when a reload begins and when it is over.
@@ -71,11 +77,12 @@ impl<C: Send + 'static> Reloads<C> {
     /// With every fault of what was read.
     pub async fn next(&mut self, tasks: &Tasks) -> Result<Fresh<C>, Faults> {
         loop {
-            if self.asked.recv().await.is_none() {
-                std::future::pending::<()>().await;
+            let Some((asked, load)) = &mut self.asked else { return std::future::pending().await };
+            if asked.recv().await.is_none() {
+                return std::future::pending().await;
             }
             self.phase.send_replace(Phase::Reloading);
-            let load = self.load.clone();
+            let load = load.clone();
             match tasks.spawn_blocking(move || load()).await {
                 Ok(read) => return read,
                 // The reading panicked, or the runtime is going down: what is in force stays in force.

@@ -30,7 +30,7 @@ use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions,
+    self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, RunError, Running, ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
@@ -134,8 +134,8 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         keepalive: limits::LINK_KEEPALIVE,
         keepalive_max: 1,
         flow: Flow::Credit,
-        channels: limits::CHANNELS_PER_LINK,
-        opens: limits::PENDING_OPENS_PER_LINK,
+        channels: agent.limits().forwards_per_link,
+        opens: agent.limits().pending_opens_per_link,
     };
     let server = ssh::serve(stream, options, login, &agent.tasks)
         .await
@@ -290,12 +290,26 @@ impl Link {
                     if opened == limits::OPENS_PER_LINK {
                         shared.worn.cancel();
                     }
-                    if opening.over.is_some() {
-                        // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                        forward(&shared, opening).await;
-                    } else {
-                        let shared = shared.clone();
-                        agent.tasks.spawn(async move { forward(&shared, opening).await });
+                    let over = opening.over.map(|over| match over {
+                        Over::Channels => "forwards_per_link",
+                        Over::Opens => "pending_opens_per_link",
+                    });
+                    let organisation = &shared.post.name.organisation;
+                    let counted = agent.usage.open(&agent.limits(), organisation, std::time::Instant::now());
+                    // In line, not in a task: a flood of refusals must not become a flood of tasks; nor one of records.
+                    match (counted, over) {
+                        (Ok(()), None) => {
+                            let shared = shared.clone();
+                            agent.tasks.spawn(async move { forward(&shared, opening, None).await });
+                        }
+                        (Err(flood), _) if !flood.record => {
+                            self.unheard.fetch_add(1, Ordering::Relaxed);
+                            let peer = Originator::parse(&opening.originator).ok().flatten();
+                            let forward = peer.as_ref().map(|originator| &originator.forward);
+                            opening.refuse(RefusalCode::Limit, forward, flood.limit).await;
+                        }
+                        (Err(flood), None) => forward(&shared, opening, Some(flood.limit)).await,
+                        (_, over) => forward(&shared, opening, over).await,
                     }
                 }
                 () = shared.revoked() => {
@@ -425,8 +439,8 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     }
 }
 
-/// One forward, from the gateway's request to its end.
-async fn forward(shared: &Shared, opening: Opening) {
+/// One forward, from the gateway's request to its end; or, with a limit that it is `over`, to its refusal.
+async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>) {
     let agent = &shared.agent;
     let key = shared.orchestrator;
     // Decided on the state that holds now, and from then on again on each that this has not seen.
@@ -470,9 +484,14 @@ async fn forward(shared: &Shared, opening: Opening) {
     let mut refusal = refusal;
     refusal.record.principal = Some(principal.clone());
 
-    if let Some(limit) = refusal.opening.over {
-        return refusal.deny(RefusalCode::Limit, "limit", limit).await;
-    }
+    let counted = match over {
+        Some(limit) => Err(limit),
+        None => agent.usage.forward(&agent.limits(), &shared.post.name.organisation),
+    };
+    let _counted = match counted {
+        Ok(counted) => counted,
+        Err(limit) => return refusal.deny(RefusalCode::Limit, "limit", limit).await,
+    };
     let target = match Target::from_wire(&refusal.opening.host, refusal.opening.port) {
         Ok(target) => target,
         Err(error) => return refusal.deny(RefusalCode::Malformed, "malformed_target", &error.to_string()).await,
@@ -547,7 +566,8 @@ async fn forward(shared: &Shared, opening: Opening) {
     // Of all that were permitted, the one that counts from here on.
     let addresses = [address.ip()];
     let (end, remains) = {
-        let splice = splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, &stop);
+        let splice =
+            splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, agent.limits().forward, &stop);
         tokio::pin!(splice);
         let why = tokio::select! {
             end = &mut splice => Some(end),
@@ -571,6 +591,8 @@ async fn forward(shared: &Shared, opening: Opening) {
         End::NearBroke(_) => "client_gone",
         End::FarBroke(_) => "target_broke",
         End::Stalled => "stalled",
+        End::Idle => "idle",
+        End::Expired => "expired",
         End::Stopped if unrecorded.is_cancelled() => "audit_failed",
         End::Stopped => "agent_stopped",
     };
@@ -605,6 +627,8 @@ impl Refusal<'_> {
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");
         match self.shared.agent.trail.deny(self.record.clone(), reason, detail).await {
+            // Which limit it is, so that the gateway's trail says so too.
+            Ok(()) if code == RefusalCode::Limit => self.answer(code, detail).await,
             Ok(()) => self.answer(code, reason).await,
             Err(error) => self.unrecorded(&error).await,
         }

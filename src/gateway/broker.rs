@@ -7,9 +7,10 @@
 //! not allowed is refused before any of this, and so learns nothing of who is linked.
 
 use std::sync::{Arc, PoisonError};
+use std::time::Instant;
 
 use jiff::Timestamp;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{self, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -45,10 +46,36 @@ pub(super) struct Request {
     pub(super) door: &'static str,
     /// On whose word the principal rests, where that is not its own key.
     pub(super) asserted_by: Option<String>,
-    /// A limit of the door that stands against it.
+    /// A limit that stands against it already.
     pub(super) over: Option<&'static str>,
     /// Fires when the door itself is taken away, which takes what came in by it along.
     pub(super) withdrawn: Option<CancellationToken>,
+}
+
+/// What a request is, as far as limits go. Doors ask for this before they make a task of it: a flood of refusals must not
+/// become a flood of tasks, or of records.
+pub(super) enum Admission {
+    /// In a task of its own.
+    Judge(Request),
+    /// In line: it can only be recorded and refused.
+    Refuse(Request),
+    /// Refused without a record of its own. The door counts it, and records the sum.
+    Unheard,
+}
+
+impl Request {
+    /// Counts it among what its principal asks for in a second.
+    pub(super) fn admit(mut self, gateway: &Gateway) -> Admission {
+        let limits = gateway.limits();
+        let counted = gateway.quotas.open(&limits, &self.agent.organisation, &self.principal, Instant::now());
+        match counted {
+            Ok(()) if self.over.is_none() => return Admission::Judge(self),
+            Err(flood) if !flood.record => return Admission::Unheard,
+            Err(flood) => self.over = self.over.or(Some(flood.limit)),
+            Ok(()) => {}
+        }
+        Admission::Refuse(self)
+    }
 }
 
 /// What an outsider is told: one of these, and nothing else.
@@ -104,7 +131,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         (Ok(target), None) => {
             match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
                 Decision::Allow(pass) => {
-                    match gateway.quotas.forward(&request.agent.organisation, &request.principal) {
+                    match gateway.quotas.forward(&gateway.limits(), &request.agent.organisation, &request.principal) {
                         Ok(counted) => Ok((pass, target, counted)),
                         Err(limit) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
                     }
@@ -113,7 +140,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             }
         }
     };
-    let (pass, target, _counted) = match decided {
+    let (pass, target, mut counted) = match decided {
         Ok(decided) => decided,
         Err((reason, detail, public)) => {
             debug!(reason, "denied a forward");
@@ -158,12 +185,13 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             return answer.refuse(public).await;
         }
     };
+    counted.opened();
     entry.established(None);
     let Some(near) = answer.accept().await else { return };
 
     let counters = entry.counters();
     let stop = CancellationToken::new();
-    let splice = splice::splice(near, Side::Channel(channel), &counters, &stop);
+    let splice = splice::splice(near, Side::Channel(channel), &counters, gateway.limits().forward, &stop);
     tokio::pin!(splice);
     let cut = tokio::select! {
         end = &mut splice => Err(end),
@@ -185,6 +213,8 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
                 End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => ride.link().lost_as(),
                 End::FarBroke(_) => "target_broke",
                 End::Stalled => "stalled",
+                End::Idle => "idle",
+                End::Expired => "expired",
                 End::Stopped => "gateway_stopped",
             };
             (reason, remains)
@@ -239,7 +269,7 @@ async fn reach(
     id: &ForwardId,
     entry: &mut Entry,
 ) -> Result<(Ride, Channel), Failure> {
-    let begun = Instant::now();
+    let begun = time::Instant::now();
     let deadline = begun + limits::OPENING_TIMEOUT;
     let originator =
         Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
@@ -247,7 +277,7 @@ async fn reach(
     let mut last = None;
     while let Some(ride) = next(gateway, request, &tried, begun + limits::LINK_PATIENCE).await {
         entry.served_by(Some(ride.link().peer.replica.clone()), None);
-        let failure = match ask(&ride, &pass, &originator, id, deadline).await {
+        let failure = match ask(gateway, &ride, &pass, &originator, id, deadline).await {
             Ok(channel) => return Ok((ride, channel)),
             Err(failure) => failure,
         };
@@ -258,7 +288,7 @@ async fn reach(
         }
         tried.push(ride.link().clone());
         let recorded = record_attempt(gateway, request, id, ride.link(), &failure).await;
-        let spent = tried.len() >= limits::ATTEMPTS || Instant::now() >= deadline;
+        let spent = tried.len() >= limits::ATTEMPTS || time::Instant::now() >= deadline;
         if spent || !recorded || failure.verdict() == Verdict::Final {
             return Err(failure);
         }
@@ -268,7 +298,7 @@ async fn reach(
 }
 
 /// The link to be asked next. Where the agent has none at all, one is waited for.
-async fn next(gateway: &Gateway, request: &Request, tried: &[Arc<Link>], patience: Instant) -> Option<Ride> {
+async fn next(gateway: &Gateway, request: &Request, tried: &[Arc<Link>], patience: time::Instant) -> Option<Ride> {
     loop {
         match gateway.roster.pick(&request.agent, tried) {
             Ok(ride) => return Some(ride),
@@ -280,16 +310,17 @@ async fn next(gateway: &Gateway, request: &Request, tried: &[Arc<Link>], patienc
 
 /// Asks one agent.
 async fn ask(
+    gateway: &Gateway,
     ride: &Ride,
     pass: &Pass,
     originator: &Originator,
     id: &ForwardId,
-    deadline: Instant,
+    deadline: time::Instant,
 ) -> Result<Channel, Failure> {
-    if ride.link().live() > limits::CHANNELS_PER_LINK {
+    if ride.link().live() > gateway.limits().forwards_per_link {
         return Err(Failure::Full);
     }
-    let begun = Instant::now();
+    let begun = time::Instant::now();
     match timeout_at(deadline.min(begun + limits::ANSWER_TIMEOUT), ride.open(pass, originator, id)).await {
         Ok(opened) => opened.map_err(Failure::Refused),
         Err(_) => Err(Failure::Unanswered { seconds: begun.elapsed().as_secs() }),
@@ -386,7 +417,7 @@ impl Failure {
     fn detail(&self) -> String {
         match self {
             Self::NoLink => format!("the agent was not linked for {} s", limits::LINK_PATIENCE.as_secs()),
-            Self::Full => "channels_per_link".to_owned(),
+            Self::Full => "forwards_per_link".to_owned(),
             Self::Unanswered { seconds } => format!("the agent has not answered within {seconds} s"),
             Self::Refused(OpenError::Gone) => String::new(),
             Self::Refused(OpenError::Refused { words, .. }) => words.clone(),

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 
-use super::{Config, Local};
+use super::{Config, Limits, Local};
 use crate::identity::{OrganisationId, PrivateKey};
 use crate::reload::Changes;
 
@@ -13,6 +13,8 @@ use crate::reload::Changes;
 pub(super) struct State {
     /// The SSH door's host key, for sessions that begin.
     pub(super) host_key: PrivateKey,
+    /// How much anybody may have.
+    pub(super) limits: Limits,
     login_keys: HashMap<OrganisationId, PrivateKey>,
 }
 
@@ -20,6 +22,7 @@ impl State {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             host_key: config.host_key.clone(),
+            limits: config.limits,
             login_keys: config
                 .organisations
                 .iter()
@@ -54,6 +57,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     let key = new.host_key.public();
     if old.host_key.public() != key {
         changes.change(format_args!("host_key {}", key.fingerprint()));
+    }
+    if old.limits != new.limits {
+        changes.change("limits");
     }
     changes
 }

@@ -569,6 +569,15 @@ impl Running {
     }
 }
 
+/// Which limit of [`ServerOptions`] stands against an opening; its owner knows it by a name of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// [`ServerOptions::channels`].
+    Channels,
+    /// [`ServerOptions::opens`].
+    Opens,
+}
+
 /// A `direct-tcpip` channel that a peer asks for. Dropped, it is refused.
 pub struct Opening {
     /// The host, as the peer wrote it.
@@ -578,7 +587,7 @@ pub struct Opening {
     /// The originator's address, as the peer wrote it.
     pub originator: String,
     /// Set where a limit stands against it: it can only be recorded and refused.
-    pub over: Option<&'static str>,
+    pub over: Option<Over>,
     channel: Option<(ChannelReadHalf, ChannelWriteHalf<server::Msg>)>,
     reply: Option<server::ChannelOpenHandle>,
     slot: Option<OwnedSemaphorePermit>,

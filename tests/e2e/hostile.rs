@@ -13,6 +13,7 @@ use caponier::audit::Sink;
 use caponier::gateway;
 use caponier::identity::{Algorithm, PrivateKey};
 use caponier::policy::rule::Allowlist;
+use caponier::reload::Reloads;
 use caponier::task::Tasks;
 use russh::client::Handle;
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -75,6 +76,7 @@ impl Site {
                 principal: "ci".parse().expect("an id"),
             }],
             audit: Sink::File(folder.path().join("trail")),
+            limits: gateway::Limits::default(),
         };
         let (tasks, stop) = (Tasks::new(), CancellationToken::new());
         let (ready, listening) = oneshot::channel();
@@ -84,7 +86,7 @@ impl Site {
                 let tell = |main: &[SocketAddr], doors: &[SocketAddr]| {
                     ready.send((main[0], doors[0])).expect("the test waits for it");
                 };
-                gateway::run(config, stop, tell).await.expect("the gateway runs");
+                gateway::run(config, Reloads::never(), stop, tell).await.expect("the gateway runs");
             }
         });
         let (address, door) = listening.await.expect("the gateway listens");
@@ -267,11 +269,12 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
             allow: Allowlist::new(Vec::new()).expect("an allowlist"),
         }],
         audit: Sink::File(folder.path().join("trail")),
+        limits: gateway::Limits::default(),
     };
     let (tasks, stop) = (Tasks::new(), CancellationToken::new());
     tasks.spawn({
         let stop = stop.clone();
-        async move { agent::run(config, stop).await.expect("the agent runs") }
+        async move { agent::run(config, Reloads::never(), stop).await.expect("the agent runs") }
     });
     let (stream, _) = listener.accept().await.expect("the agent dials");
     let gateway = log_in(stream, "SSH-2.0-caponier_1 client", "acme", &login_key).await;

@@ -12,4 +12,5 @@ mod provision;
 mod proxy;
 mod pumps;
 mod raw;
+mod reload;
 mod replicas;

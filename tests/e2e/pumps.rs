@@ -13,7 +13,7 @@ use caponier::audit::Counters;
 use caponier::identity::{Algorithm, PrivateKey, PublicKey};
 use caponier::limits;
 use caponier::task::Tasks;
-use caponier::tunnel::splice::{End, Side, splice};
+use caponier::tunnel::splice::{Bounds, End, Side, splice};
 use caponier::tunnel::ssh::{self, Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
 use caponier::tunnel::wire;
 use russh::keys::PublicKeyOrCertificate;
@@ -388,7 +388,8 @@ struct Forward {
 
 fn pump(tasks: &Tasks, near: Side, far: Side) -> JoinHandle<End> {
     tasks.spawn(async move {
-        let (end, remains) = splice(near, far, &Counters::default(), &CancellationToken::new()).await;
+        let (end, remains) =
+            splice(near, far, &Counters::default(), Bounds::default(), &CancellationToken::new()).await;
         remains.leave().await;
         end
     })

@@ -15,14 +15,14 @@ use tracing::debug;
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::gateway::Gateway;
-use crate::gateway::broker::{self, Answer, Public, Request};
+use crate::gateway::broker::{self, Admission, Answer, Public, Request};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::tunnel::admit::{Greeted, Seat};
 use crate::tunnel::splice::Side;
-use crate::tunnel::ssh::{self, Flow, Login, Opening, ServerOptions};
+use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, ServerOptions};
 use crate::tunnel::wire::{self, Peer};
 
 /// Who has logged in.
@@ -148,7 +148,7 @@ pub(in crate::gateway) async fn serve(
         return record_stranger(&gateway, address, &logins, timed_out);
     };
     drop(seat);
-    let counted = gateway.quotas.session(&guest.agent.organisation, &guest.principal);
+    let counted = gateway.quotas.session(&gateway.limits(), &guest.agent.organisation, &guest.principal);
     let event = |kind| {
         Event::new(kind)
             .organisation(&guest.agent.organisation)
@@ -177,14 +177,21 @@ pub(in crate::gateway) async fn serve(
         tokio::select! {
             opening = server.opens.recv() => {
                 let Some(opening) = opening else { break };
-                let request = request(&guest, address, &opening);
-                if request.over.is_some() {
-                    // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                    broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
-                } else {
-                    let (gateway, gone) = (gateway.clone(), gone.clone());
-                    let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening, flow), &gone).await });
+                match request(&guest, address, &opening).admit(&gateway) {
+                    Admission::Judge(request) => {
+                        let (gateway, gone) = (gateway.clone(), gone.clone());
+                        let tasks = gateway.tasks.clone();
+                        tasks.spawn(async move {
+                            broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
+                        });
+                    }
+                    Admission::Refuse(request) => {
+                        broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
+                    }
+                    Admission::Unheard => {
+                        server.unheard.fetch_add(1, Ordering::Relaxed);
+                        Channel(opening, flow).refuse(Public::NotAvailable).await;
+                    }
                 }
             }
             () = gone.cancelled() => break,
@@ -217,7 +224,10 @@ fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {
         client: address.to_string(),
         door: "ssh",
         asserted_by: None,
-        over: opening.over,
+        over: opening.over.map(|over| match over {
+            Over::Channels => "channels_per_session",
+            Over::Opens => "pending_opens_per_session",
+        }),
         withdrawn: None,
     }
 }
