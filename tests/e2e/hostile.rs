@@ -269,7 +269,7 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
             allow: Allowlist::new(Vec::new()).expect("an allowlist"),
         }],
         audit: Sink::File(folder.path().join("trail")),
-        limits: gateway::Limits::default(),
+        limits: agent::Limits::default(),
     };
     let (tasks, stop) = (Tasks::new(), CancellationToken::new());
     tasks.spawn({
