@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::Gateway;
-use super::lapses::{Lapse, Record, Seen};
-use super::roster::{Link, Peer};
+use super::lapses::{AGENT_DRAINED, Lapse, Record, Seen};
+use super::roster::{Link, Peer, Standing};
 use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
 use crate::registry::Registry;
@@ -27,6 +27,16 @@ use crate::registry::Registry;
 enum Question {
     /// Who is linked?
     Agents,
+    /// Does this gateway go away?
+    State,
+}
+
+/// The answer to [`Question::State`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+enum State {
+    Serving,
+    Draining,
 }
 
 /// One link, or an agent or replica that has none, as `caponier agents` shows it. Fields are null where nothing is known.
@@ -117,26 +127,35 @@ pub async fn agents(path: &Path) -> Result<Vec<AgentRow>, AgentsError> {
 }
 
 /// Removes the socket when the gateway goes.
-pub(super) struct Guard(PathBuf);
+pub(super) struct Guard {
+    path: PathBuf,
+    /// Device and inode: what stands at the path later may be another gateway's.
+    made: (u64, u64),
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(now) if (now.dev(), now.ino()) == self.made => {}
+            _ => return debug!("the admin socket is another gateway's by now"),
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
             debug!(%error, "could not remove the admin socket");
         }
     }
 }
 
-/// Makes the socket, for this user alone. One that nobody listens on any more is replaced.
-pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, Guard)> {
+/// Makes the socket, for this user alone. One that nobody listens on any more is replaced, and so is that of a gateway that
+/// goes away. A `successor` replaces any gateway's: it takes over its listeners, too.
+pub(super) async fn bind(path: &Path, successor: bool) -> io::Result<(UnixListener, Guard)> {
     if let Ok(metadata) = std::fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else at this path"));
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let answers = UnixStream::connect(path).await.is_ok();
+        if answers && !successor && !is_draining(path).await {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers there"));
         }
-        std::fs::remove_file(path)?;
     }
     // Bound under a name of its own in the same folder and renamed once its mode is set: it is never open to others.
     let mut staging = path.as_os_str().to_owned();
@@ -149,12 +168,27 @@ pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, Guard)> {
     }
     let listener = UnixListener::bind(&staging)?;
     let placed = std::fs::set_permissions(&staging, std::fs::Permissions::from_mode(0o600))
-        .and_then(|()| std::fs::rename(&staging, path));
-    if let Err(error) = placed {
-        drop(std::fs::remove_file(&staging));
-        return Err(error);
+        .and_then(|()| std::fs::symlink_metadata(&staging))
+        .and_then(|made| std::fs::rename(&staging, path).map(|()| (made.dev(), made.ino())));
+    match placed {
+        Ok(made) => Ok((listener, Guard { path: path.to_owned(), made })),
+        Err(error) => {
+            drop(std::fs::remove_file(&staging));
+            Err(error)
+        }
     }
-    Ok((listener, Guard(path.to_owned())))
+}
+
+/// Whether the gateway behind `path` says that it goes away.
+async fn is_draining(path: &Path) -> bool {
+    let asked = async {
+        let mut stream = UnixStream::connect(path).await?;
+        stream.write_all(b"{\"request\":\"state\"}\n").await?;
+        let mut answer = Vec::new();
+        (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_to_end(&mut answer).await?;
+        io::Result::Ok(serde_json::from_slice::<State>(&answer)?)
+    };
+    matches!(timeout(limits::ADMIN_TIMEOUT, asked).await, Ok(Ok(State::Draining)))
 }
 
 /// Answers until the gateway stops.
@@ -194,9 +228,11 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
+    let draining = gateway.drain.begun().is_cancelled();
     let answer = match serde_json::from_slice(&line)? {
+        Question::State => serde_json::to_vec(if draining { &State::Draining } else { &State::Serving })?,
         Question::Agents => {
-            let rows = rows(gateway);
+            let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?
         }
     };
@@ -204,8 +240,8 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
     stream.shutdown().await
 }
 
-/// Every link, and every registered agent or remembered replica that has none.
-fn rows(gateway: &Gateway) -> Vec<AgentRow> {
+/// Every link, and every registered agent or remembered replica that has none. Of a gateway that drains, all links do.
+fn rows(gateway: &Gateway, draining: bool) -> Vec<AgentRow> {
     let links = gateway.roster.list();
     let snapshot = gateway.registry.current();
     let registered = snapshot.organisations().iter().flat_map(|(organisation, held)| {
@@ -221,7 +257,7 @@ fn rows(gateway: &Gateway) -> Vec<AgentRow> {
         let mut linked = Vec::new();
         // Both are in the order of names.
         while let Some(link) = links.next_if(|link| link.peer.name == name) {
-            rows.push(AgentRow::of_link(&link, &record));
+            rows.push(AgentRow::of_link(&link, &record, draining));
             linked.push(link);
         }
         let replicas: Vec<_> = linked.iter().map(|link| &link.peer.replica).collect();
@@ -236,7 +272,9 @@ fn rows(gateway: &Gateway) -> Vec<AgentRow> {
 /// The replicas that are not linked: those that were until lately, and where none is linked at all, at least the last one.
 fn missing<'a>(record: &'a Record, linked: &[&ReplicaId], now: Timestamp) -> Vec<&'a Seen> {
     let absent = || record.replicas.values().filter(|seen| !linked.contains(&&seen.peer.replica));
-    let lately = |seen: &&Seen| now.duration_since(seen.at).unsigned_abs() < limits::ABSENT_LISTED;
+    // Whoever has said goodbye is not missed as long as others are there.
+    let left = |seen: &&Seen| seen.lapse.as_ref().is_some_and(|lapse| lapse.reason == AGENT_DRAINED);
+    let lately = |seen: &&Seen| now.duration_since(seen.at).unsigned_abs() < limits::ABSENT_LISTED && !left(seen);
     let recent: Vec<_> = absent().filter(lately).collect();
     match recent.is_empty() && linked.is_empty() {
         true => absent().max_by_key(|seen| seen.at).into_iter().collect(),
@@ -275,16 +313,17 @@ impl AgentRow {
         }
     }
 
-    fn of_link(link: &Link, record: &Record) -> Self {
+    fn of_link(link: &Link, record: &Record, draining: bool) -> Self {
         let memory = link.client().control().memory();
         let last = record.replicas.get(&link.peer.replica).and_then(|seen| seen.lapse.as_ref());
+        let standing = if draining { Standing::Draining } else { link.standing() };
         Self {
             live: link.live(),
             opened: link.opened(),
             credit: memory.credit,
             held: memory.held,
             unsent: memory.unsent,
-            ..Self::of_peer(&link.peer, link.since, link.standing().as_str(), last)
+            ..Self::of_peer(&link.peer, link.since, standing.as_str(), last)
         }
     }
 

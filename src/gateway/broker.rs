@@ -18,6 +18,7 @@ use super::Gateway;
 use super::roster::{Link, NoRide, Ride, Standing};
 use crate::audit::{self, Ending, Entry, Event, Kind};
 use crate::chain::Chain;
+use crate::drain::Ticket;
 use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
 use crate::limits;
 use crate::policy::Decision;
@@ -48,6 +49,8 @@ pub(super) struct Request {
     pub(super) asserted_by: Option<String>,
     /// A limit that stands against it already.
     pub(super) over: Option<&'static str>,
+    /// Its place among the forwards that a drain waits for; `None` if the drain came first.
+    pub(super) ticket: Option<Ticket>,
     /// Fires when the door itself is taken away, which takes what came in by it along.
     pub(super) withdrawn: Option<CancellationToken>,
 }
@@ -69,7 +72,7 @@ impl Request {
         let limits = gateway.limits();
         let counted = gateway.quotas.open(&limits, &self.agent.organisation, &self.principal, Instant::now());
         match counted {
-            Ok(()) if self.over.is_none() => return Admission::Judge(self),
+            Ok(()) if self.over.is_none() && self.ticket.is_some() => return Admission::Judge(self),
             Err(flood) if !flood.record => return Admission::Unheard,
             Err(flood) => self.over = self.over.or(Some(flood.limit)),
             Ok(()) => {}
@@ -83,6 +86,8 @@ impl Request {
 pub(super) enum Public {
     /// The policy of either side says no.
     NotAllowed,
+    /// This gateway goes away; another one may serve.
+    Draining,
     /// Anything else.
     NotAvailable,
 }
@@ -91,7 +96,7 @@ impl Public {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::NotAllowed => "not allowed",
-            Self::NotAvailable => "not available",
+            Self::Draining | Self::NotAvailable => "not available",
         }
     }
 }
@@ -106,7 +111,8 @@ pub(super) trait Answer: Send {
 
 /// Runs one forward from its request to its end. `gone` fires when the door's session has ended: a forward that is still
 /// opening is then abandoned; one that is open ends by itself, when what its client had sent has been delivered.
-pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl Answer, gone: &CancellationToken) {
+pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: impl Answer, gone: &CancellationToken) {
+    let ticket = request.ticket.take();
     let id = ForwardId::random();
     let record = audit::Opening {
         forward: id.to_string(),
@@ -122,6 +128,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     };
     let denied = |reason: &'static str, detail: String, public: Public| (reason, detail, public);
     let decided = match (&request.target, request.over) {
+        _ if ticket.is_none() => Err(denied("draining", "the gateway goes away".to_owned(), Public::Draining)),
         (_, Some(limit)) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
         (Err(error), None) => Err(denied("malformed_target", error.to_string(), Public::NotAllowed)),
         (Ok(_), None) if !gateway.state.current().serves(&request.agent.organisation) => {
@@ -170,12 +177,12 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             return answer.refuse(Public::NotAllowed).await;
         }
         reached = reach(gateway, &request, pass, &id, &mut entry) => reached,
+        why = gateway.drain.cut() => {
+            entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
+            return answer.refuse(Public::Draining).await;
+        }
         // The client is gone: the entry ends as abandoned, and a channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
-        () = gateway.tasks.stopping().cancelled() => {
-            entry.finish(Ending::Failed { reason: "gateway_stopped", detail: String::new() });
-            return answer.refuse(Public::NotAvailable).await;
-        }
     };
     let (ride, channel) = match reached {
         Ok(reached) => reached,
@@ -187,6 +194,10 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     };
     counted.opened();
     entry.established(None);
+    let _ticket = ticket.map(|mut ticket| {
+        ticket.opened();
+        ticket
+    });
     let Some(near) = answer.accept().await else { return };
 
     let counters = entry.counters();
@@ -197,7 +208,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         end = &mut splice => Err(end),
         () = &mut revoked => Ok("revoked"),
         () = unrecorded.cancelled() => Ok("audit_failed"),
-        () = gateway.tasks.stopping().cancelled() => Ok("gateway_stopped"),
+        why = gateway.drain.cut() => Ok(why),
     };
     let (reason, remains) = match cut {
         Ok(reason) => {
@@ -294,16 +305,20 @@ async fn reach(
         }
         last = Some(failure);
     }
-    Err(last.unwrap_or(Failure::NoLink))
+    Err(last.unwrap_or(if gateway.drain.begun().is_cancelled() { Failure::Leaving } else { Failure::NoLink }))
 }
 
-/// The link to be asked next. Where the agent has none at all, one is waited for.
+/// The link to be asked next. Where the agent has none at all, one is waited for, unless this gateway goes away: then agents
+/// link to others.
 async fn next(gateway: &Gateway, request: &Request, tried: &[Arc<Link>], patience: time::Instant) -> Option<Ride> {
     loop {
         match gateway.roster.pick(&request.agent, tried) {
             Ok(ride) => return Some(ride),
             Err(NoRide::Tried) => return None,
-            Err(NoRide::Unlinked(arrival)) => timeout_at(patience, arrival.wait()).await.ok()?,
+            Err(NoRide::Unlinked(arrival)) => tokio::select! {
+                waited = timeout_at(patience, arrival.wait()) => waited.ok()?,
+                () = gateway.drain.begun().cancelled() => return None,
+            },
         }
     }
 }
@@ -354,6 +369,8 @@ async fn record_attempt(gateway: &Gateway, request: &Request, id: &ForwardId, li
 enum Failure {
     /// No link to ask.
     NoLink,
+    /// No link to ask, and none will come, because this gateway goes away.
+    Leaving,
     /// The link has no room.
     Full,
     /// The agent has not answered for so long.
@@ -375,7 +392,7 @@ impl Failure {
     fn verdict(&self) -> Verdict {
         match self {
             Self::Full | Self::Unanswered { .. } | Self::Refused(OpenError::Gone) => Verdict::Retry,
-            Self::NoLink => Verdict::Final,
+            Self::NoLink | Self::Leaving => Verdict::Final,
             Self::Refused(OpenError::Refused { code, .. }) => match RefusalCode::from_wire(*code) {
                 Some(
                     RefusalCode::Draining
@@ -397,6 +414,7 @@ impl Failure {
     fn public(&self) -> Public {
         match self {
             Self::Refused(OpenError::Refused { code, .. }) if *code == RefusalCode::Denied as u32 => Public::NotAllowed,
+            Self::Leaving => Public::Draining,
             _ => Public::NotAvailable,
         }
     }
@@ -405,6 +423,7 @@ impl Failure {
     fn reason(&self) -> &'static str {
         match self {
             Self::NoLink => "no_link",
+            Self::Leaving => "draining",
             Self::Full => "limit",
             Self::Unanswered { .. } => "timeout",
             Self::Refused(OpenError::Gone) => "link_lost",
@@ -417,6 +436,7 @@ impl Failure {
     fn detail(&self) -> String {
         match self {
             Self::NoLink => format!("the agent was not linked for {} s", limits::LINK_PATIENCE.as_secs()),
+            Self::Leaving => "the gateway goes away, and the agent is not linked".to_owned(),
             Self::Full => "forwards_per_link".to_owned(),
             Self::Unanswered { seconds } => format!("the agent has not answered within {seconds} s"),
             Self::Refused(OpenError::Gone) => String::new(),
@@ -428,7 +448,7 @@ impl Failure {
         let (reason, detail) = (self.reason(), self.detail());
         match self.public() {
             Public::NotAllowed => Ending::Denied { reason, detail },
-            Public::NotAvailable => Ending::Failed { reason, detail },
+            Public::Draining | Public::NotAvailable => Ending::Failed { reason, detail },
         }
     }
 }
@@ -458,6 +478,7 @@ mod tests {
             assert_eq!(refused(code).verdict(), Verdict::Final, "{code:#x}");
         }
         assert_eq!(Failure::NoLink.verdict(), Verdict::Final);
+        assert_eq!((Failure::Leaving.verdict(), Failure::Leaving.public()), (Verdict::Final, Public::Draining));
     }
 
     #[test]

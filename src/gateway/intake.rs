@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::lapses::Lapse;
+use super::lapses::{AGENT_DRAINED, Lapse};
 use super::roster::{Link, Peer as Linked, Process, Standing};
 use super::{Gateway, door};
 use crate::audit::{Event, Kind};
@@ -25,15 +25,17 @@ use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
-use crate::tunnel::wire::{self, Control, Hello, Peer};
+use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
-/// Accepts until the gateway stops.
+/// Accepts until the gateway drains.
 pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
-    let stop = gateway.tasks.stopping().clone();
+    let stop = gateway.drain.begun().clone();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // What is not accepted now waits for whoever shares the listener.
+            biased;
             () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, address)) => match gateway.room.seat(address.ip()) {
@@ -129,6 +131,7 @@ async fn link(
     let process = Process::of(&hello);
     let peer = Linked { name, replica, process, address, version: hello.version, key };
     let link = Arc::new(Link::new(peer.clone(), client));
+    let _present = gateway.drain.greet();
     let event = |kind| {
         Event::new(kind)
             .organisation(&peer.name.organisation)
@@ -147,25 +150,25 @@ async fn link(
         return;
     }
     info!(agent = %peer.name, replica = %peer.replica, key = %peer.key, "linked");
-    gateway.lapses.saw(&peer, None);
+    gateway.lapses.linked(&peer);
     for surplus in surplus {
         let Linked { name, replica, .. } = &surplus.peer;
         warn!(agent = %name, replica = %replica, "cutting the oldest link: the agent has too many");
         surplus.client().control().cut();
     }
     let gone = link.client().control().gone().clone();
-    let told = CancellationToken::new();
     let Channel { reader, writer } = control;
+    let told = CancellationToken::new();
     // In this order: what is taken back is not merely lost, and a session that is gone has not broken the protocol.
     let (reason, in_order) = tokio::select! {
         biased;
         () = no_longer_registered(&gateway, &link) => ("revoked", false),
         () = gateway.state.until(|state| !state.serves(&peer.name.organisation)) => ("revoked", false),
         () = gone.cancelled() => ("lost", false),
-        reason = last_forward(&link, &told) => (reason, true),
         () = stop.cancelled() => ("stopped", false),
+        reason = last_forward(&link, &told) => (reason, true),
         () = listen(reader, &link) => ("protocol_violation", false),
-        () = speak(&gateway, &link, login, writer, &told) => ("lost", false),
+        () = speak(&gateway, &link, login, writer, &told) => ("drained", true),
     };
     link.ends(reason);
     gateway.roster.remove(&link);
@@ -176,8 +179,9 @@ async fn link(
     }
     link.client().control().cut();
     info!(agent = %peer.name, replica = %peer.replica, reason, "the link has ended");
-    let well = ["replaced", "stopped"].contains(&reason);
-    gateway.lapses.saw(&peer, (!well).then(|| Lapse::now(reason, "", address)));
+    let well = ["replaced", "drained", "stopped"].contains(&reason);
+    let lapse = (!well).then(|| Lapse::now(reason, "", address));
+    gateway.lapses.ended(&peer, lapse, gateway.roster.holds(&peer));
     if let Err(error) = gateway.trail.note(event(Kind::LinkDown).reason(reason)).await {
         warn!(error = %Chain(&error), "could not record the end of a link");
     }
@@ -202,7 +206,7 @@ async fn last_forward(link: &Link, told: &CancellationToken) -> &'static str {
     match why {
         Standing::Superseded => "superseded",
         Standing::Unanswering => "unanswering",
-        Standing::Draining => "drained",
+        Standing::Draining => AGENT_DRAINED,
         Standing::Active | Standing::Retired => "replaced",
     }
 }
@@ -325,7 +329,12 @@ async fn listen(mut reader: Reader, link: &Link) {
         loop {
             match Control::decode(&mut buffer) {
                 // It knows best, and without this its forwards would be refused one by one.
-                Ok(Some(Control::Drain(_))) => link.retire(Standing::Draining),
+                Ok(Some(Control::Drain(_))) => {
+                    if link.retire(Standing::Draining) {
+                        let Linked { name, replica, .. } = &link.peer;
+                        info!(agent = %name, replica = %replica, "the agent drains; it gets nothing new");
+                    }
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
@@ -334,46 +343,65 @@ async fn listen(mut reader: Reader, link: &Link) {
     }
 }
 
-/// Says on the control channel what an agent has to know, and never comes back, since without the writer the channel would
-/// end: that the organisation has another login key, so that another link is to be made, which retires this one (where the
-/// agent does not know the new key, this one stays); and why the link is retired, where the agent is not behind that. Fires
-/// `told` once that has been said.
+/// Says on the control channel what an agent has to know: that it is to make another link, because the organisation has
+/// another login key than the one that `login` names (the link is then retired by the other, or, where the agent does not
+/// know the new key, stays); that this gateway drains; why the link is retired, where the agent is not behind that, and
+/// fires `told` after it. Returns when a drain has left the link without a forward.
 async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer, told: &CancellationToken) {
     let Linked { name, replica, .. } = &link.peer;
     let differs = |key: &PrivateKey| key.public().fingerprint() != login;
-    let has_another_key = gateway.state.until(|state| state.login_key(&name.organisation).is_some_and(differs));
-    let retired = link.retired();
-    tokio::pin!(retired);
-    let mut say = async |message: Control| {
-        if let Err(error) = writer.send(message.encode()).await {
-            // The link is as good as gone, which is noticed elsewhere.
+    let (mut moves, mut drains, mut retires) = (false, false, false);
+    loop {
+        let message = tokio::select! {
+            biased;
+            standing = link.retired(), if !retires => {
+                retires = true;
+                farewell(link, standing)
+            }
+            () = gateway.drain.begun().cancelled(), if !drains => {
+                drains = true;
+                let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
+                Some(Control::Drain(Drain { deadline_s }))
+            }
+            () = gateway.state.until(|state| state.login_key(&name.organisation).is_some_and(differs)), if !moves => {
+                info!(agent = %name, replica = %replica, "the login key has changed: asking for another link");
+                moves = true;
+                Some(Control::Move)
+            }
+            // What has been accepted may still need the link; when nothing does, it ends with its last forward.
+            () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
+        };
+        let sent = match message {
+            Some(message) => writer.send(message.encode()).await,
+            None => Ok(()),
+        };
+        if retires {
+            told.cancel();
+        }
+        if let Err(error) = sent {
+            // The link is as good as gone, which is noticed elsewhere. The writer is kept: without it the channel would end.
             debug!(%error, "could not tell an agent about its link");
+            told.cancel();
+            return std::future::pending().await;
         }
-    };
-    let standing = tokio::select! {
-        biased;
-        standing = &mut retired => standing,
-        () = has_another_key => {
-            info!(agent = %name, replica = %replica, "the login key has changed: asking for another link");
-            say(Control::Move).await;
-            retired.await
-        }
-    };
+    }
+}
+
+/// What an agent is told when one of its links gets no more forwards.
+fn farewell(link: &Link, standing: Standing) -> Option<Control> {
+    let Linked { name, replica, .. } = &link.peer;
     match standing {
         Standing::Superseded => {
             warn!(agent = %name, replica = %replica, "two processes of an agent have the same replica name; the one that \
                 was started last gets the forwards: give each a name of its own");
-            say(Control::Superseded).await;
+            Some(Control::Superseded)
         }
         Standing::Unanswering => {
             warn!(agent = %name, replica = %replica, "an agent answers no opens: asking it for another link");
-            say(Control::Move).await;
+            Some(Control::Move)
         }
-        Standing::Active | Standing::Retired | Standing::Draining => {}
+        Standing::Active | Standing::Retired | Standing::Draining => None,
     }
-    told.cancel();
-    std::future::pending::<()>().await;
-    drop(writer);
 }
 
 /// Waits until the registry no longer holds the link's key for its agent.

@@ -67,8 +67,34 @@ impl Record {
 }
 
 impl Lapses {
-    /// A replica has linked, or its link has ended, by `lapse` if something was wrong.
-    pub(super) fn saw(&self, peer: &Peer, lapse: Option<Lapse>) {
+    /// A replica has linked.
+    pub(super) fn linked(&self, peer: &Peer) {
+        self.saw(peer, None);
+    }
+
+    /// A link of a replica has ended, by `lapse` if something was wrong; `holds` tells whether the replica has another.
+    pub(super) fn ended(&self, peer: &Peer, lapse: Option<Lapse>, holds: bool) {
+        match (holds, lapse) {
+            (false, Some(lapse)) => self.saw(peer, Some(lapse)),
+            // A process that goes by another name now, or a gateway that stops: nobody is missed.
+            (false, None) => {
+                let mut agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(record) = agents.get_mut(&peer.name) {
+                    record.replicas.remove(&peer.replica);
+                }
+            }
+            (true, Some(lapse)) => {
+                let mut agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let record = agents.entry(peer.name.clone()).or_default();
+                if let Some(seen) = record.replicas.get_mut(&peer.replica) {
+                    seen.lapse = Some(lapse);
+                }
+            }
+            (true, None) => {}
+        }
+    }
+
+    fn saw(&self, peer: &Peer, lapse: Option<Lapse>) {
         let mut agents = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let record = agents.entry(peer.name.clone()).or_default();
         let earlier = record.replicas.remove(&peer.replica).and_then(|seen| seen.lapse);
@@ -110,6 +136,9 @@ impl Lapse {
     }
 }
 
+/// The reason of a link that has ended because its agent went away in order.
+pub(super) const AGENT_DRAINED: &str = "agent_drained";
+
 /// The reasons of failures that come after the agent has shown its key.
 const PROVED: &[&str] = &[
     "login_refused_by_agent",
@@ -118,7 +147,7 @@ const PROVED: &[&str] = &[
     "revoked",
     "superseded",
     "unanswering",
-    "drained",
+    AGENT_DRAINED,
     "protocol_violation",
 ];
 

@@ -155,9 +155,9 @@ impl<S> Roster<S> {
         for other in links.iter().filter(holds) {
             match succession(&other.peer, &link.peer) {
                 Succession::None => {}
-                Succession::Replaces => other.retire(Standing::Retired),
-                Succession::Supersedes => other.retire(Standing::Superseded),
-                Succession::IsSuperseded => link.retire(Standing::Superseded),
+                Succession::Replaces => _ = other.retire(Standing::Retired),
+                Succession::Supersedes => _ = other.retire(Standing::Superseded),
+                Succession::IsSuperseded => _ = link.retire(Standing::Superseded),
             }
         }
         links.push(link.clone());
@@ -205,6 +205,13 @@ impl<S> Roster<S> {
         table.picks += 1;
         link.picked.store(table.picks, Ordering::Relaxed);
         Ok(Ride::new(link.clone()))
+    }
+
+    /// Whether the agent has a link with this replica name.
+    pub(super) fn holds(&self, peer: &Peer) -> bool {
+        let table = self.table();
+        let mut links = table.links.get(&peer.name).into_iter().flatten();
+        links.any(|link| link.peer.replica == peer.replica)
     }
 
     /// All links, by agent and replica, oldest first.
@@ -325,11 +332,11 @@ impl<S> Link<S> {
         self.is_active() && !self.gone.is_cancelled()
     }
 
-    /// Gives it no more forwards; it ends with its last one. The first reason stands.
-    pub(super) fn retire(&self, why: Standing) {
-        if self.retired.set(why).is_ok() {
-            self.retires.cancel();
-        }
+    /// Gives it no more forwards; it ends with its last one. The first reason stands; returns whether this is it.
+    pub(super) fn retire(&self, why: Standing) -> bool {
+        let first = self.retired.set(why).is_ok();
+        self.retires.cancel();
+        first
     }
 
     /// Waits until it takes no more forwards, and tells why.
@@ -341,10 +348,16 @@ impl<S> Link<S> {
     /// Waits until it is retired and its last forward has ended, and tells why.
     pub(super) async fn spent(&self) -> Standing {
         let why = self.retired().await;
+        self.idle().await;
+        why
+    }
+
+    /// Waits until it carries no forward.
+    pub(super) async fn idle(&self) {
         loop {
             let idle = self.idle.notified();
             if self.live() == 0 {
-                return why;
+                return;
             }
             idle.await;
         }
@@ -675,7 +688,7 @@ mod tests {
                         });
                         roster.insert(&link(&format!("r{replica}"), process));
                     }
-                    Step::Retire(index) => at(index).into_iter().for_each(|link| link.retire(Standing::Draining)),
+                    Step::Retire(index) => at(index).into_iter().for_each(|link| _ = link.retire(Standing::Draining)),
                     Step::Lose(index) => at(index).into_iter().for_each(|link| link.gone.cancel()),
                     Step::Remove(index) => at(index).into_iter().for_each(|link| roster.remove(link)),
                     Step::Pick => {
