@@ -200,7 +200,8 @@ struct Gateway {
 struct OpenDoor {
     local: Local,
     bound: SocketAddr,
-    listener: Arc<TcpListener>,
+    /// None any more once the gateway drains.
+    listener: Option<Arc<TcpListener>>,
     /// Fires when it is no longer there as it is: nothing more is accepted by it, and what came in by it ends.
     withdrawn: CancellationToken,
 }
@@ -315,11 +316,16 @@ impl Gateway {
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.
 async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<Config>, mut doors: Vec<OpenDoor>) {
-    // Not longer: the doors' listeners are closed with the end of this, so that nobody waits at one that accepts nothing.
-    let stop = gateway.drain.begun().clone();
+    let stop = gateway.tasks.stopping().clone();
+    let draining = gateway.drain.begun().clone();
     loop {
         let read = tokio::select! {
             read = reloads.next(&gateway.tasks) => read,
+            // Nobody is to wait at a listener that accepts nothing. What may run on is judged by new configurations still.
+            () = draining.cancelled(), if doors.iter().any(|door| door.listener.is_some()) => {
+                doors.iter_mut().for_each(|door| door.listener = None);
+                continue;
+            }
             () = stop.cancelled() => return,
         };
         // Whoever asks for the configuration means the registry, too.
@@ -351,7 +357,10 @@ fn take_over(
     restart.extend(live::keep(config, &mut new));
     let mut changes = live::changes(config, &new);
     let running: Vec<_> = doors.iter().map(|door| (door.bound, &door.local)).collect();
-    let plan = live::fit_doors(&running, &new.local);
+    let mut plan = live::fit_doors(&running, &new.local);
+    if gateway.drain.begun().is_cancelled() {
+        plan.open.clear();
+    }
     plan.tell(&running, &mut changes);
     // All that can fail comes first.
     let made: Vec<_> = plan
@@ -368,7 +377,9 @@ fn take_over(
     for (index, local) in plan.change {
         let door = &mut doors[index];
         door.withdrawn.cancel();
-        *door = OpenDoor::open(gateway, door.listener.clone(), local);
+        if let Some(listener) = door.listener.clone() {
+            *door = OpenDoor::open(gateway, listener, local);
+        }
     }
     for (listener, local) in made {
         let door = OpenDoor::open(gateway, Arc::new(listener), local);
@@ -389,7 +400,7 @@ impl OpenDoor {
     fn open(gateway: &Arc<Gateway>, listener: Arc<TcpListener>, local: Local) -> Self {
         let withdrawn = CancellationToken::new();
         accept(gateway, door::local::accept(gateway.clone(), listener.clone(), local.clone(), withdrawn.clone()));
-        Self { local, bound: bound(&listener), listener, withdrawn }
+        Self { local, bound: bound(&listener), listener: Some(listener), withdrawn }
     }
 }
 
