@@ -1,4 +1,4 @@
-# What scripts/test, scripts/demo and scripts/bench share. Sourced, never run.
+# What scripts/test, scripts/demo, scripts/bench and scripts/soak share. Sourced, never run.
 #
 # It promises three things: a script says what it installs before it installs it; every wait has a
 # deadline; and whatever a script made is taken away on every way out, in the reverse order of its making.
@@ -174,11 +174,13 @@ need_cargo() {
 
 # built_executable ARGUMENT… : builds with cargo, saying so, and prints the path of the binary caponier.
 built_executable() {
-  local found
-  found=$(cd "$top" && cargo build --locked --bin caponier "$@" --message-format=json-render-diagnostics |
-    jq -r 'select(.reason == "compiler-artifact" and .target.name == "caponier" and .executable) | .executable' | tail -n 1)
-  [ -x "$found" ] || die "cargo built no executable"
-  printf '%s\n' "$found"
+  built_executables --bin caponier "$@" | grep -x '.*/caponier' || die "cargo built no executable"
+}
+
+# built_executables ARGUMENT… : builds with cargo, and prints the paths of all executables that come of it.
+built_executables() {
+  (cd "$top" && cargo build --locked "$@" --message-format=json-render-diagnostics) |
+    jq -r 'select(.reason == "compiler-artifact" and .executable) | .executable'
 }
 
 # sshd run by root wants an empty directory of its own, which a service manager would have made.

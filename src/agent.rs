@@ -4,27 +4,45 @@
 //! decided here, on the resolved address, and the address that was checked is the one dialled; what cannot be recorded is
 //! not opened.
 //!
-//! What waits on what: one task per organisation and gateway keeps a link ([`dial`]), one task per link serves it
-//! ([`serve`]), one task per forward moves its bytes. All end with the stop token given to [`run`], which waits for them and
-//! then closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! A configuration that is read again is taken over whole or not at all; what it no longer allows is closed at once, what
+//! it does not touch goes on, and a changed identity is taken on without a gap.
+//!
+//! What waits on what: one task takes over new configurations ([`live`]), one task per organisation and gateway keeps a link
+//! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
+//! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
+//! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
+//! have been cut, everything else is stopped and waited for, and the trail closed. Everything runs on the caller's thread:
+//! see [`crate::tunnel::ssh`].
 
 mod dial;
+mod live;
 mod serve;
+mod usage;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
-use crate::audit::{self, Side, Trail};
-use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use live::State;
+use usage::Usage;
+
+use crate::audit::{self, Event, Kind, Side, Trail};
+use crate::chain::Chain;
+use crate::drain::{Drain, Outcome, Stop};
+use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
+use crate::reload::{Fresh, Live, Reloads};
+use crate::systemd::Supervisor;
 use crate::task::Tasks;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::splice::Bounds;
+use crate::tunnel::wire::InstanceId;
 
 /// What an agent is told by its owner.
 #[derive(Debug, Clone)]
@@ -37,10 +55,45 @@ pub struct Config {
     pub key: PrivateKey,
     /// The HTTP proxy on the way out.
     pub proxy: Option<Proxy>,
+    /// How long forwards that run may go on after the signal to end.
+    pub drain: Duration,
     /// Whom it serves.
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
     pub audit: audit::Sink,
+    /// How much its gateways may have of it.
+    pub limits: Limits,
+}
+
+/// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
+/// name here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Live forwards.
+    pub forwards: usize,
+    /// Live forwards for one organisation.
+    pub forwards_per_organisation: usize,
+    /// Live forwards on one link; holds for links that are made from then on.
+    pub forwards_per_link: usize,
+    /// Forwards on one link that are still being opened; holds for links that are made from then on.
+    pub pending_opens_per_link: usize,
+    /// Forwards that one organisation's gateways ask for in a second.
+    pub opens_per_second_per_organisation: u32,
+    /// How long a forward may go on, and how long without a byte.
+    pub forward: Bounds,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            forwards: limits::FORWARDS_PER_AGENT,
+            forwards_per_organisation: limits::FORWARDS_PER_ORGANISATION,
+            forwards_per_link: limits::CHANNELS_PER_LINK,
+            pending_opens_per_link: limits::PENDING_OPENS_PER_LINK,
+            opens_per_second_per_organisation: limits::OPENS_PER_SECOND_PER_ORGANISATION,
+            forward: Bounds::default(),
+        }
+    }
 }
 
 /// What an agent does for one organisation.
@@ -57,7 +110,7 @@ pub struct Organisation {
 }
 
 /// A key that may log in, and for whom it may speak.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orchestrator {
     /// The key.
     pub key: PublicKey,
@@ -82,91 +135,181 @@ pub enum RunError {
 /// What the tasks of one agent share.
 struct Agent {
     id: AgentId,
-    replica: ReplicaId,
-    key: PrivateKey,
-    proxy: Option<Proxy>,
+    /// Which of the processes that have the replica's name one after another this is, and since when: Unix time in
+    /// milliseconds.
+    instance: InstanceId,
+    started: u64,
+    /// What a reload replaces.
+    state: Live<State>,
     trail: Trail,
     tasks: Tasks,
+    drain: Drain,
+    usage: Usage,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
 
-/// The agent's own gateways and proxy, which no forward may reach.
+/// Addresses that the agent's own gateways and proxy have, or have had: no forward may reach them.
 #[derive(Default)]
 struct WaysOut {
-    targets: HashSet<crate::target::Target>,
     /// The one that was learnt last stands last.
     addresses: VecDeque<SocketAddr>,
 }
 
-/// One organisation, ready for lookups.
-struct Served {
-    name: AgentName,
-    orchestrators: HashMap<Fingerprint, Orchestrator>,
-    allow: Allowlist,
-}
-
-/// Runs an agent until `stop`.
+/// Runs an agent until `stop`. Returns how the drain went.
 ///
 /// # Errors
 /// If the trail cannot be started or completed, or tasks do not end.
-pub async fn run(config: Config, stop: CancellationToken) -> Result<(), RunError> {
+pub async fn run(
+    config: Config,
+    reloads: Reloads<Config>,
+    stop: Stop,
+    supervisor: &Supervisor,
+) -> Result<Outcome, RunError> {
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit, Side::Agent, &writer).await.map_err(RunError::Trail)?;
-    let targets = config
-        .organisations
-        .iter()
-        .flat_map(|organisation| organisation.gateways.iter().map(|gateway| gateway.target().clone()))
-        .chain(config.proxy.iter().map(|proxy| proxy.endpoint.clone()))
-        .collect();
+    let trail = Trail::start(config.audit.clone(), Side::Agent, &writer).await.map_err(RunError::Trail)?;
     let agent = Arc::new(Agent {
-        id: config.id,
-        replica: config.replica,
-        key: config.key,
-        proxy: config.proxy,
+        id: config.id.clone(),
+        instance: InstanceId::random(),
+        started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
+        state: Live::new(State::new(&config)),
         trail: trail.clone(),
         tasks: tasks.clone(),
-        ways_out: Mutex::new(WaysOut { targets, ..WaysOut::default() }),
+        drain: Drain::new(),
+        usage: Usage::default(),
+        ways_out: Mutex::default(),
         unrecorded: Mutex::default(),
     });
-    info!(agent = %agent.id, replica = %agent.replica, key = %agent.key.public().fingerprint(), "agent started");
-    for organisation in config.organisations {
-        let served = Arc::new(Served {
-            name: AgentName { organisation: organisation.id, agent: agent.id.clone() },
-            orchestrators: organisation
-                .orchestrators
-                .into_iter()
-                .map(|orchestrator| (orchestrator.key.fingerprint(), orchestrator))
-                .collect(),
-            allow: organisation.allow,
-        });
-        for gateway in organisation.gateways {
-            tasks.spawn(dial::keep_linked(agent.clone(), served.clone(), gateway));
-        }
-    }
-    let grace = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
+    info!(agent = %agent.id, replica = %config.replica, key = %config.key.public().fingerprint(), "agent started");
+    let mut posts = Posts::default();
+    posts.fit(&agent, &config);
+    tasks.spawn(follow(agent.clone(), config, reloads, posts));
+    let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
         move || {
             error!("the audit trail has failed for {} s: ending all forwards", limits::TRAIL_FAILURE_GRACE.as_secs());
             std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    stop.cancelled().await;
-    info!("stopping");
+    supervisor.ready("dialling out");
+    stop.drain().cancelled().await;
+    let grace = agent.state.current().drain;
+    agent.drain.begin(grace);
+    let outcome = drain(&agent, grace, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
-    grace.abort();
+    watch.abort();
     drop(agent);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
-    if drained { Ok(()) } else { Err(RunError::Drain) }
+    if drained { Ok(outcome) } else { Err(RunError::Drain) }
+}
+
+/// From the beginning of the drain to the end of the last forward, and what is recorded of it.
+async fn drain(agent: &Agent, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
+    let (forwards, links) = (agent.drain.forwards(), agent.drain.sessions());
+    info!(forwards, links, "stopping: nothing new is taken on, and what runs may go on for {} s", grace.as_secs());
+    let note = async |event: Event| {
+        if let Err(error) = agent.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record the drain");
+        }
+    };
+    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
+    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
+    let outcome = agent.drain.finish(stop.now(), "agent_stopped", supervisor).await;
+    // Whatever is left by now, for whatever reason, has no more time.
+    agent.drain.cut_all("agent_stopped");
+    info!(ended = outcome.ended, cut = outcome.cut, "drained");
+    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
+    outcome
+}
+
+/// Takes over each configuration that is read anew, whole or not at all, until the stop.
+async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Config>, mut posts: Posts) {
+    let stop = agent.tasks.stopping().clone();
+    loop {
+        let read = tokio::select! {
+            read = reloads.next(&agent.tasks) => read,
+            () = stop.cancelled() => return,
+        };
+        let event = match read {
+            Ok(Fresh { config: mut new, mut restart }) => {
+                restart.extend(live::keep(&config, &mut new));
+                let changes = live::changes(&config, &new);
+                config = new;
+                // First the state, by which forwards and links judge themselves, then the links that come and go.
+                agent.state.replace(State::new(&config));
+                posts.fit(&agent, &config);
+                info!("the configuration was read again and is in force: {changes}");
+                if !restart.is_empty() {
+                    warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
+                }
+                Event::new(Kind::ConfigReloaded).detail(changes)
+            }
+            Err(faults) => {
+                error!("the configuration has faults, so that nothing that changed in it holds: {faults}");
+                Event::new(Kind::ConfigRejected).detail(faults)
+            }
+        };
+        if let Err(error) = agent.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record a change of the configuration");
+        }
+        reloads.settled();
+    }
+}
+
+/// The gateways at which links are kept, each with what ends that.
+#[derive(Default)]
+struct Posts(HashMap<(OrganisationId, GatewayUrl), CancellationToken>);
+
+impl Posts {
+    /// Dismisses those that a configuration no longer has, and begins to keep links at those that are new in it.
+    fn fit(&mut self, agent: &Arc<Agent>, config: &Config) {
+        let wanted: HashSet<_> = config
+            .organisations
+            .iter()
+            .flat_map(|organisation| {
+                organisation.gateways.iter().map(|gateway| (organisation.id.clone(), gateway.clone()))
+            })
+            .collect();
+        self.0.retain(|post, dismissed| {
+            let stays = wanted.contains(post);
+            if !stays {
+                dismissed.cancel();
+            }
+            stays
+        });
+        for (organisation, gateway) in wanted {
+            self.0.entry((organisation.clone(), gateway.clone())).or_insert_with(|| {
+                let dismissed = CancellationToken::new();
+                let name = AgentName { organisation, agent: agent.id.clone() };
+                let post = Arc::new(Post { name, gateway, dismissed: dismissed.clone() });
+                agent.tasks.spawn(dial::keep_linked(agent.clone(), post));
+                dismissed
+            });
+        }
+    }
+}
+
+/// A gateway at which a link is kept for an organisation.
+struct Post {
+    name: AgentName,
+    gateway: GatewayUrl,
+    /// Fires when the configuration no longer has it: its links are cut at once.
+    dismissed: CancellationToken,
 }
 
 impl Agent {
-    fn guard(&self) -> Guard {
+    /// What holds now; asked for at the moment of use.
+    fn limits(&self) -> Limits {
+        self.state.current().limits
+    }
+
+    /// What keeps forwards away from the agent's own gateways and proxy.
+    fn guard(&self, state: &State) -> Guard {
         let ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);
-        Guard::new(ways_out.targets.iter().cloned(), ways_out.addresses.iter().copied())
+        Guard::new(state.ways_out.iter().cloned(), ways_out.addresses.iter().copied())
     }
 
     /// Remembers the addresses of a gateway or the proxy, all that its name has, whether or not they answer.
@@ -176,7 +319,8 @@ impl Agent {
 }
 
 impl WaysOut {
-    /// Old addresses stay as long as there is room: a gateway that has moved may move back.
+    /// Old addresses stay as long as there is room: a gateway that has moved may move back, and links that were made through
+    /// a proxy go on through it when the configuration names another.
     fn learn(&mut self, addresses: &[SocketAddr]) {
         self.addresses.retain(|known| !addresses.contains(known));
         self.addresses.extend(addresses);

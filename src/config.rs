@@ -436,6 +436,88 @@ mod tests {
     }
 
     #[test]
+    fn faults_of_limits_are_found_where_they_are_and_say_why() {
+        let place = Place::new();
+        let (agent, gateway) = (place.agent(), place.gateway());
+        for (key, value, problem) in [
+            (
+                "forwards",
+                "0",
+                "from 1 to 32768 is wanted: 0 would refuse everything, and each live forward holds a place",
+            ),
+            ("forwards", "32769", "from 1 to 32768"),
+            ("forwards", "\"many\"", "a whole number is wanted"),
+            ("forwards_per_organisation", "0", "from 1 to 32768"),
+            ("forwards_per_link", "0", "from 1 to 4096"),
+            (
+                "forwards_per_link",
+                "4097",
+                "from 1 to 4096 is wanted: 0 would refuse everything, and the memory of a link",
+            ),
+            ("pending_opens_per_link", "0", "from 1 to 256"),
+            ("pending_opens_per_link", "257", "and a gateway asks for no more at once"),
+            ("opens_per_second_per_organisation", "0", "from 1 to 100000"),
+            ("opens_per_second_per_organisation", "100001", "and no trail takes the records of more"),
+            ("idle_s", "-1", "from 0 to 31536000 is wanted: seconds, up to a year; 0 is no limit"),
+            ("life_s", "31536001", "up to a year"),
+            ("life_s", "1.5", "a whole number is wanted"),
+            ("forwards_per_principal", "1", "unknown key: accepted here are"),
+        ] {
+            let lines = format!("host_key = \"host\"\n[agent.limits]\n{key} = {value}");
+            place.refuses(&agent, 3, &lines, 5, &format!("agent.limits.{key}: "));
+            place.refuses(&agent, 3, &lines, 5, problem);
+        }
+        for (key, value, problem) in [
+            ("forwards_per_link", "0", "from 1 to 4096"),
+            ("forwards_per_link", "4097", "from 1 to 4096"),
+            ("forwards_per_principal", "0", "from 1 to 32768 is wanted: 0 would refuse everything"),
+            ("forwards_per_organisation", "40000", "from 1 to 32768"),
+            ("sessions_per_principal", "0", "from 1 to 1024"),
+            ("sessions_per_principal", "1025", "and each session may hold memory of the gateway"),
+            ("pending_opens_per_principal", "0", "from 1 to 32768"),
+            ("opens_per_second_per_principal", "0", "from 1 to 100000"),
+            ("opens_per_second_per_organisation", "-5", "from 1 to 100000"),
+            ("idle_s", "true", "a whole number is wanted"),
+            ("life_s", "-1", "0 is no limit"),
+            ("pending_opens_per_link", "1", "unknown key: "),
+        ] {
+            let lines = format!("registry = \"registry\"\n[gateway.limits]\n{key} = {value}");
+            place.refuses(&gateway, 4, &lines, 6, &format!("gateway.limits.{key}: "));
+            place.refuses(&gateway, 4, &lines, 6, problem);
+        }
+        place.refuses(&gateway, 4, "registry = \"registry\"\nlimits = 5", 5, "gateway.limits: a table is wanted");
+    }
+
+    #[test]
+    fn limits_are_set_one_by_one_by_the_file_and_the_environment() {
+        let place = Place::new();
+        let defaults = agent::Limits::default();
+        assert_eq!(place.load_agent(&[]).limits, defaults);
+        let config = place
+            .load_agent(&[("CAPONIER_AGENT__LIMITS__FORWARDS", "7"), ("CAPONIER_AGENT__LIMITS__IDLE_S", "90")])
+            .limits;
+        let idle = Some(std::time::Duration::from_secs(90));
+        let forward = crate::tunnel::splice::Bounds { idle, life: None };
+        assert_eq!(config, agent::Limits { forwards: 7, forward, ..defaults });
+
+        let defaults = gateway::Limits::default();
+        let text = place.gateway().replace("[audit]", "[gateway.limits]\nidle_s = 0\nforwards_per_link = 9\n[audit]");
+        let load = |variables: &[(&str, &str)]| match place.load(&text, variables) {
+            Ok(Loaded::Gateway(config, _)) => config.limits,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(load(&[]), gateway::Limits { forwards_per_link: 9, ..defaults });
+        let limits = load(&[
+            ("CAPONIER_GATEWAY__LIMITS__FORWARDS_PER_PRINCIPAL", "8"),
+            ("CAPONIER_GATEWAY__LIMITS__FORWARDS_PER_LINK", "10"),
+        ]);
+        assert_eq!(limits, gateway::Limits { forwards_per_link: 10, forwards_per_principal: 8, ..defaults });
+        let of_nought = [("CAPONIER_GATEWAY__LIMITS__FORWARDS_PER_PRINCIPAL", "0")];
+        let faults = place.load(&text, &of_nought).expect_err("nobody could do anything").to_string();
+        assert!(faults.contains("(set by CAPONIER_GATEWAY__LIMITS__FORWARDS_PER_PRINCIPAL): a whole"), "{faults}");
+    }
+
+    #[test]
     fn faults_of_resources_are_found_where_they_are() {
         let place = Place::new();
         let good = place.resources();

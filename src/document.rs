@@ -509,6 +509,12 @@ impl<'a> Item<'a> {
     /// Never; a number of the range that `T` cannot hold is a fault.
     #[must_use]
     pub fn integer<T: TryFrom<i64>>(&self, range: RangeInclusive<i64>) -> Option<T> {
+        self.integer_because(range, "")
+    }
+
+    /// As [`Item::integer`]; the fault says `why` it is this range, if there is anything to say.
+    #[must_use]
+    pub fn integer_because<T: TryFrom<i64>>(&self, range: RangeInclusive<i64>, why: &str) -> Option<T> {
         let number = match &self.node.value {
             Value::Integer(number) => *number,
             Value::String(text) if self.set_by_variable() => text.parse().ok(),
@@ -516,7 +522,10 @@ impl<'a> Item<'a> {
         };
         match number.filter(|number| range.contains(number)).and_then(|number| T::try_from(number).ok()) {
             Some(number) => Some(number),
-            None => self.reject(format!("a whole number from {} to {} is wanted", range.start(), range.end())),
+            None => {
+                let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+                self.reject(format!("a whole number from {} to {} is wanted{why}", range.start(), range.end()))
+            }
         }
     }
 

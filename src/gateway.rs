@@ -1,26 +1,32 @@
 //! The gateway: agents link to it, principals come in by its doors, and one function decides about every forward.
 //!
 //! Promised: an agent can open nothing toward the orchestrator; a stranger learns nothing but "not allowed" or "not
-//! available"; every forward goes through [`broker`]; what cannot be recorded is not opened; what the registry no longer
-//! allows is cut.
+//! available"; every forward goes through [`broker`]; what cannot be recorded is not opened; what the registry or the
+//! configuration no longer allows is cut. A configuration that is read again is taken over whole or not at all, and what it
+//! does not touch goes on.
 //!
-//! What waits on what: one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
+//! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
 //! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
-//! socket answers questions about the roster. All end with the stop token given to [`run`], which waits for them and then
-//! closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! socket answers questions about the roster. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//!
+//! When the stop given to [`run`] asks for a drain, listeners end first, with all that they have accepted taken on; then
+//! agents are told, door sessions and links end with their last forward, and the admin socket goes on answering. When no
+//! forward is left, or those that were have been cut, everything else is stopped and waited for, and the trail closed.
 
 mod admin;
 mod broker;
 mod door;
+mod inherit;
 mod intake;
+mod live;
 mod quota;
 mod roster;
 
-use std::collections::HashMap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -29,14 +35,19 @@ use tracing::{error, info, warn};
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::document::Faults;
+use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::registry::file::{Files, Reload};
+use crate::reload::{Changes, Fresh, Live, Reloads};
+use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::Room;
+use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, agents};
+pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.
 #[derive(Debug, Clone)]
@@ -49,12 +60,52 @@ pub struct Config {
     pub registry: PathBuf,
     /// Where the admin socket is made.
     pub admin_socket: Option<PathBuf>,
+    /// How long forwards that run may go on after the signal to end.
+    pub drain: Duration,
     /// Whose agents are served.
     pub organisations: Vec<Organisation>,
     /// Loopback doors.
     pub local: Vec<Local>,
     /// Where the trail goes.
     pub audit: audit::Sink,
+    /// How much anybody may have.
+    pub limits: Limits,
+}
+
+/// How much anybody may have at once or in a second. What is refused for one of these says which, by its name here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Live forwards on one link.
+    pub forwards_per_link: usize,
+    /// Live forwards of one principal, over all doors.
+    pub forwards_per_principal: usize,
+    /// Live forwards of one organisation.
+    pub forwards_per_organisation: usize,
+    /// Sessions of one principal at the SSH door.
+    pub sessions_per_principal: usize,
+    /// Forwards of one principal that are still being opened.
+    pub pending_opens_per_principal: usize,
+    /// Forwards that one principal asks for in a second.
+    pub opens_per_second_per_principal: u32,
+    /// Forwards that one organisation's principals ask for in a second.
+    pub opens_per_second_per_organisation: u32,
+    /// How long a forward may go on, and how long without a byte.
+    pub forward: Bounds,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            forwards_per_link: limits::CHANNELS_PER_LINK,
+            forwards_per_principal: limits::FORWARDS_PER_PRINCIPAL,
+            forwards_per_organisation: limits::FORWARDS_PER_ORGANISATION,
+            sessions_per_principal: limits::SESSIONS_PER_PRINCIPAL,
+            pending_opens_per_principal: limits::PENDING_OPENS_PER_PRINCIPAL,
+            opens_per_second_per_principal: limits::OPENS_PER_SECOND_PER_PRINCIPAL,
+            opens_per_second_per_organisation: limits::OPENS_PER_SECOND_PER_ORGANISATION,
+            forward: Bounds::default(),
+        }
+    }
 }
 
 /// An organisation whose agents are served.
@@ -67,7 +118,7 @@ pub struct Organisation {
 }
 
 /// A loopback door: a plain listener that leads to one target.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Local {
     /// Where it listens; a loopback address.
     pub listen: SocketAddr,
@@ -102,6 +153,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// Listeners that were inherited.
+    #[error("could not use the sockets that this process was started with")]
+    Inherited(#[source] InheritError),
     /// The admin socket.
     #[error("could not make the admin socket {}", .path.display())]
     Admin {
@@ -124,69 +178,86 @@ pub enum RunError {
 
 /// What the tasks of one gateway share.
 struct Gateway {
-    host_key: PrivateKey,
-    login_keys: HashMap<OrganisationId, PrivateKey>,
+    /// What a reload replaces.
+    state: Live<live::State>,
     registry: Arc<Files>,
     roster: roster::Roster,
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
     room: Room,
+    drain: Drain,
+    /// The tasks that accept.
+    accepting: Count,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
 
-/// Runs a gateway until `stop`. `ready` is told the addresses it listens on: the main ones, then the loopback doors'.
+/// A loopback door that is open.
+struct OpenDoor {
+    local: Local,
+    bound: SocketAddr,
+    listener: Arc<TcpListener>,
+    /// Fires when it is no longer there as it is: nothing more is accepted by it, and what came in by it ends.
+    withdrawn: CancellationToken,
+}
+
+/// Runs a gateway until `stop`, on listeners of its own and on those that it has inherited. `ready` is told the addresses it
+/// listens on: the main ones, then the loopback doors'. Returns how the drain went.
 ///
 /// # Errors
 /// If anything it needs cannot be had, the trail cannot be completed, or tasks do not end.
 pub async fn run(
     config: Config,
-    stop: CancellationToken,
+    reloads: Reloads<Config>,
+    mut inherited: Inherited,
+    stop: Stop,
+    supervisor: &Supervisor,
     ready: impl FnOnce(&[SocketAddr], &[SocketAddr]),
-) -> Result<(), RunError> {
+) -> Result<Outcome, RunError> {
     let registry = Files::open(config.registry.clone())
         .map_err(|source| RunError::Registry { path: config.registry.clone(), source })?;
+    // With listeners that it shares, this process is meant to take the place of another.
+    let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
     for address in &config.listen {
-        listeners.push(listen(*address)?);
+        listeners.push(listen(*address, &mut inherited)?);
     }
     let mut local = Vec::new();
-    for door in config.local {
-        local.push((listen(door.listen)?, door));
+    for door in &config.local {
+        local.push((listen(door.listen, &mut inherited)?, door.clone()));
     }
+    inherited.all_taken().map_err(RunError::Inherited)?;
     let admin = match &config.admin_socket {
-        Some(path) => Some(admin::bind(path).map_err(|source| RunError::Admin { path: path.clone(), source })?),
+        Some(path) => {
+            Some(admin::bind(path, successor).await.map_err(|source| RunError::Admin { path: path.clone(), source })?)
+        }
         None => None,
     };
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit, Side::Gateway, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Gateway, &writer).await.map_err(RunError::Trail)?;
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
-        host_key: config.host_key,
-        login_keys: config
-            .organisations
-            .into_iter()
-            .map(|organisation| (organisation.id, organisation.login_key))
-            .collect(),
+        state: Live::new(live::State::new(&config)),
         registry: registry.clone(),
         roster: roster::Roster::default(),
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        drain: Drain::new(),
+        accepting: Count::default(),
         unrecorded: Mutex::default(),
     });
     watch_registry(&gateway, registry);
-    let bound = |listener: &TcpListener| listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
     for listener in listeners {
-        tasks.spawn(intake::accept(gateway.clone(), listener));
+        accept(&gateway, intake::accept(gateway.clone(), listener));
     }
-    for (listener, door) in local {
-        tasks.spawn(door::local::accept(gateway.clone(), listener, door));
-    }
+    let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
+    let host_key = config.host_key.public().fingerprint();
+    tasks.spawn(follow(gateway.clone(), config, reloads, open));
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
     }
@@ -197,19 +268,146 @@ pub async fn run(
             std::mem::take(&mut *gateway.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    info!(key = %gateway.host_key.public().fingerprint(), listen = ?main, "gateway started");
+    info!(key = %host_key, listen = ?main, "gateway started");
     ready(&main, &doors);
-    stop.cancelled().await;
-    info!("stopping");
+    stop.drain().cancelled().await;
+    let grace = gateway.state.current().drain;
+    gateway.drain.begin(grace);
+    // Before anything is counted: what they have accepted is a forward by then, or on its way to the login.
+    gateway.accepting.none().await;
+    let outcome = drain(&gateway, grace, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
     drop(gateway);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
-    if drained { Ok(()) } else { Err(RunError::Drain) }
+    if drained { Ok(outcome) } else { Err(RunError::Drain) }
 }
 
-/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them.
-fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+/// From the end of the listeners to that of the last forward, and what is recorded of it.
+async fn drain(gateway: &Gateway, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
+    let (forwards, links) = (gateway.drain.forwards(), gateway.roster.list().len());
+    info!(forwards, links, "stopping: nothing new is accepted, and what runs may go on for {} s", grace.as_secs());
+    let note = async |event: Event| {
+        if let Err(error) = gateway.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record the drain");
+        }
+    };
+    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
+    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
+    let outcome = gateway.drain.finish(stop.now(), "gateway_stopped", supervisor).await;
+    // Whatever is left by now, for whatever reason, has no more time.
+    gateway.drain.cut_all("gateway_stopped");
+    info!(ended = outcome.ended, cut = outcome.cut, "drained");
+    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
+    outcome
+}
+
+impl Gateway {
+    /// What holds now; asked for at the moment of use.
+    fn limits(&self) -> Limits {
+        self.state.current().limits
+    }
+}
+
+/// Takes over each configuration that is read anew, whole or not at all, until the stop.
+async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<Config>, mut doors: Vec<OpenDoor>) {
+    // Not longer: the doors' listeners are closed with the end of this, so that nobody waits at one that accepts nothing.
+    let stop = gateway.drain.begun().clone();
+    loop {
+        let read = tokio::select! {
+            read = reloads.next(&gateway.tasks) => read,
+            () = stop.cancelled() => return,
+        };
+        // Whoever asks for the configuration means the registry, too.
+        gateway.registry.look_again();
+        let taken = match read {
+            Ok(fresh) => take_over(&gateway, &mut config, fresh, &mut doors).map_err(|error| Chain(&error).to_string()),
+            Err(faults) => Err(faults.to_string()),
+        };
+        let event = match taken {
+            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(changes),
+            Err(why) => {
+                error!("the configuration cannot be taken over, so that nothing that changed in it holds: {why}");
+                Event::new(Kind::ConfigRejected).detail(why)
+            }
+        };
+        if let Err(error) = gateway.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record a change of the configuration");
+        }
+        reloads.settled();
+    }
+}
+
+fn take_over(
+    gateway: &Arc<Gateway>,
+    config: &mut Config,
+    Fresh { config: mut new, mut restart }: Fresh<Config>,
+    doors: &mut Vec<OpenDoor>,
+) -> Result<Changes, RunError> {
+    restart.extend(live::keep(config, &mut new));
+    let mut changes = live::changes(config, &new);
+    let running: Vec<_> = doors.iter().map(|door| (door.bound, &door.local)).collect();
+    let plan = live::fit_doors(&running, &new.local);
+    plan.tell(&running, &mut changes);
+    // All that can fail comes first.
+    let made: Vec<_> = plan
+        .open
+        .into_iter()
+        .map(|door| Ok((listen(door.listen, &mut Inherited::default())?, door)))
+        .collect::<Result<_, _>>()?;
+
+    // Then the state, by which forwards and links judge themselves, and the doors.
+    gateway.state.replace(live::State::new(&new));
+    for index in &plan.close {
+        doors[*index].withdrawn.cancel();
+    }
+    for (index, local) in plan.change {
+        let door = &mut doors[index];
+        door.withdrawn.cancel();
+        *door = OpenDoor::open(gateway, door.listener.clone(), local);
+    }
+    for (listener, local) in made {
+        let door = OpenDoor::open(gateway, Arc::new(listener), local);
+        info!("loopback door on {}", door.bound);
+        doors.push(door);
+    }
+    doors.retain(|door| !door.withdrawn.is_cancelled());
+    *config = new;
+    info!("the configuration was read again and is in force: {changes}");
+    if !restart.is_empty() {
+        warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
+    }
+    Ok(changes)
+}
+
+impl OpenDoor {
+    /// Begins to accept.
+    fn open(gateway: &Arc<Gateway>, listener: Arc<TcpListener>, local: Local) -> Self {
+        let withdrawn = CancellationToken::new();
+        accept(gateway, door::local::accept(gateway.clone(), listener.clone(), local.clone(), withdrawn.clone()));
+        Self { local, bound: bound(&listener), listener, withdrawn }
+    }
+}
+
+/// Spawns a task that accepts, and that a drain waits for before it counts.
+fn accept(gateway: &Gateway, accepting: impl Future<Output = ()> + Send + 'static) {
+    let counted = gateway.accepting.enter();
+    gateway.tasks.spawn(async move {
+        accepting.await;
+        drop(counted);
+    });
+}
+
+fn bound(listener: &TcpListener) -> SocketAddr {
+    listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
+}
+
+/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them. A
+/// listener that was inherited is as whoever opened it has made it.
+fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, RunError> {
+    if let Some(listener) = inherited.take(address) {
+        return TcpListener::from_std(listener).map_err(|source| RunError::Listen { address, source });
+    }
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     let bound = || -> io::Result<TcpListener> {
         let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };

@@ -34,8 +34,11 @@
 //! | 3 | [`tunnel`] | TCP and CONNECT, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists; databases and roles |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
+//! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
-//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`chain`], [`task`] | the rest of the vocabulary |
+//! | 0 | [`drain`], beside [`identity`] | the stages of a stop, and the forwards that it waits for |
+//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | [`chain`], [`task`], [`systemd`] | printing causes, owning tasks, telling the service manager |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -50,7 +53,7 @@
 //! * **No stream without an audit entry, and an entry always ends.** `audit::Trail::open` returns after the write of
 //!   the record has returned. The place of the ending is reserved then; dropping an `audit::Entry` records it as
 //!   abandoned; what a crash left open is closed by the next start.
-//! * **`policy`, `backoff`, `provision::plan` and `tunnel::wire` do no I/O and never `await`.** They can be tested as
+//! * **`policy`, `backoff`, `rate`, `provision::plan` and `tunnel::wire` do no I/O and never `await`.** They can be tested as
 //!   tables and properties, and are. The table of `gateway::roster` is asked and changed without waiting, too; only
 //!   the links that it hands out wait.
 //! * **Every queue, map, wait and retry has a bound from [`limits`]**, with its reason. A full queue is an outcome
@@ -84,28 +87,34 @@
 //! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
 //! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
 //!
-//! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
-//! it to end or to be worn; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`].
+//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, then for the configuration to be read on a
+//! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
-//! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, and for the stop. A
+//! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
+//! it to end, to be worn, to be asked for anew by its gateway or to be made with a key or name that is no longer the
+//! agent's; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`], or for another configuration.
+//!
+//! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
+//! drop its gateway or its key, and for the stop. A
 //! link that is replaced goes on until the gateway ends it, after its last forward. Its control channel has a task
 //! that waits for messages.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
-//! ends are done, the link is gone, the trail has failed too long, or the stop.
+//! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
 //! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections, and gives each a seat or turns
 //! it away. One task per connection waits for the identification string, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
-//! end, for the registry to drop its key, for its last forward once it was replaced, for a message that breaks the
+//! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
+//! key meanwhile), for its last forward once it was replaced, for a message that breaks the
 //! protocol, or for the stop.
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
 //! registry to drop the guest, and for the stop. The loopback door waits for a place, then for a connection.
 //!
 //! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
-//! until both ends are done, or the registry, the trail, the session or the stop says otherwise.
+//! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise.
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.
@@ -124,15 +133,19 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod document;
+pub mod drain;
 pub mod gateway;
 pub mod identity;
 pub mod limits;
 pub mod policy;
 pub mod postgres;
 pub mod provision;
+pub mod rate;
 pub mod registry;
+pub mod reload;
 pub mod resolve;
 pub mod secret;
+pub mod systemd;
 pub mod target;
 pub mod task;
 pub mod telemetry;

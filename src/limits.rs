@@ -28,10 +28,11 @@ pub const LOGIN_REFUSAL_DELAY: Duration = Duration::from_millis(50);
 /// Channels open at once on one session at the SSH door.
 pub const CHANNELS_PER_SESSION: usize = 256;
 
-/// Channels open at once on one link.
+/// Channels open at once on one link; the most that `forwards_per_link` can be set to, on either side.
 pub const CHANNELS_PER_LINK: usize = 4_096;
 
-/// Opens under way at once on one link: each holds a task and a resolver or connect call on the agent.
+/// Opens under way at once on one link: each holds a task and a resolver or connect call on the agent. A gateway asks for
+/// no more at once, and an agent's `pending_opens_per_link` can be set to less.
 pub const PENDING_OPENS_PER_LINK: usize = 256;
 
 /// Opens under way at once on one session at the SSH door.
@@ -88,6 +89,10 @@ pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
 
 /// A link that has lived so long has proved good: the next failure starts the backoff afresh.
 pub const LINK_PROVED: Duration = Duration::from_secs(30);
+
+/// How long a local connection of `caponier forward` waits for a session that is being made anew: a gateway that is started
+/// again is back by then.
+pub const RELOGIN_PATIENCE: Duration = Duration::from_secs(15);
 
 /// Keepalives on a link: sent after this long without a packet, unanswered once, then the link is cut (40 s in all).
 pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
@@ -217,6 +222,19 @@ pub const FORWARD_ID_MAX: usize = 128;
 /// How long running forwards may go on after a required audit sink has failed.
 pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
 
+/// How long forwards that run may go on after the signal to end, where the configuration does not say: long enough for most
+/// queries, within what an operator waits for.
+pub const DRAIN: Duration = Duration::from_secs(300);
+
+/// The longest that a configuration may ask for.
+pub const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How often a drain says how it goes.
+pub const DRAIN_PROGRESS: Duration = Duration::from_secs(10);
+
+/// Listeners that a process can be started with: more than addresses in any configuration.
+pub const INHERITED_MAX: usize = 1_024;
+
 /// How long a stop waits for tasks to end.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);
 
@@ -315,12 +333,59 @@ pub const REGISTRY_REMINDER: Duration = Duration::from_secs(300);
 /// Connections that the kernel holds for a listener until they are accepted: a thousand agents may come back at once.
 pub const LISTEN_BACKLOG: i32 = 1_024;
 
-/// Forwards that one principal may have at once, over all doors: more than any pool of connections, far fewer than all
-/// principals share.
+/// Forwards that one principal may have at once, over all doors, unless `forwards_per_principal` says otherwise: more than
+/// any pool of connections, far fewer than all principals share.
 pub const FORWARDS_PER_PRINCIPAL: usize = 1_024;
 
-/// Forwards that one organisation may have at once: one of many cannot take all places in the trail ([`TRAIL_QUEUE`]).
+/// Forwards that one organisation may have at once, unless `forwards_per_organisation` says otherwise: one of many cannot
+/// take all places in the trail ([`TRAIL_QUEUE`]).
 pub const FORWARDS_PER_ORGANISATION: usize = 8_192;
 
-/// Sessions at the SSH door that one principal may have at once.
+/// Forwards that an agent has at once, over all its links, unless `forwards` says otherwise: a quarter of the descriptors
+/// that our unit for systemd gives it, and two organisations' worth.
+pub const FORWARDS_PER_AGENT: usize = 16_384;
+
+/// The most that a limit of live forwards can be set to: half of the places in the trail ([`TRAIL_QUEUE`]), of which each
+/// live forward holds one.
+pub const FORWARDS_MAX: usize = TRAIL_QUEUE / 2;
+
+/// Sessions at the SSH door that one principal may have at once, unless `sessions_per_principal` says otherwise.
 pub const SESSIONS_PER_PRINCIPAL: usize = 128;
+
+/// The most that `sessions_per_principal` can be set to: each may make the gateway hold [`HELD_MAX`].
+pub const SESSIONS_MAX: usize = 1_024;
+
+/// Opens of one principal that may be under way at once, unless `pending_opens_per_principal` says otherwise: as many as it
+/// may have forwards, because a pool of connections begins all at once. To be lowered where principals that share an agent
+/// must not hold up each other with targets that do not answer.
+pub const PENDING_OPENS_PER_PRINCIPAL: usize = FORWARDS_PER_PRINCIPAL;
+
+/// Forwards that one principal may ask for in a second, refused ones included, unless `opens_per_second_per_principal` says
+/// otherwise: about twice what one core opens, so that no honest program comes near it, and a loop that has run away
+/// writes only so much into the trail on a faster one.
+pub const OPENS_PER_SECOND_PER_PRINCIPAL: u32 = 10_000;
+
+/// The same for one organisation, at the gateway and at each agent: two principals' worth.
+pub const OPENS_PER_SECOND_PER_ORGANISATION: u32 = 20_000;
+
+/// The most that a limit of opens per second can be set to: each writes two records or more into the trail, and several
+/// times [`TRAIL_QUEUE`] in a second is more than any sink takes.
+pub const OPENS_PER_SECOND_MAX: u32 = 100_000;
+
+/// What may come at once after a pause, as the time in which the rate would allow it: browsers and pools begin with many.
+pub const OPENS_BURST: Duration = Duration::from_secs(5);
+
+/// Refusals for opens per second that become records of their own, a second and principal (organisation, at an agent);
+/// what exceeds them is counted, and the sum recorded: at the end of a session, at a loopback door after [`FLOOD_PERIOD`].
+pub const FLOOD_RECORDS_PER_SECOND: u32 = 5;
+
+/// See [`FLOOD_RECORDS_PER_SECOND`].
+pub const FLOOD_PERIOD: Duration = Duration::from_secs(10);
+
+/// The longest idle time or life of a forward that can be set: a year. Who wants more wants no limit, which is the default
+/// of both, since a psql that idles overnight is legitimate.
+pub const FORWARD_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// How often, in an idle time, a forward is looked at: it ends at most so much of it too late, and moving bytes costs it
+/// nothing.
+pub const IDLE_LOOKS: u32 = 4;

@@ -80,10 +80,12 @@ fn what_an_example_turns_on_is_used() {
     let text = fs::read_to_string(deploy.join("agent.toml")).expect("read example");
     let Loaded::Agent(agent, _) = load("agent.toml", &all_settings(&text)) else { panic!("an agent") };
     assert_eq!(agent.replica.as_str(), "host-1");
+    assert_eq!(agent.limits, caponier::agent::Limits::default(), "what an example says it would do");
     assert!(agent.proxy.is_some_and(|proxy| proxy.credentials.is_some()));
     let text = fs::read_to_string(deploy.join("gateway.toml")).expect("read example");
     let Loaded::Gateway(gateway, _) = load("gateway.toml", &all_settings(&text)) else { panic!("a gateway") };
     assert!(gateway.admin_socket.is_some());
+    assert_eq!(gateway.limits, caponier::gateway::Limits::default(), "what an example says it would do");
     assert_eq!(gateway.local.len(), 1);
     let text = fs::read_to_string(deploy.join("resources.toml")).expect("read example");
     let Loaded::Resources(config) = load("resources.toml", &all_settings(&text)) else { panic!("resources") };

@@ -11,15 +11,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::BytesMut;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::{Agent, Orchestrator, Served};
+use super::live::{self, Case, State};
+use super::{Agent, Post};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
-use crate::identity::{Fingerprint, Principal, PublicKey};
+use crate::drain::Ticket;
+use crate::identity::{Fingerprint, Principal, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::Decision;
 use crate::policy::rule::Permit;
@@ -29,10 +31,10 @@ use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Opening, RunError, Running, ServerOptions,
+    self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, RunError, Running, ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
-use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
+use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -93,21 +95,25 @@ pub(super) struct Link {
 /// What the forwards of one link share.
 struct Shared {
     agent: Arc<Agent>,
-    served: Arc<Served>,
-    gateway: GatewayUrl,
-    orchestrator: Orchestrator,
+    post: Arc<Post>,
+    /// The name under which the link was made.
+    replica: ReplicaId,
+    /// The key that the gateway logged in with. What it may do is for each moment's configuration to say.
+    orchestrator: Fingerprint,
     switch: Switch,
     worn: CancellationToken,
+    moved: CancellationToken,
 }
 
 /// Dials, shakes hands and waits for the gateway's login.
-pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &GatewayUrl) -> Result<Link, LinkError> {
-    let connection = connect::connect(gateway.target(), agent.proxy.as_ref(), |addresses| agent.learn(addresses))
+pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) -> Result<Link, LinkError> {
+    let Post { name, gateway, .. } = &**post;
+    let connection = connect::connect(gateway.target(), state.proxy.as_ref(), |addresses| agent.learn(addresses))
         .await
         .map_err(|source| LinkError::Connect { gateway: gateway.clone(), source })?;
     let deadline = Instant::now() + limits::LOGIN_GRACE;
     let mut stream = connection.stream;
-    let line = wire::agent_line(&served.name, &agent.replica);
+    let line = wire::agent_line(name, &state.replica);
     let greet = |source| LinkError::Greet { gateway: gateway.clone(), source };
     let greeting = format!("{line}\r\n");
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
@@ -118,18 +124,18 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
     }
 
     let logins = Arc::new(Mutex::new(Logins::default()));
-    let login = OrchestratorLogin { served: served.clone(), logins: logins.clone() };
+    let login = OrchestratorLogin { agent: agent.clone(), post: post.clone(), logins: logins.clone() };
     let options = ServerOptions {
         line,
         said: true,
         head: greeted.head,
-        key: agent.key.clone(),
+        key: state.key.clone(),
         control_channel: true,
         keepalive: limits::LINK_KEEPALIVE,
         keepalive_max: 1,
         flow: Flow::Credit,
-        channels: limits::CHANNELS_PER_LINK,
-        opens: limits::PENDING_OPENS_PER_LINK,
+        channels: agent.limits().forwards_per_link,
+        opens: agent.limits().pending_opens_per_link,
     };
     let server = ssh::serve(stream, options, login, &agent.tasks)
         .await
@@ -146,17 +152,17 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
     let accepted = {
         let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
         match (&logins.accepted, &logins.refused) {
-            (Some(orchestrator), _) if !ended => Some(orchestrator.clone()),
+            (Some(orchestrator), _) if !ended => Some(*orchestrator),
             (_, Some((reason, key))) => {
                 let event = Event::new(Kind::AuthRefused)
-                    .organisation(&served.name.organisation)
-                    .agent(&served.name.agent)
+                    .organisation(&name.organisation)
+                    .agent(&name.agent)
                     .key(key)
                     .detail(gateway);
                 agent.trail.stranger(event, reason);
                 return Err(LinkError::LoginRefused {
                     gateway: gateway.clone(),
-                    organisation: served.name.organisation.to_string(),
+                    organisation: name.organisation.to_string(),
                     reason,
                     key: key.clone(),
                 });
@@ -172,16 +178,16 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
             }
             _ => LinkError::KeyNotAccepted {
                 gateway: gateway.clone(),
-                key: agent.key.public().fingerprint(),
-                agent: served.name.to_string(),
+                key: state.key.public().fingerprint(),
+                agent: name.to_string(),
             },
         });
     };
     let event = Event::new(Kind::LinkUp)
-        .organisation(&served.name.organisation)
-        .agent(&served.name.agent)
-        .replica(&agent.replica)
-        .key(accepted.key.fingerprint())
+        .organisation(&name.organisation)
+        .agent(&name.agent)
+        .replica(&state.replica)
+        .key(accepted)
         .detail(gateway);
     agent.trail.note(event).await.map_err(LinkError::Trail)?;
     cut.disarm();
@@ -189,50 +195,55 @@ pub(super) async fn link(agent: &Arc<Agent>, served: &Arc<Served>, gateway: &Gat
     let (opens, control_channel, running) = server.split();
     let shared = Arc::new(Shared {
         agent: agent.clone(),
-        served: served.clone(),
-        gateway: gateway.clone(),
+        post: post.clone(),
+        replica: state.replica.clone(),
         orchestrator: accepted,
         switch,
         worn: CancellationToken::new(),
+        moved: CancellationToken::new(),
     });
     Ok(Link { shared, opens, control_channel, unheard, running })
 }
 
 #[derive(Default)]
 struct Logins {
-    accepted: Option<Orchestrator>,
+    /// The key of the orchestrator that has logged in.
+    accepted: Option<Fingerprint>,
     refused: Option<(&'static str, String)>,
 }
 
 struct OrchestratorLogin {
-    served: Arc<Served>,
+    agent: Arc<Agent>,
+    post: Arc<Post>,
     logins: Arc<Mutex<Logins>>,
 }
 
 impl OrchestratorLogin {
-    fn find(&self, user: &str, key: &PublicKey) -> Option<&Orchestrator> {
-        let reason = if user == self.served.name.organisation.as_str() {
-            match self.served.orchestrators.get(&key.fingerprint()) {
-                Some(orchestrator) => return Some(orchestrator),
-                None => "unknown_key",
+    fn knows(&self, user: &str, key: &PublicKey) -> bool {
+        let key = key.fingerprint();
+        let reason = if user == self.post.name.organisation.as_str() {
+            if self.agent.state.current().orchestrator(&self.post.name.organisation, &key).is_some() {
+                return true;
             }
+            "unknown_key"
         } else {
             "other_organisation"
         };
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused =
-            Some((reason, key.fingerprint().to_string()));
-        None
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused = Some((reason, key.to_string()));
+        false
     }
 }
 
 impl Login for OrchestratorLogin {
     fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
-        self.find(user, key).is_some()
+        self.knows(user, key)
     }
 
     fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
-        let Some(orchestrator) = self.find(user, key).cloned() else { return false };
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(orchestrator);
+        if !self.knows(user, key) {
+            return false;
+        }
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(key.fingerprint());
         true
     }
 
@@ -247,6 +258,11 @@ impl Link {
         &self.shared.worn
     }
 
+    /// Fires when the gateway wants another link in the place of this one, which it may do again on each.
+    pub(super) fn moved(&self) -> &CancellationToken {
+        &self.shared.moved
+    }
+
     /// Its session's switch.
     pub(super) fn switch(&self) -> &Switch {
         &self.shared.switch
@@ -257,8 +273,10 @@ impl Link {
         let shared = self.shared;
         let agent = shared.agent.clone();
         let stop = agent.tasks.stopping().clone();
-        agent.tasks.spawn(converse(shared.clone(), self.control_channel));
+        let _present = agent.drain.greet();
+        let conversation = agent.tasks.spawn(converse(shared.clone(), self.control_channel));
         let mut opened: u64 = 0;
+        let mut revoked = false;
         let end = loop {
             tokio::select! {
                 opening = self.opens.recv() => {
@@ -267,13 +285,33 @@ impl Link {
                     if opened == limits::OPENS_PER_LINK {
                         shared.worn.cancel();
                     }
-                    if opening.over.is_some() {
-                        // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                        forward(&shared, opening).await;
-                    } else {
-                        let shared = shared.clone();
-                        agent.tasks.spawn(async move { forward(&shared, opening).await });
+                    let over = opening.over.map(|over| match over {
+                        Over::Channels => "forwards_per_link",
+                        Over::Opens => "pending_opens_per_link",
+                    });
+                    let organisation = &shared.post.name.organisation;
+                    let counted = agent.usage.open(&agent.limits(), organisation, std::time::Instant::now());
+                    let ticket = agent.drain.admit();
+                    // In line, not in a task: a flood of refusals must not become a flood of tasks; nor one of records.
+                    match (counted, over) {
+                        (Ok(()), None) if ticket.is_some() => {
+                            let shared = shared.clone();
+                            agent.tasks.spawn(async move { forward(&shared, opening, None, ticket).await });
+                        }
+                        (Err(flood), _) if !flood.record => {
+                            self.unheard.fetch_add(1, Ordering::Relaxed);
+                            let peer = Originator::parse(&opening.originator).ok().flatten();
+                            let forward = peer.as_ref().map(|originator| &originator.forward);
+                            opening.refuse(RefusalCode::Limit, forward, flood.limit).await;
+                        }
+                        (Err(flood), None) => forward(&shared, opening, Some(flood.limit), ticket).await,
+                        (_, over) => forward(&shared, opening, over, ticket).await,
                     }
+                }
+                () = shared.revoked() => {
+                    info!(gateway = %shared.post.gateway, "cutting a link that the configuration no longer allows");
+                    revoked = true;
+                    break LinkEnd::Lost;
                 }
                 () = stop.cancelled() => break LinkEnd::Stopped,
             }
@@ -282,10 +320,10 @@ impl Link {
         let unheard = self.unheard.load(Ordering::Relaxed);
         if unheard > 0 {
             let event = Event::new(Kind::PeerViolation)
-                .organisation(&shared.served.name.organisation)
-                .agent(&shared.served.name.agent)
-                .replica(&agent.replica)
-                .key(shared.orchestrator.key.fingerprint())
+                .organisation(&shared.post.name.organisation)
+                .agent(&shared.post.name.agent)
+                .replica(&shared.replica)
+                .key(shared.orchestrator)
                 .reason("opens_flood")
                 .detail(format!("{unheard} opens were refused without a record of their own"));
             if let Err(error) = agent.trail.note(event).await {
@@ -293,17 +331,20 @@ impl Link {
             }
         }
         let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
+        // What the gateway said before it hung up is heard before the link counts as ended.
+        drop(timeout(limits::STOP_GRACE, conversation).await);
         let (reason, detail) = match (ended, &end) {
-            (_, LinkEnd::Stopped) => ("stopped", shared.gateway.to_string()),
-            (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.gateway.to_string()),
-            (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.gateway, Chain(&error))),
-            (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.gateway)),
+            (_, LinkEnd::Stopped) => ("stopped", shared.post.gateway.to_string()),
+            (_, LinkEnd::Lost) if revoked => ("revoked", shared.post.gateway.to_string()),
+            (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.post.gateway.to_string()),
+            (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.post.gateway, Chain(&error))),
+            (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.post.gateway)),
         };
         let event = Event::new(Kind::LinkDown)
-            .organisation(&shared.served.name.organisation)
-            .agent(&shared.served.name.agent)
-            .replica(&agent.replica)
-            .key(shared.orchestrator.key.fingerprint())
+            .organisation(&shared.post.name.organisation)
+            .agent(&shared.post.name.agent)
+            .replica(&shared.replica)
+            .key(shared.orchestrator)
             .reason(reason)
             .detail(detail);
         if let Err(error) = agent.trail.note(event).await {
@@ -313,7 +354,42 @@ impl Link {
     }
 }
 
-/// The control channel: says hello, and listens.
+impl Shared {
+    /// Waits until the configuration no longer has the gateway, or the key that it logged in with.
+    async fn revoked(&self) {
+        let organisation = &self.post.name.organisation;
+        tokio::select! {
+            () = self.post.dismissed.cancelled() => {}
+            () = self.agent.state.until(|state| state.orchestrator(organisation, &self.orchestrator).is_none()) => {}
+        }
+    }
+
+    /// Whether a forward that was permitted to `addresses` would be still, on this link.
+    fn allows(&self, state: &State, case: &Case<'_>, addresses: &[IpAddr]) -> bool {
+        !self.post.dismissed.is_cancelled() && state.allows(case, addresses, &self.agent.guard(state))
+    }
+
+    /// Waits until a state that `changes` has not seen yet no longer allows what was permitted.
+    async fn no_longer_allows(&self, mut changes: watch::Receiver<Arc<State>>, case: &Case<'_>, addresses: &[IpAddr]) {
+        loop {
+            tokio::select! {
+                () = self.post.dismissed.cancelled() => return,
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        // The agent is going away, and ends the forward itself.
+                        std::future::pending().await
+                    }
+                }
+            }
+            let state = changes.borrow_and_update().clone();
+            if !self.allows(&state, case, addresses) {
+                return;
+            }
+        }
+    }
+}
+
+/// The control channel: says hello, listens, and says when the agent drains.
 async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel>) {
     let Ok(ControlChannel { mut channel, granted }) = channel.await else { return };
     tokio::select! {
@@ -323,7 +399,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
             if event == ssh::Event::Closed {
                 return;
             }
-            debug!(gateway = %shared.gateway, "cutting a link whose gateway uses a channel that it was not granted");
+            debug!(gateway = %shared.post.gateway, "cutting a link whose gateway uses a channel that it was not granted");
             return shared.switch.cut();
         }
     }
@@ -331,21 +407,50 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
-        replica: Some(shared.agent.replica.to_string()),
+        replica: Some(shared.replica.to_string()),
+        instance: Some(shared.agent.instance.clone()),
+        started: Some(shared.agent.started),
     });
     if channel.writer.send(hello.encode()).await.is_err() {
         return;
     }
+    let ssh::Channel { reader, mut writer } = channel;
+    let drain = &shared.agent.drain;
+    let speak = async {
+        drain.begun().cancelled().await;
+        let deadline_s = u32::try_from(drain.left().as_secs()).unwrap_or(u32::MAX);
+        if writer.send(Control::Drain(Drain { deadline_s }).encode()).await.is_err() {
+            debug!(gateway = %shared.post.gateway, "the gateway could not be told of the drain");
+        }
+        // Whoever listens sees the end of the channel.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = speak => {}
+        () = listen(&shared, reader) => {}
+    }
+}
+
+/// Reads what the gateway says on the control channel, to its end.
+async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     let mut buffer = BytesMut::new();
-    while let Some(bytes) = channel.reader.bytes().await {
+    while let Some(bytes) = reader.bytes().await {
         buffer.extend_from_slice(&bytes);
         loop {
             match Control::decode(&mut buffer) {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                // Once is enough: what is said again on the same link asks for nothing more.
+                Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {
+                    info!(gateway = %shared.post.gateway, ?message, "the gateway wants another link");
+                    shared.moved.cancel();
+                }
+                Ok(Some(message @ (Control::Drain(_) | Control::Move | Control::Superseded))) => {
+                    debug!(?message, "the gateway said");
+                }
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
                 Ok(None) => break,
                 Err(error) => {
-                    info!(gateway = %shared.gateway, %error, "cutting a link whose gateway breaks the protocol");
+                    info!(gateway = %shared.post.gateway, %error, "cutting a link whose gateway breaks the protocol");
                     shared.switch.cut();
                     return;
                 }
@@ -354,16 +459,19 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     }
 }
 
-/// One forward, from the gateway's request to its end.
-async fn forward(shared: &Shared, opening: Opening) {
+/// One forward, from the gateway's request to its end; or, with a limit that it is `over`, or without a ticket because the
+/// agent drains, to its refusal.
+async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, ticket: Option<Ticket>) {
     let agent = &shared.agent;
-    let key = shared.orchestrator.key.fingerprint();
+    let key = shared.orchestrator;
+    // Decided on the state that holds now, and from then on again on each that this has not seen.
+    let (state, changes) = agent.state.follow();
     let originator = Originator::parse(&opening.originator);
     let mut record = crate::audit::Opening {
         forward: ForwardId::random().to_string(),
-        organisation: Some(shared.served.name.organisation.clone()),
+        organisation: Some(shared.post.name.organisation.clone()),
         agent: Some(agent.id.clone()),
-        replica: Some(agent.replica.clone()),
+        replica: Some(shared.replica.clone()),
         key: Some(key),
         target: format!("{}:{}", opening.host, opening.port),
         ..crate::audit::Opening::default()
@@ -380,43 +488,42 @@ async fn forward(shared: &Shared, opening: Opening) {
     };
     let refusal = Refusal { shared, opening, record, peer };
 
-    let principal = match (&originator, &shared.orchestrator.asserts) {
-        (Err(_), _) => {
+    let claimed = match &originator {
+        Ok(originator) => originator.as_ref().map(|originator| &originator.principal),
+        Err(_) => {
             let claimed: String = refusal.opening.originator.escape_debug().take(128).collect();
             return refusal.deny(RefusalCode::Malformed, "malformed_originator", &claimed).await;
         }
-        (Ok(Some(originator)), Some(asserts)) => {
-            let principal = Principal::Named(originator.principal.clone());
-            if !asserts.iter().any(|pattern| pattern.matches(&principal)) {
-                return refusal
-                    .deny(RefusalCode::Denied, "principal_not_asserted", "the key may not speak for it")
-                    .await;
-            }
-            principal
-        }
-        (Ok(Some(_)), None) => {
-            let detail = "the key has no asserts, so it speaks for itself alone";
-            return refusal.deny(RefusalCode::Denied, "principal_not_asserted", detail).await;
-        }
-        (Ok(None), Some(_)) => {
-            return refusal.deny(RefusalCode::Denied, "principal_missing", "the key must say for whom it speaks").await;
-        }
-        (Ok(None), None) => Principal::Key(key),
+    };
+    let Some((served, orchestrator)) = state.orchestrator(&shared.post.name.organisation, &key) else {
+        return refusal.deny(RefusalCode::Denied, "revoked", "the configuration no longer has the link's key").await;
+    };
+    let principal = match live::speaker(orchestrator, &key, claimed) {
+        Ok(principal) => principal,
+        Err((reason, detail)) => return refusal.deny(RefusalCode::Denied, reason, detail).await,
     };
     let mut refusal = refusal;
     refusal.record.principal = Some(principal.clone());
 
-    if let Some(limit) = refusal.opening.over {
-        return refusal.deny(RefusalCode::Limit, "limit", limit).await;
-    }
+    let counted = match over {
+        Some(limit) => Err(limit),
+        None => agent.usage.forward(&agent.limits(), &shared.post.name.organisation),
+    };
+    let _counted = match counted {
+        Ok(counted) => counted,
+        Err(limit) => return refusal.deny(RefusalCode::Limit, "limit", limit).await,
+    };
+    let Some(mut ticket) = ticket else {
+        return refusal.deny(RefusalCode::Draining, "draining", "the agent goes away").await;
+    };
     let target = match Target::from_wire(&refusal.opening.host, refusal.opening.port) {
         Ok(target) => target,
         Err(error) => return refusal.deny(RefusalCode::Malformed, "malformed_target", &error.to_string()).await,
     };
     refusal.record.target = target.to_string();
 
-    let guard = agent.guard();
-    let allow = &shared.served.allow;
+    let guard = agent.guard(&state);
+    let allow = &served.allow;
     if let Err(denial) = allow.consider(&principal, &target, &guard) {
         return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
     }
@@ -448,8 +555,26 @@ async fn forward(shared: &Shared, opening: Opening) {
         Err(TrailError::Duplicate) => return refusal.deny(RefusalCode::Malformed, "duplicate_forward", "").await,
         Err(error) => return refusal.unrecorded(&error).await,
     };
+    let case = Case {
+        organisation: &shared.post.name.organisation,
+        key: &key,
+        claimed,
+        principal: &principal,
+        target: &target,
+    };
     let dialled = tokio::select! {
+        // First: to what has been taken back by now, no connection is made.
+        biased;
+        () = shared.no_longer_allows(changes.clone(), &case, &resolved) => {
+            let detail = "the configuration changed while the forward was opened".to_owned();
+            entry.finish(Ending::Denied { reason: "revoked", detail });
+            return refusal.answer(RefusalCode::Denied, "revoked").await;
+        }
         dialled = timeout_at(deadline, dial(permit)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        why = agent.drain.cut() => {
+            entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
+            return refusal.answer(RefusalCode::Draining, "the agent goes away").await;
+        }
         // The gateway is gone: the entry ends as abandoned.
         () = shared.switch.gone().cancelled() => return,
     };
@@ -461,17 +586,26 @@ async fn forward(shared: &Shared, opening: Opening) {
         }
     };
     entry.established(Some(address));
+    ticket.opened();
     // Whoever names an originator in our form is our gateway, and speaks of credit.
     let flow = if refusal.peer.is_some() { Flow::Credit } else { Flow::Stock };
     let Some(channel) = refusal.opening.accept(flow).await else { return };
     let counters = entry.counters();
     let stop = CancellationToken::new();
+    let mut cut = "agent_stopped";
+    // Of all that were permitted, the one that counts from here on.
+    let addresses = [address.ip()];
     let (end, remains) = {
-        let splice = splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, &stop);
+        let splice =
+            splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, agent.limits().forward, &stop);
         tokio::pin!(splice);
         let why = tokio::select! {
             end = &mut splice => Some(end),
-            () = agent.tasks.stopping().cancelled() => None,
+            () = shared.no_longer_allows(changes, &case, &addresses) => None,
+            why = agent.drain.cut() => {
+                cut = why;
+                None
+            }
             () = unrecorded.cancelled() => None,
         };
         match why {
@@ -484,12 +618,16 @@ async fn forward(shared: &Shared, opening: Opening) {
     };
     let reason = match end {
         End::Clean => "eof",
+        // Also where the link was cut for the same reason, and that was noticed first.
+        End::NearBroke(_) | End::Stopped if !shared.allows(&agent.state.current(), &case, &addresses) => "revoked",
         End::NearBroke(_) if shared.switch.gone().is_cancelled() => "link_lost",
         End::NearBroke(_) => "client_gone",
         End::FarBroke(_) => "target_broke",
         End::Stalled => "stalled",
+        End::Idle => "idle",
+        End::Expired => "expired",
         End::Stopped if unrecorded.is_cancelled() => "audit_failed",
-        End::Stopped => "agent_stopped",
+        End::Stopped => cut,
     };
     entry.finish(counters.ended(reason));
     remains.leave().await;
@@ -522,6 +660,8 @@ impl Refusal<'_> {
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");
         match self.shared.agent.trail.deny(self.record.clone(), reason, detail).await {
+            // Which limit it is, so that the gateway's trail says so too.
+            Ok(()) if code == RefusalCode::Limit => self.answer(code, detail).await,
             Ok(()) => self.answer(code, reason).await,
             Err(error) => self.unrecorded(&error).await,
         }

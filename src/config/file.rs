@@ -7,6 +7,7 @@ use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -17,10 +18,12 @@ use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::limits;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
 use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
+use crate::tunnel::splice::Bounds;
 use crate::{agent, gateway};
 
 /// Reads an agent's configuration. `None` if something was wrong, which is then recorded as a fault.
@@ -38,17 +41,21 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         None => replica_of_host(&table),
     };
     let proxy = proxy(&table);
+    let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
     let organisations: Vec<_> = tables.iter().map(|table| agent_organisation(table, &mut ids, &mut keys)).collect();
+    let limits = agent_limits(&table);
     let (audit, log) = (audit(root), log(root));
     let config = agent::Config {
         id: id?,
         replica: replica?,
         key: key?,
         proxy: proxy?,
+        drain: drain?,
         organisations: organisations.into_iter().collect::<Option<_>>()?,
         audit: audit?,
+        limits: limits?,
     };
     Some((config, log?))
 }
@@ -75,6 +82,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         if path.is_dir() { Some(path) } else { item.reject(format!("no folder {}", path.display())) }
     });
     let admin_socket = optional(table.optional("admin_socket"), |item| item.path());
+    let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the gateway would have nobody to serve");
     let mut ids = Once::new("organisation");
     let organisations: Vec<_> = tables
@@ -93,15 +101,18 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     // Where an id is faulty, that an organisation is not there says nothing.
     let known = (ids.0.len() == tables.len()).then_some(&ids);
     let local: Vec<_> = root.tables("local").iter().map(|table| local(table, known, &mut addresses)).collect();
+    let limits = gateway_limits(&table);
     let (audit, log) = (audit(root), log(root));
     let config = gateway::Config {
         listen: listen?,
         host_key: host_key?,
         registry: registry?,
         admin_socket: admin_socket?,
+        drain: drain?,
         organisations: organisations.into_iter().collect::<Option<_>>()?,
         local: local.into_iter().collect::<Option<_>>()?,
         audit: audit?,
+        limits: limits?,
     };
     Some((config, log?))
 }
@@ -245,6 +256,82 @@ fn local(
     Some(Local { listen: listen?, agent: agent?, target: target?, principal: principal? })
 }
 
+fn agent_limits(table: &Table<'_>) -> Option<agent::Limits> {
+    let defaults = agent::Limits::default();
+    let Some(item) = table.optional("limits") else { return Some(defaults) };
+    let table = item.table()?;
+    let forwards = bound(&table, "forwards", defaults.forwards, FORWARDS);
+    let per_organisation = bound(&table, "forwards_per_organisation", defaults.forwards_per_organisation, FORWARDS);
+    let per_link = bound(&table, "forwards_per_link", defaults.forwards_per_link, LINK);
+    let pending = bound(&table, "pending_opens_per_link", defaults.pending_opens_per_link, PENDING);
+    let opens = bound(&table, "opens_per_second_per_organisation", defaults.opens_per_second_per_organisation, OPENS);
+    let forward = forward_bounds(&table);
+    Some(agent::Limits {
+        forwards: forwards?,
+        forwards_per_organisation: per_organisation?,
+        forwards_per_link: per_link?,
+        pending_opens_per_link: pending?,
+        opens_per_second_per_organisation: opens?,
+        forward: forward?,
+    })
+}
+
+fn gateway_limits(table: &Table<'_>) -> Option<gateway::Limits> {
+    let defaults = gateway::Limits::default();
+    let Some(item) = table.optional("limits") else { return Some(defaults) };
+    let table = item.table()?;
+    let per_link = bound(&table, "forwards_per_link", defaults.forwards_per_link, LINK);
+    let per_principal = bound(&table, "forwards_per_principal", defaults.forwards_per_principal, FORWARDS);
+    let per_organisation = bound(&table, "forwards_per_organisation", defaults.forwards_per_organisation, FORWARDS);
+    let sessions = bound(&table, "sessions_per_principal", defaults.sessions_per_principal, SESSIONS);
+    let pending = bound(&table, "pending_opens_per_principal", defaults.pending_opens_per_principal, FORWARDS);
+    let opens = bound(&table, "opens_per_second_per_principal", defaults.opens_per_second_per_principal, OPENS);
+    let all_opens =
+        bound(&table, "opens_per_second_per_organisation", defaults.opens_per_second_per_organisation, OPENS);
+    let forward = forward_bounds(&table);
+    Some(gateway::Limits {
+        forwards_per_link: per_link?,
+        forwards_per_principal: per_principal?,
+        forwards_per_organisation: per_organisation?,
+        sessions_per_principal: sessions?,
+        pending_opens_per_principal: pending?,
+        opens_per_second_per_principal: opens?,
+        opens_per_second_per_organisation: all_opens?,
+        forward: forward?,
+    })
+}
+
+/// The most that a limit can be set to, and why no more. None can be set to 0, which would refuse everything.
+type Most = (usize, &'static str);
+
+const FORWARDS: Most = (limits::FORWARDS_MAX, "each live forward holds a place in the trail, and this is half of them");
+const LINK: Most = (limits::CHANNELS_PER_LINK, "the memory of a link is bounded for so many channels");
+const PENDING: Most = (limits::PENDING_OPENS_PER_LINK, "a gateway asks for no more at once");
+const SESSIONS: Most = (limits::SESSIONS_MAX, "each session may hold memory of the gateway");
+const OPENS: Most = (limits::OPENS_PER_SECOND_MAX as usize, "no trail takes the records of more");
+
+fn bound<T: TryFrom<i64>>(table: &Table<'_>, key: &str, default: T, (most, why): Most) -> Option<T> {
+    let range = 1..=i64::try_from(most).unwrap_or(i64::MAX);
+    match table.optional(key) {
+        Some(item) => item.integer_because(range, &format!("0 would refuse everything, and {why}")),
+        None => Some(default),
+    }
+}
+
+/// How long forwards may go on. 0 is no limit, as is leaving it out.
+fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
+    let seconds = |key| {
+        let most = limits::FORWARD_LIFE_MAX.as_secs();
+        let range = 0..=i64::try_from(most).unwrap_or(i64::MAX);
+        let seconds = optional(table.optional(key), |item| {
+            item.integer_because::<u64>(range, "seconds, up to a year; 0 is no limit")
+        })?;
+        Some(seconds.filter(|seconds| *seconds > 0).map(Duration::from_secs))
+    };
+    let (idle, life) = (seconds("idle_s"), seconds("life_s"));
+    Some(Bounds { idle: idle?, life: life? })
+}
+
 fn audit(root: &Table<'_>) -> Option<Sink> {
     let table = root.required_table("audit")?;
     let stdout = table.optional("stdout");
@@ -265,6 +352,13 @@ fn audit(root: &Table<'_>) -> Option<Sink> {
             None
         }
     }
+}
+
+/// How long what runs may go on after the signal to end.
+fn drain(table: &Table<'_>) -> Option<Duration> {
+    let longest = i64::try_from(limits::DRAIN_MAX.as_secs()).unwrap_or(i64::MAX);
+    let seconds = optional(table.optional("drain_s"), |item| item.integer::<u32>(0..=longest))?;
+    Some(seconds.map_or(limits::DRAIN, |seconds| Duration::from_secs(seconds.into())))
 }
 
 fn log(root: &Table<'_>) -> Option<Log> {

@@ -2,6 +2,7 @@
 //! record the end.
 
 use std::sync::PoisonError;
+use std::time::Instant;
 
 use jiff::Timestamp;
 use tokio::time::timeout;
@@ -11,6 +12,7 @@ use tracing::debug;
 use super::Gateway;
 use crate::audit::{self, Ending};
 use crate::chain::Chain;
+use crate::drain::Ticket;
 use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
 use crate::limits;
 use crate::policy::Decision;
@@ -38,8 +40,38 @@ pub(super) struct Request {
     pub(super) door: &'static str,
     /// On whose word the principal rests, where that is not its own key.
     pub(super) asserted_by: Option<String>,
-    /// A limit of the door that stands against it.
+    /// A limit that stands against it already.
     pub(super) over: Option<&'static str>,
+    /// Its place among the forwards that a drain waits for; `None` if the drain came first.
+    pub(super) ticket: Option<Ticket>,
+    /// Fires when the door itself is taken away, which takes what came in by it along.
+    pub(super) withdrawn: Option<CancellationToken>,
+}
+
+/// What a request is, as far as limits go. Doors ask for this before they make a task of it: a flood of refusals must not
+/// become a flood of tasks, or of records.
+pub(super) enum Admission {
+    /// In a task of its own.
+    Judge(Request),
+    /// In line: it can only be recorded and refused.
+    Refuse(Request),
+    /// Refused without a record of its own. The door counts it, and records the sum.
+    Unheard,
+}
+
+impl Request {
+    /// Counts it among what its principal asks for in a second.
+    pub(super) fn admit(mut self, gateway: &Gateway) -> Admission {
+        let limits = gateway.limits();
+        let counted = gateway.quotas.open(&limits, &self.agent.organisation, &self.principal, Instant::now());
+        match counted {
+            Ok(()) if self.over.is_none() && self.ticket.is_some() => return Admission::Judge(self),
+            Err(flood) if !flood.record => return Admission::Unheard,
+            Err(flood) => self.over = self.over.or(Some(flood.limit)),
+            Ok(()) => {}
+        }
+        Admission::Refuse(self)
+    }
 }
 
 /// What an outsider is told: one of these, and nothing else.
@@ -47,6 +79,8 @@ pub(super) struct Request {
 pub(super) enum Public {
     /// The policy of either side says no.
     NotAllowed,
+    /// This gateway goes away; another one may serve.
+    Draining,
     /// Anything else.
     NotAvailable,
 }
@@ -55,7 +89,7 @@ impl Public {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::NotAllowed => "not allowed",
-            Self::NotAvailable => "not available",
+            Self::Draining | Self::NotAvailable => "not available",
         }
     }
 }
@@ -70,7 +104,8 @@ pub(super) trait Answer: Send {
 
 /// Runs one forward from its request to its end. `gone` fires when the door's session has ended: a forward that is still
 /// opening is then abandoned; one that is open ends by itself, when what its client had sent has been delivered.
-pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl Answer, gone: &CancellationToken) {
+pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: impl Answer, gone: &CancellationToken) {
+    let ticket = request.ticket.take();
     let id = ForwardId::random();
     let record = audit::Opening {
         forward: id.to_string(),
@@ -86,12 +121,17 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     };
     let denied = |reason: &'static str, detail: String, public: Public| (reason, detail, public);
     let decided = match (&request.target, request.over) {
+        _ if ticket.is_none() => Err(denied("draining", "the gateway goes away".to_owned(), Public::Draining)),
         (_, Some(limit)) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
         (Err(error), None) => Err(denied("malformed_target", error.to_string(), Public::NotAllowed)),
+        (Ok(_), None) if !gateway.state.current().serves(&request.agent.organisation) => {
+            let detail = "the configuration has no such organisation".to_owned();
+            Err(denied("organisation_not_served", detail, Public::NotAllowed))
+        }
         (Ok(target), None) => {
             match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
                 Decision::Allow(pass) => {
-                    match gateway.quotas.forward(&request.agent.organisation, &request.principal) {
+                    match gateway.quotas.forward(&gateway.limits(), &request.agent.organisation, &request.principal) {
                         Ok(counted) => Ok((pass, target, counted)),
                         Err(limit) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
                     }
@@ -100,7 +140,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             }
         }
     };
-    let (pass, target, _counted) = match decided {
+    let (pass, target, mut counted) = match decided {
         Ok(decided) => decided,
         Err((reason, detail, public)) => {
             debug!(reason, "denied a forward");
@@ -124,8 +164,8 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         return answer.refuse(Public::NotAvailable).await;
     };
     entry.served_by(Some(ride.link().replica.clone()), None);
-    if ride.link().live() > limits::CHANNELS_PER_LINK {
-        entry.finish(Ending::Failed { reason: "limit", detail: "channels_per_link".to_owned() });
+    if ride.link().live() > gateway.limits().forwards_per_link {
+        entry.finish(Ending::Failed { reason: "limit", detail: "forwards_per_link".to_owned() });
         return answer.refuse(Public::NotAvailable).await;
     }
     let originator =
@@ -136,11 +176,15 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         // First: what has been taken back by now is not even asked for.
         biased;
         () = &mut revoked => {
-            let detail = "the registry changed while the forward was opened".to_owned();
+            let detail = "the registry or the configuration changed while the forward was opened".to_owned();
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return answer.refuse(Public::NotAllowed).await;
         }
         opened = timeout(limits::ANSWER_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        why = gateway.drain.cut() => {
+            entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
+            return answer.refuse(Public::Draining).await;
+        }
         // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
@@ -157,18 +201,23 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             return answer.refuse(Public::NotAvailable).await;
         }
     };
+    counted.opened();
     entry.established(None);
+    let _ticket = ticket.map(|mut ticket| {
+        ticket.opened();
+        ticket
+    });
     let Some(near) = answer.accept().await else { return };
 
     let counters = entry.counters();
     let stop = CancellationToken::new();
-    let splice = splice::splice(near, Side::Channel(channel), &counters, &stop);
+    let splice = splice::splice(near, Side::Channel(channel), &counters, gateway.limits().forward, &stop);
     tokio::pin!(splice);
     let cut = tokio::select! {
         end = &mut splice => Err(end),
         () = &mut revoked => Ok("revoked"),
         () = unrecorded.cancelled() => Ok("audit_failed"),
-        () = gateway.tasks.stopping().cancelled() => Ok("gateway_stopped"),
+        why = gateway.drain.cut() => Ok(why),
     };
     let (reason, remains) = match cut {
         Ok(reason) => {
@@ -179,9 +228,13 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             let reason = match end {
                 End::Clean => "eof",
                 End::NearBroke(_) => "client_gone",
+                // The link was cut with all of its organisation's, and that was noticed first.
+                End::FarBroke(_) if !gateway.state.current().serves(&request.agent.organisation) => "revoked",
                 End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => "link_lost",
                 End::FarBroke(_) => "target_broke",
                 End::Stalled => "stalled",
+                End::Idle => "idle",
+                End::Expired => "expired",
                 End::Stopped => "gateway_stopped",
             };
             (reason, remains)
@@ -191,8 +244,22 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     remains.leave().await;
 }
 
-/// Waits until the registry says no to what it has allowed, which it may have done since it was asked.
+/// Waits until the registry or the configuration says no to what it has allowed, which it may have done since it was asked.
 async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target) {
+    let withdrawn = async {
+        match &request.withdrawn {
+            Some(withdrawn) => withdrawn.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = no_longer_registered(gateway, request, target) => {}
+        () = gateway.state.until(|state| !state.serves(&request.agent.organisation)) => {}
+        () = withdrawn => {}
+    }
+}
+
+async fn no_longer_registered(gateway: &Gateway, request: &Request, target: &Target) {
     let mut changed = gateway.registry.changed();
     loop {
         let now = Timestamp::now();

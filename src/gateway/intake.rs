@@ -19,20 +19,22 @@ use super::roster::Link;
 use super::{Gateway, door};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
-use crate::identity::{AgentName, ReplicaId};
+use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
-use crate::tunnel::ssh::{self, Channel, ClientOptions, Violation};
-use crate::tunnel::wire::{self, Control, Hello, Peer};
+use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
+use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
-/// Accepts until the gateway stops.
+/// Accepts until the gateway drains.
 pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
-    let stop = gateway.tasks.stopping().clone();
+    let stop = gateway.drain.begun().clone();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // What is not accepted now waits for whoever shares the listener.
+            biased;
             () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, address)) => match gateway.room.seat(address.ip()) {
@@ -115,7 +117,7 @@ async fn link(
         established = timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)) => established,
         () = stop.cancelled() => return,
     };
-    let (client, control, hello) = match established {
+    let (client, login, control, hello) = match established {
         Ok(Ok(established)) => established,
         Ok(Err((reason, detail))) => {
             debug!(reason, detail, "did not link");
@@ -136,6 +138,7 @@ async fn link(
     // A replica without a name of its own is told apart by nothing; it shares the name with others of its kind.
     let replica = replica.or_else(|| "unnamed".parse().ok());
     let Some(replica) = replica else { return };
+    let _present = gateway.drain.greet();
     let link = Arc::new(Link::new(name, replica, address, hello.version, client));
     let event = |kind| {
         Event::new(kind)
@@ -160,16 +163,19 @@ async fn link(
         surplus.client().control().cut();
     }
     let gone = link.client().control().gone().clone();
+    let Channel { reader, writer } = control;
     let reason = tokio::select! {
         () = gone.cancelled() => "lost",
         () = no_longer_registered(&gateway, &link) => "revoked",
-        () = link.spent() => "replaced",
+        () = gateway.state.until(|state| !state.serves(&link.name.organisation)) => "revoked",
+        () = link.spent() => if link.is_leaving() { "agent_drained" } else { "replaced" },
         () = stop.cancelled() => "stopped",
-        () = listen(control, &gone) => "protocol_violation",
+        () = listen(&link, reader, &gone) => "protocol_violation",
+        () = speak(&gateway, &link, login, writer) => "drained",
     };
     gateway.roster.remove(&link);
-    if reason == "replaced" {
-        link.client().disconnect("replaced").await;
+    if matches!(reason, "replaced" | "agent_drained" | "drained") {
+        link.client().disconnect(reason).await;
         // The agent hangs up when it has read that; if it does not, the cut below does.
         drop(timeout_at(Instant::now() + limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
@@ -187,14 +193,14 @@ async fn establish(
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,
-) -> Result<(ssh::Client, Channel, Hello), (&'static str, String)> {
+) -> Result<(ssh::Client, Fingerprint, Channel, Hello), (&'static str, String)> {
     let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
     let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
     let host_key = Box::new({
         let (gateway, name, refused) = (gateway.clone(), name.clone(), refused.clone());
         move |key: &crate::identity::PublicKey| {
             let fingerprint = key.fingerprint();
-            let served = gateway.login_keys.contains_key(&name.organisation);
+            let served = gateway.state.current().serves(&name.organisation);
             let judged = gateway.registry.current().agent(&name, &fingerprint, Timestamp::now());
             let reason = match judged {
                 Ok(()) if served => return true,
@@ -232,7 +238,8 @@ async fn establish(
         let refused = refused.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         refused.unwrap_or_else(|| ("handshake", Chain(&error).to_string()))
     })?;
-    let key = gateway.login_keys.get(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let state = gateway.state.current();
+    let key = state.login_key(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
     let client = stranger
         .login(name.organisation.as_str(), key, &gateway.tasks, limits::PENDING_OPENS_PER_LINK)
         .await
@@ -252,6 +259,8 @@ async fn establish(
         features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: None,
+        instance: None,
+        started: None,
     });
     let broken = |error: &dyn std::fmt::Display| ("control_channel", error.to_string());
     control.writer.send(hello.encode()).await.map_err(|error| broken(&error))?;
@@ -264,9 +273,10 @@ async fn establish(
             }
             Some(Control::Hello(hello)) => {
                 cut.disarm();
-                return Ok((client, control, hello));
+                return Ok((client, key.public().fingerprint(), control, hello));
             }
-            Some(Control::Unknown(_)) => continue,
+            // What an agent has to say before its hello is of no use yet.
+            Some(Control::Drain(_) | Control::Move | Control::Superseded | Control::Unknown(_)) => continue,
             None => {}
         }
         match control.reader.bytes().await {
@@ -277,10 +287,10 @@ async fn establish(
 }
 
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(mut control: Channel, gone: &CancellationToken) {
+async fn listen(link: &Link, mut reader: Reader, gone: &CancellationToken) {
     let mut buffer = BytesMut::new();
     loop {
-        match control.reader.bytes().await {
+        match reader.bytes().await {
             Some(bytes) => buffer.extend_from_slice(&bytes),
             // Without its control channel a link is of no use; if the session is gone, that is the reason to tell.
             None => {
@@ -292,12 +302,49 @@ async fn listen(mut control: Channel, gone: &CancellationToken) {
         }
         loop {
             match Control::decode(&mut buffer) {
+                Ok(Some(Control::Drain(_))) => {
+                    if link.leave() {
+                        info!(agent = %link.name, replica = %link.replica, "the agent drains; it gets nothing new");
+                    }
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
             }
         }
     }
+}
+
+/// Says on the control channel what is to be said: that the agent is to make another link, because the organisation has
+/// another login key than the one that `login` names; and that this gateway drains. The link is then retired by the other,
+/// or, where the agent does not know the new key, stays. Returns when a drain has left the link without a forward.
+async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer) {
+    let differs = |key: &PrivateKey| key.public().fingerprint() != login;
+    let mut moved = false;
+    loop {
+        let message = tokio::select! {
+            () = gateway.drain.begun().cancelled() => {
+                let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
+                Control::Drain(Drain { deadline_s })
+            }
+            () = gateway.state.until(|state| state.login_key(&link.name.organisation).is_some_and(differs)), if !moved => {
+                info!(agent = %link.name, replica = %link.replica, "the login key has changed: asking for another link");
+                moved = true;
+                Control::Move
+            }
+        };
+        if let Err(error) = writer.send(message.encode()).await {
+            // The link is as good as gone, which is noticed elsewhere. The writer is kept: without it the channel would end.
+            debug!(%error, "could not ask for another link");
+            return std::future::pending().await;
+        }
+        if gateway.drain.begun().is_cancelled() && message != Control::Move {
+            break;
+        }
+    }
+    // What has been accepted may still need the link; when nothing does, it ends with its last forward.
+    gateway.drain.all_opened().await;
+    link.idle().await;
 }
 
 /// Waits until the registry no longer holds the link's key for its agent.

@@ -415,6 +415,22 @@ impl Allowlist {
         }
     }
 
+    /// Decides again on what has been decided: whether these rules would still permit any of `addresses`, which a name was
+    /// resolved to, or which was dialled. Nothing is looked up, so that what runs is judged by where it leads and not by
+    /// what its name means by now. Yields no permit: it is about what is there already.
+    ///
+    /// # Errors
+    /// The denial, if they would permit none of them.
+    pub fn reconsider(
+        &self,
+        principal: &Principal,
+        target: &Target,
+        addresses: &[IpAddr],
+        guard: &Guard,
+    ) -> Result<(), Denial> {
+        self.decide(principal, target, addresses, guard).into_result().map(drop)
+    }
+
     fn judge(&self, request: &Request<'_>, addresses: Option<&[IpAddr]>) -> Result<(&Rule, Vec<IpAddr>), Denial> {
         if request.guard.holds(request.target) {
             return Err(own_gateway(request.target, &request.target.host));

@@ -72,6 +72,8 @@ pub struct Files {
     dir: PathBuf,
     current: ArcSwap<Snapshot>,
     version: watch::Sender<u64>,
+    /// Told of changes, by the system or on its behalf.
+    woken: Arc<Notify>,
 }
 
 impl fmt::Debug for Files {
@@ -118,7 +120,18 @@ impl Files {
     /// With every fault in it, if there is one: there is no good state yet to go on with.
     pub fn open(dir: PathBuf) -> Result<Arc<Self>, Faults> {
         let snapshot = load(&dir)?;
-        Ok(Arc::new(Self { dir, current: ArcSwap::from_pointee(snapshot), version: watch::Sender::new(0) }))
+        Ok(Arc::new(Self {
+            dir,
+            current: ArcSwap::from_pointee(snapshot),
+            version: watch::Sender::new(0),
+            woken: Arc::default(),
+        }))
+    }
+
+    /// Has the registry read again soon, whether or not the system has told of a change: for whoever follows it with
+    /// [`Files::watch`].
+    pub fn look_again(&self) {
+        self.woken.notify_one();
     }
 
     /// Follows the folders' changes until `tasks` is asked to stop. Waits for the file system to tell of one, for the
@@ -131,8 +144,8 @@ impl Files {
     }
 
     async fn watch_at(&self, pace: Pace, tasks: Tasks, mut report: impl FnMut(Reload) + Send) {
-        let woken = Arc::new(Notify::new());
-        let mut watcher = pace.told.then(|| arm(&self.dir, &woken));
+        let woken = &self.woken;
+        let mut watcher = pace.told.then(|| arm(&self.dir, woken));
         if let Some(Err(error)) = &watcher {
             report(Reload::PollOnly(error.to_string()));
         }
@@ -148,7 +161,7 @@ impl Files {
                 () = woken.notified() => true,
                 _ = poll.tick() => false,
             };
-            if told && tasks.stopping().run_until_cancelled(settled(&woken, pace.settle)).await.is_none() {
+            if told && tasks.stopping().run_until_cancelled(settled(woken, pace.settle)).await.is_none() {
                 return;
             }
             self.tell_expiries(&mut looked_at);
@@ -181,7 +194,7 @@ impl Files {
             if !told && seen.is_some() && pace.told {
                 // The watch missed this: perhaps the watched folder was itself replaced.
                 let told_so_far = matches!(watcher, Some(Ok(_)));
-                watcher = Some(arm(&self.dir, &woken));
+                watcher = Some(arm(&self.dir, woken));
                 if let (true, Some(Err(error))) = (told_so_far, &watcher) {
                     report(Reload::PollOnly(error.to_string()));
                 }

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, R
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, SetOnce};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::pool::Buffer;
@@ -36,8 +37,48 @@ pub enum End {
     FarBroke(io::ErrorKind),
     /// One side took nothing for so long, at the cost of others, that it was given up.
     Stalled,
+    /// No byte has moved for as long as it may be idle.
+    Idle,
+    /// It has lived as long as it may.
+    Expired,
     /// It was stopped from here.
     Stopped,
+}
+
+/// How long a forward may go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Bounds {
+    /// Without a byte in either direction, whether or not one of them has ended.
+    pub idle: Option<Duration>,
+    /// At all.
+    pub life: Option<Duration>,
+}
+
+impl Bounds {
+    /// Waits until one of them is passed. It looks at what has been counted now and then: the bytes themselves reset nothing.
+    /// An idle forward is noticed up to a quarter of its time late ([`limits::IDLE_LOOKS`]).
+    async fn passed(self, counters: &Counters) -> End {
+        let moved = || (counters.to_target(), counters.from_target());
+        let began = Instant::now();
+        let (mut seen, mut since) = (moved(), began);
+        loop {
+            let now = Instant::now();
+            let expires = self.life.map(|life| began + life);
+            if expires.is_some_and(|at| at <= now) {
+                return End::Expired;
+            }
+            if moved() != seen {
+                (seen, since) = (moved(), now);
+            } else if self.idle.is_some_and(|idle| since + idle <= now) {
+                return End::Idle;
+            }
+            let looks = self.idle.map(|idle| (now + idle / limits::IDLE_LOOKS).min(now.max(since + idle)));
+            match [expires, looks].into_iter().flatten().min() {
+                Some(next) => tokio::time::sleep_until(next).await,
+                None => std::future::pending().await,
+            }
+        }
+    }
 }
 
 /// One side of a splice.
@@ -62,10 +103,17 @@ enum Writer {
     Pipe(WriteHalf<DuplexStream>),
 }
 
-/// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end or `stop`.
+/// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end, one of its `bounds` or
+/// `stop`.
 ///
 /// The forward is over when this returns; what is left of its two sides is then to be [left](Remains::leave).
-pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &CancellationToken) -> (End, Remains) {
+pub async fn splice(
+    near: Side,
+    far: Side,
+    counters: &Counters,
+    bounds: Bounds,
+    stop: &CancellationToken,
+) -> (End, Remains) {
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
     let (up, down) = (Half::default(), Half::default());
@@ -75,23 +123,30 @@ pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &Cancellat
         let downward =
             direction(&mut far_reader, &mut near_writer, |n| counters.add_from_target(n), (&down, &up), &both);
         let moving = async { tokio::join!(upward, downward).0 };
-        tokio::pin!(moving);
+        let cut = async {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => End::Stopped,
+                end = bounds.passed(counters) => end,
+            }
+        };
+        tokio::pin!(moving, cut);
         tokio::select! {
             biased;
             never = &mut moving => match never {},
             () = both.cancelled() => End::Clean,
-            () = stop.cancelled() => End::Stopped,
+            end = &mut cut => end,
             broke = up.broke.wait() => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving, &down, stop).await;
+                    last_words(moving, &down, cut).await;
                 }
                 broke.end(End::NearBroke, End::FarBroke)
             }
             broke = down.broke.wait() => {
                 // What the principal has sent before it went away still reaches the target.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving, &up, stop).await;
+                    last_words(moving, &up, cut).await;
                 }
                 broke.end(End::FarBroke, End::NearBroke)
             }
@@ -105,7 +160,7 @@ pub async fn splice(near: Side, far: Side, counters: &Counters, stop: &Cancellat
 
 /// Lets a direction that is still on its way deliver what was sent into it. Both go on meanwhile: the one that broke still
 /// has to take what comes.
-async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, stop: &CancellationToken) {
+async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, cut: impl Future<Output = End>) {
     if half.is_done() {
         return;
     }
@@ -113,7 +168,7 @@ async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, stop:
         _ = tokio::time::timeout(limits::DELIVERY, moving) => {}
         () = half.done.cancelled() => {}
         _ = half.broke.wait() => {}
-        () = stop.cancelled() => {}
+        _ = cut => {}
     }
 }
 

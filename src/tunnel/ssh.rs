@@ -491,6 +491,14 @@ where
 }
 
 impl Server {
+    /// Says goodbye; the session ends soon after. Returns whether there was a session to say it on.
+    pub async fn disconnect(&self, words: &str) -> bool {
+        let handle = self.running.handle();
+        // Its queue is the session's own, which may be waiting for its peer: the caller must not.
+        let said = handle.disconnect(russh::Disconnect::ByApplication, words.to_owned(), String::new());
+        matches!(tokio::time::timeout(limits::GOODBYE_PATIENCE, said).await, Ok(Ok(())))
+    }
+
     /// Splits off what the caller consumes from the session's end.
     #[must_use]
     pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<ControlChannel>, Running) {
@@ -526,6 +534,15 @@ impl Running {
     }
 }
 
+/// Which limit of [`ServerOptions`] stands against an opening; its owner knows it by a name of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Over {
+    /// [`ServerOptions::channels`].
+    Channels,
+    /// [`ServerOptions::opens`].
+    Opens,
+}
+
 /// A `direct-tcpip` channel that a peer asks for. Dropped, it is refused.
 pub struct Opening {
     /// The host, as the peer wrote it.
@@ -535,7 +552,7 @@ pub struct Opening {
     /// The originator's address, as the peer wrote it.
     pub originator: String,
     /// Set where a limit stands against it: it can only be recorded and refused.
-    pub over: Option<&'static str>,
+    pub over: Option<Over>,
     channel: Option<(ChannelReadHalf, ChannelWriteHalf<server::Msg>)>,
     reply: Option<server::ChannelOpenHandle>,
     slot: Option<OwnedSemaphorePermit>,

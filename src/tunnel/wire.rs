@@ -11,8 +11,10 @@
 //! **Refusal.** The agent refuses with reason code `0xFE0000xx` and a description that begins with the gateway's forward
 //! id and a space, so that refusals of concurrent opens cannot be mixed up.
 //!
-//! **Control.** On the control channel each message is a length (u32, big endian, of what follows), a kind (u16) and a body.
-//! Unknown kinds are skipped: features are announced in `hello`.
+//! **Control.** On the control channel each message is a length (u32, big endian, of what follows), a kind (u16) and a body,
+//! which is JSON where there is one. Unknown kinds and unknown fields are skipped, so that an end of a later version may say
+//! more: features are announced in `hello`. After `hello`, `drain` may come from either end, and `move` and `superseded`
+//! from the gateway; what each asks for is said at [`Control`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -174,13 +176,7 @@ impl ForwardId {
     /// A new identifier.
     #[must_use]
     pub fn random() -> Self {
-        use std::fmt::Write;
-        let mut text = String::with_capacity(24);
-        for byte in secret::random::<12>() {
-            // Writing to a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-        }
-        Self(text.into())
+        Self(hex(&secret::random::<12>()))
     }
 
     /// The identifier as text.
@@ -200,8 +196,7 @@ impl FromStr for ForwardId {
     type Err = MalformedError;
 
     fn from_str(text: &str) -> Result<Self, MalformedError> {
-        let digits = text.len() == 24 && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
-        if digits { Ok(Self(text.into())) } else { Err(MalformedError("forward id")) }
+        if is_hex(text, 24) { Ok(Self(text.into())) } else { Err(MalformedError("forward id")) }
     }
 }
 
@@ -266,7 +261,8 @@ pub enum RefusalCode {
     Unrecorded = 0xFE00_0004,
     /// A limit of the agent is reached.
     Limit = 0xFE00_0005,
-    /// The agent is going away, or replaces this link. A number kept on the wire: this version reads it and never sends it.
+    /// The end that refuses is going away, or retires this link: another one may serve. Sent by an agent on a link, and by a
+    /// gateway that drains to our own clients at its door.
     Draining = 0xFE00_0006,
     /// The request is not well formed, or repeats a live forward's id.
     Malformed = 0xFE00_0007,
@@ -334,6 +330,74 @@ pub struct Hello {
     /// The agent's replica; absent from a gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub replica: Option<String>,
+    /// Which process of the agent's this is, among those that may have the replica's name one after another; absent from a
+    /// gateway, and from agents of earlier versions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<InstanceId>,
+    /// When that process was started, by its own clock: Unix time in milliseconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub started: Option<u64>,
+}
+
+/// One process of an agent: 16 hexadecimal digits, drawn at random when it starts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct InstanceId(Box<str>);
+
+impl InstanceId {
+    /// A new identifier.
+    #[must_use]
+    pub fn random() -> Self {
+        Self(hex(&secret::random::<8>()))
+    }
+
+    /// The identifier as text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for InstanceId {
+    type Err = MalformedError;
+
+    fn from_str(text: &str) -> Result<Self, MalformedError> {
+        if is_hex(text, 16) { Ok(Self(text.into())) } else { Err(MalformedError("instance id")) }
+    }
+}
+
+impl TryFrom<String> for InstanceId {
+    type Error = MalformedError;
+
+    fn try_from(text: String) -> Result<Self, MalformedError> {
+        text.parse()
+    }
+}
+
+impl From<InstanceId> for String {
+    fn from(id: InstanceId) -> Self {
+        id.0.into()
+    }
+}
+
+fn hex(bytes: &[u8]) -> Box<str> {
+    use std::fmt::Write;
+    let mut text = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        // Writing to a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+    }
+    text.into()
+}
+
+fn is_hex(text: &str, digits: usize) -> bool {
+    text.len() == digits && text.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte))
 }
 
 /// A message on the control channel.
@@ -341,11 +405,33 @@ pub struct Hello {
 pub enum Control {
     /// See [`Hello`].
     Hello(Hello),
+    /// Either way: this end goes away. Give this link no new forwards; what runs on it may go on for so long. An agent makes
+    /// another link to the gateway, where it can.
+    Drain(Drain),
+    /// From the gateway: make another link, then this one retires. Said where only the link has to change (another login
+    /// key), while the gateway stays.
+    Move,
+    /// From the gateway: another process with this replica name, started later, is linked, and is the one that gets forwards.
+    Superseded,
     /// A kind this version does not know.
     Unknown(u16),
 }
 
+/// See [`Control::Drain`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Drain {
+    /// Seconds from now until what still runs is cut.
+    pub deadline_s: u32,
+}
+
+/// The body of a message that says all by its kind; an object, so that a later version may add to it.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+struct Plain {}
+
 const KIND_HELLO: u16 = 1;
+const KIND_DRAIN: u16 = 2;
+const KIND_MOVE: u16 = 3;
+const KIND_SUPERSEDED: u16 = 4;
 
 impl Control {
     /// Encodes the message with its length.
@@ -353,6 +439,9 @@ impl Control {
     pub fn encode(&self) -> Bytes {
         let (kind, body) = match self {
             Self::Hello(hello) => (KIND_HELLO, serde_json::to_vec(hello).unwrap_or_default()),
+            Self::Drain(drain) => (KIND_DRAIN, serde_json::to_vec(drain).unwrap_or_default()),
+            Self::Move => (KIND_MOVE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
+            Self::Superseded => (KIND_SUPERSEDED, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         };
         let mut bytes = BytesMut::with_capacity(body.len() + 6);
@@ -388,6 +477,11 @@ impl Control {
                     && hello.features.iter().all(|feature| text(feature))
                     && hello.replica.as_deref().is_none_or(text);
                 if clean { Ok(Some(Self::Hello(hello))) } else { Err(malformed) }
+            }
+            KIND_DRAIN => serde_json::from_slice(&body).map(|drain| Some(Self::Drain(drain))).map_err(|_| malformed),
+            KIND_MOVE => serde_json::from_slice(&body).map(|Plain {}| Some(Self::Move)).map_err(|_| malformed),
+            KIND_SUPERSEDED => {
+                serde_json::from_slice(&body).map(|Plain {}| Some(Self::Superseded)).map_err(|_| malformed)
             }
             kind => Ok(Some(Self::Unknown(kind))),
         }
@@ -510,6 +604,8 @@ mod tests {
             features: vec![],
             channels: 4096,
             replica: Some("node-1".into()),
+            instance: None,
+            started: None,
         });
         let bytes = hello.encode();
         assert_eq!(
@@ -517,6 +613,75 @@ mod tests {
             b"\0\0\0\x46\0\x01{\"version\":\"0.1.0\",\"features\":[],\"channels\":4096,\"replica\":\"node-1\"}"
         );
         assert_eq!(Control::decode(&mut BytesMut::from(&bytes[..])), Ok(Some(hello)));
+    }
+
+    #[test]
+    fn hello_of_a_process_is_frozen() {
+        let hello = Control::Hello(Hello {
+            version: "0.2.0".into(),
+            features: vec![CREDIT.into()],
+            channels: 4096,
+            replica: Some("node-1".into()),
+            instance: Some("0123456789abcdef".parse().expect("an instance")),
+            started: Some(1_790_000_000_123),
+        });
+        let bytes = hello.encode();
+        let body = "{\"version\":\"0.2.0\",\"features\":[\"credit\"],\"channels\":4096,\"replica\":\"node-1\",\
+                    \"instance\":\"0123456789abcdef\",\"started\":1790000000123}";
+        assert_eq!(&bytes[..], [&b"\0\0\0\x84\0\x01"[..], body.as_bytes()].concat());
+        assert_eq!(Control::decode(&mut BytesMut::from(&bytes[..])), Ok(Some(hello)));
+    }
+
+    #[test]
+    fn going_away_is_frozen() {
+        for (message, frozen) in [
+            (Control::Drain(Drain { deadline_s: 300 }), &b"\0\0\0\x14\0\x02{\"deadline_s\":300}"[..]),
+            (Control::Move, b"\0\0\0\x04\0\x03{}"),
+            (Control::Superseded, b"\0\0\0\x04\0\x04{}"),
+        ] {
+            assert_eq!(&message.encode()[..], frozen);
+            assert_eq!(Control::decode(&mut BytesMut::from(frozen)), Ok(Some(message)));
+        }
+    }
+
+    /// A message as it stands on the wire.
+    fn framed(kind: u16, body: &[u8]) -> BytesMut {
+        let mut bytes = BytesMut::new();
+        bytes.put_u32(u32::try_from(body.len() + 2).expect("short"));
+        bytes.put_u16(kind);
+        bytes.put_slice(body);
+        bytes
+    }
+
+    #[test]
+    fn a_body_that_does_not_read_is_refused_and_what_a_later_version_adds_is_not() {
+        let hello = "{\"version\":\"1\",\"channels\":1,";
+        for (kind, body) in [
+            (KIND_DRAIN, "".to_owned()),
+            (KIND_DRAIN, "{}".into()),
+            (KIND_DRAIN, "{\"deadline_s\":-1}".into()),
+            (KIND_DRAIN, "{\"deadline_s\":4294967296}".into()),
+            (KIND_DRAIN, "{\"deadline_s\":\"1\"}".into()),
+            (KIND_DRAIN, "{\"deadline_s\":1} {}".into()),
+            (KIND_MOVE, "".into()),
+            (KIND_MOVE, "null".into()),
+            (KIND_SUPERSEDED, "".into()),
+            (KIND_SUPERSEDED, "1".into()),
+            (KIND_HELLO, format!("{hello}\"instance\":\"0123456789ABCDEF\"}}")),
+            (KIND_HELLO, format!("{hello}\"instance\":\"0123456789abcde\"}}")),
+            (KIND_HELLO, format!("{hello}\"instance\":7}}")),
+            (KIND_HELLO, format!("{hello}\"started\":-1}}")),
+            (KIND_HELLO, format!("{hello}\"started\":\"1\"}}")),
+        ] {
+            assert!(Control::decode(&mut framed(kind, body.as_bytes())).is_err(), "{kind}: {body}");
+        }
+        for (kind, body, read) in [
+            (KIND_DRAIN, "{\"deadline_s\":4294967295,\"why\":\"x\"}", Control::Drain(Drain { deadline_s: u32::MAX })),
+            (KIND_MOVE, "{\"to\":\"elsewhere\"}", Control::Move),
+            (KIND_SUPERSEDED, "{\"by\":\"x\"}", Control::Superseded),
+        ] {
+            assert_eq!(Control::decode(&mut framed(kind, body.as_bytes())), Ok(Some(read)));
+        }
     }
 
     #[test]
@@ -538,6 +703,43 @@ mod tests {
             let _ = Originator::parse(&String::from_utf8_lossy(&bytes));
             let _ = parse_refusal(&String::from_utf8_lossy(&bytes));
             let _ = Control::decode(&mut BytesMut::from(&bytes[..]));
+        }
+
+        #[test]
+        fn a_control_body_never_panics_and_is_taken_as_a_whole(
+            kind in 0_u16..8,
+            body in prop_oneof![
+                proptest::collection::vec(any::<u8>(), 0..300),
+                "\\{\"(deadline_s|instance|started|version)\":[0-9a-f\"{}-]{0,24}\\}".prop_map(String::into_bytes),
+            ],
+            next in 8_u16..,
+        ) {
+            let mut buffer = framed(kind, &body);
+            buffer.extend_from_slice(&framed(next, b"later"));
+            if Control::decode(&mut buffer).is_ok() {
+                prop_assert_eq!(Control::decode(&mut buffer), Ok(Some(Control::Unknown(next))));
+                prop_assert!(buffer.is_empty());
+            }
+        }
+
+        #[test]
+        fn control_messages_survive_any_split(
+            deadline_s in any::<u32>(),
+            unknown in 8_u16..,
+            cut in 1_usize..16,
+        ) {
+            let messages = [
+                Control::Move, Control::Drain(Drain { deadline_s }), Control::Unknown(unknown), Control::Superseded,
+            ];
+            let bytes: Vec<u8> = messages.iter().flat_map(Control::encode).collect();
+            let (mut buffer, mut read) = (BytesMut::new(), Vec::new());
+            for part in bytes.chunks(cut) {
+                buffer.extend_from_slice(part);
+                while let Some(message) = Control::decode(&mut buffer).expect("well formed") {
+                    read.push(message);
+                }
+            }
+            prop_assert_eq!(&read[..], &messages[..]);
         }
     }
 }

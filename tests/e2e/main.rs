@@ -1,13 +1,17 @@
 //! Tests with real components, in one binary.
 
+mod drain;
 mod flow;
 mod harness;
 mod hostile;
 mod input;
 mod lifecycle;
+mod links;
 mod openssh;
 mod postgres;
 mod postgres_through;
 mod provision;
 mod proxy;
+mod pumps;
 mod raw;
+mod reload;

@@ -222,6 +222,12 @@ class Channel:
         self.close_sent = False
         # Without credit.
         self.control = False
+        # What comes is counted, and nothing given back for it.
+        self.kept = False
+        self.count = 0
+        # What the peer has given back: in how many messages, and how much.
+        self.credits = 0
+        self.given = 0
 
 
 class Peer:
@@ -429,14 +435,19 @@ class Peer:
                 channel.window += m["bytes"]
                 return True
             elif kind == 94:
-                channel.data += bytes.fromhex(m["data"])
                 length = len(m["data"]) // 2
+                channel.count += length
+                if channel.kept:
+                    return True
+                channel.data += bytes.fromhex(m["data"])
                 self.raw(bytes([93]) + number(channel.theirs) + number(length))
                 if self.ours and not channel.control:
                     self.credit(channel, length + COST)
                 return True
             elif kind == 95 and m["code"] == CREDIT_CODE:
                 channel.credit += int(m["data"], 16)
+                channel.credits += 1
+                channel.given += int(m["data"], 16)
                 return True
             elif kind == 96:
                 channel.eof = True
@@ -558,6 +569,53 @@ class Peer:
             self.pump(time.monotonic() + 0.02)
         return {"sent": sent[0], "why": why, "stuck": writer.is_alive(), "open": self.ssh.is_active(),
                 "channel_closed": channel.closed, "window": channel.window, "credit": channel.credit}
+
+    def do_keep(self, id):
+        """From now on, what comes on this channel is counted and not given back: neither credit nor window."""
+        self.channels[id].kept = True
+        return {}
+
+    def do_quiet(self, seconds=0.5, within=20):
+        """Takes what comes until nothing has come for so long."""
+        until, last = time.monotonic() + within, time.monotonic()
+        while time.monotonic() < until and time.monotonic() - last < seconds:
+            if self.pump(time.monotonic() + 0.05):
+                last = time.monotonic()
+        return {}
+
+    def do_books(self, id):
+        channel = self.channels[id]
+        return {"received": channel.count, "credits": channel.credits, "given": channel.given, "credit": channel.credit,
+                "window": channel.window, "eof": channel.eof, "closed": channel.closed, "open": self.ssh.is_active()}
+
+    def do_flood_many(self, ids, size=32768, most=1 << 40, within=30):
+        """Sends messages of one size on many channels until neither has credit or window left for one, or `most` bytes
+        are sent: begs on all of them first, while nothing lies at the other end, so that they get all they can."""
+        channels = [self.channels[id] for id in ids]
+        until = time.monotonic() + within
+        for _ in range(12):
+            for channel in channels:
+                self.credit(channel, 0)
+            self.do_quiet(0.2, within)
+        begged = sum(channel.credit for channel in channels)
+        sent = messages = 0
+        data = string(b"x" * size)
+        while sent < most and time.monotonic() < until and self.ssh.is_active():
+            before = sent
+            for channel in channels:
+                for _ in range(64):
+                    if channel.window < size or channel.credit < size + COST or sent >= most or channel.closed:
+                        break
+                    self.raw(bytes([94]) + number(channel.theirs) + data)
+                    channel.window -= size
+                    channel.credit -= size + COST
+                    sent += size
+                    messages += 1
+            if sent == before:
+                break
+            while self.pump(0):
+                pass
+        return {"begged": begged, "sent": sent, "messages": messages, "open": self.ssh.is_active()}
 
     def do_receive(self, id, bytes_, within=10):
         channel, until = self.channels[id], time.monotonic() + within

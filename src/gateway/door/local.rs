@@ -4,10 +4,13 @@ use std::sync::Arc;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::gateway::broker::{self, Answer, Public, Request};
+use crate::audit::{Event, Kind};
+use crate::chain::Chain;
+use crate::gateway::broker::{self, Admission, Answer, Public, Request};
 use crate::gateway::{Gateway, Local};
 use crate::limits;
 use crate::tunnel::splice::Side;
@@ -26,21 +29,36 @@ impl Answer for Socket {
     }
 }
 
-/// Accepts until the gateway stops.
-pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, door: Local) {
-    let stop = gateway.tasks.stopping().clone();
+/// Accepts until the gateway drains, or the door is `withdrawn`, which also ends what came in by it. The listener may go on to
+/// serve another door at the same place: what has not been accepted yet is that one's.
+pub(in crate::gateway) async fn accept(
+    gateway: Arc<Gateway>,
+    listener: Arc<TcpListener>,
+    door: Local,
+    withdrawn: CancellationToken,
+) {
+    let stop = gateway.drain.begun().clone();
     let room = Arc::new(Semaphore::new(limits::CHANNELS_PER_LINK));
     let never = CancellationToken::new();
+    let mut flood = Flood::default();
     loop {
         // A place first: what has none waits in the kernel's queue.
         let place = tokio::select! {
             place = room.clone().acquire_owned() => place,
-            () = stop.cancelled() => return,
+            () = withdrawn.cancelled() => break,
+            () = stop.cancelled() => break,
         };
-        let Ok(place) = place else { return };
+        let Ok(place) = place else { break };
         let accepted = tokio::select! {
+            // What is not accepted now waits for whoever shares the listener.
+            biased;
+            () = withdrawn.cancelled() => break,
+            () = stop.cancelled() => break,
+            () = flood.due() => {
+                flood.record(&gateway, &door).await;
+                continue;
+            }
             accepted = listener.accept() => accepted,
-            () = stop.cancelled() => return,
         };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
@@ -48,7 +66,8 @@ pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListe
                 warn!(%error, "could not accept a connection at a loopback door");
                 tokio::select! {
                     () = tokio::time::sleep(limits::ACCEPT_PAUSE) => continue,
-                    () = stop.cancelled() => return,
+                    () = withdrawn.cancelled() => break,
+                    () = stop.cancelled() => break,
                 }
             }
         };
@@ -66,12 +85,64 @@ pub(in crate::gateway) async fn accept(gateway: Arc<Gateway>, listener: TcpListe
             door: "local",
             asserted_by: Some(format!("local {}", door.listen)),
             over: None,
+            // It has been accepted, so that nobody else can serve it: the drain waits for this task before it counts.
+            ticket: Some(gateway.drain.take()),
+            withdrawn: Some(withdrawn.clone()),
         };
-        let (gateway, never) = (gateway.clone(), never.clone());
-        let tasks = gateway.tasks.clone();
-        tasks.spawn(async move {
-            broker::forward(&gateway, request, Socket(stream), &never).await;
-            drop(place);
-        });
+        match request.admit(&gateway) {
+            Admission::Judge(request) => {
+                let (gateway, never) = (gateway.clone(), never.clone());
+                let tasks = gateway.tasks.clone();
+                tasks.spawn(async move {
+                    broker::forward(&gateway, request, Socket(stream), &never).await;
+                    drop(place);
+                });
+            }
+            Admission::Refuse(request) => broker::forward(&gateway, request, Socket(stream), &never).await,
+            Admission::Unheard => {
+                flood.count();
+                Socket(stream).refuse(Public::NotAvailable).await;
+            }
+        }
+    }
+    flood.record(&gateway, &door).await;
+}
+
+/// Connections that were refused without a record of their own.
+#[derive(Default)]
+struct Flood {
+    unheard: u64,
+    /// When their sum is to be recorded.
+    due: Option<Instant>,
+}
+
+impl Flood {
+    fn count(&mut self) {
+        self.unheard += 1;
+        self.due.get_or_insert_with(|| Instant::now() + limits::FLOOD_PERIOD);
+    }
+
+    async fn due(&self) {
+        match self.due {
+            Some(due) => sleep_until(due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn record(&mut self, gateway: &Gateway, door: &Local) {
+        let Self { unheard, .. } = std::mem::take(self);
+        if unheard == 0 {
+            return;
+        }
+        let event = Event::new(Kind::PeerViolation)
+            .organisation(&door.agent.organisation)
+            .agent(&door.agent.agent)
+            .principal(&door.principal)
+            .door("local")
+            .reason("opens_flood")
+            .detail(format!("{unheard} opens at {} were refused without a record of their own", door.listen));
+        if let Err(error) = gateway.trail.note(event).await {
+            debug!(error = %Chain(&error), "could not record a flood of opens");
+        }
     }
 }

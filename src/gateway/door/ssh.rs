@@ -9,21 +9,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
+use crate::drain::{Count, Ticket};
 use crate::gateway::Gateway;
-use crate::gateway::broker::{self, Answer, Public, Request};
+use crate::gateway::broker::{self, Admission, Answer, Public, Request};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::tunnel::admit::{Greeted, Seat};
 use crate::tunnel::splice::Side;
-use crate::tunnel::ssh::{self, Flow, Login, Opening, ServerOptions};
-use crate::tunnel::wire::{self, Peer};
+use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, ServerOptions};
+use crate::tunnel::wire::{self, Peer, RefusalCode};
 
 /// Who has logged in.
 #[derive(Debug, Clone)]
@@ -93,9 +94,11 @@ impl Answer for Channel {
     }
 
     async fn refuse(self, public: Public) {
-        let code = match public {
-            Public::NotAllowed => ssh::NOT_ALLOWED,
-            Public::NotAvailable => ssh::NOT_AVAILABLE,
+        let code = match (public, self.1) {
+            (Public::NotAllowed, _) => ssh::NOT_ALLOWED,
+            // Our own client asks whoever is there next.
+            (Public::Draining, Flow::Credit) => RefusalCode::Draining as u32,
+            (Public::Draining | Public::NotAvailable, _) => ssh::NOT_AVAILABLE,
         };
         self.0.refuse_plainly(code, public.as_str()).await;
     }
@@ -117,7 +120,7 @@ pub(in crate::gateway) async fn serve(
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
         head: greeted.head,
-        key: gateway.host_key.clone(),
+        key: gateway.state.current().host_key.clone(),
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
@@ -148,7 +151,7 @@ pub(in crate::gateway) async fn serve(
         return record_stranger(&gateway, address, &logins, timed_out);
     };
     drop(seat);
-    let counted = gateway.quotas.session(&guest.agent.organisation, &guest.principal);
+    let counted = gateway.quotas.session(&gateway.limits(), &guest.agent.organisation, &guest.principal);
     let event = |kind| {
         Event::new(kind)
             .organisation(&guest.agent.organisation)
@@ -173,18 +176,29 @@ pub(in crate::gateway) async fn serve(
         return;
     }
     let gone = switch.gone().clone();
+    let _present = gateway.drain.greet();
+    let forwards = Count::default();
+    let mut goodbye = false;
     loop {
         tokio::select! {
             opening = server.opens.recv() => {
                 let Some(opening) = opening else { break };
-                let request = request(&guest, address, &opening);
-                if request.over.is_some() {
-                    // In line, not in a task: a flood of refusals must not become a flood of tasks.
-                    broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
-                } else {
-                    let (gateway, gone) = (gateway.clone(), gone.clone());
-                    let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move { broker::forward(&gateway, request, Channel(opening, flow), &gone).await });
+                match request(&guest, address, &opening, gateway.drain.admit()).admit(&gateway) {
+                    Admission::Judge(request) => {
+                        let (gateway, gone, counted) = (gateway.clone(), gone.clone(), forwards.enter());
+                        let tasks = gateway.tasks.clone();
+                        tasks.spawn(async move {
+                            broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
+                            drop(counted);
+                        });
+                    }
+                    Admission::Refuse(request) => {
+                        broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
+                    }
+                    Admission::Unheard => {
+                        server.unheard.fetch_add(1, Ordering::Relaxed);
+                        Channel(opening, flow).refuse(Public::NotAvailable).await;
+                    }
                 }
             }
             () = gone.cancelled() => break,
@@ -194,7 +208,15 @@ pub(in crate::gateway) async fn serve(
                 break;
             }
             () = stop.cancelled() => break,
+            () = spent(&gateway, &forwards) => {
+                goodbye = true;
+                break;
+            }
         }
+    }
+    if goodbye && server.disconnect("the gateway goes away").await {
+        // The client hangs up when it has read that; if it does not, the cut does.
+        drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
     let unheard = server.unheard.load(Ordering::Relaxed);
@@ -207,7 +229,13 @@ pub(in crate::gateway) async fn serve(
     }
 }
 
-fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {
+/// Waits until the gateway drains and the session's last forward has ended.
+async fn spent(gateway: &Gateway, forwards: &Count) {
+    gateway.drain.begun().cancelled().await;
+    forwards.none().await;
+}
+
+fn request(guest: &Guest, address: SocketAddr, opening: &Opening, ticket: Option<Ticket>) -> Request {
     Request {
         principal: guest.principal.clone(),
         key: Some(guest.key),
@@ -217,7 +245,12 @@ fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {
         client: address.to_string(),
         door: "ssh",
         asserted_by: None,
-        over: opening.over,
+        over: opening.over.map(|over| match over {
+            Over::Channels => "channels_per_session",
+            Over::Opens => "pending_opens_per_session",
+        }),
+        ticket,
+        withdrawn: None,
     }
 }
 

@@ -126,6 +126,78 @@ fn refuses_with_one_field_wrong() {
     }
 }
 
+/// What runs is judged by the address it was dialled at.
+#[test]
+fn reconsiders_by_address_and_by_the_newest_rules() {
+    let ours = Some(&["provisioner"][..]);
+    let one = || hosts("orders-db", &["orders.db.internal"], &["10.20.0.0/16"], &[5432], ours);
+    let literal = || addresses("legacy", &["10.30.4.0/24"], &[3306], ours);
+    let reconsider = |rules: Vec<Rule>, principal: &str, target: &str, dialled: &str| {
+        let principal = principal.parse().expect(principal);
+        let target = target.parse().expect(target);
+        let rules = Allowlist::new(rules).expect("an allowlist");
+        rules.reconsider(&principal, &target, &all(&[dialled]), &guard()).map_err(|denial| denial.reason)
+    };
+    let (db, old) = ("orders.db.internal:5432", "10.30.4.7:3306");
+    for (case, rules, principal, target, dialled, expected) in [
+        ("no rules", vec![], "provisioner", db, "10.20.0.5", Err(Reason::NoRule)),
+        ("host gone", vec![literal()], "provisioner", db, "10.20.0.5", Err(Reason::NoRule)),
+        (
+            "within narrowed",
+            vec![hosts("orders-db", &["orders.db.internal"], &["10.20.1.0/24"], &[5432], ours)],
+            "provisioner",
+            db,
+            "10.20.0.5",
+            Err(Reason::OutsideWithin),
+        ),
+        (
+            "port gone",
+            vec![hosts("orders-db", &["orders.db.internal"], &["10.20.0.0/16"], &[5433], ours)],
+            "provisioner",
+            db,
+            "10.20.0.5",
+            Err(Reason::Port),
+        ),
+        (
+            "principal gone",
+            vec![hosts("orders-db", &["orders.db.internal"], &["10.20.0.0/16"], &[5432], Some(&["ci-*"]))],
+            "provisioner",
+            db,
+            "10.20.0.5",
+            Err(Reason::Principal),
+        ),
+        (
+            "literal narrowed",
+            vec![addresses("legacy", &["10.30.4.8/32"], &[3306], ours)],
+            "provisioner",
+            old,
+            "10.30.4.7",
+            Err(Reason::NoRule),
+        ),
+        (
+            "a gateway of the agent's by now",
+            vec![hosts("orders-db", &["orders.db.internal"], &["192.0.2.0/24"], &[443], ours)],
+            "provisioner",
+            "orders.db.internal:443",
+            "192.0.2.7",
+            Err(Reason::OwnGateway),
+        ),
+        ("the same", vec![one()], "provisioner", db, "10.20.0.5", Ok(())),
+        ("the same, mapped", vec![one()], "provisioner", db, "::ffff:10.20.0.5", Ok(())),
+        ("literal, the same", vec![literal()], "provisioner", old, "10.30.4.7", Ok(())),
+        (
+            "another rule's by now",
+            vec![hosts("renamed", &["orders.db.internal"], &["10.0.0.0/8"], &[5432], None)],
+            "provisioner",
+            db,
+            "10.20.0.5",
+            Ok(()),
+        ),
+    ] {
+        assert_eq!(reconsider(rules, principal, target, dialled), expected, "{case}");
+    }
+}
+
 #[test]
 fn refuses_reserved_addresses_and_own_gateways_to_careless_rules() {
     for row in [

@@ -90,7 +90,7 @@ impl Session {
         let (near_stop, far_stop) = (CancellationToken::new(), CancellationToken::new());
         let run = |near: Side, far: Side, stop: CancellationToken| {
             self.tasks.spawn(async move {
-                let (end, remains) = splice(near, far, &Counters::default(), &stop).await;
+                let (end, remains) = splice(near, far, &Counters::default(), Bounds::default(), &stop).await;
                 remains.leave().await;
                 end
             })
@@ -233,7 +233,8 @@ async fn what_was_sent_before_a_close_is_delivered() {
     let (mut target, far) = sockets().await;
     let far_end = session.tasks.spawn(async move {
         let side = Side::Channel(far_channel.expect("accepted"));
-        let (end, remains) = splice(side, Side::Tcp(far), &Counters::default(), &CancellationToken::new()).await;
+        let (end, remains) =
+            splice(side, Side::Tcp(far), &Counters::default(), Bounds::default(), &CancellationToken::new()).await;
         remains.leave().await;
         end
     });
@@ -284,7 +285,7 @@ async fn regression_messages_of_one_byte_cost_a_stock_peer_what_they_cost_us() {
     let far_end = session.tasks.spawn({
         let (side, stop) = (Side::Channel(far_channel.expect("accepted")), stop.clone());
         async move {
-            let (end, remains) = splice(side, Side::Pipe(far), &Counters::default(), &stop).await;
+            let (end, remains) = splice(side, Side::Pipe(far), &Counters::default(), Bounds::default(), &stop).await;
             remains.leave().await;
             end
         }
@@ -386,7 +387,7 @@ async fn more_than_the_credit_ends_the_session() {
     let (_target, far) = sockets().await;
     let far_end = session.tasks.spawn(async move {
         let side = Side::Channel(far_channel.expect("accepted"));
-        splice(side, Side::Tcp(far), &Counters::default(), &CancellationToken::new()).await.0
+        splice(side, Side::Tcp(far), &Counters::default(), Bounds::default(), &CancellationToken::new()).await.0
     });
     let mut channel = channel.expect("opened");
     let flood = async { while channel.writer.send(Bytes::from(vec![0; 32 * 1024])).await.is_ok() {} };
@@ -554,4 +555,115 @@ proptest! {
             }
         });
     }
+}
+
+/// A forward between two pipes under these bounds: its two ends, its counters, and how it ends.
+fn bounded(bounds: Bounds) -> (DuplexStream, DuplexStream, tokio::task::JoinHandle<End>) {
+    let (principal, near) = tokio::io::duplex(64);
+    let (target, far) = tokio::io::duplex(64);
+    let end = Tasks::new().spawn(async move {
+        let stop = CancellationToken::new();
+        let counters = Counters::default();
+        let (end, remains) = splice(Side::Pipe(near), Side::Pipe(far), &counters, bounds, &stop).await;
+        remains.leave().await;
+        end
+    });
+    (principal, target, end)
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_idle_forward_ends_and_one_that_moves_goes_on() {
+    const IDLE: Duration = Duration::from_secs(100);
+    let bounds = Bounds { idle: Some(IDLE), life: None };
+    let began = Instant::now();
+    let (_principal, _target, end) = bounded(bounds);
+    assert_eq!(end.await.expect("ran"), End::Idle);
+    assert!(began.elapsed() >= IDLE && began.elapsed() <= IDLE + IDLE / 4, "{:?}", began.elapsed());
+
+    // A byte now and then, in either direction, also once the other has ended.
+    for half_closed in [false, true] {
+        let (mut principal, mut target, mut end) = bounded(bounds);
+        if half_closed {
+            principal.shutdown().await.expect("shut down");
+        }
+        for turn in 0..20 {
+            tokio::time::sleep(IDLE * 99 / 100).await;
+            let (from, to) = match half_closed || turn % 2 == 0 {
+                true => (&mut target, &mut principal),
+                false => (&mut principal, &mut target),
+            };
+            from.write_all(b"x").await.expect("still there");
+            assert_eq!(to.read_u8().await.expect("still there"), b'x');
+        }
+        let last = Instant::now();
+        assert_eq!((&mut end).await.expect("ran"), End::Idle);
+        let (least, most) = (IDLE, IDLE + IDLE / 2);
+        assert!(last.elapsed() >= least && last.elapsed() <= most, "{:?} after the last byte", last.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forward_that_is_old_enough_ends_however_busy_it_is() {
+    const LIFE: Duration = Duration::from_secs(100);
+    for idle in [None, Some(Duration::from_secs(7)), Some(LIFE * 2)] {
+        let began = Instant::now();
+        let (mut principal, mut target, mut end) = bounded(Bounds { idle, life: Some(LIFE) });
+        let mut moved = 0_u32;
+        let end = loop {
+            tokio::select! {
+                end = &mut end => break end.expect("ran"),
+                () = tokio::time::sleep(Duration::from_secs(1)) => {
+                    principal.write_all(b"x").await.expect("still there");
+                    target.read_exact(&mut [0]).await.expect("still there");
+                    moved += 1;
+                }
+            }
+        };
+        assert_eq!((end, began.elapsed(), moved >= 98), (End::Expired, LIFE, true), "{moved} bytes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_bounds_a_forward_idles_as_long_as_it_likes() {
+    let (mut principal, mut target, end) = bounded(Bounds::default());
+    tokio::time::sleep(Duration::from_secs(365 * 24 * 3600)).await;
+    principal.write_all(b"x").await.expect("still there");
+    assert_eq!(target.read_u8().await.expect("still there"), b'x');
+    drop((principal, target));
+    assert_eq!(end.await.expect("ran"), End::Clean);
+}
+
+#[tokio::test]
+async fn a_forward_that_is_cut_for_its_age_looks_broken_and_what_came_is_a_prefix() {
+    let (mut principal, near) = sockets().await;
+    let (mut target, far) = sockets().await;
+    let bounds = Bounds { idle: None, life: Some(Duration::from_millis(300)) };
+    let end = Tasks::new().spawn(async move {
+        let stop = CancellationToken::new();
+        let (end, remains) = splice(Side::Tcp(near), Side::Tcp(far), &Counters::default(), bounds, &stop).await;
+        remains.leave().await;
+        end
+    });
+    let sent = bytes(64 * 1024 * 1024, 11);
+    let writing = async { principal.write_all(&sent).await };
+    let reading = async {
+        let (mut heard, mut buffer) = (0, vec![0; 4096]);
+        loop {
+            match target.read(&mut buffer).await {
+                Ok(0) => panic!("a clean end after {heard} bytes"),
+                Ok(count) => {
+                    assert!(buffer[..count] == sent[heard..heard + count], "bytes were changed, lost or reordered");
+                    heard += count;
+                    // Slow enough that it does not end by itself.
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+                Err(error) => break (heard, error.kind()),
+            }
+        }
+    };
+    let (wrote, (heard, error)) = within("the cut", async { tokio::join!(writing, reading) }).await;
+    assert_eq!(wrote.expect_err("cut").kind(), io::ErrorKind::ConnectionReset);
+    assert_eq!(error, io::ErrorKind::ConnectionReset);
+    assert!(heard > 0 && heard < sent.len());
+    assert_eq!(within("its end", end).await.expect("ran"), End::Expired);
 }

@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Control, ControlChannel, Failures, Half, HostKeyCheck, Login, Opening, Report, Violation};
+use super::{Control, ControlChannel, Failures, Half, HostKeyCheck, Login, Opening, Over, Report, Violation};
 use crate::identity::PublicKey;
 use crate::limits;
 use crate::task::Tasks;
@@ -266,8 +266,8 @@ impl server::Handler for BoxedServer {
         let slot = self.channels.clone().try_acquire_owned().ok();
         let pending = self.pending.clone().try_acquire_owned().ok();
         let over = match (&slot, &pending) {
-            (None, _) => Some("channels_per_session"),
-            (_, None) => Some("pending_opens_per_session"),
+            (None, _) => Some(Over::Channels),
+            (_, None) => Some(Over::Opens),
             _ => None,
         };
         let opening = Opening {

@@ -1,0 +1,360 @@
+//! What an agent goes by, as one value that a reload replaces; and what differs from one to the next.
+//!
+//! Promised: pure functions, no I/O, no waiting. Every forward is decided on the newest state, and decided again on each
+//! later one, by where it leads already: nothing is looked up again.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::{Config, Limits, Orchestrator};
+use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
+use crate::policy::guard::Guard;
+use crate::policy::rule::Allowlist;
+use crate::reload::Changes;
+use crate::target::Target;
+use crate::tunnel::connect::Proxy;
+
+/// What holds now. It does not change.
+pub(super) struct State {
+    /// The name of this process among those that run the same agent.
+    pub(super) replica: ReplicaId,
+    /// The host key: the agent's identity.
+    pub(super) key: PrivateKey,
+    /// The HTTP proxy on the way out.
+    pub(super) proxy: Option<Proxy>,
+    /// How long forwards that run may go on after the signal to end.
+    pub(super) drain: Duration,
+    /// The agent's own gateways and proxy as they are written, which no forward may reach.
+    pub(super) ways_out: HashSet<Target>,
+    /// How much the gateways may have.
+    pub(super) limits: Limits,
+    organisations: HashMap<OrganisationId, Served>,
+}
+
+/// One organisation, ready for lookups.
+pub(super) struct Served {
+    orchestrators: HashMap<Fingerprint, Orchestrator>,
+    pub(super) allow: Allowlist,
+}
+
+/// Why a key may not speak for whom it claims to: a reason for the trail, and words for the operator.
+pub(super) type NotAsserted = (&'static str, &'static str);
+
+impl State {
+    pub(super) fn new(config: &Config) -> Self {
+        let ways_out = config
+            .organisations
+            .iter()
+            .flat_map(|organisation| organisation.gateways.iter().map(|gateway| gateway.target().clone()))
+            .chain(config.proxy.iter().map(|proxy| proxy.endpoint.clone()))
+            .collect();
+        let organisations = config
+            .organisations
+            .iter()
+            .map(|organisation| {
+                let orchestrators = organisation
+                    .orchestrators
+                    .iter()
+                    .map(|orchestrator| (orchestrator.key.fingerprint(), orchestrator.clone()))
+                    .collect();
+                (organisation.id.clone(), Served { orchestrators, allow: organisation.allow.clone() })
+            })
+            .collect();
+        Self {
+            replica: config.replica.clone(),
+            key: config.key.clone(),
+            proxy: config.proxy.clone(),
+            drain: config.drain,
+            ways_out,
+            limits: config.limits,
+            organisations,
+        }
+    }
+
+    /// What holds for whoever logged in for an organisation with a key, if that still may.
+    pub(super) fn orchestrator(
+        &self,
+        organisation: &OrganisationId,
+        key: &Fingerprint,
+    ) -> Option<(&Served, &Orchestrator)> {
+        let served = self.organisations.get(organisation)?;
+        Some((served, served.orchestrators.get(key)?))
+    }
+
+    /// Whether a link that was made under `other` is made as one would be now, so that it need not be replaced.
+    pub(super) fn same_identity(&self, other: &Self) -> bool {
+        self.replica == other.replica && self.key.public() == other.key.public()
+    }
+
+    /// Whether a dial would take the same way and introduce itself alike.
+    pub(super) fn same_way(&self, other: &Self) -> bool {
+        self.same_identity(other) && self.proxy == other.proxy
+    }
+
+    /// Whether a forward that was permitted to `addresses` would be still.
+    pub(super) fn allows(&self, case: &Case<'_>, addresses: &[IpAddr], guard: &Guard) -> bool {
+        self.orchestrator(case.organisation, case.key).is_some_and(|(served, orchestrator)| {
+            speaker(orchestrator, case.key, case.claimed).as_ref() == Ok(case.principal)
+                && served.allow.reconsider(case.principal, case.target, addresses, guard).is_ok()
+        })
+    }
+}
+
+/// A forward that was permitted, with all that the permit rested on but its addresses.
+pub(super) struct Case<'a> {
+    pub(super) organisation: &'a OrganisationId,
+    /// Of the orchestrator that asked.
+    pub(super) key: &'a Fingerprint,
+    /// For whom it said it speaks.
+    pub(super) claimed: Option<&'a PrincipalId>,
+    /// For whom it spoke.
+    pub(super) principal: &'a Principal,
+    pub(super) target: &'a Target,
+}
+
+/// For whom an orchestrator speaks that names this principal, or none.
+///
+/// # Errors
+/// If it may not.
+pub(super) fn speaker(
+    orchestrator: &Orchestrator,
+    key: &Fingerprint,
+    claimed: Option<&PrincipalId>,
+) -> Result<Principal, NotAsserted> {
+    match (claimed, &orchestrator.asserts) {
+        (Some(claimed), Some(asserts)) => {
+            let principal = Principal::Named(claimed.clone());
+            if asserts.iter().any(|pattern| pattern.matches(&principal)) {
+                Ok(principal)
+            } else {
+                Err(("principal_not_asserted", "the key may not speak for it"))
+            }
+        }
+        (Some(_), None) => Err(("principal_not_asserted", "the key has no asserts, so it speaks for itself alone")),
+        (None, Some(_)) => Err(("principal_missing", "the key must say for whom it speaks")),
+        (None, None) => Ok(Principal::Key(*key)),
+    }
+}
+
+/// What differs between two configurations, by ids.
+pub(super) fn changes(old: &Config, new: &Config) -> Changes {
+    let mut changes = Changes::default();
+    let organisations =
+        |config: &Config| config.organisations.iter().map(|organisation| (organisation.id.clone(), ())).collect();
+    changes.compare("organisation ", &organisations(old), &organisations(new));
+    for before in &old.organisations {
+        let Some(after) = new.organisations.iter().find(|after| after.id == before.id) else { continue };
+        let id = &before.id;
+        let gateways = |organisation: &super::Organisation| {
+            organisation.gateways.iter().map(|gateway| (gateway.to_string(), ())).collect()
+        };
+        changes.compare(format_args!("gateway {id} "), &gateways(before), &gateways(after));
+        let orchestrators = |organisation: &super::Organisation| -> BTreeMap<_, _> {
+            organisation.orchestrators.iter().map(|one| (one.key.fingerprint(), one.asserts.clone())).collect()
+        };
+        changes.compare(format_args!("orchestrator {id} "), &orchestrators(before), &orchestrators(after));
+        let rules = |organisation: &super::Organisation| -> BTreeMap<_, _> {
+            organisation.allow.rules().iter().map(|rule| (rule.name.clone(), rule.clone())).collect()
+        };
+        changes.compare(format_args!("rule {id}/"), &rules(before), &rules(after));
+    }
+    let single = |changes: &mut Changes, what: &str, differs: bool| {
+        if differs {
+            changes.change(what);
+        }
+    };
+    let key = new.key.public();
+    single(&mut changes, &format!("host_key {}", key.fingerprint()), old.key.public() != key);
+    single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
+    single(&mut changes, "proxy", old.proxy != new.proxy);
+    single(&mut changes, "limits", old.limits != new.limits);
+    single(&mut changes, "drain_s", old.drain != new.drain);
+    changes
+}
+
+/// Settings of `new` that a running agent cannot take over; they are put back to what they were.
+pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
+    let mut kept = Vec::new();
+    if new.id != old.id {
+        kept.push("agent.id");
+        new.id = old.id.clone();
+    }
+    if new.audit != old.audit {
+        kept.push("audit");
+        new.audit = old.audit.clone();
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Organisation;
+    use crate::audit::Sink;
+    use crate::identity::{Algorithm, PublicKey};
+    use crate::policy::rule::{PrincipalPattern, Reach, Rule};
+
+    fn key() -> PublicKey {
+        PrivateKey::generate(Algorithm::Ed25519).public()
+    }
+
+    fn orchestrator(key: &PublicKey, asserts: Option<&[&str]>) -> Orchestrator {
+        let pattern = |text: &&str| text.parse::<PrincipalPattern>().expect("a pattern");
+        Orchestrator { key: key.clone(), asserts: asserts.map(|asserts| asserts.iter().map(pattern).collect()) }
+    }
+
+    fn rule(name: &str, network: &str) -> Rule {
+        let reach = Reach::Addresses(vec![network.parse().expect(network)]);
+        Rule { name: name.to_owned(), reach, ports: vec![5432], principals: None }
+    }
+
+    fn organisation(id: &str, gateways: &[&str], orchestrators: &[Orchestrator], rules: &[Rule]) -> Organisation {
+        Organisation {
+            id: id.parse().expect(id),
+            gateways: gateways.iter().map(|url| url.parse().expect(url)).collect(),
+            orchestrators: orchestrators.to_vec(),
+            allow: Allowlist::new(rules.to_vec()).expect("an allowlist"),
+        }
+    }
+
+    fn config(organisations: Vec<Organisation>) -> Config {
+        Config {
+            id: "prod".parse().expect("an id"),
+            replica: "one".parse().expect("an id"),
+            key: PrivateKey::generate(Algorithm::Ed25519),
+            proxy: None,
+            organisations,
+            drain: std::time::Duration::ZERO,
+            limits: crate::agent::Limits::default(),
+            audit: Sink::Stdout,
+        }
+    }
+
+    #[test]
+    fn changes_are_told_by_ids_and_hold_no_secret() {
+        let (first, second) = (key(), key());
+        let acme = |asserts: &[&str], rules: &[Rule]| {
+            organisation("acme", &["ssh://g:443"], &[orchestrator(&first, Some(asserts))], rules)
+        };
+        let old = config(vec![acme(&["*"], &[rule("db", "10.0.0.1/32"), rule("old", "10.0.0.2/32")])]);
+        assert_eq!(changes(&old, &old.clone()).to_string(), "nothing changed");
+
+        let mut new = old.clone();
+        new.organisations = vec![
+            acme(&["ci-*"], &[rule("db", "10.0.0.9/32"), rule("new", "10.0.0.3/32")]),
+            organisation("globex", &["ssh://h"], &[orchestrator(&second, None)], &[rule("x", "10.0.0.4/32")]),
+        ];
+        new.proxy = Some("http://user:hunter2@proxy:3128".parse().expect("a proxy"));
+        let told = changes(&old, &new).to_string();
+        assert_eq!(
+            told,
+            format!(
+                "gone: rule acme/old; new: organisation globex, rule acme/new; changed: orchestrator acme {}, rule acme/db, proxy",
+                first.fingerprint()
+            )
+        );
+        assert!(!changes(&new, &old).to_string().contains("hunter2"));
+
+        let mut new = old.clone();
+        new.organisations[0].gateways = vec!["ssh://other".parse().expect("a gateway")];
+        new.organisations[0].orchestrators = vec![orchestrator(&second, None)];
+        new.key = PrivateKey::generate(Algorithm::Ed25519);
+        new.replica = "two".parse().expect("an id");
+        assert_eq!(
+            changes(&old, &new).to_string(),
+            format!(
+                "gone: gateway acme ssh://g:443, orchestrator acme {}; new: gateway acme ssh://other:443, orchestrator acme {}; \
+                 changed: host_key {}, replica two",
+                first.fingerprint(),
+                second.fingerprint(),
+                new.key.public().fingerprint()
+            )
+        );
+    }
+
+    #[test]
+    fn what_cannot_change_is_put_back() {
+        let old = config(vec![]);
+        let mut new = old.clone();
+        assert!(keep(&old, &mut new).is_empty());
+        new.id = "other".parse().expect("an id");
+        new.audit = Sink::File("elsewhere".into());
+        assert_eq!(keep(&old, &mut new), ["agent.id", "audit"]);
+        assert_eq!((&new.id, &new.audit), (&old.id, &old.audit));
+    }
+
+    /// One thing taken away at a time, and each is enough.
+    #[test]
+    fn a_forward_is_allowed_for_as_long_as_all_that_it_rests_on() {
+        let (ours, other) = (key(), key());
+        let asserting = |asserts: Option<&[&str]>| orchestrator(&ours, asserts);
+        let db = || rule("db", "10.0.0.0/24");
+        let with = |orchestrators: &[Orchestrator], rules: &[Rule]| {
+            State::new(&config(vec![organisation("acme", &["ssh://10.0.0.7:5432"], orchestrators, rules)]))
+        };
+        let target: Target = "10.0.0.1:5432".parse().expect("a target");
+        let claimed: PrincipalId = "ci-1".parse().expect("an id");
+        let (organisation, key) = ("acme".parse().expect("an id"), ours.fingerprint());
+        let named = Principal::Named(claimed.clone());
+        let case = Case {
+            organisation: &organisation,
+            key: &key,
+            claimed: Some(&claimed),
+            principal: &named,
+            target: &target,
+        };
+        let allows = |state: &State| {
+            state.allows(&case, &["10.0.0.1".parse().expect("an address")], &Guard::new(state.ways_out.clone(), []))
+        };
+        assert!(allows(&with(&[asserting(Some(&["ci-*"]))], &[db()])));
+        assert!(allows(&with(
+            &[orchestrator(&other, None), asserting(Some(&["*"]))],
+            &[rule("renamed", "10.0.0.1/32")]
+        )));
+        for (case, state) in [
+            ("no organisation", State::new(&config(vec![]))),
+            ("no key", with(&[orchestrator(&other, Some(&["*"]))], &[db()])),
+            ("not asserted", with(&[asserting(Some(&["cd-*"]))], &[db()])),
+            ("no asserts", with(&[asserting(None)], &[db()])),
+            ("no rule", with(&[asserting(Some(&["*"]))], &[])),
+            ("another network", with(&[asserting(Some(&["*"]))], &[rule("db", "10.0.0.2/32")])),
+            (
+                "a gateway of its own",
+                State::new(&config(vec![super::super::Organisation {
+                    gateways: vec!["ssh://10.0.0.1:5432".parse().expect("a gateway")],
+                    ..organisation_of(&ours, &[db()])
+                }])),
+            ),
+        ] {
+            assert!(!allows(&state), "{case}");
+        }
+        // A key that was its own principal is not, once it speaks for others.
+        let own = Principal::Key(key);
+        let case = Case { claimed: None, principal: &own, ..case };
+        let allows = |state: &State| state.allows(&case, &["10.0.0.1".parse().expect("an address")], &Guard::default());
+        assert!(allows(&with(&[asserting(None)], &[db()])));
+        assert!(!allows(&with(&[asserting(Some(&["*"]))], &[db()])));
+    }
+
+    fn organisation_of(key: &PublicKey, rules: &[Rule]) -> Organisation {
+        organisation("acme", &[], &[orchestrator(key, Some(&["*"]))], rules)
+    }
+
+    #[test]
+    fn a_link_is_made_anew_for_another_identity_and_a_dial_for_another_way() {
+        let old = config(vec![organisation_of(&key(), &[])]);
+        let state = State::new(&old);
+        let differs = |change: &dyn Fn(&mut Config)| {
+            let mut new = old.clone();
+            change(&mut new);
+            let new = State::new(&new);
+            (!new.same_identity(&state), !new.same_way(&state))
+        };
+        assert_eq!(differs(&|_| ()), (false, false));
+        assert_eq!(differs(&|config| config.organisations.clear()), (false, false));
+        assert_eq!(differs(&|config| config.proxy = Some("http://p:1".parse().expect("a proxy"))), (false, true));
+        assert_eq!(differs(&|config| config.replica = "two".parse().expect("an id")), (true, true));
+        assert_eq!(differs(&|config| config.key = PrivateKey::generate(Algorithm::Ed25519)), (true, true));
+    }
+}

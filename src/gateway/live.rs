@@ -1,0 +1,213 @@
+//! What a gateway goes by and a reload replaces; and what differs from one configuration to the next.
+//!
+//! Promised: pure functions, no I/O, no waiting.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::{Config, Limits, Local};
+use crate::identity::{OrganisationId, PrivateKey};
+use crate::reload::Changes;
+
+/// What holds now. It does not change.
+pub(super) struct State {
+    /// The SSH door's host key, for sessions that begin.
+    pub(super) host_key: PrivateKey,
+    /// How much anybody may have.
+    pub(super) limits: Limits,
+    login_keys: HashMap<OrganisationId, PrivateKey>,
+    /// How long forwards that run may go on after the signal to end.
+    pub(super) drain: Duration,
+}
+
+impl State {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            host_key: config.host_key.clone(),
+            drain: config.drain,
+            limits: config.limits,
+            login_keys: config
+                .organisations
+                .iter()
+                .map(|organisation| (organisation.id.clone(), organisation.login_key.clone()))
+                .collect(),
+        }
+    }
+
+    /// Whether an organisation's agents are served.
+    pub(super) fn serves(&self, organisation: &OrganisationId) -> bool {
+        self.login_keys.contains_key(organisation)
+    }
+
+    /// The key that logs in to an organisation's agents.
+    pub(super) fn login_key(&self, organisation: &OrganisationId) -> Option<&PrivateKey> {
+        self.login_keys.get(organisation)
+    }
+}
+
+/// What differs between two configurations, by ids.
+pub(super) fn changes(old: &Config, new: &Config) -> Changes {
+    let mut changes = Changes::default();
+    let organisations = |config: &Config| -> BTreeMap<_, _> {
+        config
+            .organisations
+            .iter()
+            .map(|organisation| (organisation.id.clone(), organisation.login_key.public()))
+            .collect()
+    };
+    // The login key is all there is to an organisation here.
+    changes.compare("organisation ", &organisations(old), &organisations(new));
+    let key = new.host_key.public();
+    if old.host_key.public() != key {
+        changes.change(format_args!("host_key {}", key.fingerprint()));
+    }
+    if old.drain != new.drain {
+        changes.change("drain_s");
+    }
+    if old.limits != new.limits {
+        changes.change("limits");
+    }
+    changes
+}
+
+/// Settings of `new` that a running gateway cannot take over; they are put back to what they were.
+pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
+    let mut kept = Vec::new();
+    if new.listen != old.listen {
+        kept.push("gateway.listen");
+        new.listen.clone_from(&old.listen);
+    }
+    if new.registry != old.registry {
+        kept.push("gateway.registry");
+        new.registry.clone_from(&old.registry);
+    }
+    if new.admin_socket != old.admin_socket {
+        kept.push("gateway.admin_socket");
+        new.admin_socket.clone_from(&old.admin_socket);
+    }
+    if new.audit != old.audit {
+        kept.push("audit");
+        new.audit = old.audit.clone();
+    }
+    kept
+}
+
+/// What becomes of the loopback doors. Running ones are named by their place in the list.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct DoorPlan {
+    /// Stay as they are.
+    pub(super) stay: Vec<usize>,
+    /// Go on listening, and lead elsewhere from now on.
+    pub(super) change: Vec<(usize, Local)>,
+    /// Have to be made.
+    pub(super) open: Vec<Local>,
+    /// Are closed.
+    pub(super) close: Vec<usize>,
+}
+
+impl DoorPlan {
+    /// Notes what becomes of the doors.
+    pub(super) fn tell(&self, running: &[(SocketAddr, &Local)], changes: &mut Changes) {
+        for index in &self.close {
+            changes.remove(format_args!("door {}", running[*index].0));
+        }
+        for (index, _) in &self.change {
+            changes.change(format_args!("door {}", running[*index].0));
+        }
+        for local in &self.open {
+            changes.add(format_args!("door {}", local.listen));
+        }
+    }
+}
+
+/// Fits the doors that run, each with where it really listens, to those that are wanted.
+pub(super) fn fit_doors(running: &[(SocketAddr, &Local)], wanted: &[Local]) -> DoorPlan {
+    let mut plan = DoorPlan::default();
+    let mut free: Vec<usize> = (0..running.len()).collect();
+    let mut take = |fits: &dyn Fn(SocketAddr, &Local) -> bool| -> Option<usize> {
+        let at = free.iter().position(|&index| fits(running[index].0, running[index].1))?;
+        Some(free.remove(at))
+    };
+    // A door that was made at whichever port was free is the same whether that is still said, or which port it was; who
+    // names the port comes first.
+    let (any, named): (Vec<_>, Vec<_>) = wanted.iter().partition(|local| local.listen.port() == 0);
+    let mut left = Vec::new();
+    for local in named.into_iter().chain(any) {
+        let same =
+            |bound: SocketAddr, other: &Local| other == local || Local { listen: bound, ..other.clone() } == *local;
+        match take(&same) {
+            Some(index) => plan.stay.push(index),
+            None => left.push(local),
+        }
+    }
+    for local in left {
+        match take(&|bound, _| bound == local.listen) {
+            Some(index) => plan.change.push((index, local.clone())),
+            None => plan.open.push(local.clone()),
+        }
+    }
+    plan.close = free;
+    plan
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn local(listen: &str, target: &str) -> Local {
+        Local {
+            listen: listen.parse().expect(listen),
+            agent: "acme/prod".parse().expect("a name"),
+            target: target.parse().expect(target),
+            principal: "provisioner".parse().expect("an id"),
+        }
+    }
+
+    fn plan(running: &[(&str, &Local)], wanted: &[Local]) -> DoorPlan {
+        let running: Vec<_> = running.iter().map(|(bound, local)| (bound.parse().expect(bound), *local)).collect();
+        fit_doors(&running, wanted)
+    }
+
+    #[test]
+    fn doors_are_fitted_by_where_they_listen() {
+        let (one, two) = ("127.0.0.1:1", "127.0.0.1:2");
+        let (a, b) = (local(one, "a:1"), local(two, "b:1"));
+        let running = [(one, &a), (two, &b)];
+        assert_eq!(plan(&running, &[b.clone(), a.clone()]), DoorPlan { stay: vec![1, 0], ..DoorPlan::default() });
+        assert_eq!(plan(&running, &[]), DoorPlan { close: vec![0, 1], ..DoorPlan::default() });
+        assert_eq!(
+            plan(&running, &[a.clone(), local("127.0.0.1:3", "b:1")]),
+            DoorPlan { stay: vec![0], open: vec![local("127.0.0.1:3", "b:1")], close: vec![1], ..DoorPlan::default() }
+        );
+        // Two that change places go on listening.
+        let swapped = [local(one, "b:1"), local(two, "a:1")];
+        let change = vec![(0, swapped[0].clone()), (1, swapped[1].clone())];
+        assert_eq!(plan(&running, &swapped), DoorPlan { change, ..DoorPlan::default() });
+    }
+
+    #[test]
+    fn doors_at_any_port_are_fitted_by_what_they_are() {
+        let any = local("127.0.0.1:0", "a:1");
+        let running = [("127.0.0.1:7001", &any), ("127.0.0.1:7002", &any)];
+        let stay = |indices: &[usize], close: &[usize]| DoorPlan {
+            stay: indices.to_vec(),
+            close: close.to_vec(),
+            ..DoorPlan::default()
+        };
+        assert_eq!(plan(&running, &[any.clone(), any.clone()]), stay(&[0, 1], &[]));
+        assert_eq!(plan(&running, std::slice::from_ref(&any)), stay(&[0], &[1]));
+        assert_eq!(plan(&running, &[local("127.0.0.1:7002", "a:1")]), stay(&[1], &[0]));
+        assert_eq!(plan(&running, &[any.clone(), local("127.0.0.1:7001", "a:1")]), stay(&[0, 1], &[]));
+        let elsewhere = local("127.0.0.1:7002", "b:1");
+        assert_eq!(
+            plan(&running, std::slice::from_ref(&elsewhere)),
+            DoorPlan { change: vec![(1, elsewhere)], close: vec![0], ..DoorPlan::default() }
+        );
+        let other = local("127.0.0.1:0", "b:1");
+        assert_eq!(
+            plan(&running, std::slice::from_ref(&other)),
+            DoorPlan { open: vec![other], close: vec![0, 1], ..DoorPlan::default() }
+        );
+    }
+}

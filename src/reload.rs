@@ -1,0 +1,219 @@
+//! A configuration that is read again while the program runs, when SIGHUP asks for it.
+//!
+//! Promised: it is read on a thread that may block, so that a file system that hangs holds nothing up but the reading;
+//! requests that come meanwhile are one request; and a service manager can be told when a reload is under way. What a new configuration means is its program's business: see `agent` and `gateway`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::document::Faults;
+use crate::task::Tasks;
+
+/// A configuration that was read again and is in order.
+#[derive(Debug)]
+pub struct Fresh<C> {
+    /// The configuration.
+    pub config: C,
+    /// Settings that have changed and that only a restart takes over, as far as whoever has read them knows.
+    pub restart: Vec<&'static str>,
+}
+
+/// What a service manager is to be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// A configuration is being read and taken over.
+    Reloading,
+    /// It is in force, or was refused.
+    Settled,
+}
+
+/// Requests to read the configuration again, and how to read it.
+pub struct Reloads<C> {
+    asked: Option<(Signal, Load<C>)>,
+    tell: Tell,
+}
+
+type Tell = Box<dyn Fn(Phase) + Send + Sync>;
+
+type Load<C> = Arc<dyn Fn() -> Result<Fresh<C>, Faults> + Send + Sync>;
+
+impl<C> fmt::Debug for Reloads<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reloads").finish_non_exhaustive()
+    }
+}
+
+impl<C: Send + 'static> Reloads<C> {
+    /// From now on SIGHUP is a request and no longer ends the process. `load` may block.
+    ///
+    /// # Errors
+    /// If the signal cannot be had.
+    pub fn on_hangup(load: impl Fn() -> Result<Fresh<C>, Faults> + Send + Sync + 'static) -> io::Result<Self> {
+        let load: Load<C> = Arc::new(load);
+        Ok(Self { asked: Some((signal(SignalKind::hangup())?, load)), tell: Box::new(|_| ()) })
+    }
+
+    /// No request ever comes: for a program within another, to which signals belong.
+    #[must_use]
+    pub fn never() -> Self {
+        Self { asked: None, tell: Box::new(|_| ()) }
+    }
+
+    /// Has `tell` called when a reload begins and when it is over, each once. It must not block.
+    #[must_use]
+    pub fn telling(self, tell: impl Fn(Phase) + Send + Sync + 'static) -> Self {
+        Self { tell: Box::new(tell), ..self }
+    }
+
+    /// Waits for a request and reads. The caller says [`Reloads::settled`] when it has taken over what was read, or has
+    /// refused it. Never comes back where no request can come any more.
+    ///
+    /// # Errors
+    /// With every fault of what was read.
+    pub async fn next(&mut self, tasks: &Tasks) -> Result<Fresh<C>, Faults> {
+        loop {
+            let Some((asked, load)) = &mut self.asked else { return std::future::pending().await };
+            if asked.recv().await.is_none() {
+                return std::future::pending().await;
+            }
+            (self.tell)(Phase::Reloading);
+            let load = load.clone();
+            match tasks.spawn_blocking(move || load()).await {
+                Ok(read) => return read,
+                // The reading panicked, or the runtime is going down: what is in force stays in force.
+                Err(_) => self.settled(),
+            }
+        }
+    }
+
+    /// The reload is over.
+    pub fn settled(&self) {
+        (self.tell)(Phase::Settled);
+    }
+}
+
+/// What a program goes by: one value, which a reload replaces as a whole.
+#[derive(Debug)]
+pub struct Live<T>(watch::Sender<Arc<T>>);
+
+impl<T> Live<T> {
+    /// Begins with `value`.
+    pub fn new(value: T) -> Self {
+        Self(watch::Sender::new(Arc::new(value)))
+    }
+
+    /// What holds now.
+    #[must_use]
+    pub fn current(&self) -> Arc<T> {
+        self.0.borrow().clone()
+    }
+
+    /// From now on `value` holds.
+    pub fn replace(&self, value: T) {
+        self.0.send_replace(Arc::new(value));
+    }
+
+    /// What holds now, and a receiver that is told of every value after it.
+    #[must_use]
+    pub fn follow(&self) -> (Arc<T>, watch::Receiver<Arc<T>>) {
+        let mut receiver = self.0.subscribe();
+        let value = receiver.borrow_and_update().clone();
+        (value, receiver)
+    }
+
+    /// Waits until what holds passes a test.
+    pub async fn until(&self, mut test: impl FnMut(&T) -> bool) {
+        // There is a sender for as long as there is somebody to ask this, so that the wait does not fail.
+        let gone = self.0.subscribe().wait_for(|value| test(value)).await.is_err();
+        if gone {
+            std::future::pending().await
+        }
+    }
+}
+
+/// What came, went and changed from one configuration to the next, by ids: for the log and the trail, so never a secret.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Changes {
+    gone: Vec<String>,
+    new: Vec<String>,
+    changed: Vec<String>,
+}
+
+impl Changes {
+    /// Notes that something is gone.
+    pub fn remove(&mut self, what: impl fmt::Display) {
+        self.gone.push(what.to_string());
+    }
+
+    /// Notes that something is new.
+    pub fn add(&mut self, what: impl fmt::Display) {
+        self.new.push(what.to_string());
+    }
+
+    /// Notes that something changed.
+    pub fn change(&mut self, what: impl fmt::Display) {
+        self.changed.push(what.to_string());
+    }
+
+    /// Compares two lists of things, each with what it goes by; `what` is put before that.
+    pub fn compare<K: Ord + fmt::Display, V: PartialEq>(
+        &mut self,
+        what: impl fmt::Display,
+        old: &BTreeMap<K, V>,
+        new: &BTreeMap<K, V>,
+    ) {
+        for (id, thing) in old {
+            match new.get(id) {
+                None => self.gone.push(format!("{what}{id}")),
+                Some(other) if other != thing => self.changed.push(format!("{what}{id}")),
+                Some(_) => {}
+            }
+        }
+        self.new.extend(new.keys().filter(|id| !old.contains_key(*id)).map(|id| format!("{what}{id}")));
+    }
+}
+
+impl fmt::Display for Changes {
+    /// What is gone first: records cut long texts short, and a revocation should be read.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut first = true;
+        for (word, things) in [("gone", &self.gone), ("new", &self.new), ("changed", &self.changed)] {
+            if !things.is_empty() {
+                let separator = if first { "" } else { "; " };
+                write!(f, "{separator}{word}: {}", things.join(", "))?;
+                first = false;
+            }
+        }
+        if first { f.write_str("nothing changed") } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn things(pairs: &[(&'static str, u8)]) -> BTreeMap<&'static str, u8> {
+        pairs.iter().copied().collect()
+    }
+
+    #[test]
+    fn changes_name_what_is_gone_first() {
+        let mut changes = Changes::default();
+        assert_eq!(changes.to_string(), "nothing changed");
+        changes.compare("rule acme/", &things(&[("a", 1), ("b", 1)]), &things(&[("a", 1), ("b", 1)]));
+        assert_eq!(changes, Changes::default());
+        changes.change("proxy");
+        assert_eq!(changes.to_string(), "changed: proxy");
+        changes.compare(
+            "rule acme/",
+            &things(&[("a", 1), ("b", 1), ("c", 1)]),
+            &things(&[("b", 2), ("c", 1), ("d", 1)]),
+        );
+        assert_eq!(changes.to_string(), "gone: rule acme/a; new: rule acme/d; changed: proxy, rule acme/b");
+    }
+}
