@@ -158,14 +158,29 @@ pub const MEMORY_KEPT: usize = 4 * 1024 * 1024;
 /// SSH channel window toward stock peers, in bytes.
 pub const WINDOW: u32 = 2 * 1024 * 1024;
 
-/// SSH channel window between our own ends, in bytes: far above [`CREDIT_MAX`], which is the real bound.
-pub const WINDOW_OURS: u32 = 32 * 1024 * 1024;
+/// SSH channel window between our own ends, in bytes: far above [`CREDIT_MAX`], which is the real bound. The SSH library
+/// grants it anew when half of it has come, so that half of it must exceed what can be under way.
+pub const WINDOW_OURS: u32 = 64 * 1024 * 1024;
 
-/// The most credit of one channel: 80 MB/s over a round trip of 100 ms. A sender never uses more, whatever it is offered.
-pub const CREDIT_MAX: usize = 8 * 1024 * 1024;
+/// The most credit of one channel: 400 MB/s over a round trip of 50 ms. A sender never uses more, whatever it is offered.
+pub const CREDIT_MAX: usize = 24 * 1024 * 1024;
+
+/// Credit that a channel may grow to however short the way is: as much as is under way between two busy threads.
+pub const CREDIT_NEAR: usize = 1024 * 1024;
+
+/// Credit per second of round trip that a channel may grow to; a way that is shorter than its queues must not be filled up
+/// just because it is fast. A core moves this much at most.
+pub const CREDIT_RATE: usize = 1024 * 1024 * 1024;
+
+/// A sender without credit gets so many times what it had: from the beginning to [`CREDIT_MAX`] in six round trips.
+pub const CREDIT_GROWTH: usize = 4;
+
+/// Owed credit that is given back at once, however large the window is.
+pub const CREDIT_OWED: usize = 1024 * 1024;
 
 /// The credit of all channels of a session together: what its peer can make this end hold. Channels begin with so little
-/// that [`CHANNELS_PER_LINK`] of them fit.
+/// that [`CHANNELS_PER_LINK`] of them fit, and grow only while as much again stays free: a few that have grown and whose
+/// sinks then stall leave enough for the others.
 pub const CREDIT_PER_SESSION: usize = 64 * 1024 * 1024;
 
 /// Above this, channels with much credit give some of it back, so that others can have it.

@@ -128,16 +128,17 @@ impl Control {
         }
     }
 
-    /// Takes credit for a channel out of the session's budget; false if there is not so much left. What a channel begins with
-    /// is not asked for but [taken](Control::take_credit).
+    /// Takes credit out of the session's budget so that a channel which has `window` of it comes up to `wanted`, or as near to
+    /// it as the budget allows, and tells how much that is. No channel gets so much that less than its window stays free. What
+    /// a channel begins with is not asked for but [taken](Control::take_credit).
     #[must_use]
-    pub fn ask_credit(&self, credit: usize) -> bool {
+    pub fn ask_credit(&self, window: usize, wanted: usize) -> usize {
         let given = self.0.credit.load(Ordering::Relaxed);
-        let fits = given + credit <= limits::CREDIT_PER_SESSION;
-        if fits {
-            self.0.credit.store(given + credit, Ordering::Relaxed);
-        }
-        fits
+        let others = given.saturating_sub(window);
+        let fair = limits::CREDIT_PER_SESSION.saturating_sub(others) / 2;
+        let more = wanted.min(fair).saturating_sub(window);
+        self.0.credit.store(given + more, Ordering::Relaxed);
+        more
     }
 
     /// Takes credit out of the session's budget, whatever is left of it.
