@@ -3,6 +3,7 @@
 mod flow;
 mod harness;
 mod hostile;
+mod hostile_links;
 mod input;
 mod lifecycle;
 mod links;
