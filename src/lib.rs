@@ -36,7 +36,9 @@
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
 //! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
-//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`], [`chain`], [`task`] | the rest of the vocabulary |
+//! | 0 | [`drain`], beside [`identity`] | the stages of a stop, and the forwards that it waits for |
+//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | [`chain`], [`task`], [`systemd`] | printing causes, owning tasks, telling the service manager |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -131,6 +133,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod document;
+pub mod drain;
 pub mod gateway;
 pub mod identity;
 pub mod limits;
@@ -142,6 +145,7 @@ pub mod registry;
 pub mod reload;
 pub mod resolve;
 pub mod secret;
+pub mod systemd;
 pub mod target;
 pub mod task;
 pub mod telemetry;

@@ -90,6 +90,10 @@ pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
 /// A link that has lived so long has proved good: the next failure starts the backoff afresh.
 pub const LINK_PROVED: Duration = Duration::from_secs(30);
 
+/// How long a local connection of `caponier forward` waits for a session that is being made anew: a gateway that is started
+/// again is back by then.
+pub const RELOGIN_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Keepalives on a link: sent after this long without a packet, unanswered once, then the link is cut (40 s in all).
 pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -103,8 +107,25 @@ pub const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 /// How long we wait for the other end to hang up after goodbye.
 pub const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// What one read from a socket, and one channel message, carries at most.
-pub const CHUNK: usize = 32 * 1024;
+/// What one read from a socket, and one channel message between our own ends, carries at most: an SSH packet's worth, which
+/// the SSH library wants below 64 KiB. What each packet costs by itself halves against the 32 KiB that every peer must take.
+pub const CHUNK: usize = 63 * 1024;
+
+/// What is read at once from a session's socket where its next packet's length is asked for: many small packets, and the
+/// beginning of a large one.
+pub const READ_AHEAD: usize = 16 * 1024;
+
+/// A session that asks for so much gets it from the socket without a copy in between.
+pub const READ_PAST: usize = 8 * 1024;
+
+/// Messages of a channel that are written to a socket with one call.
+pub const BATCH: usize = 16;
+
+/// Buffers of [`CHUNK`] bytes that a thread keeps for the next read: as many as are under way on a few busy forwards.
+pub const POOLED: usize = 32;
+
+/// Freed memory that is kept for the next allocation, at half: what a few busy forwards have under way.
+pub const MEMORY_KEPT: usize = 4 * 1024 * 1024;
 
 /// SSH channel window toward stock peers, in bytes.
 pub const WINDOW: u32 = 2 * 1024 * 1024;
@@ -154,11 +175,12 @@ pub const STALL: Duration = Duration::from_secs(60);
 /// but not for ever.
 pub const DELIVERY: Duration = Duration::from_secs(600);
 
-/// Messages that wait for one slow reader of a channel.
-pub const CHANNEL_QUEUE: usize = 64;
+/// Messages of a channel that its session hands over before the channel's reader gets to run. It always takes them all, so
+/// that more would only mean more memory between the two, beyond what a processor's cache holds.
+pub const CHANNEL_QUEUE: usize = 16;
 
-/// Messages that wait to be sent on a session.
-pub const SESSION_QUEUE: usize = 128;
+/// Messages that wait to be sent on a session: so many go into one write, and the session keeps a buffer for as much.
+pub const SESSION_QUEUE: usize = 16;
 
 /// Audit records that wait for their sink. Each live forward also holds one place, reserved for its ending.
 pub const TRAIL_QUEUE: usize = 65_536;
@@ -184,6 +206,19 @@ pub const FORWARD_ID_MAX: usize = 128;
 
 /// How long running forwards may go on after a required audit sink has failed.
 pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
+
+/// How long forwards that run may go on after the signal to end, where the configuration does not say: long enough for most
+/// queries, within what an operator waits for.
+pub const DRAIN: Duration = Duration::from_secs(300);
+
+/// The longest that a configuration may ask for.
+pub const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How often a drain says how it goes.
+pub const DRAIN_PROGRESS: Duration = Duration::from_secs(10);
+
+/// Listeners that a process can be started with: more than addresses in any configuration.
+pub const INHERITED_MAX: usize = 1_024;
 
 /// How long a stop waits for tasks to end.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);

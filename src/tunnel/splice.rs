@@ -6,18 +6,22 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
-use std::io;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
+use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, SetOnce};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::pool::Buffer;
 use super::ssh::{self, Event, Returns};
 use crate::audit::Counters;
 use crate::limits;
@@ -88,7 +92,7 @@ pub enum Side {
 }
 
 enum Reader {
-    Tcp(OwnedReadHalf, BytesMut),
+    Tcp(OwnedReadHalf),
     Channel(ssh::Reader),
     Pipe(ReadHalf<DuplexStream>, BytesMut),
 }
@@ -225,7 +229,7 @@ async fn direction(
         drop(this.broke.set(broke));
     };
     match reader {
-        Reader::Tcp(..) | Reader::Pipe(..) => {
+        Reader::Tcp(_) | Reader::Pipe(..) => {
             let copy = async {
                 loop {
                     match reader.read().await {
@@ -270,14 +274,13 @@ async fn direction(
             let empty = async {
                 loop {
                     match inbox.front().await {
-                        Ok(bytes) => {
-                            let length = bytes.len();
-                            if let Err(broke) = stalling(writer.send(bytes), &returns).await {
+                        Ok(batch) => {
+                            if let Err(broke) = stalling(writer.send_all(&batch), &returns).await {
                                 return broke;
                             }
-                            inbox.shift();
-                            count(length as u64);
-                            returns.taken(length).await;
+                            inbox.shift(batch.len());
+                            count(batch.iter().map(|bytes| bytes.len() as u64).sum());
+                            returns.all_taken(batch.iter().map(Bytes::len)).await;
                         }
                         Err(Last::Starved) => returns.grow().await,
                         Err(Last::Eof) => return finish(writer).await,
@@ -287,6 +290,8 @@ async fn direction(
             };
             tokio::pin!(fill);
             let broke = tokio::select! {
+                // What has come is emptied with the same wake-up.
+                biased;
                 broke = &mut fill => broke,
                 broke = empty => broke,
             };
@@ -370,14 +375,15 @@ impl Inbox {
         self.filled.notify_one();
     }
 
-    /// What comes next. It stays here until it is [shifted](Inbox::shift) out, so that it is accounted for whatever happens.
-    async fn front(&self) -> Result<Bytes, Last> {
+    /// What comes next: all that has come, up to [`limits::BATCH`] messages. It stays here until it is [shifted](Inbox::shift)
+    /// out, so that it is accounted for whatever happens.
+    async fn front(&self) -> Result<Vec<Bytes>, Last> {
         loop {
             let filled = self.filled.notified();
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(bytes) = state.waiting.front() {
-                    return Ok(bytes.clone());
+                if !state.waiting.is_empty() {
+                    return Ok(state.waiting.iter().take(limits::BATCH).cloned().collect());
                 }
                 if std::mem::take(&mut state.starved) {
                     return Err(Last::Starved);
@@ -397,8 +403,8 @@ impl Inbox {
         state.waiting.drain(..).for_each(|bytes| self.returns.dropped(bytes.len()));
     }
 
-    fn shift(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.pop_front();
+    fn shift(&self, messages: usize) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.drain(..messages);
     }
 }
 
@@ -436,7 +442,7 @@ impl Remains {
 impl Leaving {
     async fn leave(self) {
         match (self.reader, self.writer) {
-            (Reader::Tcp(reader, _), Writer::Tcp(writer)) => {
+            (Reader::Tcp(reader), Writer::Tcp(writer)) => {
                 if !self.clean
                     && !self.told
                     && let Ok(stream) = reader.reunite(writer)
@@ -469,7 +475,7 @@ impl Side {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.into_split();
-                (Reader::Tcp(reader, BytesMut::new()), Writer::Tcp(writer))
+                (Reader::Tcp(reader), Writer::Tcp(writer))
             }
             Self::Channel(channel) => (Reader::Channel(channel.reader), Writer::Channel(channel.writer)),
             Self::Pipe(pipe) => {
@@ -483,18 +489,26 @@ impl Side {
 impl Reader {
     /// Reads from what is a stream in itself; a channel is read by its events.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
-        let (read, buffer) = match self {
-            Self::Tcp(reader, buffer) => {
-                buffer.reserve(limits::CHUNK);
-                (reader.read_buf(buffer).await?, buffer)
+        match self {
+            Self::Tcp(reader) => {
+                let read = poll_fn(|cx| {
+                    // Given back at once where there is nothing to read: a socket that is silent needs no buffer. Not `try_read`,
+                    // which would not take a short read as a sign that nothing is left, and look again.
+                    let mut buffer = Buffer::take();
+                    let mut read = ReadBuf::new(&mut buffer);
+                    ready!(Pin::new(&mut *reader).poll_read(cx, &mut read))?;
+                    let filled = read.filled().len();
+                    Poll::Ready(io::Result::Ok(buffer.into_bytes(filled)))
+                });
+                Ok(Some(read.await?).filter(|bytes| !bytes.is_empty()))
             }
             Self::Pipe(reader, buffer) => {
                 buffer.reserve(limits::CHUNK);
-                (reader.read_buf(buffer).await?, buffer)
+                let read = reader.read_buf(buffer).await?;
+                Ok((read > 0).then(|| buffer.split().freeze()))
             }
-            Self::Channel(reader) => return Ok(reader.bytes().await),
-        };
-        Ok((read > 0).then(|| buffer.split().freeze()))
+            Self::Channel(reader) => Ok(reader.bytes().await),
+        }
     }
 }
 
@@ -505,6 +519,26 @@ impl Writer {
             Self::Channel(writer) => writer.send(bytes).await,
             Self::Pipe(writer) => writer.write_all(&bytes).await,
         }
+    }
+
+    /// Sends several messages; to a socket with as few calls as it takes.
+    async fn send_all(&mut self, batch: &[Bytes]) -> io::Result<()> {
+        let Self::Tcp(writer) = self else {
+            for bytes in batch {
+                self.send(bytes.clone()).await?;
+            }
+            return Ok(());
+        };
+        let mut slices: [IoSlice<'_>; limits::BATCH] =
+            std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
+        let mut left = &mut slices[..batch.len().min(limits::BATCH)];
+        while !left.is_empty() {
+            match writer.write_vectored(left).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                written => IoSlice::advance_slices(&mut left, written),
+            }
+        }
+        Ok(())
     }
 
     async fn finish(&mut self) -> io::Result<()> {

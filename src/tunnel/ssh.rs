@@ -29,7 +29,7 @@ use russh::{
     ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, SshId, cipher, client, compression, kex, mac,
     server,
 };
-use tokio::io::{AsyncRead, AsyncWrite, BufReader};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
 use channel::Half;
@@ -155,7 +155,8 @@ where
     let control = Control::new();
     let cut = control.cut_on_drop();
     let unsaid = if options.said { options.line.len() + 2 } else { 0 };
-    let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
+    // In a box: the library moves it about, and keeps room for it in several places of its future.
+    let stream = Box::new(Transport::new(stream, &control, options.head, unsaid));
     let failures = Failures::default();
     let host_key = Arc::new(Mutex::new(handler::HostKey::Unseen));
     let handler = handler::Client {
@@ -170,7 +171,7 @@ where
         client_id: SshId::Standard(options.line.into()),
         limits: rekey_limits(),
         window_size: options.flow.window(),
-        maximum_packet_size: PACKET,
+        maximum_packet_size: options.flow.packet(),
         channel_buffer_size: limits::CHANNEL_QUEUE,
         preferred: preferred(),
         inactivity_timeout: Some(options.keepalive * 5),
@@ -445,7 +446,8 @@ where
     let control = Control::new();
     let cut = control.cut_on_drop();
     let unsaid = if options.said { options.line.len() + 2 } else { 0 };
-    let stream = buffered(Transport::new(stream, &control, options.head, unsaid));
+    // In a box: the library moves it about, and keeps room for it in several places of its future.
+    let stream = Box::new(Transport::new(stream, &control, options.head, unsaid));
     let logged_in = CancellationToken::new();
     // The queue never fills before the pending opens do: what exceeds them is passed on marked, to be recorded.
     let (opens_sender, opens) = mpsc::channel(options.opens * 2);
@@ -472,7 +474,7 @@ where
         keys: vec![options.key.as_ssh().as_ref().clone()],
         certificates: Vec::new(),
         window_size: options.flow.window(),
-        maximum_packet_size: PACKET,
+        maximum_packet_size: options.flow.packet(),
         channel_buffer_size: limits::CHANNEL_QUEUE,
         event_buffer_size: limits::SESSION_QUEUE,
         limits: rekey_limits(),
@@ -489,6 +491,14 @@ where
 }
 
 impl Server {
+    /// Says goodbye; the session ends soon after. Returns whether there was a session to say it on.
+    pub async fn disconnect(&self, words: &str) -> bool {
+        let handle = self.running.handle();
+        // Its queue is the session's own, which may be waiting for its peer: the caller must not.
+        let said = handle.disconnect(russh::Disconnect::ByApplication, words.to_owned(), String::new());
+        matches!(tokio::time::timeout(limits::GOODBYE_PATIENCE, said).await, Ok(Ok(())))
+    }
+
     /// Splits off what the caller consumes from the session's end.
     #[must_use]
     pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<ControlChannel>, Running) {
@@ -582,14 +592,6 @@ pub const NOT_ALLOWED: u32 = 1;
 
 /// Reason code 2 of RFC 4254 §5.1, "connect failed".
 pub const NOT_AVAILABLE: u32 = 2;
-
-/// SSH packets carry at most this much (RFC 4253 §6.1 asks for 32 KiB to be handled).
-const PACKET: u32 = 32 * 1024;
-
-/// The library reads a packet in two steps; a buffer below it halves the system calls.
-fn buffered<S: AsyncRead>(stream: S) -> BufReader<S> {
-    BufReader::with_capacity(64 * 1024, stream)
-}
 
 fn rekey_limits() -> russh::Limits {
     russh::Limits {

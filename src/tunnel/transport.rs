@@ -8,7 +8,9 @@
 //!   the session is cut, and whoever feeds the session waits for [`Control::room`];
 //! - **a session that has received more than its users take stops reading**, while it goes on writing: see [`Control::hold`].
 //!
-//! The stream also replays what was read before the session began, and holds back what was already said in its place.
+//! The stream also replays what was read before the session began, and holds back what was already said in its place. It
+//! reads ahead, because the session asks for a packet in two steps, the first of which is four bytes: into a buffer that is
+//! the thread's and not the session's, so that a session with nothing to read holds none.
 //!
 //! What waits on what: nothing here is a task. Bytes that are kept are written on whenever the session polls its stream,
 //! which the socket's readiness makes it do.
@@ -25,6 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
+use super::pool;
 use crate::limits;
 
 /// The outside handle of a [`Transport`]. Clones share it.
@@ -211,6 +214,7 @@ impl Drop for Starving {
 pub struct Transport<S> {
     stream: S,
     replay: Bytes,
+    ahead: Option<Ahead>,
     unsaid: usize,
     unsent: BytesMut,
     control: Control,
@@ -226,6 +230,7 @@ impl<S> Transport<S> {
         Self {
             stream,
             replay,
+            ahead: None,
             unsaid,
             unsent: BytesMut::new(),
             control: control.clone(),
@@ -242,6 +247,47 @@ impl<S> Transport<S> {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut"));
         }
         Ok(())
+    }
+}
+
+/// What was read and not asked for yet; there is something.
+struct Ahead {
+    buffer: pool::Buffer,
+    taken: usize,
+    filled: usize,
+}
+
+impl<S: AsyncRead + Unpin> Transport<S> {
+    /// Reads what is asked for, and for a small question more than that. A large one goes past the buffer: one more call to
+    /// the system costs less than copying what it brings.
+    fn read_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.ahead.is_some() {
+            self.take_ahead(buf);
+            return Poll::Ready(Ok(()));
+        }
+        if buf.remaining() >= limits::READ_PAST {
+            return Pin::new(&mut self.stream).poll_read(cx, buf);
+        }
+        // Given back at once if there is nothing to read.
+        let mut buffer = pool::Buffer::take();
+        let mut ahead = ReadBuf::new(&mut buffer[..limits::READ_AHEAD]);
+        ready!(Pin::new(&mut self.stream).poll_read(cx, &mut ahead))?;
+        let filled = ahead.filled().len();
+        self.ahead = (filled > 0).then_some(Ahead { buffer, taken: 0, filled });
+        self.take_ahead(buf);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Hands out what was read ahead, and gives the buffer back with the last of it.
+    fn take_ahead(&mut self, buf: &mut ReadBuf<'_>) {
+        let Some(ahead) = &mut self.ahead else { return };
+        let left = &ahead.buffer[ahead.taken..ahead.filled];
+        let n = left.len().min(buf.remaining());
+        buf.put_slice(&left[..n]);
+        ahead.taken += n;
+        if ahead.taken == ahead.filled {
+            self.ahead = None;
+        }
     }
 }
 
@@ -287,7 +333,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
                 return Poll::Pending;
             }
         }
-        Pin::new(&mut this.stream).poll_read(cx, buf)
+        this.read_ahead(cx, buf)
     }
 }
 
@@ -344,6 +390,11 @@ const _: () = assert!(
     limits::FEEDERS >= limits::CHANNELS_PER_SESSION
         && limits::UNSENT_HIGH + (limits::FEEDERS + limits::SESSION_QUEUE) * limits::CHUNK < limits::UNSENT_MAX,
     "see limits::FEEDERS"
+);
+
+const _: () = assert!(
+    limits::READ_PAST <= limits::READ_AHEAD && limits::READ_AHEAD <= limits::CHUNK,
+    "a buffer of the pool is what is read ahead into"
 );
 
 #[cfg(test)]

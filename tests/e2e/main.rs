@@ -1,5 +1,6 @@
 //! Tests with real components, in one binary.
 
+mod drain;
 mod flow;
 mod harness;
 mod hostile;

@@ -20,7 +20,7 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
 use tokio::sync::{Notify, OwnedSemaphorePermit};
 use tokio_util::sync::CancellationToken;
 
-use super::{Control, PACKET};
+use super::Control;
 use crate::limits;
 use crate::task::Tasks;
 use crate::tunnel::wire;
@@ -37,6 +37,15 @@ pub enum Flow {
 }
 
 impl Flow {
+    /// What one message carries at most.
+    pub(super) fn packet(self) -> u32 {
+        match self {
+            Self::Credit => limits::CHUNK as u32,
+            // What RFC 4253 §6.1 asks every peer to handle.
+            Self::Stock | Self::Plain => 32 * 1024,
+        }
+    }
+
     /// The window that a session for such channels announces.
     pub(super) fn window(self) -> u32 {
         match self {
@@ -264,9 +273,9 @@ impl Shared {
         self.more.notify_waiters();
     }
 
-    /// Counts a message as taken and tells how much credit is to be given back now, if any.
-    fn settle(&self, bytes: usize) -> Option<usize> {
-        let owed = self.owed.load(Ordering::Relaxed) + wire::message_cost(bytes);
+    /// Counts what messages had cost as taken, and tells how much credit is to be given back now, if any.
+    fn settle(&self, cost: usize) -> Option<usize> {
+        let owed = self.owed.load(Ordering::Relaxed) + cost;
         let window = self.window.load(Ordering::Relaxed);
         // Seldom enough to cost nothing, often enough that a sender never waits for it on a short way.
         if owed < window / 4 {
@@ -326,14 +335,20 @@ impl Shared {
 impl Returns {
     /// Gives back what a message of `bytes` had cost, sooner or later.
     pub async fn taken(&self, bytes: usize) {
+        self.all_taken(std::iter::once(bytes)).await;
+    }
+
+    /// Gives back what messages of these lengths had cost, sooner or later.
+    pub async fn all_taken(&self, lengths: impl Iterator<Item = usize>) {
         let shared = &self.0;
+        let cost = lengths.map(wire::message_cost).sum();
         match shared.flow {
             Flow::Credit => {
-                if let Some(credit) = shared.settle(bytes) {
+                if let Some(credit) = shared.settle(cost) {
                     shared.give(credit).await;
                 }
             }
-            Flow::Stock => shared.control.release(wire::message_cost(bytes)),
+            Flow::Stock => shared.control.release(cost),
             Flow::Plain => {}
         }
     }
@@ -374,7 +389,7 @@ impl Writer {
         let shared = &self.shared;
         let sent = async {
             while !bytes.is_empty() {
-                let wanted = bytes.len().min(PACKET as usize);
+                let wanted = bytes.len().min(shared.flow.packet() as usize);
                 let fit = match shared.flow {
                     Flow::Credit => loop {
                         let more = shared.more.notified();
@@ -430,13 +445,17 @@ impl Writer {
 impl Shared {
     async fn send(&self, bytes: Bytes) -> io::Result<()> {
         let wanted = bytes.len();
+        // Credit lies below the window, which therefore is never waited for.
+        let bounded = self.flow != Flow::Credit;
         let sent = match &self.half {
             Half::Client(half) => {
-                let _starving = (half.writable_packet_size().await < wanted).then(|| self.control.starve());
+                let starves = bounded && half.writable_packet_size().await < wanted;
+                let _starving = starves.then(|| self.control.starve());
                 half.data_bytes(bytes).await
             }
             Half::Server(half) => {
-                let _starving = (half.writable_packet_size().await < wanted).then(|| self.control.starve());
+                let starves = bounded && half.writable_packet_size().await < wanted;
+                let _starving = starves.then(|| self.control.starve());
                 half.data_bytes(bytes).await
             }
         };
