@@ -4,6 +4,7 @@ mod drain;
 mod flow;
 mod harness;
 mod hostile;
+mod hostile_links;
 mod input;
 mod lifecycle;
 mod limits;
