@@ -70,10 +70,14 @@
 //!
 //! # Tasks, and what each waits on
 //!
-//! A process has one thread for all of them (a current-thread runtime), and threads for blocking work: the trail's
-//! writer, reading the registry, the system's resolver. A session of the SSH library and the tasks that use its
-//! channels must share a thread; `tunnel::ssh` says why. All end when the stop token of their `Tasks` fires, and are
-//! awaited for [`limits::STOP_GRACE`]; the trail is closed after them.
+//! An SSH session of the library and the tasks that use its channels must share a thread; `tunnel::ssh` says why. So there
+//! are several threads with a runtime each ([`task::Crew`]), and a task stays on the thread of whoever spawned it. The first
+//! is the main thread: it accepts, and has all that belongs to no session. A gateway hands each connection, still raw, to
+//! the thread that carries the fewest forwards, where it lives for good with its tasks; an agent has a thread per link as
+//! far as there are processors. Where a forward's door session and its link live on different threads, each has half of the
+//! forward, and a `tunnel::bridge` lies between. Blocking work has threads of its own: the trail's writer, reading the
+//! registry, the system's resolver. All tasks end when the stop token of their `Tasks` fires, and are awaited for
+//! [`limits::STOP_GRACE`]; then the threads are joined, and the trail is closed.
 //!
 //! **Signals** (`cli::running`): one task waits for SIGTERM and SIGINT. The first fires the stop token, a second ends
 //! the process.
@@ -103,7 +107,8 @@
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
 //! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections, and gives each a seat or turns
-//! it away. One task per connection waits for the identification string, and becomes a link or a door session.
+//! it away. One task per connection, on a thread of the crew, waits for the identification string, then for a place among
+//! the handshakes and its turn, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
 //! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
@@ -114,7 +119,9 @@
 //! registry to drop the guest, and for the stop. The loopback door waits for a place, then for a connection.
 //!
 //! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
-//! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise.
+//! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise. Where
+//! its link lives on another thread, a second task there waits for the answer and moves the bytes of the target's half, and
+//! the first one waits for its end.
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.

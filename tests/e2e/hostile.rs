@@ -79,7 +79,6 @@ impl Site {
             }],
             drain: Duration::ZERO,
             audit: Sink::File(folder.path().join("trail")),
-            limits: gateway::Limits::default(),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
         let (ready, listening) = oneshot::channel();
@@ -275,7 +274,6 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
         }],
         drain: Duration::ZERO,
         audit: Sink::File(folder.path().join("trail")),
-        limits: agent::Limits::default(),
     };
     let (tasks, stop) = (Tasks::new(), Stop::new());
     tasks.spawn({
