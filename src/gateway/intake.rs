@@ -324,8 +324,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: W
     loop {
         let message = tokio::select! {
             () = gateway.drain.begun().cancelled() => {
-                let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
-                Control::Drain(Drain { deadline_s })
+                Control::Drain(Drain { deadline_s: gateway.drain.left_s() })
             }
             () = gateway.state.until(|state| state.login_key(&link.name.organisation).is_some_and(differs)), if !moved => {
                 info!(agent = %link.name, replica = %link.replica, "the login key has changed: asking for another link");
