@@ -36,9 +36,9 @@
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
 //! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
-//! | 0 | [`drain`], beside [`identity`] | the stages of a stop, and the forwards that it waits for |
+//! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
-//! | 0 | [`chain`], [`task`], [`systemd`] | printing causes, owning tasks, telling the service manager |
+//! | 0 | [`chain`], [`task`] | printing causes; owning tasks |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).

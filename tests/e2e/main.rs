@@ -6,6 +6,7 @@ mod harness;
 mod hostile;
 mod input;
 mod lifecycle;
+mod limits;
 mod links;
 mod openssh;
 mod postgres;
