@@ -18,6 +18,7 @@ mod broker;
 mod door;
 mod inherit;
 mod intake;
+mod lapses;
 mod live;
 mod quota;
 mod roster;
@@ -38,6 +39,7 @@ use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::registry::Registry;
 use crate::registry::file::{Files, Reload};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
@@ -46,7 +48,7 @@ use crate::task::Tasks;
 use crate::tunnel::admit::Room;
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, agents};
+pub use admin::{AgentRow, AgentsError, LastError, agents};
 pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.
@@ -182,6 +184,7 @@ struct Gateway {
     state: Live<live::State>,
     registry: Arc<Files>,
     roster: roster::Roster,
+    lapses: lapses::Lapses,
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
@@ -241,6 +244,7 @@ pub async fn run(
         state: Live::new(live::State::new(&config)),
         registry: registry.clone(),
         roster: roster::Roster::default(),
+        lapses: lapses::Lapses::default(),
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
@@ -428,6 +432,7 @@ fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener,
 fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
     let trail = gateway.trail.clone();
     let tasks = gateway.tasks.clone();
+    let watched = gateway.clone();
     let (sender, mut reloads) = tokio::sync::mpsc::channel(limits::RELOAD_QUEUE);
     gateway.tasks.spawn(async move {
         registry
@@ -442,6 +447,8 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
         while let Some(reload) = reloads.recv().await {
             let event = match &reload {
                 Reload::Accepted { .. } => {
+                    let snapshot = watched.registry.current();
+                    watched.lapses.retain(|name| snapshot.has(name));
                     info!("the registry has changed; the new state is in force");
                     Event::new(Kind::RegistryReloaded)
                 }

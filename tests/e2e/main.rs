@@ -16,3 +16,4 @@ mod proxy;
 mod pumps;
 mod raw;
 mod reload;
+mod replicas;

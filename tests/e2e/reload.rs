@@ -46,7 +46,8 @@ fn detail(record: &Value) -> &str {
 /// The links that the gateway has.
 async fn agents(site: &Site) -> Vec<Value> {
     let said = run(caponier().args(["agents", "--json", "--socket"]).arg(site.admin_socket())).await.done();
-    serde_json::from_str(&said).expect("JSON")
+    let rows: Vec<Value> = serde_json::from_str(&said).expect("JSON");
+    rows.into_iter().filter(|row| row["state"] != "absent" && row["state"] != "never linked").collect()
 }
 
 /// Waits until the gateway has links that fit.

@@ -255,7 +255,11 @@ impl Shared {
         match self.flow {
             Flow::Credit => {
                 let cost = wire::message_cost(bytes) as i64;
-                self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost
+                let fits = self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost;
+                if fits {
+                    self.control.note_held(wire::message_cost(bytes));
+                }
+                fits
             }
             Flow::Stock => {
                 self.control.hold(wire::message_cost(bytes));
@@ -344,6 +348,7 @@ impl Returns {
         let cost = lengths.map(wire::message_cost).sum();
         match shared.flow {
             Flow::Credit => {
+                shared.control.release(cost);
                 if let Some(credit) = shared.settle(cost) {
                     shared.give(credit).await;
                 }
@@ -362,7 +367,7 @@ impl Returns {
 
     /// Gives up a message of `bytes` that was read and will never be taken.
     pub fn dropped(&self, bytes: usize) {
-        if self.0.flow == Flow::Stock {
+        if self.0.flow != Flow::Plain {
             self.0.control.release(wire::message_cost(bytes));
         }
     }
