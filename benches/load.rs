@@ -9,9 +9,11 @@
 //! load from-target ADDRESS BYTES            prints the seconds from the request to the last byte
 //! load together ADDRESSES STREAMS SECONDS to|from
 //!                                           prints the MB/s of so many streams at once, spread over the addresses
-//! load stall ADDRESS reader|target          holds a stream whose client, or whose target, never reads; prints when it does
+//! load stall ADDRESS reader|target SECONDS  holds a stream whose client, or whose target, never reads; prints `stalled`
+//!                                           once that is so. The target hangs up after so long
 //! load round-trips ADDRESS COUNT            prints the 50th and the 99th percentile in microseconds, one after another
-//! load pace ADDRESS SECONDS                 the same, of one request every two milliseconds, and the slowest
+//! load pace ADDRESS SECONDS [FILE]          the same, of one request every two milliseconds, and the slowest; makes
+//!                                           FILE.begun once the forward is open, and ends early when FILE is there
 //! load forwards ADDRESS COUNT WORKERS       prints connections per second, each with one request and one reply
 //! load forwards-for ADDRESS SECONDS WORKERS the same, for so long
 //! load probe ADDRESS SECONDS                new connections one after another: prints how many, how many failed, and the
@@ -27,6 +29,7 @@
 use std::error::Error;
 use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -60,8 +63,6 @@ const HOLD: Duration = Duration::from_millis(100);
 const FILL: Duration = Duration::from_millis(1_000);
 /// A saturated stream that moves nothing for so long stands still.
 const STANDSTILL: Duration = Duration::from_secs(1);
-/// How long a deaf target stays: longer than any measurement.
-const DEAF_SECONDS: u64 = 3_600;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -81,14 +82,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             };
             println!("{:.1}", together(&addresses, streams.parse()?, duration(seconds)?, work)? / 1e6);
         }
-        ["stall", address, "reader"] => stalled_reader(address.parse()?)?,
-        ["stall", address, "target"] => stalled_target(address.parse()?)?,
+        ["stall", address, "reader", seconds] => stalled_reader(address.parse()?, duration(seconds)?)?,
+        ["stall", address, "target", seconds] => stalled_target(address.parse()?, seconds.parse()?)?,
         ["round-trips", address, count] => {
             let times = round_trips(address.parse()?, count.parse()?)?;
             println!("{:.1} {:.1}", micros(percentile(&times, 50)), micros(percentile(&times, 99)));
         }
-        ["pace", address, seconds] => {
-            let times = pace(address.parse()?, duration(seconds)?)?;
+        ["pace", address, seconds, ref file @ ..] => {
+            let times = pace(address.parse()?, duration(seconds)?, file.first().map(Path::new))?;
             let [median, tail, slowest] = [50, 99, 100].map(|percent| micros(percentile(&times, percent)));
             println!("{median:.1} {tail:.1} {slowest:.1}");
         }
@@ -326,18 +327,18 @@ fn stream_to(address: SocketAddr, start: &Barrier, time: Duration) -> io::Result
 }
 
 /// Asks for a flood and never reads it.
-fn stalled_reader(address: SocketAddr) -> io::Result<()> {
+fn stalled_reader(address: SocketAddr, time: Duration) -> io::Result<()> {
     let stream = announce(address, FLOOD, 0)?;
     pause(FILL);
     println!("stalled");
-    pause(Duration::from_secs(DEAF_SECONDS));
+    pause(time);
     drop(stream);
     Ok(())
 }
 
 /// Sends to a target that never reads, for as long as anything is taken.
-fn stalled_target(address: SocketAddr) -> io::Result<()> {
-    let mut stream = announce(address, DEAF, DEAF_SECONDS)?;
+fn stalled_target(address: SocketAddr, seconds: u64) -> io::Result<()> {
+    let mut stream = announce(address, DEAF, seconds)?;
     stream.set_write_timeout(Some(FILL))?;
     let chunk = vec![b'x'; CHUNK];
     let mut told = false;
@@ -350,7 +351,7 @@ fn stalled_target(address: SocketAddr) -> io::Result<()> {
                     told = true;
                 }
             }
-            // At some doors a target that takes nothing for long is given up; until then it has stalled.
+            // The target has hung up; or the door has given it up, which it may after a while.
             Err(error) if told => {
                 println!("ended: {error}");
                 return Ok(());
@@ -386,11 +387,14 @@ fn round_trips(address: SocketAddr, count: usize) -> io::Result<Vec<Duration>> {
     Ok(times)
 }
 
-fn pace(address: SocketAddr, time: Duration) -> io::Result<Vec<Duration>> {
+fn pace(address: SocketAddr, time: Duration, end: Option<&Path>) -> io::Result<Vec<Duration>> {
     let mut stream = requests(address)?;
+    if let Some(end) = end {
+        std::fs::write(end.with_extension("begun"), "")?;
+    }
     let began = Instant::now();
     let mut times = vec![request(&mut stream)?];
-    while began.elapsed() < time {
+    while began.elapsed() < time && !end.is_some_and(Path::exists) {
         pause(PACE);
         times.push(request(&mut stream)?);
     }

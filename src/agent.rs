@@ -9,8 +9,10 @@
 //!
 //! What waits on what: one task takes over new configurations ([`live`]), one task per organisation and gateway keeps a link
 //! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
-//! that no longer allows it. All end with the stop token given to [`run`], which waits for them and
-//! then closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
+//! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
+//! have been cut, everything else is stopped and waited for, and the trail closed. Everything runs on the caller's thread:
+//! see [`crate::tunnel::ssh`].
 
 mod dial;
 mod live;
@@ -20,6 +22,7 @@ mod usage;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -29,11 +32,13 @@ use usage::Usage;
 
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
+use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::reload::{Fresh, Live, Reloads};
+use crate::systemd::Supervisor;
 use crate::task::Tasks;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::splice::Bounds;
@@ -50,6 +55,8 @@ pub struct Config {
     pub key: PrivateKey,
     /// The HTTP proxy on the way out.
     pub proxy: Option<Proxy>,
+    /// How long forwards that run may go on after the signal to end.
+    pub drain: Duration,
     /// Whom it serves.
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
@@ -136,6 +143,7 @@ struct Agent {
     state: Live<State>,
     trail: Trail,
     tasks: Tasks,
+    drain: Drain,
     usage: Usage,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
@@ -149,11 +157,16 @@ struct WaysOut {
     addresses: VecDeque<SocketAddr>,
 }
 
-/// Runs an agent until `stop`.
+/// Runs an agent until `stop`. Returns how the drain went.
 ///
 /// # Errors
 /// If the trail cannot be started or completed, or tasks do not end.
-pub async fn run(config: Config, reloads: Reloads<Config>, stop: CancellationToken) -> Result<(), RunError> {
+pub async fn run(
+    config: Config,
+    reloads: Reloads<Config>,
+    stop: Stop,
+    supervisor: &Supervisor,
+) -> Result<Outcome, RunError> {
     let tasks = Tasks::new();
     let writer = Tasks::new();
     let trail = Trail::start(config.audit.clone(), Side::Agent, &writer).await.map_err(RunError::Trail)?;
@@ -164,6 +177,7 @@ pub async fn run(config: Config, reloads: Reloads<Config>, stop: CancellationTok
         state: Live::new(State::new(&config)),
         trail: trail.clone(),
         tasks: tasks.clone(),
+        drain: Drain::new(),
         usage: Usage::default(),
         ways_out: Mutex::default(),
         unrecorded: Mutex::default(),
@@ -172,21 +186,43 @@ pub async fn run(config: Config, reloads: Reloads<Config>, stop: CancellationTok
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
     tasks.spawn(follow(agent.clone(), config, reloads, posts));
-    let grace = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
+    let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
         move || {
             error!("the audit trail has failed for {} s: ending all forwards", limits::TRAIL_FAILURE_GRACE.as_secs());
             std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    stop.cancelled().await;
-    info!("stopping");
+    supervisor.ready("dialling out");
+    stop.drain().cancelled().await;
+    let grace = agent.state.current().drain;
+    agent.drain.begin(grace);
+    let outcome = drain(&agent, grace, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
-    grace.abort();
+    watch.abort();
     drop(agent);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
-    if drained { Ok(()) } else { Err(RunError::Drain) }
+    if drained { Ok(outcome) } else { Err(RunError::Drain) }
+}
+
+/// From the beginning of the drain to the end of the last forward, and what is recorded of it.
+async fn drain(agent: &Agent, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
+    let (forwards, links) = (agent.drain.forwards(), agent.drain.sessions());
+    info!(forwards, links, "stopping: nothing new is taken on, and what runs may go on for {} s", grace.as_secs());
+    let note = async |event: Event| {
+        if let Err(error) = agent.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record the drain");
+        }
+    };
+    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
+    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
+    let outcome = agent.drain.finish(stop.now(), "agent_stopped", supervisor).await;
+    // Whatever is left by now, for whatever reason, has no more time.
+    agent.drain.cut_all("agent_stopped");
+    info!(ended = outcome.ended, cut = outcome.cut, "drained");
+    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
+    outcome
 }
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.

@@ -577,6 +577,10 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
+    /// `drain.began`: nothing new is taken on; `counts` says what there is.
+    DrainBegan,
+    /// `drain.ended`: `counts` says how many forwards ended by themselves, and how many were cut.
+    DrainEnded,
     /// `config.reloaded`: the configuration was read again and is in force; the detail says what came and went.
     ConfigReloaded,
     /// `config.rejected`: the configuration was read again and has faults, or cannot be taken over; nothing has changed.
@@ -595,6 +599,8 @@ impl Kind {
             Self::PeerViolation => "peer.violation",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
+            Self::DrainBegan => "drain.began",
+            Self::DrainEnded => "drain.ended",
             Self::ConfigReloaded => "config.reloaded",
             Self::ConfigRejected => "config.rejected",
         }
@@ -697,6 +703,13 @@ impl Event {
         self
     }
 
+    /// How many there are of something.
+    #[must_use]
+    pub fn count(mut self, what: &'static str, number: usize) -> Self {
+        self.0.counts.insert(what, number as u64);
+        self
+    }
+
     fn stamped(mut self, side: Side) -> Record {
         self.0.side = side.as_str();
         self.0.time = now();
@@ -756,7 +769,7 @@ struct Record {
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
-    /// `auth.refused_more`: how many of each reason.
+    /// `auth.refused_more`: how many of each reason. `drain.began`, `drain.ended`: how many of what.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", skip_deserializing)]
     counts: BTreeMap<&'static str, u64>,
     /// `trail.started`: what writes.

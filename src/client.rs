@@ -19,16 +19,18 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use crate::audit::Counters;
+use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::identity::{AgentName, Fingerprint, PrivateKey, PublicKey};
 use crate::limits;
+use crate::secret;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, GatewayUrl, Proxy};
 use crate::tunnel::splice::{self, Bounds, Side};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
-use crate::tunnel::wire::{self, Peer};
+use crate::tunnel::wire::{self, Peer, RefusalCode};
 
 /// How to log in to a gateway.
 #[derive(Debug, Clone)]
@@ -200,6 +202,14 @@ pub enum OpenError {
         /// Where to.
         target: Target,
     },
+    /// The gateway takes on nothing new.
+    #[error(
+        "the gateway goes away, so that it does not connect us to {target}; another one may be there already: try again"
+    )]
+    Draining {
+        /// Where to.
+        target: Target,
+    },
     /// Anything else that a gateway does not explain.
     #[error("{target} is not available: is the agent linked, and does the target answer? The gateway's trail says why")]
     NotAvailable {
@@ -315,6 +325,9 @@ impl Session {
                 ssh::OpenError::Refused { code: ssh::NOT_ALLOWED, .. } => {
                     OpenError::NotAllowed { target: target.clone() }
                 }
+                ssh::OpenError::Refused { code, .. } if code == RefusalCode::Draining as u32 => {
+                    OpenError::Draining { target: target.clone() }
+                }
                 ssh::OpenError::Refused { .. } => OpenError::NotAvailable { target: target.clone() },
                 source => OpenError::Open { target: target.clone(), source },
             })
@@ -359,7 +372,8 @@ pub struct Forward {
     pub target: Target,
 }
 
-/// Forwards connections until `stop`. A session that is lost is made anew when the next connection comes.
+/// Forwards connections until `stop`. A session that is lost, or whose gateway goes away, is made anew when the next
+/// connection comes; what runs on the old one goes on.
 pub async fn forward(
     config: Config,
     session: Session,
@@ -367,31 +381,119 @@ pub async fn forward(
     tasks: &Tasks,
     stop: &CancellationToken,
 ) {
-    let keeper = Arc::new(Keeper { config, session: Mutex::new(Arc::new(session)), tasks: tasks.clone() });
+    let keeper = Arc::new(Keeper { config, held: Mutex::new(Held::new(session)), tasks: tasks.clone() });
     for forward in forwards {
         let (keeper, stop) = (keeper.clone(), stop.clone());
         tasks.spawn(async move { accept(&keeper, forward, &stop).await });
     }
     stop.cancelled().await;
-    let session = keeper.session.lock().await.clone();
+    let session = keeper.held.lock().await.session.clone();
     session.close().await;
 }
 
 struct Keeper {
     config: Config,
-    session: Mutex<Arc<Session>>,
+    held: Mutex<Held>,
     tasks: Tasks,
 }
 
-impl Keeper {
-    /// The session, made anew if it was lost. Whoever comes second waits for the first one's attempt.
-    async fn session(&self) -> Result<Arc<Session>, SessionError> {
-        let mut session = self.session.lock().await;
-        if session.is_gone() {
-            info!(gateway = %self.config.gateway, "the session was lost; logging in again");
-            *session = Arc::new(connect(&self.config, &self.tasks).await?);
+/// The session in use, and when another may be made.
+struct Held {
+    session: Arc<Session>,
+    since: Instant,
+    /// Set when the gateway has refused a forward because it goes away.
+    spent: bool,
+    backoff: Backoff,
+    /// No login before this.
+    not_before: Instant,
+    /// Why the last one failed.
+    failed: String,
+}
+
+impl Held {
+    fn new(session: Session) -> Self {
+        let now = Instant::now();
+        let backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
+        Self { session: Arc::new(session), since: now, spent: false, backoff, not_before: now, failed: String::new() }
+    }
+
+    /// The session is of no more use. One that was good for long is replaced at once; one that was not, after a wait, so that
+    /// a gateway that always says so is not asked ever faster.
+    fn give_up(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.since) >= limits::LINK_PROVED {
+            self.backoff.reset();
+        } else {
+            self.not_before = now + self.backoff.fail(secret::random_u32());
         }
-        Ok(session.clone())
+        self.spent = true;
+    }
+}
+
+impl Keeper {
+    /// The session, made anew if it was lost or is `not` to be used any more. Attempts that fail are made again, at growing
+    /// intervals for all who wait together, for as long as a connection can be asked to wait.
+    async fn session(&self, not: Option<&Arc<Session>>) -> Result<Arc<Session>, String> {
+        let deadline = Instant::now() + limits::RELOGIN_PATIENCE;
+        loop {
+            let mut held = self.held.lock().await;
+            let unwanted = not.is_some_and(|not| Arc::ptr_eq(not, &held.session));
+            if !held.spent && (held.session.is_gone() || unwanted) {
+                held.give_up();
+            }
+            if !held.spent {
+                return Ok(held.session.clone());
+            }
+            let wait = held.not_before;
+            if wait >= deadline {
+                return Err(held.failed.clone());
+            }
+            if wait > Instant::now() {
+                drop(held);
+                tokio::time::sleep_until(wait).await;
+                continue;
+            }
+            info!(gateway = %self.config.gateway, "the session has ended; logging in again");
+            match connect(&self.config, &self.tasks).await {
+                Ok(session) => {
+                    held.session = Arc::new(session);
+                    held.since = Instant::now();
+                    held.spent = false;
+                    return Ok(held.session.clone());
+                }
+                Err(error) => {
+                    held.not_before = Instant::now() + held.backoff.fail(secret::random_u32());
+                    held.failed = Chain(&error).to_string();
+                    // A gateway that is being started again answers soon. One with another key, or that does not know ours,
+                    // says what has to be mended.
+                    let final_word = matches!(
+                        error,
+                        SessionError::HostKey { .. } | SessionError::Login { source: LoginError::Refused { .. }, .. }
+                    );
+                    if final_word {
+                        return Err(held.failed.clone());
+                    }
+                    debug!(error = held.failed, "could not log in again; trying once more");
+                }
+            }
+        }
+    }
+
+    /// A channel to `target`, and the session that it belongs to. Where the gateway goes away before it has answered, the
+    /// next one is asked, once: nothing has been sent yet.
+    async fn open(&self, target: &Target, client: &str) -> Result<(Arc<Session>, Channel), String> {
+        let said = |error: &OpenError| Chain(error).to_string();
+        let session = self.session(None).await?;
+        match session.open(target, client).await {
+            Ok(channel) => Ok((session, channel)),
+            Err(OpenError::Draining { .. } | OpenError::Open { source: ssh::OpenError::Gone, .. }) => {
+                debug!("the session has ended before it gave an answer; asking once more");
+                let session = self.session(Some(&session)).await?;
+                let channel = session.open(target, client).await.map_err(|error| said(&error))?;
+                Ok((session, channel))
+            }
+            Err(error) => Err(said(&error)),
+        }
     }
 }
 
@@ -428,11 +530,11 @@ async fn accept(keeper: &Arc<Keeper>, forward: Forward, stop: &CancellationToken
 async fn carry(keeper: &Keeper, stream: TcpStream, client: SocketAddr, target: &Target, stop: &CancellationToken) {
     let opened = async {
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let session = keeper.session().await.map_err(|error| Chain(&error).to_string())?;
-        session.open(target, &client.ip().to_string()).await.map_err(|error| Chain(&error).to_string())
+        keeper.open(target, &client.ip().to_string()).await
     };
     match opened.await {
-        Ok(channel) => {
+        // The session is held for as long as one of its channels is in use.
+        Ok((_session, channel)) => {
             let (end, remains) = splice::splice(
                 Side::Tcp(stream),
                 Side::Channel(channel),

@@ -7,12 +7,16 @@
 //!
 //! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
 //! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
-//! socket answers questions about the roster. All end with the stop token given to [`run`], which waits for them and then
-//! closes the trail. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! socket answers questions about the roster. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//!
+//! When the stop given to [`run`] asks for a drain, listeners end first, with all that they have accepted taken on; then
+//! agents are told, door sessions and links end with their last forward, and the admin socket goes on answering. When no
+//! forward is left, or those that were have been cut, everything else is stopped and waited for, and the trail closed.
 
 mod admin;
 mod broker;
 mod door;
+mod inherit;
 mod intake;
 mod live;
 mod quota;
@@ -22,6 +26,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -30,16 +35,19 @@ use tracing::{error, info, warn};
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::document::Faults;
+use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::registry::file::{Files, Reload};
 use crate::reload::{Changes, Fresh, Live, Reloads};
+use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::Room;
 use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, agents};
+pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.
 #[derive(Debug, Clone)]
@@ -52,6 +60,8 @@ pub struct Config {
     pub registry: PathBuf,
     /// Where the admin socket is made.
     pub admin_socket: Option<PathBuf>,
+    /// How long forwards that run may go on after the signal to end.
+    pub drain: Duration,
     /// Whose agents are served.
     pub organisations: Vec<Organisation>,
     /// Loopback doors.
@@ -143,6 +153,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// Listeners that were inherited.
+    #[error("could not use the sockets that this process was started with")]
+    Inherited(#[source] InheritError),
     /// The admin socket.
     #[error("could not make the admin socket {}", .path.display())]
     Admin {
@@ -173,6 +186,9 @@ struct Gateway {
     trail: Trail,
     tasks: Tasks,
     room: Room,
+    drain: Drain,
+    /// The tasks that accept.
+    accepting: Count,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
@@ -186,28 +202,36 @@ struct OpenDoor {
     withdrawn: CancellationToken,
 }
 
-/// Runs a gateway until `stop`. `ready` is told the addresses it listens on: the main ones, then the loopback doors'.
+/// Runs a gateway until `stop`, on listeners of its own and on those that it has inherited. `ready` is told the addresses it
+/// listens on: the main ones, then the loopback doors'. Returns how the drain went.
 ///
 /// # Errors
 /// If anything it needs cannot be had, the trail cannot be completed, or tasks do not end.
 pub async fn run(
     config: Config,
     reloads: Reloads<Config>,
-    stop: CancellationToken,
+    mut inherited: Inherited,
+    stop: Stop,
+    supervisor: &Supervisor,
     ready: impl FnOnce(&[SocketAddr], &[SocketAddr]),
-) -> Result<(), RunError> {
+) -> Result<Outcome, RunError> {
     let registry = Files::open(config.registry.clone())
         .map_err(|source| RunError::Registry { path: config.registry.clone(), source })?;
+    // With listeners that it shares, this process is meant to take the place of another.
+    let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
     for address in &config.listen {
-        listeners.push(listen(*address)?);
+        listeners.push(listen(*address, &mut inherited)?);
     }
     let mut local = Vec::new();
     for door in &config.local {
-        local.push((listen(door.listen)?, door.clone()));
+        local.push((listen(door.listen, &mut inherited)?, door.clone()));
     }
+    inherited.all_taken().map_err(RunError::Inherited)?;
     let admin = match &config.admin_socket {
-        Some(path) => Some(admin::bind(path).map_err(|source| RunError::Admin { path: path.clone(), source })?),
+        Some(path) => {
+            Some(admin::bind(path, successor).await.map_err(|source| RunError::Admin { path: path.clone(), source })?)
+        }
         None => None,
     };
     let writer = Tasks::new();
@@ -221,13 +245,15 @@ pub async fn run(
         trail: trail.clone(),
         tasks: tasks.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        drain: Drain::new(),
+        accepting: Count::default(),
         unrecorded: Mutex::default(),
     });
     watch_registry(&gateway, registry);
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
     for listener in listeners {
-        tasks.spawn(intake::accept(gateway.clone(), listener));
+        accept(&gateway, intake::accept(gateway.clone(), listener));
     }
     let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
     let host_key = config.host_key.public().fingerprint();
@@ -244,13 +270,36 @@ pub async fn run(
     }));
     info!(key = %host_key, listen = ?main, "gateway started");
     ready(&main, &doors);
-    stop.cancelled().await;
-    info!("stopping");
+    stop.drain().cancelled().await;
+    let grace = gateway.state.current().drain;
+    gateway.drain.begin(grace);
+    // Before anything is counted: what they have accepted is a forward by then, or on its way to the login.
+    gateway.accepting.none().await;
+    let outcome = drain(&gateway, grace, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
     drop(gateway);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
-    if drained { Ok(()) } else { Err(RunError::Drain) }
+    if drained { Ok(outcome) } else { Err(RunError::Drain) }
+}
+
+/// From the end of the listeners to that of the last forward, and what is recorded of it.
+async fn drain(gateway: &Gateway, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
+    let (forwards, links) = (gateway.drain.forwards(), gateway.roster.list().len());
+    info!(forwards, links, "stopping: nothing new is accepted, and what runs may go on for {} s", grace.as_secs());
+    let note = async |event: Event| {
+        if let Err(error) = gateway.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record the drain");
+        }
+    };
+    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
+    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
+    let outcome = gateway.drain.finish(stop.now(), "gateway_stopped", supervisor).await;
+    // Whatever is left by now, for whatever reason, has no more time.
+    gateway.drain.cut_all("gateway_stopped");
+    info!(ended = outcome.ended, cut = outcome.cut, "drained");
+    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
+    outcome
 }
 
 impl Gateway {
@@ -262,7 +311,8 @@ impl Gateway {
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.
 async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<Config>, mut doors: Vec<OpenDoor>) {
-    let stop = gateway.tasks.stopping().clone();
+    // Not longer: the doors' listeners are closed with the end of this, so that nobody waits at one that accepts nothing.
+    let stop = gateway.drain.begun().clone();
     loop {
         let read = tokio::select! {
             read = reloads.next(&gateway.tasks) => read,
@@ -300,7 +350,11 @@ fn take_over(
     let plan = live::fit_doors(&running, &new.local);
     plan.tell(&running, &mut changes);
     // All that can fail comes first.
-    let made: Vec<_> = plan.open.into_iter().map(|door| Ok((listen(door.listen)?, door))).collect::<Result<_, _>>()?;
+    let made: Vec<_> = plan
+        .open
+        .into_iter()
+        .map(|door| Ok((listen(door.listen, &mut Inherited::default())?, door)))
+        .collect::<Result<_, _>>()?;
 
     // Then the state, by which forwards and links judge themselves, and the doors.
     gateway.state.replace(live::State::new(&new));
@@ -330,18 +384,30 @@ impl OpenDoor {
     /// Begins to accept.
     fn open(gateway: &Arc<Gateway>, listener: Arc<TcpListener>, local: Local) -> Self {
         let withdrawn = CancellationToken::new();
-        let accepting = door::local::accept(gateway.clone(), listener.clone(), local.clone(), withdrawn.clone());
-        gateway.tasks.spawn(accepting);
+        accept(gateway, door::local::accept(gateway.clone(), listener.clone(), local.clone(), withdrawn.clone()));
         Self { local, bound: bound(&listener), listener, withdrawn }
     }
+}
+
+/// Spawns a task that accepts, and that a drain waits for before it counts.
+fn accept(gateway: &Gateway, accepting: impl Future<Output = ()> + Send + 'static) {
+    let counted = gateway.accepting.enter();
+    gateway.tasks.spawn(async move {
+        accepting.await;
+        drop(counted);
+    });
 }
 
 fn bound(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
-/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them.
-fn listen(address: SocketAddr) -> Result<TcpListener, RunError> {
+/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them. A
+/// listener that was inherited is as whoever opened it has made it.
+fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, RunError> {
+    if let Some(listener) = inherited.take(address) {
+        return TcpListener::from_std(listener).map_err(|source| RunError::Listen { address, source });
+    }
     use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
     let bound = || -> io::Result<TcpListener> {
         let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };

@@ -36,7 +36,9 @@
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
 //! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
-//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`], [`chain`], [`task`] | the rest of the vocabulary |
+//! | 0 | [`drain`], beside [`identity`] | the stages of a stop, and the forwards that it waits for |
+//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | [`chain`], [`task`], [`systemd`] | printing causes, owning tasks, telling the service manager |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -55,7 +57,8 @@
 //!   tables and properties, and are. The table of `gateway::roster` is asked and changed without waiting, too; only
 //!   the links that it hands out wait.
 //! * **Every queue, map, wait and retry has a bound from [`limits`]**, with its reason. A full queue is an outcome
-//!   with a name.
+//!   with a name. What an operator may set stands in `gateway::Limits` and `agent::Limits`, asked for at the moment of
+//!   use, and in a refusal under its key's name.
 //! * **Every task is owned by a [`task::Tasks`] and awaited in the drain.** `tokio::spawn` and unbounded channels are
 //!   lint errors.
 //! * **What leaves a door is one of a fixed set of texts**: "not allowed" or "not available". The true reason goes
@@ -131,6 +134,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod document;
+pub mod drain;
 pub mod gateway;
 pub mod identity;
 pub mod limits;
@@ -142,6 +146,7 @@ pub mod registry;
 pub mod reload;
 pub mod resolve;
 pub mod secret;
+pub mod systemd;
 pub mod target;
 pub mod task;
 pub mod telemetry;

@@ -90,6 +90,10 @@ pub const RECONNECT_CAP: Duration = Duration::from_secs(30);
 /// A link that has lived so long has proved good: the next failure starts the backoff afresh.
 pub const LINK_PROVED: Duration = Duration::from_secs(30);
 
+/// How long a local connection of `caponier forward` waits for a session that is being made anew: a gateway that is started
+/// again is back by then.
+pub const RELOGIN_PATIENCE: Duration = Duration::from_secs(15);
+
 /// Keepalives on a link: sent after this long without a packet, unanswered once, then the link is cut (40 s in all).
 pub const LINK_KEEPALIVE: Duration = Duration::from_secs(20);
 
@@ -202,6 +206,19 @@ pub const FORWARD_ID_MAX: usize = 128;
 
 /// How long running forwards may go on after a required audit sink has failed.
 pub const TRAIL_FAILURE_GRACE: Duration = Duration::from_secs(30);
+
+/// How long forwards that run may go on after the signal to end, where the configuration does not say: long enough for most
+/// queries, within what an operator waits for.
+pub const DRAIN: Duration = Duration::from_secs(300);
+
+/// The longest that a configuration may ask for.
+pub const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How often a drain says how it goes.
+pub const DRAIN_PROGRESS: Duration = Duration::from_secs(10);
+
+/// Listeners that a process can be started with: more than addresses in any configuration.
+pub const INHERITED_MAX: usize = 1_024;
 
 /// How long a stop waits for tasks to end.
 pub const STOP_GRACE: Duration = Duration::from_secs(10);

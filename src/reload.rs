@@ -1,8 +1,7 @@
 //! A configuration that is read again while the program runs, when SIGHUP asks for it.
 //!
 //! Promised: it is read on a thread that may block, so that a file system that hangs holds nothing up but the reading;
-//! requests that come meanwhile are one request; and whoever runs beside (a service manager's notifier) can follow when a
-//! reload is under way. What a new configuration means is its program's business: see `agent` and `gateway`.
+//! requests that come meanwhile are one request; and a service manager can be told when a reload is under way. What a new configuration means is its program's business: see `agent` and `gateway`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -25,26 +24,27 @@ pub struct Fresh<C> {
 }
 
 /// What a service manager is to be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// The newest configuration is in force, or was refused.
-    #[default]
-    Settled,
     /// A configuration is being read and taken over.
     Reloading,
+    /// It is in force, or was refused.
+    Settled,
 }
 
 /// Requests to read the configuration again, and how to read it.
 pub struct Reloads<C> {
     asked: Option<(Signal, Load<C>)>,
-    phase: watch::Sender<Phase>,
+    tell: Tell,
 }
+
+type Tell = Box<dyn Fn(Phase) + Send + Sync>;
 
 type Load<C> = Arc<dyn Fn() -> Result<Fresh<C>, Faults> + Send + Sync>;
 
 impl<C> fmt::Debug for Reloads<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Reloads").field("phase", &*self.phase.borrow()).finish_non_exhaustive()
+        f.debug_struct("Reloads").finish_non_exhaustive()
     }
 }
 
@@ -55,19 +55,19 @@ impl<C: Send + 'static> Reloads<C> {
     /// If the signal cannot be had.
     pub fn on_hangup(load: impl Fn() -> Result<Fresh<C>, Faults> + Send + Sync + 'static) -> io::Result<Self> {
         let load: Load<C> = Arc::new(load);
-        Ok(Self { asked: Some((signal(SignalKind::hangup())?, load)), phase: watch::Sender::default() })
+        Ok(Self { asked: Some((signal(SignalKind::hangup())?, load)), tell: Box::new(|_| ()) })
     }
 
     /// No request ever comes: for a program within another, to which signals belong.
     #[must_use]
     pub fn never() -> Self {
-        Self { asked: None, phase: watch::Sender::default() }
+        Self { asked: None, tell: Box::new(|_| ()) }
     }
 
-    /// Tells when a reload begins and when it is over.
+    /// Has `tell` called when a reload begins and when it is over, each once. It must not block.
     #[must_use]
-    pub fn phase(&self) -> watch::Receiver<Phase> {
-        self.phase.subscribe()
+    pub fn telling(self, tell: impl Fn(Phase) + Send + Sync + 'static) -> Self {
+        Self { tell: Box::new(tell), ..self }
     }
 
     /// Waits for a request and reads. The caller says [`Reloads::settled`] when it has taken over what was read, or has
@@ -81,7 +81,7 @@ impl<C: Send + 'static> Reloads<C> {
             if asked.recv().await.is_none() {
                 return std::future::pending().await;
             }
-            self.phase.send_replace(Phase::Reloading);
+            (self.tell)(Phase::Reloading);
             let load = load.clone();
             match tasks.spawn_blocking(move || load()).await {
                 Ok(read) => return read,
@@ -93,7 +93,7 @@ impl<C: Send + 'static> Reloads<C> {
 
     /// The reload is over.
     pub fn settled(&self) {
-        self.phase.send_replace(Phase::Settled);
+        (self.tell)(Phase::Settled);
     }
 }
 

@@ -15,8 +15,8 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: each row only from those before it. The lowest row of the design has three steps here: what needs
 /// nothing, the keys that need bounds and secrets, the reader of documents that hold ids.
 const ROWS: &[(&str, &[&str])] = &[
-    ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "chain", "task"]),
-    ("0, second step", &["identity"]),
+    ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "chain", "task", "systemd"]),
+    ("0, second step", &["identity", "drain"]),
     ("0, third step", &["document"]),
     ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),
     ("2", &["audit", "registry", "provision"]),
@@ -35,6 +35,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("clap", &["cli"]),
     ("anyhow", &["main", "cli"]),
     ("toml", &["document", "config"]),
+    ("listenfd", &["gateway::inherit"]),
 ];
 
 /// A source file: its path below `src/`, and its text.

@@ -1,9 +1,11 @@
 //! Keeps one link to one gateway: dials, and dials again.
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
-//! link that has carried as many opens as one should, that its gateway wants made anew, or that was made with a host key or
-//! replica name which the configuration no longer has, is replaced while it still serves: it retires when the new one is
-//! good, and until then stays. Of those replaced, so many are kept, however many the gateway would keep.
+//! link that has carried as many opens as one should, whose gateway goes away or wants it made anew, or that was made with a
+//! host key or replica name which the configuration no longer has, is replaced while it still serves: it retires when the new
+//! one is good, and until then stays. A gateway that wants a new one on every link gets the next after the same waits as one
+//! that drops them. Of those replaced, so many are kept, however many the gateway would keep. Nobody dials once the agent
+//! drains.
 //!
 //! Each attempt goes by the newest configuration. One that changes the way or the identity ends an attempt, and any ends
 //! the wait for the next; one that no longer has this gateway for its organisation ends it all.
@@ -21,10 +23,11 @@ use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::limits;
 use crate::secret;
+use crate::tunnel::connect::GatewayUrl;
 use crate::tunnel::transport::Control as Switch;
 
 pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
-    let stop = agent.tasks.stopping().clone();
+    let stop = agent.drain.begun().clone();
     let gateway = &post.gateway;
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
     let mut last = String::new();
@@ -32,10 +35,11 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
     loop {
         let (state, mut changes) = agent.state.follow();
         let attempt = tokio::select! {
-            attempt = serve::link(&agent, &state, &post) => attempt,
-            () = agent.state.until(|now| !now.same_way(&state)) => continue,
+            biased;
             () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
+            () = agent.state.until(|now| !now.same_way(&state)) => continue,
+            attempt = serve::link(&agent, &state, &post) => attempt,
         };
         match attempt {
             Ok(link) => {
@@ -44,18 +48,13 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                 let switch = link.switch().clone();
                 match serve_until_replaced(&agent, &state, link).await {
                     Next::Stop => return,
-                    Next::Replace(why) => {
+                    Next::Replace(why, at_once) => {
                         info!(organisation = %post.name.organisation, gateway = %gateway, "replacing the link: {why}");
-                        backoff.reset();
-                        replaced.retain(|switch| !switch.gone().is_cancelled());
-                        replaced.push_back(switch);
-                        if replaced.len() > limits::REPLACED_LINKS
-                            && let Some(oldest) = replaced.pop_front()
-                        {
-                            warn!(gateway = %gateway, "cutting the oldest replaced link: the gateway keeps too many");
-                            oldest.cut();
+                        keep(&mut replaced, switch, gateway);
+                        if at_once {
+                            backoff.reset();
+                            continue;
                         }
-                        continue;
                     }
                     Next::Lost { proved } => {
                         if proved {
@@ -95,28 +94,48 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
     }
 }
 
+/// Keeps a link that has been replaced, which ends with its last forward.
+fn keep(replaced: &mut VecDeque<Switch>, switch: Switch, gateway: &GatewayUrl) {
+    replaced.retain(|switch| !switch.gone().is_cancelled());
+    replaced.push_back(switch);
+    if replaced.len() > limits::REPLACED_LINKS
+        && let Some(oldest) = replaced.pop_front()
+    {
+        warn!(gateway = %gateway, "cutting the oldest replaced link: the gateway keeps too many");
+        oldest.cut();
+    }
+}
+
 enum Next {
     Stop,
-    Replace(&'static str),
-    Lost { proved: bool },
+    /// Whether the next one is to be made at once.
+    Replace(&'static str, bool),
+    Lost {
+        proved: bool,
+    },
 }
 
 async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link) -> Next {
     let since = Instant::now();
-    let stop = agent.tasks.stopping();
+    let stop = agent.drain.begun();
     let (worn, moved) = (link.worn().clone(), link.moved().clone());
     let mut served = agent.tasks.spawn(link.serve());
-    // In the three last cases the old link goes on by itself until its last forward has ended.
+    let proved = || since.elapsed() >= limits::LINK_PROVED;
+    let moves = "its gateway wants it made anew";
+    // Unless it has ended, the old link goes on by itself until its last forward has.
     tokio::select! {
+        biased;
+        () = stop.cancelled() => Next::Stop,
+        () = moved.cancelled() => Next::Replace(moves, proved()),
+        () = worn.cancelled() => Next::Replace("it has carried its share of opens", true),
         end = &mut served => match end {
             Ok(LinkEnd::Stopped) => Next::Stop,
-            Ok(LinkEnd::Lost) | Err(_) if stop.is_cancelled() => Next::Stop,
-            Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: since.elapsed() >= limits::LINK_PROVED },
+            // What it said before it hung up is what counts.
+            Ok(LinkEnd::Lost) | Err(_) if moved.is_cancelled() => Next::Replace(moves, proved()),
+            Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: proved() },
         },
-        () = worn.cancelled() => Next::Replace("it has carried its share of opens"),
-        () = moved.cancelled() => Next::Replace("its gateway wants it made anew"),
         () = agent.state.until(|now| !now.same_identity(made_under)) => {
-            Next::Replace("the configuration has another host key or replica name")
+            Next::Replace("the configuration has another host key or replica name", true)
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::{Config, Limits, Orchestrator};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
@@ -22,6 +23,8 @@ pub(super) struct State {
     pub(super) key: PrivateKey,
     /// The HTTP proxy on the way out.
     pub(super) proxy: Option<Proxy>,
+    /// How long forwards that run may go on after the signal to end.
+    pub(super) drain: Duration,
     /// The agent's own gateways and proxy as they are written, which no forward may reach.
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
@@ -62,6 +65,7 @@ impl State {
             replica: config.replica.clone(),
             key: config.key.clone(),
             proxy: config.proxy.clone(),
+            drain: config.drain,
             ways_out,
             limits: config.limits,
             organisations,
@@ -165,6 +169,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
     single(&mut changes, "proxy", old.proxy != new.proxy);
     single(&mut changes, "limits", old.limits != new.limits);
+    single(&mut changes, "drain_s", old.drain != new.drain);
     changes
 }
 
@@ -220,6 +225,7 @@ mod tests {
             key: PrivateKey::generate(Algorithm::Ed25519),
             proxy: None,
             organisations,
+            drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
             audit: Sink::Stdout,
         }

@@ -20,6 +20,7 @@ use super::live::{self, Case, State};
 use super::{Agent, Post};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
+use crate::drain::Ticket;
 use crate::identity::{Fingerprint, Principal, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::Decision;
@@ -33,7 +34,7 @@ use crate::tunnel::ssh::{
     self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, RunError, Running, ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
-use crate::tunnel::wire::{self, Control, ForwardId, Hello, Originator, Peer, RefusalCode};
+use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
 
 /// Why there is no link.
 #[derive(Debug, thiserror::Error)]
@@ -257,7 +258,7 @@ impl Link {
         &self.shared.worn
     }
 
-    /// Fires when the gateway wants another link in its place.
+    /// Fires when the gateway wants another link in the place of this one, which it may do again on each.
     pub(super) fn moved(&self) -> &CancellationToken {
         &self.shared.moved
     }
@@ -272,7 +273,8 @@ impl Link {
         let shared = self.shared;
         let agent = shared.agent.clone();
         let stop = agent.tasks.stopping().clone();
-        agent.tasks.spawn(converse(shared.clone(), self.control_channel));
+        let _present = agent.drain.greet();
+        let conversation = agent.tasks.spawn(converse(shared.clone(), self.control_channel));
         let mut opened: u64 = 0;
         let mut revoked = false;
         let end = loop {
@@ -289,11 +291,12 @@ impl Link {
                     });
                     let organisation = &shared.post.name.organisation;
                     let counted = agent.usage.open(&agent.limits(), organisation, std::time::Instant::now());
+                    let ticket = agent.drain.admit();
                     // In line, not in a task: a flood of refusals must not become a flood of tasks; nor one of records.
                     match (counted, over) {
-                        (Ok(()), None) => {
+                        (Ok(()), None) if ticket.is_some() => {
                             let shared = shared.clone();
-                            agent.tasks.spawn(async move { forward(&shared, opening, None).await });
+                            agent.tasks.spawn(async move { forward(&shared, opening, None, ticket).await });
                         }
                         (Err(flood), _) if !flood.record => {
                             self.unheard.fetch_add(1, Ordering::Relaxed);
@@ -301,8 +304,8 @@ impl Link {
                             let forward = peer.as_ref().map(|originator| &originator.forward);
                             opening.refuse(RefusalCode::Limit, forward, flood.limit).await;
                         }
-                        (Err(flood), None) => forward(&shared, opening, Some(flood.limit)).await,
-                        (_, over) => forward(&shared, opening, over).await,
+                        (Err(flood), None) => forward(&shared, opening, Some(flood.limit), ticket).await,
+                        (_, over) => forward(&shared, opening, over, ticket).await,
                     }
                 }
                 () = shared.revoked() => {
@@ -328,6 +331,8 @@ impl Link {
             }
         }
         let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
+        // What the gateway said before it hung up is heard before the link counts as ended.
+        drop(timeout(limits::STOP_GRACE, conversation).await);
         let (reason, detail) = match (ended, &end) {
             (_, LinkEnd::Stopped) => ("stopped", shared.post.gateway.to_string()),
             (_, LinkEnd::Lost) if revoked => ("revoked", shared.post.gateway.to_string()),
@@ -384,7 +389,7 @@ impl Shared {
     }
 }
 
-/// The control channel: says hello, and listens.
+/// The control channel: says hello, listens, and says when the agent drains.
 async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel>) {
     let Ok(ControlChannel { mut channel, granted }) = channel.await else { return };
     tokio::select! {
@@ -409,14 +414,37 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     if channel.writer.send(hello.encode()).await.is_err() {
         return;
     }
+    let ssh::Channel { reader, mut writer } = channel;
+    let drain = &shared.agent.drain;
+    let speak = async {
+        drain.begun().cancelled().await;
+        let deadline_s = u32::try_from(drain.left().as_secs()).unwrap_or(u32::MAX);
+        if writer.send(Control::Drain(Drain { deadline_s }).encode()).await.is_err() {
+            debug!(gateway = %shared.post.gateway, "the gateway could not be told of the drain");
+        }
+        // Whoever listens sees the end of the channel.
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = speak => {}
+        () = listen(&shared, reader) => {}
+    }
+}
+
+/// Reads what the gateway says on the control channel, to its end.
+async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     let mut buffer = BytesMut::new();
-    while let Some(bytes) = channel.reader.bytes().await {
+    while let Some(bytes) = reader.bytes().await {
         buffer.extend_from_slice(&bytes);
         loop {
             match Control::decode(&mut buffer) {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
-                Ok(Some(Control::Move)) => shared.moved.cancel(),
-                Ok(Some(message @ (Control::Drain(_) | Control::Superseded))) => {
+                // Once is enough: what is said again on the same link asks for nothing more.
+                Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {
+                    info!(gateway = %shared.post.gateway, ?message, "the gateway wants another link");
+                    shared.moved.cancel();
+                }
+                Ok(Some(message @ (Control::Drain(_) | Control::Move | Control::Superseded))) => {
                     debug!(?message, "the gateway said");
                 }
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
@@ -431,8 +459,9 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     }
 }
 
-/// One forward, from the gateway's request to its end; or, with a limit that it is `over`, to its refusal.
-async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>) {
+/// One forward, from the gateway's request to its end; or, with a limit that it is `over`, or without a ticket because the
+/// agent drains, to its refusal.
+async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, ticket: Option<Ticket>) {
     let agent = &shared.agent;
     let key = shared.orchestrator;
     // Decided on the state that holds now, and from then on again on each that this has not seen.
@@ -483,6 +512,9 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>) 
     let _counted = match counted {
         Ok(counted) => counted,
         Err(limit) => return refusal.deny(RefusalCode::Limit, "limit", limit).await,
+    };
+    let Some(mut ticket) = ticket else {
+        return refusal.deny(RefusalCode::Draining, "draining", "the agent goes away").await;
     };
     let target = match Target::from_wire(&refusal.opening.host, refusal.opening.port) {
         Ok(target) => target,
@@ -539,6 +571,10 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>) 
             return refusal.answer(RefusalCode::Denied, "revoked").await;
         }
         dialled = timeout_at(deadline, dial(permit)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        why = agent.drain.cut() => {
+            entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
+            return refusal.answer(RefusalCode::Draining, "the agent goes away").await;
+        }
         // The gateway is gone: the entry ends as abandoned.
         () = shared.switch.gone().cancelled() => return,
     };
@@ -550,11 +586,13 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>) 
         }
     };
     entry.established(Some(address));
+    ticket.opened();
     // Whoever names an originator in our form is our gateway, and speaks of credit.
     let flow = if refusal.peer.is_some() { Flow::Credit } else { Flow::Stock };
     let Some(channel) = refusal.opening.accept(flow).await else { return };
     let counters = entry.counters();
     let stop = CancellationToken::new();
+    let mut cut = "agent_stopped";
     // Of all that were permitted, the one that counts from here on.
     let addresses = [address.ip()];
     let (end, remains) = {
@@ -564,7 +602,10 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>) 
         let why = tokio::select! {
             end = &mut splice => Some(end),
             () = shared.no_longer_allows(changes, &case, &addresses) => None,
-            () = agent.tasks.stopping().cancelled() => None,
+            why = agent.drain.cut() => {
+                cut = why;
+                None
+            }
             () = unrecorded.cancelled() => None,
         };
         match why {
@@ -586,7 +627,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>) 
         End::Idle => "idle",
         End::Expired => "expired",
         End::Stopped if unrecorded.is_cancelled() => "audit_failed",
-        End::Stopped => "agent_stopped",
+        End::Stopped => cut,
     };
     entry.finish(counters.ended(reason));
     remains.leave().await;

@@ -16,8 +16,11 @@ Example:
   caponier agent --config /etc/caponier/agent.toml
 
 SIGHUP reads the configuration again: whole or, if it has faults, not at all. What it no longer allows ends at once, and what \
-it does not touch goes on; agent.id, [audit] and [log] need a restart. AGENT_PROXY names an HTTP proxy on the way out (http://HOST:PORT), and \
-CAPONIER_AGENT__… sets any other single value. A second signal ends the program at once.")]
+it does not touch goes on; agent.id, [audit] and [log] need a restart. AGENT_PROXY names an HTTP proxy on the way out \
+(http://HOST:PORT), and CAPONIER_AGENT__… sets any other single value.
+
+SIGTERM and SIGINT make it drain: its gateways give it nothing new, and what runs may go on for drain_s seconds; the exit \
+code is 1 if something had to be cut then. A second signal cuts at once.")]
 pub struct Args {
     /// The configuration, with an `[agent]` table; deploy/agent.toml explains it.
     #[arg(long, short, value_name = "FILE")]
@@ -36,12 +39,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     running::start_log(log);
     running::raise_descriptors();
-    running::block_on(async |stop| {
+    let outcome = running::serve(async |stop, supervisor| {
         let reloads = running::reloads(args.config, "an agent", log, |loaded| match loaded {
             Loaded::Agent(config, log) => Some((config, log)),
             _ => None,
         })?;
-        agent::run(*config, reloads, stop).await.context("the agent ended")
+        agent::run(*config, reloads, stop, &supervisor).await.context("the agent ended")
     })?;
-    Ok(Exit::Done.into())
+    Ok(if outcome.cut == 0 { Exit::Done } else { Exit::Failed }.into())
 }

@@ -18,7 +18,11 @@ Example:
 
 The registry is read again whenever it changes, the configuration on SIGHUP: whole or, if it has faults, not at all. What it \
 no longer allows ends at once, and what it does not touch goes on; gateway.listen, gateway.registry, gateway.admin_socket, \
-[audit] and [log] need a restart. A second signal ends the program at once.")]
+[audit] and [log] need a restart.
+
+SIGTERM and SIGINT make it drain: it accepts nothing new, agents link elsewhere, and what runs may go on for drain_s \
+seconds; the exit code is 1 if something had to be cut then. A second signal cuts at once. Listeners are inherited by \
+socket activation (LISTEN_FDS), which deploy/ explains, so that a new process accepts meanwhile.")]
 pub struct Args {
     /// The configuration, with a `[gateway]` table; deploy/gateway.toml explains it.
     #[arg(long, short, value_name = "FILE")]
@@ -36,8 +40,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             .exit_with(Exit::Usage);
     };
     running::start_log(log);
+    let inherited = gateway::Inherited::from_environment()
+        .context("could not use the sockets that this process was started with")
+        .exit_with(Exit::Usage)?;
     running::raise_descriptors();
-    running::block_on(async |stop| {
+    let outcome = running::serve(async |stop, supervisor| {
         let ready = |listening: &[std::net::SocketAddr], local: &[std::net::SocketAddr]| {
             for address in listening {
                 info!("listening on {address}");
@@ -45,15 +52,17 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             for address in local {
                 info!("loopback door on {address}");
             }
+            let addresses: Vec<_> = listening.iter().map(ToString::to_string).collect();
+            supervisor.ready(&format!("listening on {}", addresses.join(", ")));
         };
         let reloads = running::reloads(args.config, "a gateway", log, |loaded| match loaded {
             Loaded::Gateway(config, log) => Some((config, log)),
             _ => None,
         })?;
-        let ran = gateway::run(*config, reloads, stop, ready).await;
-        // The registry is configuration, too.
-        let exit = if let Err(gateway::RunError::Registry { .. }) = ran { Exit::Usage } else { Exit::Failed };
-        ran.context("the gateway ended").exit_with(exit)
+        let ran = gateway::run(*config, reloads, inherited, stop, &supervisor, ready).await;
+        // The registry is configuration, too, and so is what a socket unit passes on.
+        let configured = matches!(ran, Err(gateway::RunError::Registry { .. } | gateway::RunError::Inherited(_)));
+        ran.context("the gateway ended").exit_with(if configured { Exit::Usage } else { Exit::Failed })
     })?;
-    Ok(Exit::Done.into())
+    Ok(if outcome.cut == 0 { Exit::Done } else { Exit::Failed }.into())
 }

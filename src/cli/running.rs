@@ -1,4 +1,5 @@
-//! What the commands that run for long have in common: one thread, its log, and the signals that end it.
+//! What the commands that run for long have in common: one thread, its log, the signals that end it, and the service manager
+//! that watches it.
 
 use std::path::PathBuf;
 
@@ -10,8 +11,10 @@ use tracing::{Level, debug};
 
 use crate::config::{self, Loaded, Log, LogFormat};
 use crate::document::Faults;
+use crate::drain::Stop;
 use crate::limits;
 use crate::reload::{Fresh, Reloads};
+use crate::systemd::Supervisor;
 use crate::task::Tasks;
 use crate::telemetry;
 
@@ -68,32 +71,69 @@ fn keep_memory() {
 /// # Errors
 /// If the runtime cannot be had, or `work` fails.
 pub(super) fn block_on<T>(work: impl AsyncFnOnce(CancellationToken) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    run(async || {
+        let stop = CancellationToken::new();
+        watch_signals({
+            let stop = stop.clone();
+            move || {
+                let first = !stop.is_cancelled();
+                stop.cancel();
+                first
+            }
+        })?;
+        work(stop).await
+    })
+}
+
+/// Runs a service on this thread until it ends. The first SIGTERM or SIGINT asks it to drain, the second to end now, and the
+/// third ends the program. Meanwhile the service manager is told that this thread still gets to everything.
+///
+/// # Errors
+/// If the runtime cannot be had, or `work` fails.
+pub(super) fn serve<T>(work: impl AsyncFnOnce(Stop, Supervisor) -> anyhow::Result<T>) -> anyhow::Result<T> {
+    run(async || {
+        let (stop, supervisor) = (Stop::new(), Supervisor::from_environment());
+        let signals = watch_signals({
+            let stop = stop.clone();
+            move || stop.advance()
+        })?;
+        if let Some(interval) = supervisor.watchdog() {
+            let supervisor = supervisor.clone();
+            signals.spawn(async move {
+                loop {
+                    supervisor.alive();
+                    tokio::time::sleep(interval).await;
+                }
+            });
+        }
+        work(stop, supervisor).await
+    })
+}
+
+/// Calls `next` for each SIGTERM and SIGINT, and ends the program at once where that returns that there is nothing more to
+/// ask for. The task ends with the runtime: a signal may come at any time before.
+fn watch_signals(next: impl Fn() -> bool + Send + 'static) -> anyhow::Result<Tasks> {
+    let tasks = Tasks::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tasks.spawn(async move {
+        loop {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            if !next() {
+                std::process::exit(1);
+            }
+        }
+    });
+    Ok(tasks)
+}
+
+fn run<T>(work: impl AsyncFnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     keep_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let result = runtime.block_on(async {
-        let tasks = Tasks::new();
-        let stop = CancellationToken::new();
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let signals = tasks.spawn({
-            let stop = stop.clone();
-            async move {
-                for _ in 0..2 {
-                    tokio::select! {
-                        _ = terminate.recv() => {}
-                        _ = interrupt.recv() => {}
-                    }
-                    if stop.is_cancelled() {
-                        std::process::exit(1);
-                    }
-                    stop.cancel();
-                }
-            }
-        });
-        let result = work(stop).await;
-        signals.abort();
-        result
-    });
+    let result = runtime.block_on(work());
     // A name lookup that the system has not answered must not hold the program up.
     runtime.shutdown_timeout(limits::RESOLVE_TIMEOUT);
     result

@@ -41,6 +41,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         None => replica_of_host(&table),
     };
     let proxy = proxy(&table);
+    let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
     let organisations: Vec<_> = tables.iter().map(|table| agent_organisation(table, &mut ids, &mut keys)).collect();
@@ -51,6 +52,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         replica: replica?,
         key: key?,
         proxy: proxy?,
+        drain: drain?,
         organisations: organisations.into_iter().collect::<Option<_>>()?,
         audit: audit?,
         limits: limits?,
@@ -80,6 +82,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         if path.is_dir() { Some(path) } else { item.reject(format!("no folder {}", path.display())) }
     });
     let admin_socket = optional(table.optional("admin_socket"), |item| item.path());
+    let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the gateway would have nobody to serve");
     let mut ids = Once::new("organisation");
     let organisations: Vec<_> = tables
@@ -105,6 +108,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         host_key: host_key?,
         registry: registry?,
         admin_socket: admin_socket?,
+        drain: drain?,
         organisations: organisations.into_iter().collect::<Option<_>>()?,
         local: local.into_iter().collect::<Option<_>>()?,
         audit: audit?,
@@ -348,6 +352,13 @@ fn audit(root: &Table<'_>) -> Option<Sink> {
             None
         }
     }
+}
+
+/// How long what runs may go on after the signal to end.
+fn drain(table: &Table<'_>) -> Option<Duration> {
+    let longest = i64::try_from(limits::DRAIN_MAX.as_secs()).unwrap_or(i64::MAX);
+    let seconds = optional(table.optional("drain_s"), |item| item.integer::<u32>(0..=longest))?;
+    Some(seconds.map_or(limits::DRAIN, |seconds| Duration::from_secs(seconds.into())))
 }
 
 fn log(root: &Table<'_>) -> Option<Log> {

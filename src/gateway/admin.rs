@@ -1,7 +1,7 @@
 //! The admin socket: a Unix socket for the gateway's own user, one JSON line each way.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -21,6 +21,16 @@ use crate::limits;
 enum Question {
     /// Who is linked?
     Agents,
+    /// Does this gateway go away?
+    State,
+}
+
+/// The answer to [`Question::State`].
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+enum State {
+    Serving,
+    Draining,
 }
 
 /// One link, as `caponier agents` shows it.
@@ -44,7 +54,8 @@ pub struct AgentRow {
     pub live: usize,
     /// How many forwards the link was asked for.
     pub opened: u64,
-    /// `active`, or `retired` while a replaced link waits for its last forward.
+    /// `active`; `retired` while a replaced link waits for its last forward; `draining` while one does because its agent or
+    /// this gateway goes away.
     pub state: String,
 }
 
@@ -87,26 +98,35 @@ pub async fn agents(path: &Path) -> Result<Vec<AgentRow>, AgentsError> {
 }
 
 /// Removes the socket when the gateway goes.
-pub(super) struct Guard(PathBuf);
+pub(super) struct Guard {
+    path: PathBuf,
+    /// Device and inode: what stands at the path later may be another gateway's.
+    made: (u64, u64),
+}
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
+        match std::fs::symlink_metadata(&self.path) {
+            Ok(now) if (now.dev(), now.ino()) == self.made => {}
+            _ => return debug!("the admin socket is another gateway's by now"),
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
             debug!(%error, "could not remove the admin socket");
         }
     }
 }
 
-/// Makes the socket, for this user alone. One that nobody listens on any more is replaced.
-pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, Guard)> {
+/// Makes the socket, for this user alone. One that nobody listens on any more is replaced, and so is that of a gateway that
+/// goes away. A `successor` replaces any gateway's: it takes over its listeners, too.
+pub(super) async fn bind(path: &Path, successor: bool) -> io::Result<(UnixListener, Guard)> {
     if let Ok(metadata) = std::fs::symlink_metadata(path) {
         if !metadata.file_type().is_socket() {
             return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else at this path"));
         }
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+        let answers = UnixStream::connect(path).await.is_ok();
+        if answers && !successor && !is_draining(path).await {
             return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers there"));
         }
-        std::fs::remove_file(path)?;
     }
     // Bound under a name of its own in the same folder and renamed once its mode is set: it is never open to others.
     let mut staging = path.as_os_str().to_owned();
@@ -119,12 +139,27 @@ pub(super) fn bind(path: &Path) -> io::Result<(UnixListener, Guard)> {
     }
     let listener = UnixListener::bind(&staging)?;
     let placed = std::fs::set_permissions(&staging, std::fs::Permissions::from_mode(0o600))
-        .and_then(|()| std::fs::rename(&staging, path));
-    if let Err(error) = placed {
-        drop(std::fs::remove_file(&staging));
-        return Err(error);
+        .and_then(|()| std::fs::symlink_metadata(&staging))
+        .and_then(|made| std::fs::rename(&staging, path).map(|()| (made.dev(), made.ino())));
+    match placed {
+        Ok(made) => Ok((listener, Guard { path: path.to_owned(), made })),
+        Err(error) => {
+            drop(std::fs::remove_file(&staging));
+            Err(error)
+        }
     }
-    Ok((listener, Guard(path.to_owned())))
+}
+
+/// Whether the gateway behind `path` says that it goes away.
+async fn is_draining(path: &Path) -> bool {
+    let asked = async {
+        let mut stream = UnixStream::connect(path).await?;
+        stream.write_all(b"{\"request\":\"state\"}\n").await?;
+        let mut answer = Vec::new();
+        (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_to_end(&mut answer).await?;
+        io::Result::Ok(serde_json::from_slice::<State>(&answer)?)
+    };
+    matches!(timeout(limits::ADMIN_TIMEOUT, asked).await, Ok(Ok(State::Draining)))
 }
 
 /// Answers until the gateway stops.
@@ -164,7 +199,9 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
     (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
+    let draining = gateway.drain.begun().is_cancelled();
     let answer = match serde_json::from_slice(&line)? {
+        Question::State => serde_json::to_vec(if draining { &State::Draining } else { &State::Serving })?,
         Question::Agents => {
             let rows: Vec<AgentRow> = gateway
                 .roster
@@ -180,7 +217,12 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
                     key: link.key.to_string(),
                     live: link.live(),
                     opened: link.opened(),
-                    state: if link.is_retired() { "retired" } else { "active" }.to_owned(),
+                    state: match link.is_retired() {
+                        _ if draining || link.is_leaving() => "draining",
+                        true => "retired",
+                        false => "active",
+                    }
+                    .to_owned(),
                 })
                 .collect();
             serde_json::to_vec(&rows)?

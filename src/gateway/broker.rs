@@ -12,6 +12,7 @@ use tracing::debug;
 use super::Gateway;
 use crate::audit::{self, Ending};
 use crate::chain::Chain;
+use crate::drain::Ticket;
 use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
 use crate::limits;
 use crate::policy::Decision;
@@ -41,6 +42,8 @@ pub(super) struct Request {
     pub(super) asserted_by: Option<String>,
     /// A limit that stands against it already.
     pub(super) over: Option<&'static str>,
+    /// Its place among the forwards that a drain waits for; `None` if the drain came first.
+    pub(super) ticket: Option<Ticket>,
     /// Fires when the door itself is taken away, which takes what came in by it along.
     pub(super) withdrawn: Option<CancellationToken>,
 }
@@ -62,7 +65,7 @@ impl Request {
         let limits = gateway.limits();
         let counted = gateway.quotas.open(&limits, &self.agent.organisation, &self.principal, Instant::now());
         match counted {
-            Ok(()) if self.over.is_none() => return Admission::Judge(self),
+            Ok(()) if self.over.is_none() && self.ticket.is_some() => return Admission::Judge(self),
             Err(flood) if !flood.record => return Admission::Unheard,
             Err(flood) => self.over = self.over.or(Some(flood.limit)),
             Ok(()) => {}
@@ -76,6 +79,8 @@ impl Request {
 pub(super) enum Public {
     /// The policy of either side says no.
     NotAllowed,
+    /// This gateway goes away; another one may serve.
+    Draining,
     /// Anything else.
     NotAvailable,
 }
@@ -84,7 +89,7 @@ impl Public {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::NotAllowed => "not allowed",
-            Self::NotAvailable => "not available",
+            Self::Draining | Self::NotAvailable => "not available",
         }
     }
 }
@@ -99,7 +104,8 @@ pub(super) trait Answer: Send {
 
 /// Runs one forward from its request to its end. `gone` fires when the door's session has ended: a forward that is still
 /// opening is then abandoned; one that is open ends by itself, when what its client had sent has been delivered.
-pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl Answer, gone: &CancellationToken) {
+pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: impl Answer, gone: &CancellationToken) {
+    let ticket = request.ticket.take();
     let id = ForwardId::random();
     let record = audit::Opening {
         forward: id.to_string(),
@@ -115,6 +121,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     };
     let denied = |reason: &'static str, detail: String, public: Public| (reason, detail, public);
     let decided = match (&request.target, request.over) {
+        _ if ticket.is_none() => Err(denied("draining", "the gateway goes away".to_owned(), Public::Draining)),
         (_, Some(limit)) => Err(denied("limit", limit.to_owned(), Public::NotAvailable)),
         (Err(error), None) => Err(denied("malformed_target", error.to_string(), Public::NotAllowed)),
         (Ok(_), None) if !gateway.state.current().serves(&request.agent.organisation) => {
@@ -174,6 +181,10 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
             return answer.refuse(Public::NotAllowed).await;
         }
         opened = timeout(limits::ANSWER_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        why = gateway.drain.cut() => {
+            entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
+            return answer.refuse(Public::Draining).await;
+        }
         // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
@@ -192,6 +203,10 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
     };
     counted.opened();
     entry.established(None);
+    let _ticket = ticket.map(|mut ticket| {
+        ticket.opened();
+        ticket
+    });
     let Some(near) = answer.accept().await else { return };
 
     let counters = entry.counters();
@@ -202,7 +217,7 @@ pub(super) async fn forward(gateway: &Gateway, request: Request, answer: impl An
         end = &mut splice => Err(end),
         () = &mut revoked => Ok("revoked"),
         () = unrecorded.cancelled() => Ok("audit_failed"),
-        () = gateway.tasks.stopping().cancelled() => Ok("gateway_stopped"),
+        why = gateway.drain.cut() => Ok(why),
     };
     let (reason, remains) = match cut {
         Ok(reason) => {

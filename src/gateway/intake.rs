@@ -24,15 +24,17 @@ use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::tunnel::admit::{self, Greeted, Seat};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
-use crate::tunnel::wire::{self, Control, Hello, Peer};
+use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
-/// Accepts until the gateway stops.
+/// Accepts until the gateway drains.
 pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
-    let stop = gateway.tasks.stopping().clone();
+    let stop = gateway.drain.begun().clone();
     loop {
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // What is not accepted now waits for whoever shares the listener.
+            biased;
             () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
         };
         match accepted {
             Ok((stream, address)) => match gateway.room.seat(address.ip()) {
@@ -136,6 +138,7 @@ async fn link(
     // A replica without a name of its own is told apart by nothing; it shares the name with others of its kind.
     let replica = replica.or_else(|| "unnamed".parse().ok());
     let Some(replica) = replica else { return };
+    let _present = gateway.drain.greet();
     let link = Arc::new(Link::new(name, replica, address, hello.version, client));
     let event = |kind| {
         Event::new(kind)
@@ -165,14 +168,14 @@ async fn link(
         () = gone.cancelled() => "lost",
         () = no_longer_registered(&gateway, &link) => "revoked",
         () = gateway.state.until(|state| !state.serves(&link.name.organisation)) => "revoked",
-        () = link.spent() => "replaced",
+        () = link.spent() => if link.is_leaving() { "agent_drained" } else { "replaced" },
         () = stop.cancelled() => "stopped",
-        () = listen(reader, &gone) => "protocol_violation",
-        () = ask_to_move(&gateway, &link, login, writer) => "lost",
+        () = listen(&link, reader, &gone) => "protocol_violation",
+        () = speak(&gateway, &link, login, writer) => "drained",
     };
     gateway.roster.remove(&link);
-    if reason == "replaced" {
-        link.client().disconnect("replaced").await;
+    if matches!(reason, "replaced" | "agent_drained" | "drained") {
+        link.client().disconnect(reason).await;
         // The agent hangs up when it has read that; if it does not, the cut below does.
         drop(timeout_at(Instant::now() + limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
@@ -284,7 +287,7 @@ async fn establish(
 }
 
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(mut reader: Reader, gone: &CancellationToken) {
+async fn listen(link: &Link, mut reader: Reader, gone: &CancellationToken) {
     let mut buffer = BytesMut::new();
     loop {
         match reader.bytes().await {
@@ -299,6 +302,11 @@ async fn listen(mut reader: Reader, gone: &CancellationToken) {
         }
         loop {
             match Control::decode(&mut buffer) {
+                Ok(Some(Control::Drain(_))) => {
+                    if link.leave() {
+                        info!(agent = %link.name, replica = %link.replica, "the agent drains; it gets nothing new");
+                    }
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
@@ -307,19 +315,36 @@ async fn listen(mut reader: Reader, gone: &CancellationToken) {
     }
 }
 
-/// Waits until the organisation has another login key than the one that `login` names; the agent is then to make another
-/// link, which retires this one. Where the agent does not know the new key, this one stays. Never comes back.
-async fn ask_to_move(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer) {
+/// Says on the control channel what is to be said: that the agent is to make another link, because the organisation has
+/// another login key than the one that `login` names; and that this gateway drains. The link is then retired by the other,
+/// or, where the agent does not know the new key, stays. Returns when a drain has left the link without a forward.
+async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer) {
     let differs = |key: &PrivateKey| key.public().fingerprint() != login;
-    gateway.state.until(|state| state.login_key(&link.name.organisation).is_some_and(differs)).await;
-    info!(agent = %link.name, replica = %link.replica, "the login key has changed: asking for another link");
-    if let Err(error) = writer.send(Control::Move.encode()).await {
-        // The link is as good as gone, which is noticed elsewhere.
-        debug!(%error, "could not ask for another link");
+    let mut moved = false;
+    loop {
+        let message = tokio::select! {
+            () = gateway.drain.begun().cancelled() => {
+                let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
+                Control::Drain(Drain { deadline_s })
+            }
+            () = gateway.state.until(|state| state.login_key(&link.name.organisation).is_some_and(differs)), if !moved => {
+                info!(agent = %link.name, replica = %link.replica, "the login key has changed: asking for another link");
+                moved = true;
+                Control::Move
+            }
+        };
+        if let Err(error) = writer.send(message.encode()).await {
+            // The link is as good as gone, which is noticed elsewhere. The writer is kept: without it the channel would end.
+            debug!(%error, "could not ask for another link");
+            return std::future::pending().await;
+        }
+        if gateway.drain.begun().is_cancelled() && message != Control::Move {
+            break;
+        }
     }
-    // The writer is kept: without it the channel would end.
-    std::future::pending::<()>().await;
-    drop(writer);
+    // What has been accepted may still need the link; when nothing does, it ends with its last forward.
+    gateway.drain.all_opened().await;
+    link.idle().await;
 }
 
 /// Waits until the registry no longer holds the link's key for its agent.

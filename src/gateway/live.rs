@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::{Config, Limits, Local};
 use crate::identity::{OrganisationId, PrivateKey};
@@ -16,12 +17,15 @@ pub(super) struct State {
     /// How much anybody may have.
     pub(super) limits: Limits,
     login_keys: HashMap<OrganisationId, PrivateKey>,
+    /// How long forwards that run may go on after the signal to end.
+    pub(super) drain: Duration,
 }
 
 impl State {
     pub(super) fn new(config: &Config) -> Self {
         Self {
             host_key: config.host_key.clone(),
+            drain: config.drain,
             limits: config.limits,
             login_keys: config
                 .organisations
@@ -57,6 +61,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     let key = new.host_key.public();
     if old.host_key.public() != key {
         changes.change(format_args!("host_key {}", key.fingerprint()));
+    }
+    if old.drain != new.drain {
+        changes.change("drain_s");
     }
     if old.limits != new.limits {
         changes.change("limits");

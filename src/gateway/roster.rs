@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
@@ -39,6 +39,8 @@ pub(super) struct Link {
     opened: AtomicU64,
     /// Fires when it takes no more forwards.
     retired: CancellationToken,
+    /// Set when the agent has said that it goes away.
+    leaving: AtomicBool,
     idle: Notify,
     client: Client,
 }
@@ -116,6 +118,7 @@ impl Link {
             live: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             retired: CancellationToken::new(),
+            leaving: AtomicBool::new(false),
             idle: Notify::new(),
             client,
         }
@@ -141,9 +144,25 @@ impl Link {
         self.retired.is_cancelled()
     }
 
+    /// The agent goes away: the link takes no more forwards. Returns whether that is news.
+    pub(super) fn leave(&self) -> bool {
+        self.retired.cancel();
+        !self.leaving.swap(true, Ordering::Relaxed)
+    }
+
+    /// Whether the agent has said that it goes away.
+    pub(super) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     /// Waits until it is retired and its last forward has ended.
     pub(super) async fn spent(&self) {
         self.retired.cancelled().await;
+        self.idle().await;
+    }
+
+    /// Waits until it carries no forward.
+    pub(super) async fn idle(&self) {
         loop {
             let idle = self.idle.notified();
             if self.live() == 0 {

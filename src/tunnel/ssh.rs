@@ -491,6 +491,14 @@ where
 }
 
 impl Server {
+    /// Says goodbye; the session ends soon after. Returns whether there was a session to say it on.
+    pub async fn disconnect(&self, words: &str) -> bool {
+        let handle = self.running.handle();
+        // Its queue is the session's own, which may be waiting for its peer: the caller must not.
+        let said = handle.disconnect(russh::Disconnect::ByApplication, words.to_owned(), String::new());
+        matches!(tokio::time::timeout(limits::GOODBYE_PATIENCE, said).await, Ok(Ok(())))
+    }
+
     /// Splits off what the caller consumes from the session's end.
     #[must_use]
     pub fn split(self) -> (mpsc::Receiver<Opening>, oneshot::Receiver<ControlChannel>, Running) {

@@ -10,6 +10,7 @@ use std::fmt::Display;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
@@ -211,6 +212,16 @@ impl Program {
         Self { child, name: name.to_owned(), log: log.to_owned() }
     }
 
+    /// Starts it with two descriptors in the place of its standard input and output, for [`ACTIVATE`].
+    pub(crate) fn start_with_sockets(name: &str, command: Command, log: &Path, sockets: [OwnedFd; 2]) -> Self {
+        let file = fs::File::create(log).expect("a log file");
+        let [first, second] = sockets;
+        let mut command = command.into_std();
+        command.stdin(first).stdout(second).stderr(file);
+        let child = command.spawn().unwrap_or_else(|error| panic!("{name}: {error}"));
+        Self { child, name: name.to_owned(), log: log.to_owned() }
+    }
+
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -315,6 +326,9 @@ pub(crate) struct Plan {
     gateway_settings: String,
     serves_globex: bool,
     agent_environment: Vec<(String, String)>,
+    gateway_environment: Vec<(String, String)>,
+    /// What the gateway inherits: its main listener and a door's, held here as a service manager would.
+    shared: Option<[StdListener; 2]>,
     piped: Option<Side>,
 }
 
@@ -329,6 +343,8 @@ impl Plan {
             gateway_settings: String::new(),
             serves_globex: false,
             agent_environment: Vec::new(),
+            gateway_environment: Vec::new(),
+            shared: None,
             piped: None,
         };
         for name in ["gateway", "login-acme", "login-globex", "agent", "provisioner"] {
@@ -402,6 +418,29 @@ impl Plan {
         self
     }
 
+    /// Seconds that a side's forwards have after its signal to end. Without this it is [`DRAIN`].
+    pub(crate) fn drain(mut self, side: Side, seconds: u32) -> Self {
+        let variable = (format!("CAPONIER_{}__DRAIN_S", side.name().to_uppercase()), seconds.to_string());
+        match side {
+            Side::Gateway => self.gateway_environment.push(variable),
+            Side::Agent => self.agent_environment.push(variable),
+        }
+        self
+    }
+
+    /// A variable of the gateway's environment.
+    pub(crate) fn gateway_variable(mut self, name: &str, value: &str) -> Self {
+        self.gateway_environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The gateway inherits its listeners, and so can have successors. It has one door.
+    pub(crate) fn socket_activation(mut self) -> Self {
+        assert_eq!(self.doors.len(), 1, "one door");
+        self.shared = Some([(); 2].map(|()| StdListener::bind("127.0.0.1:0").expect("a listener")));
+        self
+    }
+
     /// One side writes its trail to standard output, which is the named pipe `trail.pipe`. The caller reads it.
     pub(crate) fn trail_to_pipe(mut self, side: Side) -> Self {
         self.piped = Some(side);
@@ -411,16 +450,21 @@ impl Plan {
     /// Starts the gateway alone.
     pub(crate) async fn start_gateway(self) -> Site {
         let mut doors = String::new();
+        let address = |listener: &StdListener| listener.local_addr().expect("its address");
+        let [main, door] = match &self.shared {
+            Some(shared) => shared.each_ref().map(address),
+            None => [SocketAddr::from(([127, 0, 0, 1], 0)); 2],
+        };
         for target in &self.doors {
             doors.push_str(&format!(
-                "[[local]]\nlisten = \"127.0.0.1:0\"\nagent = \"{AGENT}\"\ntarget = \"{target}\"\nprincipal = \"provisioner\"\n"
+                "[[local]]\nlisten = \"{door}\"\nagent = \"{AGENT}\"\ntarget = \"{target}\"\nprincipal = \"provisioner\"\n"
             ));
         }
         let mut site = Site {
             plan: self,
             gateway: None,
             agent: None,
-            address: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address: main,
             doors: Vec::new(),
             starts: 0,
             gateway_end: doors,
@@ -505,7 +549,23 @@ impl Site {
             self.gateway_end
         );
         fs::write(self.config(Side::Gateway), config).expect("written");
-        self.gateway = Some(self.start_program(Side::Gateway, &[]));
+        self.start_gateway().await;
+    }
+
+    /// Starts another gateway on the same listeners, while the one before goes on. Its trail is a file of its own, of which
+    /// the name is returned beside the one before.
+    pub(crate) async fn succeed_gateway(&mut self) -> (Program, String) {
+        let before = self.gateway.take().expect("a gateway");
+        let trail = format!("gateway-{}.jsonl", self.starts);
+        self.plan.gateway_environment.retain(|(name, _)| name != "CAPONIER_AUDIT__FILE");
+        self.plan.gateway_environment.push(("CAPONIER_AUDIT__FILE".to_owned(), trail.clone()));
+        self.start_gateway().await;
+        (before, trail)
+    }
+
+    async fn start_gateway(&mut self) {
+        let environment = self.plan.gateway_environment.clone();
+        self.gateway = Some(self.start_program(Side::Gateway, &environment));
         let expected = self.plan.doors.len();
         let gateway = self.program(Side::Gateway);
         let said = |line: &str, words: &str| -> Option<SocketAddr> {
@@ -567,8 +627,25 @@ impl Site {
         self.starts += 1;
         let name = side.name();
         let mut command = caponier();
+        let inherits = self.plan.shared.as_ref().filter(|_| side == Side::Gateway);
+        if inherits.is_some() {
+            let program = command.as_std().get_program().to_owned();
+            let mut wrapped = Command::new("python3");
+            wrapped.args(["-c", ACTIVATE, "2"]).arg(program);
+            command = wrapped;
+        }
         command.arg(name).arg("--config").arg(self.config(side));
+        command.env(format!("CAPONIER_{}__DRAIN_S", name.to_uppercase()), DRAIN.to_string());
         command.env("CAPONIER_LOG", "warn,caponier=debug").envs(environment.iter().cloned());
+        if let Some([main, door]) = inherits {
+            let log = self.path().join(format!("{name}.{}.log", self.starts));
+            return Program::start_with_sockets(
+                name,
+                command,
+                &log,
+                [main, door].map(|one| OwnedFd::from(one.try_clone().expect("a copy"))),
+            );
+        }
         let output = (self.plan.piped == Some(side)).then(|| {
             fs::OpenOptions::new().write(true).open(self.path().join("trail.pipe")).expect("a pipe that is read")
         });
@@ -590,7 +667,12 @@ impl Site {
 
     /// The records of a trail, oldest first.
     pub(crate) fn trail(&self, side: Side) -> Vec<Value> {
-        let text = fs::read_to_string(self.path().join(format!("{}.jsonl", side.name()))).unwrap_or_default();
+        self.trail_in(&format!("{}.jsonl", side.name()))
+    }
+
+    /// The records of the trail in a file of the site's folder, oldest first.
+    pub(crate) fn trail_in(&self, file: &str) -> Vec<Value> {
+        let text = fs::read_to_string(self.path().join(file)).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
         whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
     }
@@ -662,10 +744,17 @@ impl Site {
                 Side::Gateway => &mut self.gateway,
             };
             let Some(program) = program else { continue };
-            assert_eq!(program.stop().await, Some(0), "{}: {}", side.name(), program.log());
-            if self.plan.piped != Some(side) {
-                assert_balanced(side, &self.trail(side));
+            let code = program.stop().await;
+            let log = program.log();
+            if self.plan.piped == Some(side) {
+                assert_eq!(code, Some(0), "{}: {log}", side.name());
+                continue;
             }
+            let trail = self.trail(side);
+            // A test that ends with forwards open has them cut.
+            let cut = trail.iter().any(|record| record["reason"] == "drained");
+            assert_eq!(code, Some(i32::from(cut)), "{}: {log}", side.name());
+            assert_balanced(side, &trail);
         }
     }
 }
@@ -708,6 +797,28 @@ fn make_key(dir: &Path, name: &str) -> PathBuf {
 fn public(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join(format!("{name}.pub"))).expect("a public key")
 }
+
+/// Seconds that forwards have after the signal to end: few, because tests end with some that are open.
+pub(crate) const DRAIN: u32 = 2;
+
+/// What a service manager does: so many sockets (the first argument), which are this script's standard input and output,
+/// become the descriptors from 3 on of the program that the other arguments are.
+pub(crate) const ACTIVATE: &str = "
+import os, sys
+number = int(sys.argv[1])
+saved = [os.dup(fd) for fd in range(number)]
+high = [os.dup2(fd, 100 + at) for at, fd in enumerate(saved)]
+os.closerange(3, 100)
+for at, fd in enumerate(high):
+    os.dup2(fd, 3 + at, inheritable=True)
+    os.close(fd)
+null = os.open('/dev/null', os.O_RDONLY)
+os.dup2(null, 0, inheritable=True)
+os.close(null)
+os.dup2(2, 1, inheritable=True)
+os.environ.update(LISTEN_FDS=str(number), LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+";
 
 const LISTENING: &str = " listening on ";
 const DOOR: &str = " loopback door on ";

@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use caponier::agent;
 use caponier::audit::Sink;
-use caponier::gateway;
+use caponier::drain::Stop;
+use caponier::gateway::{self, Inherited};
 use caponier::identity::{Algorithm, PrivateKey};
 use caponier::policy::rule::Allowlist;
 use caponier::reload::Reloads;
+use caponier::systemd::Supervisor;
 use caponier::task::Tasks;
 use russh::client::Handle;
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -47,7 +49,7 @@ struct Site {
     door: SocketAddr,
     agent_key: PrivateKey,
     principal_key: PrivateKey,
-    _stop: CancellationToken,
+    _stop: Stop,
     tasks: Tasks,
 }
 
@@ -75,10 +77,12 @@ impl Site {
                 target: "db.internal:5432".parse().expect("a target"),
                 principal: "ci".parse().expect("an id"),
             }],
+            drain: Duration::ZERO,
             limits: gateway::Limits::default(),
             audit: Sink::File(folder.path().join("trail")),
+            limits: gateway::Limits::default(),
         };
-        let (tasks, stop) = (Tasks::new(), CancellationToken::new());
+        let (tasks, stop) = (Tasks::new(), Stop::new());
         let (ready, listening) = oneshot::channel();
         tasks.spawn({
             let stop = stop.clone();
@@ -86,7 +90,9 @@ impl Site {
                 let tell = |main: &[SocketAddr], doors: &[SocketAddr]| {
                     ready.send((main[0], doors[0])).expect("the test waits for it");
                 };
-                gateway::run(config, Reloads::never(), stop, tell).await.expect("the gateway runs");
+                gateway::run(config, Reloads::never(), Inherited::default(), stop, &Supervisor::none(), tell)
+                    .await
+                    .expect("the gateway runs");
             }
         });
         let (address, door) = listening.await.expect("the gateway listens");
@@ -268,13 +274,15 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
             orchestrators: vec![agent::Orchestrator { key: login_key.public(), asserts: None }],
             allow: Allowlist::new(Vec::new()).expect("an allowlist"),
         }],
+        drain: Duration::ZERO,
         limits: agent::Limits::default(),
         audit: Sink::File(folder.path().join("trail")),
+        limits: agent::Limits::default(),
     };
-    let (tasks, stop) = (Tasks::new(), CancellationToken::new());
+    let (tasks, stop) = (Tasks::new(), Stop::new());
     tasks.spawn({
         let stop = stop.clone();
-        async move { agent::run(config, Reloads::never(), stop).await.expect("the agent runs") }
+        async move { agent::run(config, Reloads::never(), stop, &Supervisor::none()).await.expect("the agent runs") }
     });
     let (stream, _) = listener.accept().await.expect("the agent dials");
     let gateway = log_in(stream, "SSH-2.0-caponier_1 client", "acme", &login_key).await;
@@ -286,7 +294,7 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
         }
     }
     tokio::time::timeout(PATIENCE, listener.accept()).await.expect("the agent dials again").expect("accepted");
-    stop.cancel();
+    assert!(stop.advance());
     assert!(tasks.settle(PATIENCE).await);
 }
 

@@ -43,10 +43,10 @@ async fn sigterm_ends_both_sides_in_order_with_forwards_open() {
     let mut site = Site::plan().allow(target).door(target).start().await;
     let mut stream = connect(site.doors[0]).await;
     echoes(&mut stream, b"still open").await;
-    assert_eq!(site.program(Side::Gateway).stop().await, Some(0));
+    assert_eq!(site.program(Side::Gateway).stop().await, Some(1));
     assert_eq!(read_to_end(&mut stream).await, b"");
     assert_balanced(Side::Gateway, &site.trail(Side::Gateway));
-    site.record(Side::Gateway, json!({"event": "forward.ended", "reason": "gateway_stopped", "to_target": 10})).await;
+    site.record(Side::Gateway, json!({"event": "forward.ended", "reason": "drained", "to_target": 10})).await;
     site.record(Side::Agent, json!({"event": "forward.ended"})).await;
     assert_eq!(site.program(Side::Agent).stop().await, Some(0));
     assert_balanced(Side::Agent, &site.trail(Side::Agent));
@@ -62,9 +62,9 @@ async fn sigterm_ends_both_sides_in_order_with_forwards_open() {
     site.linked().await;
     let mut stream = connect(site.doors[0]).await;
     echoes(&mut stream, b"still open").await;
-    assert_eq!(site.program(Side::Agent).stop().await, Some(0));
+    assert_eq!(site.program(Side::Agent).stop().await, Some(1));
     assert_eq!(read_to_end(&mut stream).await, b"");
-    site.record(Side::Agent, json!({"event": "forward.ended", "reason": "agent_stopped"})).await;
+    site.record(Side::Agent, json!({"event": "forward.ended", "reason": "drained"})).await;
     assert_balanced(Side::Agent, &site.trail(Side::Agent));
     site.record(Side::Gateway, json!({"event": "forward.ended", "reason": "link_lost"})).await;
     assert_eq!(site.program(Side::Gateway).stop().await, Some(0));
@@ -83,7 +83,7 @@ async fn the_agent_links_again_after_the_gateway_was_away() {
     }
     assert_eq!(site.program(Side::Agent).pid(), first);
     // Each link's beginning and end is on record on both sides.
-    for (side, downs) in [(Side::Gateway, "stopped"), (Side::Agent, "lost")] {
+    for (side, downs) in [(Side::Gateway, "drained"), (Side::Agent, "closed")] {
         assert_eq!(site.records(side, &json!({"event": "link.up"})).len(), 3);
         let ended = site.records(side, &json!({"event": "link.down"}));
         assert_eq!(ended.len(), 2);

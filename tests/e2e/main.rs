@@ -1,11 +1,13 @@
 //! Tests with real components, in one binary.
 
+mod drain;
 mod flow;
 mod harness;
 mod hostile;
 mod input;
 mod lifecycle;
 mod limits;
+mod links;
 mod openssh;
 mod postgres;
 mod postgres_through;

@@ -29,7 +29,7 @@ impl Answer for Socket {
     }
 }
 
-/// Accepts until the gateway stops, or the door is `withdrawn`, which also ends what came in by it. The listener may go on to
+/// Accepts until the gateway drains, or the door is `withdrawn`, which also ends what came in by it. The listener may go on to
 /// serve another door at the same place: what has not been accepted yet is that one's.
 pub(in crate::gateway) async fn accept(
     gateway: Arc<Gateway>,
@@ -37,7 +37,7 @@ pub(in crate::gateway) async fn accept(
     door: Local,
     withdrawn: CancellationToken,
 ) {
-    let stop = gateway.tasks.stopping().clone();
+    let stop = gateway.drain.begun().clone();
     let room = Arc::new(Semaphore::new(limits::CHANNELS_PER_LINK));
     let never = CancellationToken::new();
     let mut flood = Flood::default();
@@ -50,13 +50,15 @@ pub(in crate::gateway) async fn accept(
         };
         let Ok(place) = place else { break };
         let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
+            // What is not accepted now waits for whoever shares the listener.
+            biased;
+            () = withdrawn.cancelled() => break,
+            () = stop.cancelled() => break,
             () = flood.due() => {
                 flood.record(&gateway, &door).await;
                 continue;
             }
-            () = withdrawn.cancelled() => break,
-            () = stop.cancelled() => break,
+            accepted = listener.accept() => accepted,
         };
         let (stream, client) = match accepted {
             Ok(accepted) => accepted,
@@ -83,6 +85,8 @@ pub(in crate::gateway) async fn accept(
             door: "local",
             asserted_by: Some(format!("local {}", door.listen)),
             over: None,
+            // It has been accepted, so that nobody else can serve it: the drain waits for this task before it counts.
+            ticket: Some(gateway.drain.take()),
             withdrawn: Some(withdrawn.clone()),
         };
         match request.admit(&gateway) {

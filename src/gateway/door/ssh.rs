@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::debug;
 
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
+use crate::drain::{Count, Ticket};
 use crate::gateway::Gateway;
 use crate::gateway::broker::{self, Admission, Answer, Public, Request};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
@@ -23,7 +24,7 @@ use crate::target::Target;
 use crate::tunnel::admit::{Greeted, Seat};
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, ServerOptions};
-use crate::tunnel::wire::{self, Peer};
+use crate::tunnel::wire::{self, Peer, RefusalCode};
 
 /// Who has logged in.
 #[derive(Debug, Clone)]
@@ -93,9 +94,11 @@ impl Answer for Channel {
     }
 
     async fn refuse(self, public: Public) {
-        let code = match public {
-            Public::NotAllowed => ssh::NOT_ALLOWED,
-            Public::NotAvailable => ssh::NOT_AVAILABLE,
+        let code = match (public, self.1) {
+            (Public::NotAllowed, _) => ssh::NOT_ALLOWED,
+            // Our own client asks whoever is there next.
+            (Public::Draining, Flow::Credit) => RefusalCode::Draining as u32,
+            (Public::Draining | Public::NotAvailable, _) => ssh::NOT_AVAILABLE,
         };
         self.0.refuse_plainly(code, public.as_str()).await;
     }
@@ -173,16 +176,20 @@ pub(in crate::gateway) async fn serve(
         return;
     }
     let gone = switch.gone().clone();
+    let _present = gateway.drain.greet();
+    let forwards = Count::default();
+    let mut goodbye = false;
     loop {
         tokio::select! {
             opening = server.opens.recv() => {
                 let Some(opening) = opening else { break };
-                match request(&guest, address, &opening).admit(&gateway) {
+                match request(&guest, address, &opening, gateway.drain.admit()).admit(&gateway) {
                     Admission::Judge(request) => {
-                        let (gateway, gone) = (gateway.clone(), gone.clone());
+                        let (gateway, gone, counted) = (gateway.clone(), gone.clone(), forwards.enter());
                         let tasks = gateway.tasks.clone();
                         tasks.spawn(async move {
                             broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
+                            drop(counted);
                         });
                     }
                     Admission::Refuse(request) => {
@@ -201,7 +208,15 @@ pub(in crate::gateway) async fn serve(
                 break;
             }
             () = stop.cancelled() => break,
+            () = spent(&gateway, &forwards) => {
+                goodbye = true;
+                break;
+            }
         }
+    }
+    if goodbye && server.disconnect("the gateway goes away").await {
+        // The client hangs up when it has read that; if it does not, the cut does.
+        drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
     let unheard = server.unheard.load(Ordering::Relaxed);
@@ -214,7 +229,13 @@ pub(in crate::gateway) async fn serve(
     }
 }
 
-fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {
+/// Waits until the gateway drains and the session's last forward has ended.
+async fn spent(gateway: &Gateway, forwards: &Count) {
+    gateway.drain.begun().cancelled().await;
+    forwards.none().await;
+}
+
+fn request(guest: &Guest, address: SocketAddr, opening: &Opening, ticket: Option<Ticket>) -> Request {
     Request {
         principal: guest.principal.clone(),
         key: Some(guest.key),
@@ -228,6 +249,7 @@ fn request(guest: &Guest, address: SocketAddr, opening: &Opening) -> Request {
             Over::Channels => "channels_per_session",
             Over::Opens => "pending_opens_per_session",
         }),
+        ticket,
         withdrawn: None,
     }
 }

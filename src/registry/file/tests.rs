@@ -65,15 +65,14 @@ impl Watched {
     }
 
     fn reminding(dir: &Path, told: bool, remind: Duration) -> Self {
+        let poll = if told { Duration::from_secs(3600) } else { Duration::from_millis(10) };
+        Self::at(dir, Pace { told, poll, settle: Duration::from_millis(10), remind })
+    }
+
+    fn at(dir: &Path, pace: Pace) -> Self {
         let files = Files::open(dir.to_owned()).expect("a good registry");
         let tasks = Tasks::new();
         let (sender, reports) = mpsc::channel(16);
-        let pace = Pace {
-            told,
-            poll: if told { Duration::from_secs(3600) } else { Duration::from_millis(10) },
-            settle: Duration::from_millis(10),
-            remind,
-        };
         let (watching, group) = (Arc::clone(&files), tasks.clone());
         tasks.spawn(async move {
             watching.watch_at(pace, group, move |reload| sender.try_send(reload).expect("room")).await;
@@ -355,6 +354,23 @@ async fn changes_are_found_by_looking_too() {
     let new = tree.key("organisations/acme/agents/prod-eu/2027.pub");
     assert!(matches!(watched.accepted().await, Reload::Accepted { keys: 3, .. }));
     assert_eq!(knows(&watched.files, &new), Ok(()));
+    watched.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_asks_has_it_read_again() {
+    let (tree, _) = Tree::good();
+    // Nobody tells of changes, and the next look of its own is far away.
+    let far = Duration::from_secs(3600);
+    let pace = Pace { told: false, poll: far, settle: Duration::from_millis(10), remind: far };
+    let mut watched = Watched::at(tree.0.path(), pace);
+    // The first one may be found by the look at the start.
+    for year in 2027..2030 {
+        let new = tree.key(&format!("organisations/acme/agents/prod-eu/{year}.pub"));
+        watched.files.look_again();
+        watched.accepted().await;
+        assert_eq!(knows(&watched.files, &new), Ok(()));
+    }
     watched.stop().await;
 }
 
