@@ -80,7 +80,6 @@ impl Site {
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
             audit: Sink::File(folder.path().join("trail")),
-            limits: gateway::Limits::default(),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
         let (ready, listening) = oneshot::channel();
@@ -277,7 +276,6 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
         drain: Duration::ZERO,
         limits: agent::Limits::default(),
         audit: Sink::File(folder.path().join("trail")),
-        limits: agent::Limits::default(),
     };
     let (tasks, stop) = (Tasks::new(), Stop::new());
     tasks.spawn({
