@@ -401,23 +401,6 @@ impl Plan {
         self
     }
 
-    /// A line for the gateway's `[gateway]`.
-    pub(crate) fn gateway_setting(mut self, line: &str) -> Self {
-        self.gateway_settings.push_str(line);
-        self.gateway_settings.push('\n');
-        self
-    }
-
-    /// The agent serves `globex` too, with the same rules, where the provisioner's key is registered as well.
-    pub(crate) fn serve_globex(mut self) -> Self {
-        let registry = self.registry();
-        registry.key("globex/agents/prod-eu", "one", &self.public("agent"));
-        registry.key("globex/principals/provisioner", "one", &self.public("provisioner"));
-        registry.about("globex/principals/provisioner", "agents = [\"prod-*\"]");
-        self.serves_globex = true;
-        self
-    }
-
     /// Seconds that a side's forwards have after its signal to end. Without this it is [`DRAIN`].
     pub(crate) fn drain(mut self, side: Side, seconds: u32) -> Self {
         let variable = (format!("CAPONIER_{}__DRAIN_S", side.name().to_uppercase()), seconds.to_string());
@@ -438,6 +421,23 @@ impl Plan {
     pub(crate) fn socket_activation(mut self) -> Self {
         assert_eq!(self.doors.len(), 1, "one door");
         self.shared = Some([(); 2].map(|()| StdListener::bind("127.0.0.1:0").expect("a listener")));
+        self
+    }
+
+    /// A line for the gateway's `[gateway]`.
+    pub(crate) fn gateway_setting(mut self, line: &str) -> Self {
+        self.gateway_settings.push_str(line);
+        self.gateway_settings.push('\n');
+        self
+    }
+
+    /// The agent serves `globex` too, with the same rules, where the provisioner's key is registered as well.
+    pub(crate) fn serve_globex(mut self) -> Self {
+        let registry = self.registry();
+        registry.key("globex/agents/prod-eu", "one", &self.public("agent"));
+        registry.key("globex/principals/provisioner", "one", &self.public("provisioner"));
+        registry.about("globex/principals/provisioner", "agents = [\"prod-*\"]");
+        self.serves_globex = true;
         self
     }
 
