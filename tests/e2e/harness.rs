@@ -736,6 +736,12 @@ impl Site {
         (ssh, SocketAddr::from(([127, 0, 0, 1], port)))
     }
 
+    /// Stops the agent of a site whose gateway has ended.
+    pub(crate) async fn stop_agent(mut self) {
+        self.gateway = None;
+        self.stop().await;
+    }
+
     /// Stops both sides, which must end well, and checks that every forward in the trails was closed once.
     pub(crate) async fn stop(mut self) {
         for side in [Side::Agent, Side::Gateway] {
