@@ -57,7 +57,8 @@
 //!   tables and properties, and are. The table of `gateway::roster` is asked and changed without waiting, too; only
 //!   the links that it hands out wait.
 //! * **Every queue, map, wait and retry has a bound from [`limits`]**, with its reason. A full queue is an outcome
-//!   with a name.
+//!   with a name. What an operator may set stands in `gateway::Limits` and `agent::Limits`, asked for at the moment of
+//!   use, and in a refusal under its key's name.
 //! * **Every task is owned by a [`task::Tasks`] and awaited in the drain.** `tokio::spawn` and unbounded channels are
 //!   lint errors.
 //! * **What leaves a door is one of a fixed set of texts**: "not allowed" or "not available". The true reason goes
