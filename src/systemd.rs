@@ -124,7 +124,7 @@ mod tests {
         supervisor.ready("listening");
         supervisor.alive();
         supervisor.draining("draining: 1", Duration::from_secs(20));
-        let mut next = || {
+        let next = || {
             let mut buffer = [0; 256];
             let length = heard.recv(&mut buffer).expect("a datagram");
             String::from_utf8(buffer[..length].to_vec()).expect("text")
