@@ -78,9 +78,7 @@ impl Site {
                 principal: "ci".parse().expect("an id"),
             }],
             drain: Duration::ZERO,
-            limits: gateway::Limits::default(),
             audit: Sink::File(folder.path().join("trail")),
-            limits: gateway::Limits::default(),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
         let (ready, listening) = oneshot::channel();
@@ -275,9 +273,7 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
             allow: Allowlist::new(Vec::new()).expect("an allowlist"),
         }],
         drain: Duration::ZERO,
-        limits: agent::Limits::default(),
         audit: Sink::File(folder.path().join("trail")),
-        limits: agent::Limits::default(),
     };
     let (tasks, stop) = (Tasks::new(), Stop::new());
     tasks.spawn({
