@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use caponier::agent;
 use caponier::config::{self, Loaded};
 use caponier::identity::{Algorithm, PrivateKey, PublicKey};
+use caponier::reload::Reloads;
 use caponier::task::Tasks;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
@@ -156,7 +157,7 @@ fn run(configs: Vec<agent::Config>) -> Result<(), Box<dyn Error>> {
         let stop = CancellationToken::new();
         let mut running = Vec::new();
         for config in configs {
-            running.push(tasks.spawn(agent::run(config, stop.clone())));
+            running.push(tasks.spawn(agent::run(config, Reloads::never(), stop.clone())));
             tokio::time::sleep(START).await;
         }
         for agent in running {

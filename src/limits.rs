@@ -49,6 +49,34 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// reason is heard.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
+/// How long a forward waits at the gateway for its agent to link: an agent that has lost its link is back within a few
+/// seconds, and one that is restarted too; what takes longer is better told to the client.
+pub const LINK_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Links that one forward is tried on: as many as a rolling restart can take away under it, and few enough that a target
+/// that is down everywhere is not dialled by every replica there is.
+pub const ATTEMPTS: usize = 4;
+
+/// From the record of a forward to an agent's answer at the gateway, over all attempts and the wait for a link. Long enough
+/// for an agent that does not answer at all and a second one that takes nearly all of [`OPEN_TIMEOUT`].
+pub const OPENING_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How long a client of ours waits for the gateway's answer to an open: a little longer than [`OPENING_TIMEOUT`], so that
+/// the answer is heard.
+pub const CLIENT_PATIENCE: Duration = Duration::from_secs(50);
+
+const _: () = assert!(ANSWER_TIMEOUT.as_secs() > OPEN_TIMEOUT.as_secs(), "see ANSWER_TIMEOUT");
+const _: () = assert!(OPENING_TIMEOUT.as_secs() >= ANSWER_TIMEOUT.as_secs() + OPEN_TIMEOUT.as_secs(), "see there");
+const _: () = assert!(CLIENT_PATIENCE.as_secs() > OPENING_TIMEOUT.as_secs(), "see CLIENT_PATIENCE");
+
+/// Opens that a link's agent has answered none of for [`ANSWER_TIMEOUT`], after which it gets no more. One could be a
+/// target's fault in an agent of a later version; an agent that answers nothing of several is broken.
+pub const UNANSWERED_OPENS: usize = 3;
+
+/// How long an agent's process waits before it dials again once another with the same replica name has taken its place, and
+/// up to half as long in addition: what it costs to stand by for the other's end is then two handshakes in a minute.
+pub const SUPERSEDED_WAIT: Duration = Duration::from_secs(30);
+
 /// One TCP connect by the agent to a target address.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -130,14 +158,29 @@ pub const MEMORY_KEPT: usize = 4 * 1024 * 1024;
 /// SSH channel window toward stock peers, in bytes.
 pub const WINDOW: u32 = 2 * 1024 * 1024;
 
-/// SSH channel window between our own ends, in bytes: far above [`CREDIT_MAX`], which is the real bound.
-pub const WINDOW_OURS: u32 = 32 * 1024 * 1024;
+/// SSH channel window between our own ends, in bytes: far above [`CREDIT_MAX`], which is the real bound. The SSH library
+/// grants it anew when half of it has come, so that half of it must exceed what can be under way.
+pub const WINDOW_OURS: u32 = 64 * 1024 * 1024;
 
-/// The most credit of one channel: 80 MB/s over a round trip of 100 ms. A sender never uses more, whatever it is offered.
-pub const CREDIT_MAX: usize = 8 * 1024 * 1024;
+/// The most credit of one channel: 400 MB/s over a round trip of 50 ms. A sender never uses more, whatever it is offered.
+pub const CREDIT_MAX: usize = 24 * 1024 * 1024;
+
+/// Credit that a channel may grow to however short the way is: as much as is under way between two busy threads.
+pub const CREDIT_NEAR: usize = 1024 * 1024;
+
+/// Credit per second of round trip that a channel may grow to; a way that is shorter than its queues must not be filled up
+/// just because it is fast. A core moves this much at most.
+pub const CREDIT_RATE: usize = 1024 * 1024 * 1024;
+
+/// A sender without credit gets so many times what it had: from the beginning to [`CREDIT_MAX`] in six round trips.
+pub const CREDIT_GROWTH: usize = 4;
+
+/// Owed credit that is given back at once, however large the window is.
+pub const CREDIT_OWED: usize = 1024 * 1024;
 
 /// The credit of all channels of a session together: what its peer can make this end hold. Channels begin with so little
-/// that [`CHANNELS_PER_LINK`] of them fit.
+/// that [`CHANNELS_PER_LINK`] of them fit, and grow only while as much again stays free: a few that have grown and whose
+/// sinks then stall leave enough for the others.
 pub const CREDIT_PER_SESSION: usize = 64 * 1024 * 1024;
 
 /// Above this, channels with much credit give some of it back, so that others can have it.
@@ -249,6 +292,14 @@ pub const WAYS_OUT: usize = 1_024;
 
 /// Links of one agent that are held at once, replaced ones that still carry forwards included.
 pub const LINKS_PER_AGENT: usize = 64;
+
+/// Replicas of one agent whose last link, or last failure to link, a gateway remembers: more than an agent usually has, and
+/// little enough for every agent that a registry can hold.
+pub const REPLICAS_REMEMBERED: usize = 16;
+
+/// How long a replica that is not linked any more is listed beside others of its agent that are: names come and go with
+/// every rollout where they are drawn at random.
+pub const ABSENT_LISTED: Duration = Duration::from_secs(24 * 3600);
 
 /// Links to one gateway that an agent has replaced and that still carry forwards; the oldest is cut for one more.
 pub const REPLACED_LINKS: usize = 16;

@@ -102,6 +102,7 @@ struct Shared {
     orchestrator: Fingerprint,
     switch: Switch,
     worn: CancellationToken,
+    superseded: CancellationToken,
     moved: CancellationToken,
 }
 
@@ -200,6 +201,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         orchestrator: accepted,
         switch,
         worn: CancellationToken::new(),
+        superseded: CancellationToken::new(),
         moved: CancellationToken::new(),
     });
     Ok(Link { shared, opens, control_channel, unheard, running })
@@ -256,6 +258,11 @@ impl Link {
     /// Fires once the link has carried as many opens as one should.
     pub(super) fn worn(&self) -> &CancellationToken {
         &self.shared.worn
+    }
+
+    /// Fires once the gateway has said that another process has taken the link's place.
+    pub(super) fn superseded(&self) -> &CancellationToken {
+        &self.shared.superseded
     }
 
     /// Fires when the gateway wants another link in the place of this one, which it may do again on each.
@@ -439,12 +446,13 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
         loop {
             match Control::decode(&mut buffer) {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                Ok(Some(Control::Superseded)) => shared.superseded.cancel(),
                 // Once is enough: what is said again on the same link asks for nothing more.
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {
                     info!(gateway = %shared.post.gateway, ?message, "the gateway wants another link");
                     shared.moved.cancel();
                 }
-                Ok(Some(message @ (Control::Drain(_) | Control::Move | Control::Superseded))) => {
+                Ok(Some(message @ (Control::Drain(_) | Control::Move))) => {
                     debug!(?message, "the gateway said");
                 }
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),

@@ -128,16 +128,17 @@ impl Control {
         }
     }
 
-    /// Takes credit for a channel out of the session's budget; false if there is not so much left. What a channel begins with
-    /// is not asked for but [taken](Control::take_credit).
+    /// Takes credit out of the session's budget so that a channel which has `window` of it comes up to `wanted`, or as near to
+    /// it as the budget allows, and tells how much that is. No channel gets so much that less than its window stays free. What
+    /// a channel begins with is not asked for but [taken](Control::take_credit).
     #[must_use]
-    pub fn ask_credit(&self, credit: usize) -> bool {
+    pub fn ask_credit(&self, window: usize, wanted: usize) -> usize {
         let given = self.0.credit.load(Ordering::Relaxed);
-        let fits = given + credit <= limits::CREDIT_PER_SESSION;
-        if fits {
-            self.0.credit.store(given + credit, Ordering::Relaxed);
-        }
-        fits
+        let others = given.saturating_sub(window);
+        let fair = limits::CREDIT_PER_SESSION.saturating_sub(others) / 2;
+        let more = wanted.min(fair).saturating_sub(window);
+        self.0.credit.store(given + more, Ordering::Relaxed);
+        more
     }
 
     /// Takes credit out of the session's budget, whatever is left of it.
@@ -148,6 +149,22 @@ impl Control {
     /// Puts credit back.
     pub fn put_credit(&self, credit: usize) {
         self.0.credit.fetch_sub(credit, Ordering::Relaxed);
+    }
+
+    /// What the session holds and has promised, now.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            credit: self.0.credit.load(Ordering::Relaxed),
+            held: self.0.held.load(Ordering::Relaxed),
+            unsent: self.0.unsent.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts bytes of a peer with credit that were received and wait for their sink, until they are
+    /// [released](Control::release). It is their credit that bounds them.
+    pub fn note_held(&self, bytes: usize) {
+        self.0.held.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Whether the session's budget is nearly spent.
@@ -179,6 +196,17 @@ impl Control {
             waker.wake();
         }
     }
+}
+
+/// What a session's peer can make this end hold, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What the peer may still send and has sent, by the credit it was given: see [`limits::CREDIT_PER_SESSION`].
+    pub credit: usize,
+    /// What was received and waits for its sink, as the cost of its messages.
+    pub held: usize,
+    /// What the socket has not taken yet: see [`limits::UNSENT_MAX`].
+    pub unsent: usize,
 }
 
 /// See [`Control::cut_on_drop`].

@@ -78,7 +78,6 @@ impl Site {
                 principal: "ci".parse().expect("an id"),
             }],
             drain: Duration::ZERO,
-            limits: gateway::Limits::default(),
             audit: Sink::File(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
@@ -274,7 +273,6 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
             allow: Allowlist::new(Vec::new()).expect("an allowlist"),
         }],
         drain: Duration::ZERO,
-        limits: agent::Limits::default(),
         audit: Sink::File(folder.path().join("trail")),
     };
     let (tasks, stop) = (Tasks::new(), Stop::new());

@@ -468,14 +468,21 @@ async fn credit_grows_with_the_way_and_within_the_budget() {
     let grown = take(24, true).await;
     assert!((1 << 20..=limits::CREDIT_MAX).contains(&grown), "a long way gets more: {grown}");
     budget.take_credit(limits::CREDIT_PER_SESSION);
-    let shrunk = take(24, true).await;
+    // Most of what is taken is kept.
+    let shrunk = take(3 * limits::CREDIT_MAX >> 20, true).await;
     assert!((wire::CREDIT_INITIAL..=4 * wire::CREDIT_INITIAL).contains(&shrunk), "what is scarce is shared: {shrunk}");
     budget.put_credit(limits::CREDIT_PER_SESSION);
     assert!(take(24, true).await >= 1 << 20, "and comes back");
     drop((far_channel, returns));
     budget.cut();
     within("the budget", async {
-        while !budget.ask_credit(limits::CREDIT_PER_SESSION) {
+        // All of it is free again when half may be had.
+        loop {
+            let more = budget.ask_credit(0, limits::CREDIT_PER_SESSION);
+            budget.put_credit(more);
+            if more == limits::CREDIT_PER_SESSION / 2 {
+                return;
+            }
             tokio::task::yield_now().await;
         }
     })

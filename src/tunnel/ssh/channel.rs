@@ -8,12 +8,14 @@
 //!
 //! **A channel's credit grows** with need. It begins small. A sender that has bytes and no credit says so; where the
 //! receiver's sink has taken everything by then, it is the way that is long and not the sink that is slow, and the channel
-//! gets as much again, up to [`limits::CREDIT_MAX`] and within the session's budget. When that runs short, channels with much
-//! credit give some back. So what a peer can make us hold is bounded over the session, and nobody has to guess a round trip.
+//! gets a multiple of what it had: as much as the round trip calls for, which is the time from giving credit to a sender
+//! without any to its next message, up to [`limits::CREDIT_MAX`] and within the session's budget. When that runs short,
+//! channels with much credit give some back. So what a peer can make us hold is bounded over the session.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, client, server};
@@ -121,6 +123,16 @@ struct Shared {
     owed: AtomicUsize,
     /// All credit of the channel: what the peer may still send, what waits here, and what is owed.
     window: AtomicUsize,
+    way: Mutex<Way>,
+}
+
+/// How long the way to the peer and back is.
+#[derive(Default)]
+struct Way {
+    /// When a peer without credit was given some, and has not sent anything since.
+    given: Option<Instant>,
+    /// How long that took.
+    round_trip: Duration,
 }
 
 impl Channel {
@@ -143,6 +155,7 @@ impl Channel {
             allowed: AtomicI64::new(wire::CREDIT_INITIAL as i64),
             owed: AtomicUsize::new(0),
             window: AtomicUsize::new(wire::CREDIT_INITIAL),
+            way: Mutex::default(),
         });
         if flow == Flow::Credit {
             control.take_credit(wire::CREDIT_INITIAL);
@@ -254,8 +267,17 @@ impl Shared {
     fn received(&self, bytes: usize) -> bool {
         match self.flow {
             Flow::Credit => {
+                let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(given) = way.given.take() {
+                    // What was under way already comes sooner; so the longest counts, and is forgotten by and by.
+                    way.round_trip = given.elapsed().max(way.round_trip * 7 / 8);
+                }
                 let cost = wire::message_cost(bytes) as i64;
-                self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost
+                let fits = self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost;
+                if fits {
+                    self.control.note_held(wire::message_cost(bytes));
+                }
+                fits
             }
             Flow::Stock => {
                 self.control.hold(wire::message_cost(bytes));
@@ -278,13 +300,13 @@ impl Shared {
         let owed = self.owed.load(Ordering::Relaxed) + cost;
         let window = self.window.load(Ordering::Relaxed);
         // Seldom enough to cost nothing, often enough that a sender never waits for it on a short way.
-        if owed < window / 4 {
+        if owed < (window / 4).min(limits::CREDIT_OWED) {
             self.owed.store(owed, Ordering::Relaxed);
             return None;
         }
         self.owed.store(0, Ordering::Relaxed);
         let scarce = self.control.is_credit_scarce() && window > 4 * wire::CREDIT_INITIAL;
-        let kept = if scarce { owed / 2 } else { 0 };
+        let kept = if scarce { owed / 4 * 3 } else { 0 };
         self.control.put_credit(kept);
         self.window.store(window - kept, Ordering::Relaxed);
         // Before it is sent: the peer may use it at once.
@@ -292,15 +314,21 @@ impl Shared {
         Some(owed - kept)
     }
 
-    /// As much credit again as the channel has, with all that is owed; none where there is no more to be had.
+    /// A multiple of the credit that the channel has, with all that is owed; none where there is no more to be had.
     fn grow(&self) -> Option<usize> {
         let window = self.window.load(Ordering::Relaxed);
-        let more = window.min(limits::CREDIT_MAX.saturating_sub(window));
-        let more = if more > 0 && self.control.ask_credit(more) { more } else { 0 };
+        let mut way = self.way.lock().unwrap_or_else(PoisonError::into_inner);
+        let fit = (way.round_trip.as_secs_f64() * limits::CREDIT_RATE as f64) as usize;
+        let wanted = (window * limits::CREDIT_GROWTH).min(fit.clamp(limits::CREDIT_NEAR, limits::CREDIT_MAX));
+        let more = self.control.ask_credit(window, wanted);
         let given = more + self.owed.swap(0, Ordering::Relaxed);
         self.window.store(window + more, Ordering::Relaxed);
         self.allowed.fetch_add(given as i64, Ordering::Relaxed);
-        (given > 0).then_some(given)
+        if given == 0 {
+            return None;
+        }
+        way.given = Some(Instant::now());
+        Some(given)
     }
 
     async fn give(&self, credit: usize) {
@@ -344,6 +372,7 @@ impl Returns {
         let cost = lengths.map(wire::message_cost).sum();
         match shared.flow {
             Flow::Credit => {
+                shared.control.release(cost);
                 if let Some(credit) = shared.settle(cost) {
                     shared.give(credit).await;
                 }
@@ -362,7 +391,7 @@ impl Returns {
 
     /// Gives up a message of `bytes` that was read and will never be taken.
     pub fn dropped(&self, bytes: usize) {
-        if self.0.flow == Flow::Stock {
+        if self.0.flow != Flow::Plain {
             self.0.control.release(wire::message_cost(bytes));
         }
     }
