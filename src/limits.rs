@@ -65,8 +65,9 @@ pub const PENDING_OPENS_PER_LINK: usize = 256;
 pub const PENDING_OPENS_PER_SESSION: usize = 128;
 
 /// Opens, failed ones included, after which the agent replaces a link: the SSH library keeps some kilobytes for every
-/// channel that was closed locally, until the session ends.
-pub const OPENS_PER_LINK: u64 = 4_000;
+/// channel that was closed locally, until the session ends. Each thread that has had such a link keeps that memory for the
+/// next one, so that it is to be a few megabytes; a handshake among so many opens costs nothing.
+pub const OPENS_PER_LINK: u64 = 2_000;
 
 /// From a request to an open stream, over all steps; a forward that takes longer has failed.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);

@@ -51,6 +51,9 @@ pub enum End {
     Stopped,
 }
 
+/// How a splice ends whose far side has broken the rules of credit.
+const VIOLATED: End = End::FarBroke(io::ErrorKind::InvalidData);
+
 /// How long a forward may go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Bounds {
@@ -127,8 +130,9 @@ pub fn across(counters: Arc<Counters>) -> (Side, Across) {
     let (near, far) = bridge::pair();
     let (verdict, ended) = oneshot::channel();
     let cut = CancellationToken::new();
-    let rest = Rest { leave: near.leave(), cut: cut.clone(), ended };
-    (Side::Bridge(Bridge { end: near, rest: Some(rest) }), Across { end: far, counters, cut, verdict })
+    let violated = CancellationToken::new();
+    let rest = Rest { leave: near.leave(), cut: cut.clone(), violated: violated.clone(), ended };
+    (Side::Bridge(Bridge { end: near, rest: Some(rest) }), Across { end: far, counters, cut, violated, verdict })
 }
 
 /// The target's half of a forward whose sides live on different threads.
@@ -136,6 +140,7 @@ pub struct Across {
     end: bridge::End,
     counters: Arc<Counters>,
     cut: CancellationToken,
+    violated: CancellationToken,
     verdict: oneshot::Sender<End>,
 }
 
@@ -144,6 +149,9 @@ impl Across {
     pub async fn run(self, far: Side) {
         let near = Side::Bridge(Bridge { end: self.end, rest: None });
         let (end, remains) = splice(near, far, &self.counters, Bounds::default(), &self.cut).await;
+        if end == VIOLATED {
+            self.violated.cancel();
+        }
         // If nobody waits for it any more, the other half has been dropped.
         self.verdict.send(end).ok();
         remains.leave().await;
@@ -154,6 +162,8 @@ impl Across {
 struct Rest {
     leave: bridge::Leave,
     cut: CancellationToken,
+    /// Fires when the target's side has broken the rules: what it has sent before is not delivered any more.
+    violated: CancellationToken,
     ended: oneshot::Receiver<End>,
 }
 
@@ -234,6 +244,12 @@ pub async fn splice(
                 end = bounds.passed(counters) => end,
             }
         };
+        let violated = async {
+            match &rest {
+                Some(rest) => rest.violated.cancelled().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::pin!(moving, cut);
         let (mut was_cut, mut delivered) = (false, false);
         let end = tokio::select! {
@@ -244,6 +260,7 @@ pub async fn splice(
                 was_cut = true;
                 end
             }
+            () = violated => VIOLATED,
             broke = up.broke.wait() => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {

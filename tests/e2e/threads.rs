@@ -118,16 +118,18 @@ async fn a_revocation_cuts_both_halves_of_a_forward_across_threads() {
     for stream in [&mut stream, &mut full] {
         read_to_end(stream).await;
     }
-    for side in [Side::Gateway, Side::Agent] {
-        eventually("both have ended", async || {
-            let ended = site.records(side, &json!({"event": "forward.ended"}));
-            let revoked = ended.iter().filter(|record| record["reason"] == "revoked").count();
-            (ended.len() == 3 && (revoked == 2 || side == Side::Agent)).then_some(())
-        })
-        .await;
-    }
+    eventually("both have ended at the gateway", async || {
+        let like = json!({"event": "forward.ended", "reason": "revoked"});
+        (site.records(Side::Gateway, &like).len() == 2).then_some(())
+    })
+    .await;
+    // Of the one that is full, what was sent still waits for a target that has to be read before it reads.
+    eventually("the other has ended at the agent", async || {
+        (site.records(Side::Agent, &json!({"event": "forward.ended"})).len() >= 2).then_some(())
+    })
+    .await;
     drop(ssh);
-    site.stop().await;
+    assert_eq!(site.program(Side::Gateway).stop().await, Some(0));
 }
 
 /// Writes and reads at once until `until`, and compares.

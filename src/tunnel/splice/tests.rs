@@ -294,6 +294,30 @@ async fn stopping_one_side_resets_both_sockets() {
 }
 
 #[tokio::test]
+async fn regression_a_violation_waited_for_a_deaf_principal_on_another_thread() {
+    let (thread, _threads) = thread();
+    let mut session = Session::new(Flow::Credit).await;
+    let target = "db:1".parse().expect("a target");
+    let opened = session.client.open(&target, "127.0.0.1", None);
+    // A peer that does not keep to credit: it sends as to a stock one.
+    let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Plain).await };
+    let (channel, far_channel) = tokio::join!(opened, accepted);
+    let mut far_channel = far_channel.expect("accepted");
+    let (deaf, near) = tokio::io::duplex(1);
+    let (side, across) = across(Arc::new(Counters::default()));
+    session.tasks.spawn(across.run(Side::Channel(channel.expect("opened"))));
+    let near_end = thread.spawn(&session.tasks, async move {
+        let stop = CancellationToken::new();
+        let counters = Counters::default();
+        splice(Side::Pipe(near), side, &counters, Bounds::default(), &stop).await.0
+    });
+    let flood = async { while far_channel.writer.send(Bytes::from(vec![0; 32 * 1024])).await.is_ok() {} };
+    within("the cut", flood).await;
+    assert_eq!(within("the near end", near_end).await.expect("ran"), End::FarBroke(io::ErrorKind::InvalidData));
+    drop(deaf);
+}
+
+#[tokio::test]
 async fn bounds_hold_for_a_forward_on_two_threads() {
     let (thread, _threads) = thread();
     let short = Some(Duration::from_millis(300));
@@ -643,7 +667,7 @@ async fn credit_grows_with_the_way_and_within_the_budget() {
     assert!((1 << 20..=limits::CREDIT_MAX).contains(&grown), "a long way gets more: {grown}");
     budget.take_credit(limits::CREDIT_PER_SESSION);
     // Most of what is taken is kept.
-    let shrunk = take(3 * limits::CREDIT_MAX >> 20, true).await;
+    let shrunk = take((3 * limits::CREDIT_MAX) >> 20, true).await;
     assert!((wire::CREDIT_INITIAL..=4 * wire::CREDIT_INITIAL).contains(&shrunk), "what is scarce is shared: {shrunk}");
     budget.put_credit(limits::CREDIT_PER_SESSION);
     assert!(take(24, true).await >= 1 << 20, "and comes back");
