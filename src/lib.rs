@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! principal          gateway                                          agent                         target
-//!    │  SSH door,      │  broker: decide → record → pick a link → open  │                               │
+//!    │  SSH door,      │  broker: decide → record → (pick a link → ask) │                               │
 //!    │  loopback door  │ ───────────── direct-tcpip on the link ──────► │  serve: who asks → could any  │
 //!    │ ──────────────► │                                                │  rule allow it → resolve →    │
 //!    │                 │                                                │  decide → record → dial ────► │
@@ -91,7 +91,7 @@
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
 //! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
-//! it to end, to be worn, to be asked for anew by its gateway or to be made with a key or name that is no longer the
+//! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway or to be made with a key or name that is no longer the
 //! agent's; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`], or for another configuration.
 //!
 //! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
@@ -107,13 +107,16 @@
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
 //! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
-//! key meanwhile), for its last forward once it was replaced, for a message that breaks the
-//! protocol, or for the stop.
+//! key meanwhile, and why it gets no more forwards), for its last forward once it was retired, for a message that breaks
+//! the protocol, or for the stop. Of several links of an agent the least loaded gets a forward; of several processes with
+//! one replica name the one that was started last (`gateway::roster`). What befell an agent's links is remembered for the
+//! operator (`gateway::lapses`).
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
 //! registry to drop the guest, and for the stop. The loopback door waits for a place, then for a connection.
 //!
-//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
+//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for a link where there is none, for an agent's
+//! answer, or another's after it, all under one deadline; then moves bytes
 //! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise.
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;

@@ -376,6 +376,8 @@ async fn a_forward_waits_for_its_agent_to_link() {
     let mut back = [0; 5];
     within("an echo", early.read_exact(&mut back)).await.expect("carried");
     assert_eq!(&back, b"early");
+    drop(early);
+    site.record(Side::Agent, json!({"event": "forward.ended"})).await;
     assert_eq!(count(&site, json!({"event": "forward.failed"})), 0);
 
     // Not for ever; and not at all for somebody who is not allowed.
