@@ -210,7 +210,8 @@ async fn what_another_replica_may_do_better_is_tried_there_and_recorded() {
         assert_eq!(count(&site, json!({"event": "forward.attempt"})), 1);
         if code == RefusalCode::Draining {
             // Who goes away gets no more.
-            site.record(Side::Gateway, json!({"event": "link.down", "replica": "far", "reason": "drained"})).await;
+            site.record(Side::Gateway, json!({"event": "link.down", "replica": "far", "reason": "agent_drained"}))
+                .await;
         }
         site.stop().await;
     }
