@@ -85,9 +85,13 @@ async fn greet(gateway: Arc<Gateway>, mut stream: TcpStream, address: SocketAddr
     match greeted {
         Ok(greeted) => match greeted.peer.clone() {
             Peer::Agent { name, replica } => {
-                link(gateway, stream, address, greeted, (name, replica), deadline, seat).await
+                // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link
+                // waits for most of its life, a thousand times over.
+                Box::pin(link(gateway, stream, address, greeted, (name, replica), deadline, seat)).await
             }
-            Peer::Client | Peer::Stock => door::ssh::serve(gateway, stream, address, greeted, deadline, seat).await,
+            Peer::Client | Peer::Stock => {
+                Box::pin(door::ssh::serve(gateway, stream, address, greeted, deadline, seat)).await
+            }
             Peer::Door => {
                 debug!("turned away a gateway");
                 gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
@@ -114,7 +118,7 @@ async fn link(
 ) {
     let stop = gateway.tasks.stopping().clone();
     let established = tokio::select! {
-        established = timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)) => established,
+        established = timeout_at(deadline, Box::pin(establish(&gateway, stream, greeted, address, &name))) => established,
         () = stop.cancelled() => return,
     };
     let (client, login, control, hello) = match established {
