@@ -560,7 +560,8 @@ impl Drop for Entry {
     }
 }
 
-/// What an [`Event`] tells. Forwards and the trail itself have events of their own, which only this module writes.
+/// What an [`Event`] tells. The openings and ends of forwards, and the trail itself, have events of their own, which only
+/// this module writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// `link.up`: an agent and the gateway are linked.
@@ -573,6 +574,8 @@ pub enum Kind {
     AuthRefused,
     /// `peer.violation`: a peer asked for something that it never may.
     PeerViolation,
+    /// `forward.attempt`: an agent was asked for a forward and could not open it; another may be asked.
+    ForwardAttempt,
     /// `registry.reloaded`: a new state of the registry is in force.
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
@@ -597,6 +600,7 @@ impl Kind {
             Self::AuthAccepted => "auth.accepted",
             Self::AuthRefused => "auth.refused",
             Self::PeerViolation => "peer.violation",
+            Self::ForwardAttempt => "forward.attempt",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
             Self::DrainBegan => "drain.began",

@@ -226,7 +226,7 @@ pub enum OpenError {
         source: ssh::OpenError,
     },
     /// Time.
-    #[error("the gateway has not connected us to {target} within {} s", (limits::ANSWER_TIMEOUT * 2).as_secs())]
+    #[error("the gateway has not connected us to {target} within {} s", limits::CLIENT_PATIENCE.as_secs())]
     Timeout {
         /// Where to.
         target: Target,
@@ -318,7 +318,7 @@ impl Session {
     /// If it is refused, or takes too long.
     async fn open(&self, target: &Target, client: &str) -> Result<Channel, OpenError> {
         // The gateway and the agent each have a deadline of their own, which tell more.
-        timeout(limits::ANSWER_TIMEOUT * 2, self.client.open(target, client, None))
+        timeout(limits::CLIENT_PATIENCE, self.client.open(target, client, None))
             .await
             .map_err(|_| OpenError::Timeout { target: target.clone() })?
             .map_err(|source| match source {

@@ -18,6 +18,7 @@ mod broker;
 mod door;
 mod inherit;
 mod intake;
+mod lapses;
 mod live;
 mod quota;
 mod roster;
@@ -38,6 +39,7 @@ use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::registry::Registry;
 use crate::registry::file::{Files, Reload};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
@@ -46,7 +48,7 @@ use crate::task::Tasks;
 use crate::tunnel::admit::Room;
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, agents};
+pub use admin::{AgentRow, AgentsError, LastError, agents};
 pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.
@@ -182,6 +184,7 @@ struct Gateway {
     state: Live<live::State>,
     registry: Arc<Files>,
     roster: roster::Roster,
+    lapses: lapses::Lapses,
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
@@ -197,7 +200,8 @@ struct Gateway {
 struct OpenDoor {
     local: Local,
     bound: SocketAddr,
-    listener: Arc<TcpListener>,
+    /// None any more once the gateway drains.
+    listener: Option<Arc<TcpListener>>,
     /// Fires when it is no longer there as it is: nothing more is accepted by it, and what came in by it ends.
     withdrawn: CancellationToken,
 }
@@ -241,6 +245,7 @@ pub async fn run(
         state: Live::new(live::State::new(&config)),
         registry: registry.clone(),
         roster: roster::Roster::default(),
+        lapses: lapses::Lapses::default(),
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
@@ -311,11 +316,16 @@ impl Gateway {
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.
 async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<Config>, mut doors: Vec<OpenDoor>) {
-    // Not longer: the doors' listeners are closed with the end of this, so that nobody waits at one that accepts nothing.
-    let stop = gateway.drain.begun().clone();
+    let stop = gateway.tasks.stopping().clone();
+    let draining = gateway.drain.begun().clone();
     loop {
         let read = tokio::select! {
             read = reloads.next(&gateway.tasks) => read,
+            // Nobody is to wait at a listener that accepts nothing. What may run on is judged by new configurations still.
+            () = draining.cancelled(), if doors.iter().any(|door| door.listener.is_some()) => {
+                doors.iter_mut().for_each(|door| door.listener = None);
+                continue;
+            }
             () = stop.cancelled() => return,
         };
         // Whoever asks for the configuration means the registry, too.
@@ -347,7 +357,10 @@ fn take_over(
     restart.extend(live::keep(config, &mut new));
     let mut changes = live::changes(config, &new);
     let running: Vec<_> = doors.iter().map(|door| (door.bound, &door.local)).collect();
-    let plan = live::fit_doors(&running, &new.local);
+    let mut plan = live::fit_doors(&running, &new.local);
+    if gateway.drain.begun().is_cancelled() {
+        plan.open.clear();
+    }
     plan.tell(&running, &mut changes);
     // All that can fail comes first.
     let made: Vec<_> = plan
@@ -364,7 +377,9 @@ fn take_over(
     for (index, local) in plan.change {
         let door = &mut doors[index];
         door.withdrawn.cancel();
-        *door = OpenDoor::open(gateway, door.listener.clone(), local);
+        if let Some(listener) = door.listener.clone() {
+            *door = OpenDoor::open(gateway, listener, local);
+        }
     }
     for (listener, local) in made {
         let door = OpenDoor::open(gateway, Arc::new(listener), local);
@@ -385,7 +400,7 @@ impl OpenDoor {
     fn open(gateway: &Arc<Gateway>, listener: Arc<TcpListener>, local: Local) -> Self {
         let withdrawn = CancellationToken::new();
         accept(gateway, door::local::accept(gateway.clone(), listener.clone(), local.clone(), withdrawn.clone()));
-        Self { local, bound: bound(&listener), listener, withdrawn }
+        Self { local, bound: bound(&listener), listener: Some(listener), withdrawn }
     }
 }
 
@@ -428,6 +443,7 @@ fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener,
 fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
     let trail = gateway.trail.clone();
     let tasks = gateway.tasks.clone();
+    let watched = gateway.clone();
     let (sender, mut reloads) = tokio::sync::mpsc::channel(limits::RELOAD_QUEUE);
     gateway.tasks.spawn(async move {
         registry
@@ -442,6 +458,8 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
         while let Some(reload) = reloads.recv().await {
             let event = match &reload {
                 Reload::Accepted { .. } => {
+                    let snapshot = watched.registry.current();
+                    watched.lapses.retain(|name| snapshot.has(name));
                     info!("the registry has changed; the new state is in force");
                     Event::new(Kind::RegistryReloaded)
                 }

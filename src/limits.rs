@@ -49,6 +49,34 @@ pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 /// reason is heard.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(25);
 
+/// How long a forward waits at the gateway for its agent to link: an agent that has lost its link is back within a few
+/// seconds, and one that is restarted too; what takes longer is better told to the client.
+pub const LINK_PATIENCE: Duration = Duration::from_secs(15);
+
+/// Links that one forward is tried on: as many as a rolling restart can take away under it, and few enough that a target
+/// that is down everywhere is not dialled by every replica there is.
+pub const ATTEMPTS: usize = 4;
+
+/// From the record of a forward to an agent's answer at the gateway, over all attempts and the wait for a link. Long enough
+/// for an agent that does not answer at all and a second one that takes nearly all of [`OPEN_TIMEOUT`].
+pub const OPENING_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// How long a client of ours waits for the gateway's answer to an open: a little longer than [`OPENING_TIMEOUT`], so that
+/// the answer is heard.
+pub const CLIENT_PATIENCE: Duration = Duration::from_secs(50);
+
+const _: () = assert!(ANSWER_TIMEOUT.as_secs() > OPEN_TIMEOUT.as_secs(), "see ANSWER_TIMEOUT");
+const _: () = assert!(OPENING_TIMEOUT.as_secs() >= ANSWER_TIMEOUT.as_secs() + OPEN_TIMEOUT.as_secs(), "see there");
+const _: () = assert!(CLIENT_PATIENCE.as_secs() > OPENING_TIMEOUT.as_secs(), "see CLIENT_PATIENCE");
+
+/// Opens that a link's agent has answered none of for [`ANSWER_TIMEOUT`], after which it gets no more. One could be a
+/// target's fault in an agent of a later version; an agent that answers nothing of several is broken.
+pub const UNANSWERED_OPENS: usize = 3;
+
+/// How long an agent's process waits before it dials again once another with the same replica name has taken its place, and
+/// up to half as long in addition: what it costs to stand by for the other's end is then two handshakes in a minute.
+pub const SUPERSEDED_WAIT: Duration = Duration::from_secs(30);
+
 /// One TCP connect by the agent to a target address.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -264,6 +292,14 @@ pub const WAYS_OUT: usize = 1_024;
 
 /// Links of one agent that are held at once, replaced ones that still carry forwards included.
 pub const LINKS_PER_AGENT: usize = 64;
+
+/// Replicas of one agent whose last link, or last failure to link, a gateway remembers: more than an agent usually has, and
+/// little enough for every agent that a registry can hold.
+pub const REPLICAS_REMEMBERED: usize = 16;
+
+/// How long a replica that is not linked any more is listed beside others of its agent that are: names come and go with
+/// every rollout where they are drawn at random.
+pub const ABSENT_LISTED: Duration = Duration::from_secs(24 * 3600);
 
 /// Links to one gateway that an agent has replaced and that still carry forwards; the oldest is cut for one more.
 pub const REPLACED_LINKS: usize = 16;

@@ -155,6 +155,12 @@ impl Snapshot {
         &self.organisations
     }
 
+    /// Whether this agent is registered, with whatever keys.
+    #[must_use]
+    pub fn has(&self, name: &AgentName) -> bool {
+        self.organisation(&name.organisation).is_ok_and(|organisation| organisation.agents.contains_key(&name.agent))
+    }
+
     /// Whether `key` is, at the time `now`, a host key of exactly this agent.
     ///
     /// # Errors

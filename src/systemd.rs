@@ -63,6 +63,18 @@ impl Supervisor {
         self.send(&format!("READY=1\nSTATUS={status}"));
     }
 
+    /// A configuration is being read again; [`Supervisor::reloaded`] is to follow.
+    pub fn reloading(&self) {
+        // Asked for by the kind of service that systemd itself sends the signal to; others pass it over.
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        self.send(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.tv_sec * 1_000_000 + now.tv_nsec / 1_000));
+    }
+
+    /// The configuration that was read again is in force, or was refused.
+    pub fn reloaded(&self) {
+        self.send("READY=1");
+    }
+
     /// The program ends, which may take as long as `left`: it is not to be killed before.
     pub fn draining(&self, status: &str, left: Duration) {
         let within = left + limits::DRAIN_PROGRESS + limits::STOP_GRACE * 3;
@@ -123,14 +135,20 @@ mod tests {
         assert_eq!(supervisor.watchdog(), Some(Duration::from_secs(15)));
         supervisor.ready("listening");
         supervisor.alive();
+        supervisor.reloading();
+        supervisor.reloaded();
         supervisor.draining("draining: 1", Duration::from_secs(20));
-        let mut next = || {
+        let next = || {
             let mut buffer = [0; 256];
             let length = heard.recv(&mut buffer).expect("a datagram");
             String::from_utf8(buffer[..length].to_vec()).expect("text")
         };
         assert_eq!(next(), "READY=1\nSTATUS=listening");
         assert_eq!(next(), "WATCHDOG=1");
+        let reloading = next();
+        let since = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("when it began");
+        assert!(since.parse::<u64>().expect("a number") > 0, "{since}");
+        assert_eq!(next(), "READY=1");
         assert_eq!(next(), "STOPPING=1\nSTATUS=draining: 1\nEXTEND_TIMEOUT_USEC=60000000");
     }
 

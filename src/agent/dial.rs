@@ -5,7 +5,8 @@
 //! host key or replica name which the configuration no longer has, is replaced while it still serves: it retires when the new
 //! one is good, and until then stays. A gateway that wants a new one on every link gets the next after the same waits as one
 //! that drops them. Of those replaced, so many are kept, however many the gateway would keep. Nobody dials once the agent
-//! drains.
+//! drains. A process whose place another one has taken keeps its forwards and stands by: it dials again at long intervals,
+//! so that two with one name do not throw each other out by turns.
 //!
 //! Each attempt goes by the newest configuration. One that changes the way or the identity ends an attempt, and any ends
 //! the wait for the next; one that no longer has this gateway for its organisation ends it all.
@@ -54,6 +55,25 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                         if at_once {
                             backoff.reset();
                             continue;
+                        }
+                    }
+                    Next::StandBy => {
+                        warn!(
+                            organisation = %post.name.organisation,
+                            gateway = %gateway,
+                            replica = %state.replica,
+                            "another process of this agent, started later, has the same replica name and gets the forwards; \
+                             give each process a `replica` of its own"
+                        );
+                        keep(&mut replaced, switch, gateway);
+                        let extra = f64::from(secret::random_u32()) / f64::from(u32::MAX) / 2.0;
+                        let wait = limits::SUPERSEDED_WAIT.mul_f64(1.0 + extra);
+                        tokio::select! {
+                            () = tokio::time::sleep(wait) => continue,
+                            // It may have given this process a name of its own.
+                            Ok(()) = changes.changed() => continue,
+                            () = post.dismissed.cancelled() => return,
+                            () = stop.cancelled() => return,
                         }
                     }
                     Next::Lost { proved } => {
@@ -110,6 +130,8 @@ enum Next {
     Stop,
     /// Whether the next one is to be made at once.
     Replace(&'static str, bool),
+    /// Another process has taken its place.
+    StandBy,
     Lost {
         proved: bool,
     },
@@ -118,7 +140,7 @@ enum Next {
 async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link) -> Next {
     let since = Instant::now();
     let stop = agent.drain.begun();
-    let (worn, moved) = (link.worn().clone(), link.moved().clone());
+    let (worn, moved, superseded) = (link.worn().clone(), link.moved().clone(), link.superseded().clone());
     let mut served = agent.tasks.spawn(link.serve());
     let proved = || since.elapsed() >= limits::LINK_PROVED;
     let moves = "its gateway wants it made anew";
@@ -126,11 +148,13 @@ async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link
     tokio::select! {
         biased;
         () = stop.cancelled() => Next::Stop,
+        () = superseded.cancelled() => Next::StandBy,
         () = moved.cancelled() => Next::Replace(moves, proved()),
         () = worn.cancelled() => Next::Replace("it has carried its share of opens", true),
         end = &mut served => match end {
             Ok(LinkEnd::Stopped) => Next::Stop,
             // What it said before it hung up is what counts.
+            Ok(LinkEnd::Lost) | Err(_) if superseded.is_cancelled() => Next::StandBy,
             Ok(LinkEnd::Lost) | Err(_) if moved.is_cancelled() => Next::Replace(moves, proved()),
             Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: proved() },
         },

@@ -102,6 +102,7 @@ struct Shared {
     orchestrator: Fingerprint,
     switch: Switch,
     worn: CancellationToken,
+    superseded: CancellationToken,
     moved: CancellationToken,
 }
 
@@ -200,6 +201,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         orchestrator: accepted,
         switch,
         worn: CancellationToken::new(),
+        superseded: CancellationToken::new(),
         moved: CancellationToken::new(),
     });
     Ok(Link { shared, opens, control_channel, unheard, running })
@@ -256,6 +258,11 @@ impl Link {
     /// Fires once the link has carried as many opens as one should.
     pub(super) fn worn(&self) -> &CancellationToken {
         &self.shared.worn
+    }
+
+    /// Fires once the gateway has said that another process has taken the link's place.
+    pub(super) fn superseded(&self) -> &CancellationToken {
+        &self.shared.superseded
     }
 
     /// Fires when the gateway wants another link in the place of this one, which it may do again on each.
@@ -418,8 +425,8 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     let drain = &shared.agent.drain;
     let speak = async {
         drain.begun().cancelled().await;
-        let deadline_s = u32::try_from(drain.left().as_secs()).unwrap_or(u32::MAX);
-        if writer.send(Control::Drain(Drain { deadline_s }).encode()).await.is_err() {
+        let goodbye = Control::Drain(Drain { deadline_s: drain.left_s() });
+        if writer.send(goodbye.encode()).await.is_err() {
             debug!(gateway = %shared.post.gateway, "the gateway could not be told of the drain");
         }
         // Whoever listens sees the end of the channel.
@@ -439,12 +446,13 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
         loop {
             match Control::decode(&mut buffer) {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                Ok(Some(Control::Superseded)) => shared.superseded.cancel(),
                 // Once is enough: what is said again on the same link asks for nothing more.
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {
                     info!(gateway = %shared.post.gateway, ?message, "the gateway wants another link");
                     shared.moved.cancel();
                 }
-                Ok(Some(message @ (Control::Drain(_) | Control::Move | Control::Superseded))) => {
+                Ok(Some(message @ (Control::Drain(_) | Control::Move))) => {
                     debug!(?message, "the gateway said");
                 }
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),

@@ -40,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     running::start_log(log);
     running::raise_descriptors();
     let outcome = running::serve(async |stop, supervisor| {
-        let reloads = running::reloads(args.config, "an agent", log, |loaded| match loaded {
+        let reloads = running::reloads(args.config, "an agent", log, &supervisor, |loaded| match loaded {
             Loaded::Agent(config, log) => Some((config, log)),
             _ => None,
         })?;

@@ -1,26 +1,43 @@
-//! `caponier agents`: who is linked to a gateway.
+//! `caponier agents`: who is linked to a gateway, and who is missing.
 
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use super::{Exit, print, running};
-use crate::gateway;
+use jiff::Timestamp;
 
-/// Show the agents that are linked to a gateway, over its admin socket.
+use super::{Exit, print, running};
+use crate::gateway::{self, AgentRow, LastError};
+
+/// Show the agents of a gateway, linked or not, over its admin socket.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   caponier agents --socket /run/caponier/gateway.sock
-  caponier agents --json
+  caponier agents --wide
+  caponier agents --json | jq -r '.[] | select(.state == \"absent\") | .agent'
 
-To be run as the gateway's user, or as root. LIVE is the forwards that a link carries now, OPENED those it was asked for. \
-A link that is retired takes no new ones.")]
+To be run as the gateway's user, or as root. A line is a link, or a registered agent or replica without one. LIVE is the \
+forwards that a link carries now.
+
+States: active gets new forwards. Links that get no more, and end with their last forward: retired (replaced by a newer \
+one of the same process), superseded (another process with the same replica name was started later: give each its own), \
+draining (its agent goes away), unanswering (its agent answers no opens). Without a link: absent (listed for a day beside \
+others of its agent), and never linked (not since the gateway was started).
+
+SINCE is how long the link has been up, or the agent absent. LAST ERROR is what went wrong last and how long ago, in the \
+words of the trail; with a question mark where the other end only claimed to be the agent and did not prove it.
+
+With --wide: OPENED is the forwards that a link was asked for. CREDIT, HELD and UNSENT are bytes: what the agent has been \
+allowed to make the gateway hold, what of it waits for slow clients, and what waits to be sent to the agent.")]
 pub struct Args {
     /// The gateway's admin socket (`admin_socket` in its configuration).
     #[arg(long, value_name = "PATH", default_value = "/run/caponier/gateway.sock")]
     socket: PathBuf,
-    /// Print a JSON array with one object per link.
+    /// Show all columns: addresses, versions, times, keys, memory, and errors in full.
+    #[arg(long, conflicts_with = "json")]
+    wide: bool,
+    /// Print a JSON array with one object per line of the table.
     #[arg(long)]
     json: bool,
 }
@@ -31,29 +48,107 @@ pub struct Args {
 /// If no gateway answers.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let rows = running::block_on(async |_| Ok(gateway::agents(&args.socket).await?))?;
-    if args.json {
-        print(&format!("{}\n", serde_json::to_string_pretty(&rows)?))?;
-        return Ok(Exit::Done.into());
+    let text = match (args.json, args.wide) {
+        (true, _) => format!("{}\n", serde_json::to_string_pretty(&rows)?),
+        (false, true) => table(&WIDE, rows.iter().map(wide))?,
+        (false, false) => {
+            let now = Timestamp::now();
+            table(&NARROW, rows.iter().map(|row| narrow(row, now)))?
+        }
+    };
+    print(&text)?;
+    Ok(Exit::Done.into())
+}
+
+const NARROW: [&str; 6] = ["AGENT", "REPLICA", "STATE", "LIVE", "SINCE", "LAST ERROR"];
+
+fn narrow(row: &AgentRow, now: Timestamp) -> [String; 6] {
+    let error = row.last_error.as_ref().map(|error| {
+        let doubt = if error.claimed { "?" } else { "" };
+        format!("{}{doubt} {}", error.reason, ago(&error.at, now))
+    });
+    [
+        format!("{}/{}", row.organisation, row.agent),
+        known(&row.replica),
+        row.state.clone(),
+        row.live.to_string(),
+        row.since.as_deref().map_or_else(unknown, |since| ago(since, now)),
+        error.unwrap_or_else(unknown),
+    ]
+}
+
+const WIDE: [&str; 13] = [
+    "AGENT",
+    "REPLICA",
+    "STATE",
+    "LIVE",
+    "SINCE",
+    "ADDRESS",
+    "VERSION",
+    "OPENED",
+    "CREDIT",
+    "HELD",
+    "UNSENT",
+    "KEY",
+    "LAST ERROR",
+];
+
+fn wide(row: &AgentRow) -> [String; 13] {
+    let error = |error: &LastError| {
+        let doubt = if error.claimed { "?" } else { "" };
+        let detail = if error.detail.is_empty() { String::new() } else { format!(": {}", error.detail) };
+        format!("{}{doubt} at {} from {}{detail}", error.reason, second(&error.at), error.address)
+    };
+    [
+        format!("{}/{}", row.organisation, row.agent),
+        known(&row.replica),
+        row.state.clone(),
+        row.live.to_string(),
+        row.since.as_deref().map_or_else(unknown, second),
+        known(&row.address),
+        known(&row.version),
+        row.opened.to_string(),
+        row.credit.to_string(),
+        row.held.to_string(),
+        row.unsent.to_string(),
+        known(&row.key),
+        row.last_error.as_ref().map_or_else(unknown, error),
+    ]
+}
+
+fn unknown() -> String {
+    "-".to_owned()
+}
+
+fn known(text: &Option<String>) -> String {
+    text.clone().unwrap_or_else(unknown)
+}
+
+/// A time to the second.
+fn second(time: &str) -> String {
+    time.get(..19).map_or_else(|| time.to_owned(), |second| format!("{second}Z"))
+}
+
+/// How long ago a time was, in its largest unit.
+fn ago(time: &str, now: Timestamp) -> String {
+    let Ok(time) = time.parse::<Timestamp>() else { return unknown() };
+    let seconds = now.duration_since(time).as_secs().max(0);
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7_200 => format!("{}m", seconds / 60),
+        7_200..172_800 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
     }
-    let heads =
-        ["AGENT", "REPLICA", "ADDRESS", "VERSION", "SINCE", "LIVE", "OPENED", "STATE", "KEY"].map(str::to_owned);
-    let lines: Vec<[String; 9]> = std::iter::once(heads)
-        .chain(rows.into_iter().map(|row| {
-            [
-                format!("{}/{}", row.organisation, row.agent),
-                row.replica,
-                row.address,
-                row.version,
-                row.since.get(..19).map_or(row.since.clone(), |second| format!("{second}Z")),
-                row.live.to_string(),
-                row.opened.to_string(),
-                row.state,
-                row.key,
-            ]
-        }))
-        .collect();
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-    let widths: [usize; 9] = std::array::from_fn(width);
+}
+
+/// Columns as wide as their widest cell.
+fn table<const N: usize>(
+    heads: &[&str; N],
+    rows: impl Iterator<Item = [String; N]>,
+) -> Result<String, std::fmt::Error> {
+    let lines: Vec<[String; N]> = std::iter::once(heads.map(str::to_owned)).chain(rows).collect();
+    let widths: [usize; N] =
+        std::array::from_fn(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0));
     let mut text = String::new();
     for line in &lines {
         let mut row = String::new();
@@ -62,6 +157,77 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         writeln!(text, "{}", row.trim_end())?;
     }
-    print(&text)?;
-    Ok(Exit::Done.into())
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row() -> AgentRow {
+        AgentRow {
+            organisation: "acme".to_owned(),
+            agent: "prod-eu".to_owned(),
+            replica: Some("host-1".to_owned()),
+            state: "superseded".to_owned(),
+            address: Some("10.20.30.40:50607".to_owned()),
+            version: Some("0.1.0".to_owned()),
+            since: Some("2026-11-21T10:00:00Z".to_owned()),
+            key: Some("SHA256:abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG".to_owned()),
+            live: 1_000,
+            opened: 1_000_000,
+            credit: 64 << 20,
+            held: 0,
+            unsent: 1,
+            last_error: Some(LastError {
+                at: "2026-11-21T10:00:00.123Z".to_owned(),
+                reason: "login_refused_by_agent".to_owned(),
+                detail: "more".to_owned(),
+                address: "10.20.30.40:50607".to_owned(),
+                claimed: false,
+            }),
+        }
+    }
+
+    fn never() -> AgentRow {
+        let error = row().last_error.map(|error| LastError { reason: "unknown_key".into(), claimed: true, ..error });
+        AgentRow {
+            replica: None,
+            state: "never linked".to_owned(),
+            address: None,
+            version: None,
+            since: None,
+            key: None,
+            last_error: error,
+            ..row()
+        }
+    }
+
+    #[test]
+    fn the_table_fits_a_terminal_and_says_what_is_not_known() {
+        let now = "2026-11-22T09:59:00Z".parse().expect("a time");
+        let text = table(&NARROW, [row(), never()].iter().map(|row| narrow(row, now))).expect("a table");
+        assert!(text.lines().all(|line| line.len() <= 80), "{text}");
+        let lines: Vec<_> = text.lines().collect();
+        assert!(lines[0].starts_with("AGENT") && lines[0].ends_with("LAST ERROR"), "{text}");
+        assert!(lines[1].contains("superseded") && lines[1].ends_with("login_refused_by_agent 23h"), "{text}");
+        assert!(lines[2].contains("never linked") && lines[2].ends_with("-      unknown_key? 23h"), "{text}");
+        let text = table(&WIDE, [row(), never()].iter().map(wide)).expect("a table");
+        assert!(text.contains("at 2026-11-21T10:00:00Z from 10.20.30.40:50607: more"), "{text}");
+    }
+
+    #[test]
+    fn ages_are_told_in_their_largest_unit() {
+        let now = "2026-11-21T10:00:00Z".parse().expect("a time");
+        for (time, age) in [
+            ("2026-11-21T10:00:01Z", "0s"),
+            ("2026-11-21T09:58:01Z", "119s"),
+            ("2026-11-21T09:58:00Z", "2m"),
+            ("2026-11-21T08:00:00Z", "2h"),
+            ("2026-11-01T10:00:00Z", "20d"),
+            ("yesterday", "-"),
+        ] {
+            assert_eq!(ago(time, now), age, "{time}");
+        }
+    }
 }

@@ -55,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let addresses: Vec<_> = listening.iter().map(ToString::to_string).collect();
             supervisor.ready(&format!("listening on {}", addresses.join(", ")));
         };
-        let reloads = running::reloads(args.config, "a gateway", log, |loaded| match loaded {
+        let reloads = running::reloads(args.config, "a gateway", log, &supervisor, |loaded| match loaded {
             Loaded::Gateway(config, log) => Some((config, log)),
             _ => None,
         })?;

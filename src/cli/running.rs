@@ -13,7 +13,7 @@ use crate::config::{self, Loaded, Log, LogFormat};
 use crate::document::Faults;
 use crate::drain::Stop;
 use crate::limits;
-use crate::reload::{Fresh, Reloads};
+use crate::reload::{Fresh, Phase, Reloads};
 use crate::systemd::Supervisor;
 use crate::task::Tasks;
 use crate::telemetry;
@@ -38,7 +38,8 @@ pub(super) fn start_log(log: Log) {
 }
 
 /// From now on SIGHUP asks for the configuration to be read again. `pick` takes out of it what the program runs with, and
-/// `what` is what that is called; `log` is how the log is written, which stays as it is.
+/// `what` is what that is called; `log` is how the log is written, which stays as it is. The `supervisor` hears of each
+/// reload.
 ///
 /// # Errors
 /// If the signal cannot be had.
@@ -46,6 +47,7 @@ pub(super) fn reloads<C: Send + 'static>(
     file: PathBuf,
     what: &'static str,
     log: Log,
+    supervisor: &Supervisor,
     pick: fn(Loaded) -> Option<(Box<C>, Log)>,
 ) -> anyhow::Result<Reloads<C>> {
     let load = move || {
@@ -54,7 +56,12 @@ pub(super) fn reloads<C: Send + 'static>(
         let restart = if newest == log { Vec::new() } else { vec!["log"] };
         Ok(Fresh { config: *config, restart })
     };
-    Reloads::on_hangup(load).context("could not listen for SIGHUP")
+    let supervisor = supervisor.clone();
+    let reloads = Reloads::on_hangup(load).context("could not listen for SIGHUP")?;
+    Ok(reloads.telling(move |phase| match phase {
+        Phase::Reloading => supervisor.reloading(),
+        Phase::Settled => supervisor.reloaded(),
+    }))
 }
 
 /// Has glibc keep freed memory for the next allocation, up to twice [`limits::MEMORY_KEPT`], and not give it back to the

@@ -1,10 +1,12 @@
 //! The admin socket: a Unix socket for the gateway's own user, one JSON line each way.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -13,7 +15,11 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::Gateway;
+use super::lapses::{AGENT_DRAINED, Lapse, Record, Seen};
+use super::roster::{Link, Peer, Standing};
+use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
+use crate::registry::Registry;
 
 /// What can be asked.
 #[derive(Debug, Serialize, Deserialize)]
@@ -33,7 +39,7 @@ enum State {
     Draining,
 }
 
-/// One link, as `caponier agents` shows it.
+/// One link, or an agent or replica that has none, as `caponier agents` shows it. Fields are null where nothing is known.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AgentRow {
     /// The organisation.
@@ -41,22 +47,45 @@ pub struct AgentRow {
     /// The agent.
     pub agent: String,
     /// Which of its processes.
-    pub replica: String,
+    pub replica: Option<String>,
+    /// `active`; `retired`, `superseded`, `draining` or `unanswering` while a link that gets no forwards any more waits for
+    /// its last one; `absent` without a link, and `never linked` where there was none since the gateway was started.
+    pub state: String,
     /// Where it dials from, as the gateway sees it.
-    pub address: String,
+    pub address: Option<String>,
     /// What it runs.
-    pub version: String,
-    /// Since when, in RFC 3339.
-    pub since: String,
+    pub version: Option<String>,
+    /// Since when it is linked, or absent; in RFC 3339.
+    pub since: Option<String>,
     /// The fingerprint of its host key.
-    pub key: String,
+    pub key: Option<String>,
     /// How many forwards it carries now.
     pub live: usize,
     /// How many forwards the link was asked for.
     pub opened: u64,
-    /// `active`; `retired` while a replaced link waits for its last forward; `draining` while one does because its agent or
-    /// this gateway goes away.
-    pub state: String,
+    /// Bytes of credit that the agent has been given: what it may make the gateway hold.
+    pub credit: usize,
+    /// Bytes that the agent has sent and that wait for their clients.
+    pub held: usize,
+    /// Bytes that wait to be sent to the agent.
+    pub unsent: usize,
+    /// What went wrong last.
+    pub last_error: Option<LastError>,
+}
+
+/// What went wrong last with an agent's links.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastError {
+    /// When, in RFC 3339.
+    pub at: String,
+    /// In the word that the trail uses.
+    pub reason: String,
+    /// More about it.
+    pub detail: String,
+    /// Where the other end was.
+    pub address: String,
+    /// Whether the other end only claimed to be the agent.
+    pub claimed: bool,
 }
 
 /// Why a question was not answered.
@@ -203,31 +232,118 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
     let answer = match serde_json::from_slice(&line)? {
         Question::State => serde_json::to_vec(if draining { &State::Draining } else { &State::Serving })?,
         Question::Agents => {
-            let rows: Vec<AgentRow> = gateway
-                .roster
-                .list()
-                .iter()
-                .map(|link| AgentRow {
-                    organisation: link.name.organisation.to_string(),
-                    agent: link.name.agent.to_string(),
-                    replica: link.replica.to_string(),
-                    address: link.address.to_string(),
-                    version: link.version.clone(),
-                    since: link.since.to_string(),
-                    key: link.key.to_string(),
-                    live: link.live(),
-                    opened: link.opened(),
-                    state: match link.is_retired() {
-                        _ if draining || link.is_leaving() => "draining",
-                        true => "retired",
-                        false => "active",
-                    }
-                    .to_owned(),
-                })
-                .collect();
+            let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?
         }
     };
     stream.write_all(&answer).await?;
     stream.shutdown().await
+}
+
+/// Every link, and every registered agent or remembered replica that has none. Of a gateway that drains, all links do.
+fn rows(gateway: &Gateway, draining: bool) -> Vec<AgentRow> {
+    let links = gateway.roster.list();
+    let snapshot = gateway.registry.current();
+    let registered = snapshot.organisations().iter().flat_map(|(organisation, held)| {
+        held.agents.keys().map(|agent| AgentName { organisation: organisation.clone(), agent: agent.clone() })
+    });
+    // What has been taken from the registry a moment ago may still have a link.
+    let names: BTreeSet<AgentName> = registered.chain(links.iter().map(|link| link.peer.name.clone())).collect();
+    let now = Timestamp::now();
+    let mut rows = Vec::new();
+    let mut links = links.into_iter().peekable();
+    for name in names {
+        let record = gateway.lapses.of(&name);
+        let mut linked = Vec::new();
+        // Both are in the order of names.
+        while let Some(link) = links.next_if(|link| link.peer.name == name) {
+            rows.push(AgentRow::of_link(&link, &record, draining));
+            linked.push(link);
+        }
+        let replicas: Vec<_> = linked.iter().map(|link| &link.peer.replica).collect();
+        rows.extend(missing(&record, &replicas, now).into_iter().map(|seen| AgentRow::absent(seen, &record)));
+        if linked.is_empty() && record.replicas.is_empty() {
+            rows.push(AgentRow::never_linked(&name, &record));
+        }
+    }
+    rows
+}
+
+/// The replicas that are not linked: those that were until lately, and where none is linked at all, at least the last one.
+fn missing<'a>(record: &'a Record, linked: &[&ReplicaId], now: Timestamp) -> Vec<&'a Seen> {
+    let absent = || record.replicas.values().filter(|seen| !linked.contains(&&seen.peer.replica));
+    // Whoever has said goodbye is not missed as long as others are there.
+    let left = |seen: &&Seen| seen.lapse.as_ref().is_some_and(|lapse| lapse.reason == AGENT_DRAINED);
+    let lately = |seen: &&Seen| now.duration_since(seen.at).unsigned_abs() < limits::ABSENT_LISTED && !left(seen);
+    let recent: Vec<_> = absent().filter(lately).collect();
+    match recent.is_empty() && linked.is_empty() {
+        true => absent().max_by_key(|seen| seen.at).into_iter().collect(),
+        false => recent,
+    }
+}
+
+impl AgentRow {
+    fn bare(name: &AgentName, state: &str, last: Option<&Lapse>) -> Self {
+        Self {
+            organisation: name.organisation.to_string(),
+            agent: name.agent.to_string(),
+            replica: None,
+            state: state.to_owned(),
+            address: None,
+            version: None,
+            since: None,
+            key: None,
+            live: 0,
+            opened: 0,
+            credit: 0,
+            held: 0,
+            unsent: 0,
+            last_error: last.map(LastError::of),
+        }
+    }
+
+    fn of_peer(peer: &Peer, since: Timestamp, state: &str, last: Option<&Lapse>) -> Self {
+        Self {
+            replica: Some(peer.replica.to_string()),
+            address: Some(peer.address.to_string()),
+            version: Some(peer.version.clone()),
+            since: Some(since.to_string()),
+            key: Some(peer.key.to_string()),
+            ..Self::bare(&peer.name, state, last)
+        }
+    }
+
+    fn of_link(link: &Link, record: &Record, draining: bool) -> Self {
+        let memory = link.client().control().memory();
+        let last = record.replicas.get(&link.peer.replica).and_then(|seen| seen.lapse.as_ref());
+        let standing = if draining { Standing::Draining } else { link.standing() };
+        Self {
+            live: link.live(),
+            opened: link.opened(),
+            credit: memory.credit,
+            held: memory.held,
+            unsent: memory.unsent,
+            ..Self::of_peer(&link.peer, link.since, standing.as_str(), last)
+        }
+    }
+
+    fn absent(seen: &Seen, record: &Record) -> Self {
+        Self::of_peer(&seen.peer, seen.at, "absent", record.last(Some(&seen.peer.replica)))
+    }
+
+    fn never_linked(name: &AgentName, record: &Record) -> Self {
+        Self::bare(name, "never linked", record.last(None))
+    }
+}
+
+impl LastError {
+    fn of(lapse: &Lapse) -> Self {
+        Self {
+            at: lapse.at.to_string(),
+            reason: lapse.reason.to_owned(),
+            detail: lapse.detail.clone(),
+            address: lapse.address.to_string(),
+            claimed: lapse.claimed,
+        }
+    }
 }

@@ -1,25 +1,32 @@
-//! The one way from a request to a stream, whatever the door: decide → record → pick a link → open → accept → splice →
-//! record the end.
+//! The one way from a request to a stream, whatever the door: decide → record → (pick a link → ask its agent), as often as
+//! it takes → accept → splice → record the end.
+//!
+//! Promised: a denial is final, whoever denies; what another replica might do better ([`Failure::verdict`]) is tried on
+//! another link, no link twice, at most [`limits::ATTEMPTS`] and until [`limits::OPENING_TIMEOUT`]; every attempt that
+//! failed is a record of its own; who is allowed, and finds no link, waits for one for [`limits::LINK_PATIENCE`]. Who is
+//! not allowed is refused before any of this, and so learns nothing of who is linked.
 
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use jiff::Timestamp;
-use tokio::time::timeout;
+use tokio::time::{self, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::Gateway;
-use crate::audit::{self, Ending};
+use super::roster::{Link, NoRide, Ride, Standing};
+use crate::audit::{self, Ending, Entry, Event, Kind};
 use crate::chain::Chain;
 use crate::drain::Ticket;
 use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
 use crate::limits;
 use crate::policy::Decision;
+use crate::policy::grant::Pass;
 use crate::registry::Registry;
 use crate::target::{Target, TargetError};
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::OpenError;
+use crate::tunnel::ssh::{Channel, OpenError};
 use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
 
 /// What a door asks for.
@@ -159,20 +166,9 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
             return answer.refuse(Public::NotAvailable).await;
         }
     };
-    let Some(ride) = gateway.roster.pick(&request.agent) else {
-        entry.finish(Ending::Failed { reason: "no_link", detail: "the agent is not linked".to_owned() });
-        return answer.refuse(Public::NotAvailable).await;
-    };
-    entry.served_by(Some(ride.link().replica.clone()), None);
-    if ride.link().live() > gateway.limits().forwards_per_link {
-        entry.finish(Ending::Failed { reason: "limit", detail: "forwards_per_link".to_owned() });
-        return answer.refuse(Public::NotAvailable).await;
-    }
-    let originator =
-        Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
     let revoked = no_longer_allowed(gateway, &request, target);
     tokio::pin!(revoked);
-    let opened = tokio::select! {
+    let reached = tokio::select! {
         // First: what has been taken back by now is not even asked for.
         biased;
         () = &mut revoked => {
@@ -180,25 +176,20 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return answer.refuse(Public::NotAllowed).await;
         }
-        opened = timeout(limits::ANSWER_TIMEOUT, ride.open(pass, &originator, &id)) => opened,
+        reached = reach(gateway, &request, pass, &id, &mut entry) => reached,
         why = gateway.drain.cut() => {
             entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
             return answer.refuse(Public::Draining).await;
         }
-        // The client is gone: the entry ends as abandoned, and the channel is closed when its confirmation comes.
+        // The client is gone: the entry ends as abandoned, and a channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
-    let channel = match opened {
-        Ok(Ok(channel)) => channel,
-        Ok(Err(error)) => {
-            let (ending, public) = refusal(error);
-            entry.finish(ending);
+    let (ride, channel) = match reached {
+        Ok(reached) => reached,
+        Err(failure) => {
+            let public = failure.public();
+            entry.finish(failure.ending());
             return answer.refuse(public).await;
-        }
-        Err(_) => {
-            let detail = format!("the agent has not answered within {} s", limits::ANSWER_TIMEOUT.as_secs());
-            entry.finish(Ending::Failed { reason: "timeout", detail });
-            return answer.refuse(Public::NotAvailable).await;
         }
     };
     counted.opened();
@@ -230,7 +221,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
                 End::NearBroke(_) => "client_gone",
                 // The link was cut with all of its organisation's, and that was noticed first.
                 End::FarBroke(_) if !gateway.state.current().serves(&request.agent.organisation) => "revoked",
-                End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => "link_lost",
+                End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => ride.link().lost_as(),
                 End::FarBroke(_) => "target_broke",
                 End::Stalled => "stalled",
                 End::Idle => "idle",
@@ -281,15 +272,240 @@ async fn no_longer_registered(gateway: &Gateway, request: &Request, target: &Tar
     }
 }
 
-fn refusal(error: OpenError) -> (Ending, Public) {
-    match error {
-        OpenError::Refused { code, words } => match RefusalCode::from_wire(code) {
-            Some(RefusalCode::Denied) => {
-                (Ending::Denied { reason: RefusalCode::Denied.as_str(), detail: words }, Public::NotAllowed)
+/// Asks one link after another, until an agent has opened the forward or nobody is left to be asked.
+async fn reach(
+    gateway: &Gateway,
+    request: &Request,
+    pass: Pass,
+    id: &ForwardId,
+    entry: &mut Entry,
+) -> Result<(Ride, Channel), Failure> {
+    let begun = time::Instant::now();
+    let deadline = begun + limits::OPENING_TIMEOUT;
+    let originator =
+        Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
+    let mut tried = Vec::new();
+    let mut last = None;
+    while let Some(ride) = next(gateway, request, &tried, begun + limits::LINK_PATIENCE).await {
+        entry.served_by(Some(ride.link().peer.replica.clone()), None);
+        let failure = match ask(gateway, &ride, &pass, &originator, id, deadline).await {
+            Ok(channel) => return Ok((ride, channel)),
+            Err(failure) => failure,
+        };
+        debug!(reason = failure.reason(), replica = %ride.link().peer.replica, "an agent did not open a forward");
+        // It has said so before we could hear it on the control channel.
+        if failure.is_draining() {
+            ride.link().retire(Standing::Draining);
+        }
+        tried.push(ride.link().clone());
+        let recorded = record_attempt(gateway, request, id, ride.link(), &failure).await;
+        let spent = tried.len() >= limits::ATTEMPTS || time::Instant::now() >= deadline;
+        if spent || !recorded || failure.verdict() == Verdict::Final {
+            return Err(failure);
+        }
+        last = Some(failure);
+    }
+    Err(last.unwrap_or(if gateway.drain.begun().is_cancelled() { Failure::Leaving } else { Failure::NoLink }))
+}
+
+/// The link to be asked next. Where the agent has none at all, one is waited for, unless this gateway goes away: then agents
+/// link to others.
+async fn next(gateway: &Gateway, request: &Request, tried: &[Arc<Link>], patience: time::Instant) -> Option<Ride> {
+    loop {
+        match gateway.roster.pick(&request.agent, tried) {
+            Ok(ride) => return Some(ride),
+            Err(NoRide::Tried) => return None,
+            Err(NoRide::Unlinked(arrival)) => tokio::select! {
+                waited = timeout_at(patience, arrival.wait()) => waited.ok()?,
+                () = gateway.drain.begun().cancelled() => return None,
+            },
+        }
+    }
+}
+
+/// Asks one agent.
+async fn ask(
+    gateway: &Gateway,
+    ride: &Ride,
+    pass: &Pass,
+    originator: &Originator,
+    id: &ForwardId,
+    deadline: time::Instant,
+) -> Result<Channel, Failure> {
+    if ride.link().live() > gateway.limits().forwards_per_link {
+        return Err(Failure::Full);
+    }
+    let begun = time::Instant::now();
+    match timeout_at(deadline.min(begun + limits::ANSWER_TIMEOUT), ride.open(pass, originator, id)).await {
+        Ok(opened) => opened.map_err(Failure::Refused),
+        Err(_) => Err(Failure::Unanswered { seconds: begun.elapsed().as_secs() }),
+    }
+}
+
+/// Records an attempt that failed; false if that could not be done. What a policy refuses is no failure: the forward's own
+/// end tells it.
+async fn record_attempt(gateway: &Gateway, request: &Request, id: &ForwardId, link: &Link, failure: &Failure) -> bool {
+    if failure.public() == Public::NotAllowed {
+        return true;
+    }
+    let event = Event::new(Kind::ForwardAttempt)
+        .forward(id)
+        .organisation(&request.agent.organisation)
+        .agent(&request.agent.agent)
+        .replica(&link.peer.replica)
+        .key(link.peer.key)
+        .client(link.peer.address)
+        .reason(failure.reason())
+        .detail(failure.detail());
+    let recorded = gateway.trail.note(event).await;
+    if let Err(error) = &recorded {
+        debug!(error = %Chain(error), "a forward is not tried elsewhere, because that could not be recorded");
+    }
+    recorded.is_ok()
+}
+
+/// Why a forward did not come about once it was allowed and recorded.
+#[derive(Debug)]
+enum Failure {
+    /// No link to ask.
+    NoLink,
+    /// No link to ask, and none will come, because this gateway goes away.
+    Leaving,
+    /// The link has no room.
+    Full,
+    /// The agent has not answered for so long.
+    Unanswered { seconds: u64 },
+    /// The agent has refused, or its link was lost.
+    Refused(OpenError),
+}
+
+/// Whether another link may do better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Retry,
+    Final,
+}
+
+impl Failure {
+    /// A denial is final. So is what no replica would do better, and a reason that this version does not know: it may be a
+    /// denial. Another link may help where one was lost, is short of something, or cannot reach the target from where it is.
+    fn verdict(&self) -> Verdict {
+        match self {
+            Self::Full | Self::Unanswered { .. } | Self::Refused(OpenError::Gone) => Verdict::Retry,
+            Self::NoLink | Self::Leaving => Verdict::Final,
+            Self::Refused(OpenError::Refused { code, .. }) => match RefusalCode::from_wire(*code) {
+                Some(
+                    RefusalCode::Draining
+                    | RefusalCode::Limit
+                    | RefusalCode::Unrecorded
+                    | RefusalCode::ConnectFailed
+                    | RefusalCode::Unresolved,
+                ) => Verdict::Retry,
+                Some(RefusalCode::Denied | RefusalCode::Malformed) | None => Verdict::Final,
+            },
+        }
+    }
+
+    fn is_draining(&self) -> bool {
+        matches!(self, Self::Refused(OpenError::Refused { code, .. }) if *code == RefusalCode::Draining as u32)
+    }
+
+    /// What an outsider is told of it.
+    fn public(&self) -> Public {
+        match self {
+            Self::Refused(OpenError::Refused { code, .. }) if *code == RefusalCode::Denied as u32 => Public::NotAllowed,
+            Self::Leaving => Public::Draining,
+            _ => Public::NotAvailable,
+        }
+    }
+
+    /// The reason as the audit writes it.
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::NoLink => "no_link",
+            Self::Leaving => "draining",
+            Self::Full => "limit",
+            Self::Unanswered { .. } => "timeout",
+            Self::Refused(OpenError::Gone) => "link_lost",
+            Self::Refused(OpenError::Refused { code, .. }) => {
+                RefusalCode::from_wire(*code).map_or("agent_refused", RefusalCode::as_str)
             }
-            Some(code) => (Ending::Failed { reason: code.as_str(), detail: words }, Public::NotAvailable),
-            None => (Ending::Failed { reason: "agent_refused", detail: words }, Public::NotAvailable),
-        },
-        OpenError::Gone => (Ending::Failed { reason: "link_lost", detail: String::new() }, Public::NotAvailable),
+        }
+    }
+
+    fn detail(&self) -> String {
+        match self {
+            Self::NoLink => format!("the agent was not linked for {} s", limits::LINK_PATIENCE.as_secs()),
+            Self::Leaving => "the gateway goes away, and the agent is not linked".to_owned(),
+            Self::Full => "forwards_per_link".to_owned(),
+            Self::Unanswered { seconds } => format!("the agent has not answered within {seconds} s"),
+            Self::Refused(OpenError::Gone) => String::new(),
+            Self::Refused(OpenError::Refused { words, .. }) => words.clone(),
+        }
+    }
+
+    fn ending(&self) -> Ending {
+        let (reason, detail) = (self.reason(), self.detail());
+        match self.public() {
+            Public::NotAllowed => Ending::Denied { reason, detail },
+            Public::Draining | Public::NotAvailable => Ending::Failed { reason, detail },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(code: u32) -> Failure {
+        Failure::Refused(OpenError::Refused { code, words: "words".to_owned() })
+    }
+
+    #[test]
+    fn a_denial_is_final_and_so_is_what_nobody_knows() {
+        for code in [
+            RefusalCode::Denied as u32,
+            RefusalCode::Malformed as u32,
+            // The codes of RFC 4254 and one of a later version.
+            0,
+            1,
+            2,
+            3,
+            4,
+            0xFE00_00FF,
+            u32::MAX,
+        ] {
+            assert_eq!(refused(code).verdict(), Verdict::Final, "{code:#x}");
+        }
+        assert_eq!(Failure::NoLink.verdict(), Verdict::Final);
+        assert_eq!((Failure::Leaving.verdict(), Failure::Leaving.public()), (Verdict::Final, Public::Draining));
+    }
+
+    #[test]
+    fn loss_shortage_drain_and_failures_to_connect_are_tried_elsewhere() {
+        for failure in [
+            Failure::Full,
+            Failure::Unanswered { seconds: 25 },
+            Failure::Refused(OpenError::Gone),
+            refused(RefusalCode::Draining as u32),
+            refused(RefusalCode::Limit as u32),
+            refused(RefusalCode::Unrecorded as u32),
+            refused(RefusalCode::ConnectFailed as u32),
+            refused(RefusalCode::Unresolved as u32),
+        ] {
+            assert_eq!(failure.verdict(), Verdict::Retry, "{failure:?}");
+            assert!(matches!(failure.ending(), Ending::Failed { .. }), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn only_a_denial_reads_as_one_outside_and_in_the_trail() {
+        for code in 0xFE00_0000..0xFE00_0010 {
+            let failure = refused(code);
+            let denied = code == RefusalCode::Denied as u32;
+            assert_eq!(failure.public() == Public::NotAllowed, denied, "{code:#x}");
+            assert_eq!(matches!(failure.ending(), Ending::Denied { .. }), denied, "{code:#x}");
+            assert_eq!(failure.is_draining(), code == RefusalCode::Draining as u32, "{code:#x}");
+        }
     }
 }

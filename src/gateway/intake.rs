@@ -15,7 +15,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::roster::Link;
+use super::lapses::{AGENT_DRAINED, Lapse};
+use super::roster::{Link, Peer as Linked, Process, Standing};
 use super::{Gateway, door};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
@@ -123,34 +124,25 @@ async fn link(
     };
     let (client, login, control, hello) = match established {
         Ok(Ok(established)) => established,
-        Ok(Err((reason, detail))) => {
-            debug!(reason, detail, "did not link");
-            let event = Event::new(Kind::AuthRefused)
-                .organisation(&name.organisation)
-                .agent(&name.agent)
-                .client(address)
-                .detail(detail);
-            return gateway.trail.stranger(event, reason);
-        }
-        Err(_) => {
-            let event =
-                Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
-            return gateway.trail.stranger(event, "timeout");
-        }
+        Ok(Err((reason, detail))) => return not_linked(&gateway, &name, address, reason, &detail),
+        Err(_) => return not_linked(&gateway, &name, address, "timeout", ""),
     };
     drop(seat);
     // A replica without a name of its own is told apart by nothing; it shares the name with others of its kind.
     let replica = replica.or_else(|| "unnamed".parse().ok());
     let Some(replica) = replica else { return };
+    let key = client.host_key().fingerprint();
+    let process = Process::of(&hello);
+    let peer = Linked { name, replica, process, address, version: hello.version, key };
+    let link = Arc::new(Link::new(peer.clone(), client));
     let _present = gateway.drain.greet();
-    let link = Arc::new(Link::new(name, replica, address, hello.version, client));
     let event = |kind| {
         Event::new(kind)
-            .organisation(&link.name.organisation)
-            .agent(&link.name.agent)
-            .replica(&link.replica)
-            .key(link.key)
-            .client(link.address)
+            .organisation(&peer.name.organisation)
+            .agent(&peer.name.agent)
+            .replica(&peer.replica)
+            .key(peer.key)
+            .client(peer.address)
     };
     // Before its record, so that whoever reads of the link finds it there. No forward can come in between: the record is in
     // the trail's queue before anybody else gets to run.
@@ -161,32 +153,65 @@ async fn link(
         link.client().control().cut();
         return;
     }
-    info!(agent = %link.name, replica = %link.replica, key = %link.key, "linked");
+    info!(agent = %peer.name, replica = %peer.replica, key = %peer.key, "linked");
+    gateway.lapses.linked(&peer);
     for surplus in surplus {
-        warn!(agent = %surplus.name, replica = %surplus.replica, "cutting the oldest link: the agent has too many");
+        let Linked { name, replica, .. } = &surplus.peer;
+        warn!(agent = %name, replica = %replica, "cutting the oldest link: the agent has too many");
         surplus.client().control().cut();
     }
     let gone = link.client().control().gone().clone();
     let Channel { reader, writer } = control;
-    let reason = tokio::select! {
-        () = gone.cancelled() => "lost",
-        () = no_longer_registered(&gateway, &link) => "revoked",
-        () = gateway.state.until(|state| !state.serves(&link.name.organisation)) => "revoked",
-        () = link.spent() => if link.is_leaving() { "agent_drained" } else { "replaced" },
-        () = stop.cancelled() => "stopped",
-        () = listen(&link, reader, &gone) => "protocol_violation",
-        () = speak(&gateway, &link, login, writer) => "drained",
+    let told = CancellationToken::new();
+    // In this order: what is taken back is not merely lost, and a session that is gone has not broken the protocol.
+    let (reason, in_order) = tokio::select! {
+        biased;
+        () = no_longer_registered(&gateway, &link) => ("revoked", false),
+        () = gateway.state.until(|state| !state.serves(&peer.name.organisation)) => ("revoked", false),
+        () = gone.cancelled() => ("lost", false),
+        () = stop.cancelled() => ("stopped", false),
+        reason = last_forward(&link, &told) => (reason, true),
+        () = listen(reader, &link) => ("protocol_violation", false),
+        () = speak(&gateway, &link, login, writer, &told) => ("drained", true),
     };
+    link.ends(reason);
     gateway.roster.remove(&link);
-    if matches!(reason, "replaced" | "agent_drained" | "drained") {
+    if in_order {
         link.client().disconnect(reason).await;
         // The agent hangs up when it has read that; if it does not, the cut below does.
         drop(timeout_at(Instant::now() + limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     link.client().control().cut();
-    info!(agent = %link.name, replica = %link.replica, reason, "the link has ended");
+    info!(agent = %peer.name, replica = %peer.replica, reason, "the link has ended");
+    let well = ["replaced", "drained", "stopped"].contains(&reason);
+    let lapse = (!well).then(|| Lapse::now(reason, "", address));
+    gateway.lapses.ended(&peer, lapse, gateway.roster.holds(&peer));
     if let Err(error) = gateway.trail.note(event(Kind::LinkDown).reason(reason)).await {
         warn!(error = %Chain(&error), "could not record the end of a link");
+    }
+}
+
+/// Records a connection that claimed to be an agent and did not become a link.
+fn not_linked(gateway: &Gateway, name: &AgentName, address: SocketAddr, reason: &'static str, detail: &str) {
+    debug!(reason, detail, "did not link");
+    if gateway.registry.current().has(name) {
+        gateway.lapses.not_linked(name, Lapse::now(reason, detail, address));
+    }
+    let event = Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
+    let event = if detail.is_empty() { event } else { event.detail(detail) };
+    gateway.trail.stranger(event, reason);
+}
+
+/// Waits until the link takes no more forwards, its agent has been told so and the last one has ended. Returns the reason of
+/// its end.
+async fn last_forward(link: &Link, told: &CancellationToken) -> &'static str {
+    let why = link.spent().await;
+    told.cancelled().await;
+    match why {
+        Standing::Superseded => "superseded",
+        Standing::Unanswering => "unanswering",
+        Standing::Draining => AGENT_DRAINED,
+        Standing::Active | Standing::Retired => "replaced",
     }
 }
 
@@ -291,7 +316,8 @@ async fn establish(
 }
 
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(link: &Link, mut reader: Reader, gone: &CancellationToken) {
+async fn listen(mut reader: Reader, link: &Link) {
+    let gone = link.client().control().gone();
     let mut buffer = BytesMut::new();
     loop {
         match reader.bytes().await {
@@ -306,9 +332,11 @@ async fn listen(link: &Link, mut reader: Reader, gone: &CancellationToken) {
         }
         loop {
             match Control::decode(&mut buffer) {
+                // It knows best, and without this its forwards would be refused one by one.
                 Ok(Some(Control::Drain(_))) => {
-                    if link.leave() {
-                        info!(agent = %link.name, replica = %link.replica, "the agent drains; it gets nothing new");
+                    if link.retire(Standing::Draining) {
+                        let Linked { name, replica, .. } = &link.peer;
+                        info!(agent = %name, replica = %replica, "the agent drains; it gets nothing new");
                     }
                 }
                 Ok(Some(_)) => {}
@@ -319,43 +347,71 @@ async fn listen(link: &Link, mut reader: Reader, gone: &CancellationToken) {
     }
 }
 
-/// Says on the control channel what is to be said: that the agent is to make another link, because the organisation has
-/// another login key than the one that `login` names; and that this gateway drains. The link is then retired by the other,
-/// or, where the agent does not know the new key, stays. Returns when a drain has left the link without a forward.
-async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer) {
+/// Says on the control channel what an agent has to know: that it is to make another link, because the organisation has
+/// another login key than the one that `login` names (the link is then retired by the other, or, where the agent does not
+/// know the new key, stays); that this gateway drains; why the link is retired, where the agent is not behind that, and
+/// fires `told` after it. Returns when a drain has left the link without a forward.
+async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer, told: &CancellationToken) {
+    let Linked { name, replica, .. } = &link.peer;
     let differs = |key: &PrivateKey| key.public().fingerprint() != login;
-    let mut moved = false;
+    let (mut moves, mut drains, mut retires) = (false, false, false);
     loop {
         let message = tokio::select! {
-            () = gateway.drain.begun().cancelled() => {
-                let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
-                Control::Drain(Drain { deadline_s })
+            biased;
+            standing = link.retired(), if !retires => {
+                retires = true;
+                farewell(link, standing)
             }
-            () = gateway.state.until(|state| state.login_key(&link.name.organisation).is_some_and(differs)), if !moved => {
-                info!(agent = %link.name, replica = %link.replica, "the login key has changed: asking for another link");
-                moved = true;
-                Control::Move
+            () = gateway.drain.begun().cancelled(), if !drains => {
+                drains = true;
+                Some(Control::Drain(Drain { deadline_s: gateway.drain.left_s() }))
             }
+            () = gateway.state.until(|state| state.login_key(&name.organisation).is_some_and(differs)), if !moves => {
+                info!(agent = %name, replica = %replica, "the login key has changed: asking for another link");
+                moves = true;
+                Some(Control::Move)
+            }
+            // What has been accepted may still need the link; when nothing does, it ends with its last forward.
+            () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
         };
-        if let Err(error) = writer.send(message.encode()).await {
+        let sent = match message {
+            Some(message) => writer.send(message.encode()).await,
+            None => Ok(()),
+        };
+        if retires {
+            told.cancel();
+        }
+        if let Err(error) = sent {
             // The link is as good as gone, which is noticed elsewhere. The writer is kept: without it the channel would end.
-            debug!(%error, "could not ask for another link");
+            debug!(%error, "could not tell an agent about its link");
+            told.cancel();
             return std::future::pending().await;
         }
-        if gateway.drain.begun().is_cancelled() && message != Control::Move {
-            break;
-        }
     }
-    // What has been accepted may still need the link; when nothing does, it ends with its last forward.
-    gateway.drain.all_opened().await;
-    link.idle().await;
+}
+
+/// What an agent is told when one of its links gets no more forwards.
+fn farewell(link: &Link, standing: Standing) -> Option<Control> {
+    let Linked { name, replica, .. } = &link.peer;
+    match standing {
+        Standing::Superseded => {
+            warn!(agent = %name, replica = %replica, "two processes of an agent have the same replica name; the one that \
+                was started last gets the forwards: give each a name of its own");
+            Some(Control::Superseded)
+        }
+        Standing::Unanswering => {
+            warn!(agent = %name, replica = %replica, "an agent answers no opens: asking it for another link");
+            Some(Control::Move)
+        }
+        Standing::Active | Standing::Retired | Standing::Draining => None,
+    }
 }
 
 /// Waits until the registry no longer holds the link's key for its agent.
 async fn no_longer_registered(gateway: &Gateway, link: &Link) {
     let mut changed = gateway.registry.changed();
     loop {
-        if gateway.registry.current().agent(&link.name, &link.key, Timestamp::now()).is_err() {
+        if gateway.registry.current().agent(&link.peer.name, &link.peer.key, Timestamp::now()).is_err() {
             return;
         }
         if changed.changed().await.is_err() {

@@ -31,6 +31,7 @@ use russh::{
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Instant;
 
 use channel::Half;
 pub use channel::{Channel, Event, Flow, Reader, Returns, Writer};
@@ -126,9 +127,42 @@ pub struct Client {
     control: Control,
     failures: Failures,
     opens: Arc<Semaphore>,
+    answers: Answers,
     host_key: PublicKey,
     flow: Flow,
     tasks: Tasks,
+}
+
+/// Whether the peer answers opens at all. Clones share it.
+#[derive(Debug, Clone, Default)]
+pub struct Answers(Arc<Mutex<Asked>>);
+
+/// Opens that the peer was asked for since it last answered one.
+#[derive(Debug, Default)]
+struct Asked {
+    opens: usize,
+    since: Option<Instant>,
+}
+
+impl Answers {
+    /// Counts an open that the peer is asked for.
+    pub fn asked(&self, now: Instant) {
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.opens += 1;
+        asked.since.get_or_insert(now);
+    }
+
+    /// Counts an answer, whatever it says.
+    pub fn answered(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Asked::default();
+    }
+
+    /// Whether the peer has answered none of at least so many opens, the first of which was asked for so long ago.
+    #[must_use]
+    pub fn are_missing(&self, opens: usize, patience: Duration, now: Instant) -> bool {
+        let asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        asked.opens >= opens && asked.since.is_some_and(|since| now.duration_since(since) >= patience)
+    }
 }
 
 /// Descriptions of refused opens, by forward id: the library hands them to the handler alone.
@@ -229,6 +263,7 @@ impl Stranger {
             control: self.control,
             failures: self.failures,
             opens: Arc::new(Semaphore::new(opens)),
+            answers: Answers::default(),
             host_key: self.host_key,
             flow: self.flow,
             tasks: tasks.clone(),
@@ -247,6 +282,12 @@ impl Client {
     #[must_use]
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// Whether the peer answers opens. Those that nobody waits for any more count too.
+    #[must_use]
+    pub fn answers(&self) -> &Answers {
+        &self.answers
     }
 
     /// Makes this end break the rules of credit.
@@ -318,13 +359,17 @@ impl Client {
         F: Future<Output = Result<russh::Channel<client::Msg>, russh::Error>> + Send + 'static,
     {
         let (sender, receiver) = oneshot::channel();
-        let (tasks, control) = (self.tasks.clone(), self.control.clone());
+        let (tasks, control, answers) = (self.tasks.clone(), self.control.clone(), self.answers.clone());
         self.tasks.spawn(async move {
             let _permit = permit;
+            answers.asked(Instant::now());
             let result = tokio::select! {
                 result = open => result,
                 () = control.gone().cancelled() => Err(russh::Error::Disconnect),
             };
+            if matches!(result, Ok(_) | Err(russh::Error::ChannelOpenFailure(_))) {
+                answers.answered();
+            }
             let result = match result {
                 Ok(channel) => {
                     let (reader, writer) = channel.split();

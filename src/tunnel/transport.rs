@@ -151,6 +151,22 @@ impl Control {
         self.0.credit.fetch_sub(credit, Ordering::Relaxed);
     }
 
+    /// What the session holds and has promised, now.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        Memory {
+            credit: self.0.credit.load(Ordering::Relaxed),
+            held: self.0.held.load(Ordering::Relaxed),
+            unsent: self.0.unsent.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Counts bytes of a peer with credit that were received and wait for their sink, until they are
+    /// [released](Control::release). It is their credit that bounds them.
+    pub fn note_held(&self, bytes: usize) {
+        self.0.held.fetch_add(bytes, Ordering::Relaxed);
+    }
+
     /// Whether the session's budget is nearly spent.
     #[must_use]
     pub fn is_credit_scarce(&self) -> bool {
@@ -180,6 +196,17 @@ impl Control {
             waker.wake();
         }
     }
+}
+
+/// What a session's peer can make this end hold, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// What the peer may still send and has sent, by the credit it was given: see [`limits::CREDIT_PER_SESSION`].
+    pub credit: usize,
+    /// What was received and waits for its sink, as the cost of its messages.
+    pub held: usize,
+    /// What the socket has not taken yet: see [`limits::UNSENT_MAX`].
+    pub unsent: usize,
 }
 
 /// See [`Control::cut_on_drop`].

@@ -180,5 +180,13 @@ async fn one_principal_has_so_many_forwards_at_once_and_no_more() {
     })
     .await;
     drop(streams);
+    // A thousand endings take their time, which is no part of a drain's.
+    for side in [Side::Gateway, Side::Agent] {
+        eventually("the end of all", async || {
+            let ended = site.records(side, &json!({"event": "forward.ended"})).len();
+            (ended >= limits::FORWARDS_PER_PRINCIPAL).then_some(())
+        })
+        .await;
+    }
     site.stop().await;
 }

@@ -323,6 +323,8 @@ pub(crate) struct Plan {
     rules: String,
     doors: Vec<String>,
     agent_settings: String,
+    gateway_settings: String,
+    serves_globex: bool,
     agent_environment: Vec<(String, String)>,
     gateway_environment: Vec<(String, String)>,
     /// What the gateway inherits: its main listener and a door's, held here as a service manager would.
@@ -338,6 +340,8 @@ impl Plan {
             rules: String::new(),
             doors: Vec::new(),
             agent_settings: String::new(),
+            gateway_settings: String::new(),
+            serves_globex: false,
             agent_environment: Vec::new(),
             gateway_environment: Vec::new(),
             shared: None,
@@ -417,6 +421,23 @@ impl Plan {
     pub(crate) fn socket_activation(mut self) -> Self {
         assert_eq!(self.doors.len(), 1, "one door");
         self.shared = Some([(); 2].map(|()| StdListener::bind("127.0.0.1:0").expect("a listener")));
+        self
+    }
+
+    /// A line for the gateway's `[gateway]`.
+    pub(crate) fn gateway_setting(mut self, line: &str) -> Self {
+        self.gateway_settings.push_str(line);
+        self.gateway_settings.push('\n');
+        self
+    }
+
+    /// The agent serves `globex` too, with the same rules, where the provisioner's key is registered as well.
+    pub(crate) fn serve_globex(mut self) -> Self {
+        let registry = self.registry();
+        registry.key("globex/agents/prod-eu", "one", &self.public("agent"));
+        registry.key("globex/principals/provisioner", "one", &self.public("provisioner"));
+        registry.about("globex/principals/provisioner", "agents = [\"prod-*\"]");
+        self.serves_globex = true;
         self
     }
 
@@ -518,11 +539,12 @@ impl Site {
         self.gateway = None;
         let dir = self.path().display();
         let config = format!(
-            "[gateway]\nlisten = [\"{}\"]\nhost_key = \"gateway\"\nregistry = \"keys\"\nadmin_socket = \"{dir}/admin.sock\"\n\
+            "[gateway]\nlisten = [\"{}\"]\nhost_key = \"gateway\"\nregistry = \"keys\"\nadmin_socket = \"{dir}/admin.sock\"\n{}\
              {}\
              [[organisation]]\nid = \"acme\"\nlogin_key = \"login-acme\"\n\
              [[organisation]]\nid = \"globex\"\nlogin_key = \"login-globex\"\n{}",
             self.address,
+            self.plan.gateway_settings,
             self.audit(Side::Gateway),
             self.gateway_end
         );
@@ -575,7 +597,7 @@ impl Site {
     /// Starts the agent, again where it ran before.
     pub(crate) async fn restart_agent(&mut self) {
         self.agent = None;
-        let config = format!(
+        let mut config = format!(
             "[agent]\nid = \"prod-eu\"\nreplica = \"one\"\nhost_key = \"agent\"\n{}\
              {}\
              [[organisation]]\nid = \"acme\"\ngateways = [\"ssh://{}\"]\n\
@@ -586,6 +608,15 @@ impl Site {
             self.public("login-acme").trim(),
             self.plan.rules
         );
+        if self.plan.serves_globex {
+            config.push_str(&format!(
+                "[[organisation]]\nid = \"globex\"\ngateways = [\"ssh://{}\"]\n\
+                 [[organisation.orchestrator]]\nkey = \"{}\"\nasserts = [\"*\"]\n{}",
+                self.address,
+                self.public("login-globex").trim(),
+                self.plan.rules
+            ));
+        }
         fs::write(self.config(Side::Agent), config).expect("written");
         let environment = self.plan.agent_environment.clone();
         self.agent = Some(self.start_program(Side::Agent, &environment));
@@ -705,6 +736,12 @@ impl Site {
         (ssh, SocketAddr::from(([127, 0, 0, 1], port)))
     }
 
+    /// Stops the agent of a site whose gateway has ended.
+    pub(crate) async fn stop_agent(mut self) {
+        self.gateway = None;
+        self.stop().await;
+    }
+
     /// Stops both sides, which must end well, and checks that every forward in the trails was closed once.
     pub(crate) async fn stop(mut self) {
         for side in [Side::Agent, Side::Gateway] {
@@ -721,7 +758,11 @@ impl Site {
             }
             let trail = self.trail(side);
             // A test that ends with forwards open has them cut.
-            let cut = trail.iter().any(|record| record["reason"] == "drained");
+            let started = trail.iter().rposition(|record| record["event"] == "trail.started").unwrap_or(0);
+            let cut = trail[started..].iter().any(|record| {
+                record["reason"] == "drained"
+                    && record["event"].as_str().is_some_and(|event| event.starts_with("forward"))
+            });
             assert_eq!(code, Some(i32::from(cut)), "{}: {log}", side.name());
             assert_balanced(side, &trail);
         }

@@ -17,6 +17,7 @@ use caponier::policy::rule::Allowlist;
 use caponier::reload::Reloads;
 use caponier::systemd::Supervisor;
 use caponier::task::Tasks;
+use caponier::tunnel::wire::{Control, Drain};
 use russh::client::Handle;
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
 use russh::server::{Auth, ChannelOpenHandle, Msg, PublicKeyOffer, Session, VerifiedPublicKey};
@@ -80,7 +81,6 @@ impl Site {
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
             audit: Sink::File(folder.path().join("trail")),
-            limits: gateway::Limits::default(),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
         let (ready, listening) = oneshot::channel();
@@ -257,35 +257,62 @@ async fn opens_beyond_what_is_passed_on_are_recorded_as_a_sum() {
     assert_eq!(one_by_one as u64 + rest, asked);
 }
 
+/// An agent of ours that links to a gateway of the test's.
+struct Linked {
+    listener: TcpListener,
+    login_key: PrivateKey,
+    tasks: Tasks,
+    stop: Stop,
+    _folder: TempDir,
+}
+
+impl Linked {
+    async fn start() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let login_key = PrivateKey::generate(Algorithm::Ed25519);
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let gateway = format!("ssh://{}", listener.local_addr().expect("its address"));
+        let config = agent::Config {
+            id: "prod-eu".parse().expect("an id"),
+            replica: "r1".parse().expect("an id"),
+            key: PrivateKey::generate(Algorithm::Ed25519),
+            proxy: None,
+            organisations: vec![agent::Organisation {
+                id: "acme".parse().expect("an id"),
+                gateways: vec![gateway.parse().expect("a url")],
+                orchestrators: vec![agent::Orchestrator { key: login_key.public(), asserts: None }],
+                allow: Allowlist::new(Vec::new()).expect("an allowlist"),
+            }],
+            drain: Duration::ZERO,
+            limits: agent::Limits::default(),
+            audit: Sink::File(folder.path().join("trail")),
+        };
+        let (tasks, stop) = (Tasks::new(), Stop::new());
+        tasks.spawn({
+            let stop = stop.clone();
+            async move {
+                agent::run(config, Reloads::never(), stop, &Supervisor::none()).await.expect("the agent runs");
+            }
+        });
+        Self { listener, login_key, tasks, stop, _folder: folder }
+    }
+
+    /// The next link, logged in.
+    async fn link(&self) -> Handle<Anybody> {
+        let (stream, _) = self.listener.accept().await.expect("the agent dials");
+        log_in(stream, "SSH-2.0-caponier_1 client", "acme", &self.login_key).await
+    }
+
+    async fn stop(self) {
+        assert!(self.stop.advance());
+        assert!(self.tasks.settle(PATIENCE).await);
+    }
+}
+
 #[tokio::test]
 async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let login_key = PrivateKey::generate(Algorithm::Ed25519);
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
-    let gateway = format!("ssh://{}", listener.local_addr().expect("its address"));
-    let config = agent::Config {
-        id: "prod-eu".parse().expect("an id"),
-        replica: "r1".parse().expect("an id"),
-        key: PrivateKey::generate(Algorithm::Ed25519),
-        proxy: None,
-        organisations: vec![agent::Organisation {
-            id: "acme".parse().expect("an id"),
-            gateways: vec![gateway.parse().expect("a url")],
-            orchestrators: vec![agent::Orchestrator { key: login_key.public(), asserts: None }],
-            allow: Allowlist::new(Vec::new()).expect("an allowlist"),
-        }],
-        drain: Duration::ZERO,
-        limits: agent::Limits::default(),
-        audit: Sink::File(folder.path().join("trail")),
-        limits: agent::Limits::default(),
-    };
-    let (tasks, stop) = (Tasks::new(), Stop::new());
-    tasks.spawn({
-        let stop = stop.clone();
-        async move { agent::run(config, Reloads::never(), stop, &Supervisor::none()).await.expect("the agent runs") }
-    });
-    let (stream, _) = listener.accept().await.expect("the agent dials");
-    let gateway = log_in(stream, "SSH-2.0-caponier_1 client", "acme", &login_key).await;
+    let agent = Linked::start().await;
+    let gateway = agent.link().await;
     let channel = gateway.channel_open_session().await.expect("a session channel");
     // More than the library queues for one channel; the agent is to hang up, and to dial again.
     for _ in 0..200 {
@@ -293,9 +320,29 @@ async fn regression_a_session_channel_that_nobody_reads_does_not_hang_the_agent(
             break;
         }
     }
-    tokio::time::timeout(PATIENCE, listener.accept()).await.expect("the agent dials again").expect("accepted");
-    assert!(stop.advance());
-    assert!(tasks.settle(PATIENCE).await);
+    tokio::time::timeout(PATIENCE, agent.listener.accept()).await.expect("the agent dials again").expect("accepted");
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_gateway_that_goes_away_on_every_link_does_not_make_the_agent_spin() {
+    let agent = Linked::start().await;
+    let goodbyes = [Control::Drain(Drain { deadline_s: 3_600 }).encode(), Control::Move.encode()].concat().repeat(50);
+    let mut links = Vec::new();
+    let flood = async {
+        loop {
+            let gateway = agent.link().await;
+            let channel = gateway.channel_open_session().await.expect("a session channel");
+            channel.request_subsystem(true, "control@caponier").await.expect("asked");
+            channel.data_bytes(goodbyes.clone()).await.expect("said");
+            // All stay, as if each had a forward left.
+            links.push((gateway, channel));
+        }
+    };
+    assert!(tokio::time::timeout(Duration::from_secs(3), flood).await.is_err());
+    // With a wait that doubles each time it takes about 30 s to come to eight; without one, it is dozens in a second.
+    assert!((2..=8).contains(&links.len()), "{} links", links.len());
+    agent.stop().await;
 }
 
 #[tokio::test]

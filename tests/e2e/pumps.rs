@@ -567,6 +567,16 @@ pub(crate) async fn carry(mut reader: impl AsyncRead + Unpin, mut writer: impl A
     );
 }
 
+/// The library in the place of a gateway, with a window as wide as ours.
+async fn library_client(stream: DuplexStream, exchanges: Exchanges) -> russh::client::Handle<Exchanges> {
+    let config = russh::client::Config { window_size: limits::WINDOW_OURS, ..russh::client::Config::default() };
+    let mut client = russh::client::connect_stream(Arc::new(config), stream, exchanges).await.expect("connected");
+    let key = Arc::new(PrivateKey::generate(Algorithm::Ed25519).as_ssh().as_ref().clone());
+    let key = russh::keys::PrivateKeyWithHashAlg::new(key, None);
+    assert!(client.authenticate_publickey("acme", key).await.expect("a login").success());
+    client
+}
+
 /// Sends on a channel of the library's as one of our ends does: within its credit.
 async fn send_with_credit(channel: &mut Channel<russh::client::Msg>, sent: &[u8]) {
     let (mut credit, mut rest) = (wire::CREDIT_INITIAL, sent);
@@ -596,15 +606,7 @@ async fn a_gateway_that_changes_keys_under_eight_uploads_loses_nothing() {
     let tasks = Tasks::new();
     let (near, far) = far_away(Duration::from_millis(50));
     let exchanges = Exchanges::default();
-    let client = async {
-        let config = russh::client::Config { window_size: limits::WINDOW_OURS, ..russh::client::Config::default() };
-        let client = russh::client::connect_stream(Arc::new(config), near, exchanges.clone()).await;
-        let mut client = client.expect("connected");
-        let key = Arc::new(PrivateKey::generate(Algorithm::Ed25519).as_ssh().as_ref().clone());
-        let key = russh::keys::PrivateKeyWithHashAlg::new(key, None);
-        assert!(client.authenticate_publickey("acme", key).await.expect("a login").success());
-        client
-    };
+    let client = library_client(near, exchanges.clone());
     let (mut served, client) = tokio::join!(serve(far, Flow::Credit, limits::LINK_KEEPALIVE, &tasks), client);
     let sent = Arc::new(bytes(6 << 20, 7));
     let mut all = Vec::new();
@@ -746,15 +748,7 @@ async fn an_open_that_is_given_up_is_closed_when_it_is_granted() {
 async fn credit_that_is_begged_for_without_an_end_is_answered_a_few_times() {
     let tasks = Tasks::new();
     let (near, far) = tokio::io::duplex(64 * 1024);
-    let client = async {
-        let config = russh::client::Config { window_size: limits::WINDOW_OURS, ..russh::client::Config::default() };
-        let client = russh::client::connect_stream(Arc::new(config), near, Exchanges::default()).await;
-        let mut client = client.expect("connected");
-        let key = Arc::new(PrivateKey::generate(Algorithm::Ed25519).as_ssh().as_ref().clone());
-        let key = russh::keys::PrivateKeyWithHashAlg::new(key, None);
-        assert!(client.authenticate_publickey("acme", key).await.expect("a login").success());
-        client
-    };
+    let client = library_client(near, Exchanges::default());
     let (mut served, client) = tokio::join!(serve(far, Flow::Credit, limits::LINK_KEEPALIVE, &tasks), client);
     let mut budget = 0;
     for _ in 0..16 {

@@ -273,7 +273,11 @@ impl Shared {
                     way.round_trip = given.elapsed().max(way.round_trip * 7 / 8);
                 }
                 let cost = wire::message_cost(bytes) as i64;
-                self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost
+                let fits = self.allowed.fetch_sub(cost, Ordering::Relaxed) >= cost;
+                if fits {
+                    self.control.note_held(wire::message_cost(bytes));
+                }
+                fits
             }
             Flow::Stock => {
                 self.control.hold(wire::message_cost(bytes));
@@ -368,6 +372,7 @@ impl Returns {
         let cost = lengths.map(wire::message_cost).sum();
         match shared.flow {
             Flow::Credit => {
+                shared.control.release(cost);
                 if let Some(credit) = shared.settle(cost) {
                     shared.give(credit).await;
                 }
@@ -386,7 +391,7 @@ impl Returns {
 
     /// Gives up a message of `bytes` that was read and will never be taken.
     pub fn dropped(&self, bytes: usize) {
-        if self.0.flow == Flow::Stock {
+        if self.0.flow != Flow::Plain {
             self.0.control.release(wire::message_cost(bytes));
         }
     }
