@@ -23,12 +23,13 @@ use std::time::{Duration, Instant};
 
 use caponier::agent;
 use caponier::config::{self, Loaded};
+use caponier::drain::Stop;
 use caponier::identity::{Algorithm, PrivateKey, PublicKey};
 use caponier::reload::Reloads;
+use caponier::systemd::Supervisor;
 use caponier::task::Tasks;
 use rustix::process::{Resource, getrlimit, setrlimit};
 use serde_json::Value;
-use tokio_util::sync::CancellationToken;
 
 /// Between the starts of two agents. A gateway that comes back meets them all at once; at the beginning it need not.
 const START: Duration = Duration::from_millis(4);
@@ -154,10 +155,13 @@ fn run(configs: Vec<agent::Config>) -> Result<(), Box<dyn Error>> {
         .build()?;
     runtime.block_on(async {
         let tasks = Tasks::new();
-        let stop = CancellationToken::new();
+        let stop = Stop::new();
         let mut running = Vec::new();
         for config in configs {
-            running.push(tasks.spawn(agent::run(config, Reloads::never(), stop.clone())));
+            let stop = stop.clone();
+            running.push(
+                tasks.spawn(async move { agent::run(config, Reloads::never(), stop, &Supervisor::none()).await }),
+            );
             tokio::time::sleep(START).await;
         }
         for agent in running {

@@ -174,6 +174,13 @@ impl Drain {
         self.0.deadline.get().map_or(Duration::ZERO, |deadline| deadline.saturating_duration_since(Instant::now()))
     }
 
+    /// The same for the wire and for people: in seconds, rounded up.
+    #[must_use]
+    pub fn left_s(&self) -> u32 {
+        let left = self.left();
+        u32::try_from(left.as_secs() + u64::from(left.subsec_nanos() > 0)).unwrap_or(u32::MAX)
+    }
+
     /// How many forwards there are.
     #[must_use]
     pub fn forwards(&self) -> usize {
@@ -216,11 +223,11 @@ impl Drain {
         let before = self.forwards();
         let deadline = self.0.deadline.get().copied().unwrap_or_else(Instant::now);
         let why = loop {
-            let (forwards, left) = (self.forwards(), self.left().as_secs_f64().ceil());
+            let (forwards, left) = (self.forwards(), self.left_s());
             if forwards > 0 {
-                info!("draining: {forwards} forward(s) still run, {left:.0} s until they are cut");
+                info!("draining: {forwards} forward(s) still run, {left} s until they are cut");
             }
-            supervisor.draining(&format!("draining: {forwards} forward(s), {left:.0} s left"), self.left());
+            supervisor.draining(&format!("draining: {forwards} forward(s), {left} s left"), self.left());
             tokio::select! {
                 biased;
                 () = self.0.forwards.none() => break None,

@@ -36,9 +36,9 @@
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
 //! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
-//! | 0 | [`drain`], beside [`identity`] | the stages of a stop, and the forwards that it waits for |
+//! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
-//! | 0 | [`chain`], [`task`], [`systemd`] | printing causes, owning tasks, telling the service manager |
+//! | 0 | [`chain`], [`task`] | printing causes; owning tasks |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -73,11 +73,16 @@
 //!
 //! A process has one thread for all of them (a current-thread runtime), and threads for blocking work: the trail's
 //! writer, reading the registry, the system's resolver. A session of the SSH library and the tasks that use its
-//! channels must share a thread; `tunnel::ssh` says why. All end when the stop token of their `Tasks` fires, and are
-//! awaited for [`limits::STOP_GRACE`]; the trail is closed after them.
+//! channels must share a thread; `tunnel::ssh` says why. After the drain all end when the stop token of their `Tasks`
+//! fires, and are awaited for [`limits::STOP_GRACE`]; the trail is closed after them.
 //!
-//! **Signals** (`cli::running`): one task waits for SIGTERM and SIGINT. The first fires the stop token, a second ends
-//! the process.
+//! **Signals** (`cli::running`): one task waits for SIGTERM and SIGINT. In the two services the first begins the drain
+//! ([`drain`]), the second cuts what still runs, a third ends the process; in the other commands the first fires the stop
+//! token, and a second ends the process. Where a service manager watches, another task tells it at intervals that this
+//! thread gets to everything.
+//!
+//! **The drain** is no task of its own: `gateway::run` and `agent::run` wait, when it has begun, for whoever accepts, then
+//! for the last forward, the deadline or the second signal, and then a little for the goodbyes.
 //!
 //! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, writes all that is in it with as
 //! few calls as the sink allows, then answers everybody who waits. It is the last to end. Beside it one task wakes it
@@ -92,27 +97,29 @@
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
 //! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
-//! it to end, to be worn, to be asked for anew by its gateway or to be made with a key or name that is no longer the
-//! agent's; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`], or for another configuration.
+//! it to end, to be worn, to be asked for anew by its gateway (which may be going away), or to be made with a key or name that is no longer the
+//! agent's; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`], or for another configuration. It
+//! ends when the agent drains; its link does so with the last forward.
 //!
 //! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
 //! drop its gateway or its key, and for the stop. A
 //! link that is replaced goes on until the gateway ends it, after its last forward. Its control channel has a task
-//! that waits for messages.
+//! that waits for messages, and for the drain, of which it tells the gateway.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
-//! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections, and gives each a seat or turns
-//! it away. One task per connection waits for the identification string, and becomes a link or a door session.
+//! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections until the drain, and gives each a
+//! seat or turns it away. One task per connection waits for the identification string, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
 //! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
-//! key meanwhile), for its last forward once it was replaced, for a message that breaks the
+//! key meanwhile), for its last forward once it was replaced or one of the two ends drains, for a message that breaks the
 //! protocol, or for the stop.
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
-//! registry to drop the guest, and for the stop. The loopback door waits for a place, then for a connection.
+//! registry to drop the guest, for its last forward in a drain, and for the stop. The loopback door waits for a place, then
+//! for a connection, until the drain.
 //!
 //! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
 //! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise.
@@ -123,7 +130,7 @@
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!
 //! **Client** (`client`): one task per local listener waits for connections; one per connection waits for the session,
-//! made anew if it was lost, and moves bytes. A provisioning run is not a task: it goes through its steps in the
+//! made anew if it was lost or its gateway goes away, and moves bytes. A provisioning run is not a task: it goes through its steps in the
 //! command itself.
 
 pub mod agent;

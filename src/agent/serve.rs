@@ -425,8 +425,8 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     let drain = &shared.agent.drain;
     let speak = async {
         drain.begun().cancelled().await;
-        let deadline_s = u32::try_from(drain.left().as_secs()).unwrap_or(u32::MAX);
-        if writer.send(Control::Drain(Drain { deadline_s }).encode()).await.is_err() {
+        let goodbye = Control::Drain(Drain { deadline_s: drain.left_s() });
+        if writer.send(goodbye.encode()).await.is_err() {
             debug!(gateway = %shared.post.gateway, "the gateway could not be told of the drain");
         }
         // Whoever listens sees the end of the channel.

@@ -360,8 +360,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: W
             }
             () = gateway.drain.begun().cancelled(), if !drains => {
                 drains = true;
-                let deadline_s = u32::try_from(gateway.drain.left().as_secs()).unwrap_or(u32::MAX);
-                Some(Control::Drain(Drain { deadline_s }))
+                Some(Control::Drain(Drain { deadline_s: gateway.drain.left_s() }))
             }
             () = gateway.state.until(|state| state.login_key(&name.organisation).is_some_and(differs)), if !moves => {
                 info!(agent = %name, replica = %replica, "the login key has changed: asking for another link");
