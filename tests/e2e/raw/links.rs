@@ -472,3 +472,150 @@ async fn a_gateway_that_sends_all_it_may_fills_an_agents_budget_and_no_more() {
     })
     .await;
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Control messages at their worst.
+
+/// A control message.
+fn control(kind: u16, body: &str) -> Vec<u8> {
+    let length = u32::try_from(body.len() + 2).expect("short");
+    [&length.to_be_bytes()[..], &kind.to_be_bytes(), body.as_bytes()].concat()
+}
+
+const DRAIN: u16 = 2;
+const MOVE: u16 = 3;
+const SUPERSEDED: u16 = 4;
+
+/// The library in the role of a gateway; accepts every host key.
+struct Anybody;
+
+impl russh::client::Handler for Anybody {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, _: &russh::keys::PublicKeyOrCertificate) -> Result<bool, Self::Error> {
+        Ok(true)
+    }
+}
+
+/// Logs in to an agent on a connection of its, and says on the control channel what is to be said. Holds the link.
+async fn dismissive_gateway(stream: TcpStream, key: PrivateKey, said: Vec<u8>) -> Result<(), russh::Error> {
+    let line = russh::SshId::Standard(GATEWAY_LINE.into());
+    let config = russh::client::Config { client_id: line, ..russh::client::Config::default() };
+    let mut handle = russh::client::connect_stream(std::sync::Arc::new(config), stream, Anybody).await?;
+    let key = russh::keys::PrivateKeyWithHashAlg::new(key.as_ssh().clone(), None);
+    assert!(handle.authenticate_publickey("acme", key).await?.success(), "the agent lets its gateway in");
+    let mut channel = handle.channel_open_session().await?;
+    channel.request_subsystem(true, "control@caponier").await?;
+    channel.data_bytes(said).await?;
+    while channel.wait().await.is_some() {}
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_gateway_that_wants_another_link_without_an_end_gets_few_of_them() {
+    limited(120, async {
+        let hello = control(1, "{\"version\":\"0.1.0\",\"features\":[\"credit\"],\"channels\":4096}");
+        for words in [
+            control(MOVE, "{}"),
+            control(DRAIN, "{\"deadline_s\":0}"),
+            control(DRAIN, "{\"deadline_s\":4294967295}"),
+            control(SUPERSEDED, "{}"),
+        ] {
+            let mut world = World::new().await;
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+            world.port = listener.local_addr().expect("an address").port();
+            world.start_agent(&format!("ssh://127.0.0.1:{}", world.port), "", "");
+            let said = [&hello[..], &words.repeat(500)].concat();
+            let key = world.path("login-acme");
+            let (mut links, gateways) = (0, Tasks::new());
+            let accepting = async {
+                loop {
+                    let (stream, _) = listener.accept().await.expect("accepted");
+                    links += 1;
+                    let key = PrivateKey::read(&key).expect("a key");
+                    gateways.spawn(dismissive_gateway(stream, key, said.clone()));
+                }
+            };
+            // Time is what is tested here.
+            drop(timeout(Duration::from_secs(12), accepting).await);
+            // Half a second, doubled each time, jittered: seven or so, where a loop without waits has thousands.
+            assert!((1..=40).contains(&links), "{links} links in 12 s for {:?}", String::from_utf8_lossy(&words));
+            let ups = world.trail("agent").iter().filter(|it| it["event"] == "link.up").count();
+            assert!(ups <= links, "{ups} of {links}");
+            world.assert_well();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_drains_without_an_end_keeps_what_runs_and_gets_nothing_new() {
+    limited(180, async {
+        let mut world = World::with_gateway().await;
+        let (mut peer, mut client) = (Peer::start(), world.at_the_door().await);
+        let channel = world.link(&mut peer).await;
+        let (here, there) = world.spliced(&mut client, &mut peer).await;
+        let before = world.peak("gateway");
+        let words = [control(DRAIN, "{\"deadline_s\":0}"), control(DRAIN, "{\"deadline_s\":4294967295}")].concat();
+        for _ in 0..20 {
+            peer.ask(json!({"do": "send", "id": channel, "hex": hex(&words.repeat(50))})).await;
+        }
+        // The forward that runs is the agent's to end, whatever it has said about when.
+        client.ask(json!({"do": "send", "id": here, "hex": "c0ffee"})).await;
+        let got = peer.ask(json!({"do": "receive", "id": there, "bytes_": 3})).await;
+        assert_eq!(got["data"], "c0ffee", "{got}");
+        // A new one is not its business any more.
+        let asked = json!({"do": "open", "type": "direct-tcpip", "host": "10.0.0.1", "port": 5432, "within": 60});
+        let answer = client.ask(asked).await;
+        assert_eq!((&answer["message"], &answer["text"]), (&json!(92), &json!("not available")), "{answer}");
+        let offered = peer.ask(json!({"do": "next", "messages": [90], "within": 1})).await;
+        assert_eq!(offered["nothing"], true, "{offered}");
+        let grown = world.peak("gateway") - before;
+        assert!(grown < MARGIN, "{grown} KiB more");
+        // Another link takes over, beside it.
+        let mut other = Peer::start();
+        world.link(&mut other).await;
+        let mut second = world.at_the_door().await;
+        world.link_works(&mut second, &mut other).await;
+        peer.ask(json!({"do": "send", "id": there, "hex": "decade"})).await;
+        let got = client.ask(json!({"do": "receive", "id": here, "bytes_": 3})).await;
+        assert_eq!(got["data"], "decade", "{got}");
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn control_messages_that_are_none_of_an_agents_cost_its_link_at_most() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        for words in [
+            control(MOVE, "{}"),
+            control(SUPERSEDED, "{}"),
+            control(1, "{\"version\":\"0.1.0\",\"features\":[\"credit\"],\"channels\":4096,\"replica\":\"other\"}"),
+            control(DRAIN, "{}"),
+            control(DRAIN, "{\"deadline_s\":-1}"),
+            control(DRAIN, "{\"deadline_s\":1e400}"),
+            control(DRAIN, ""),
+            control(DRAIN, &"[".repeat(60_000)),
+            control(77, "{}"),
+        ] {
+            let (mut peer, mut client) = (Peer::start(), world.at_the_door().await);
+            let channel = world.link(&mut peer).await;
+            peer.try_ask(
+                json!({"do": "send", "id": channel, "hex": hex(&words.repeat(if words.len() < 100 { 50 } else { 1 }))}),
+            )
+            .await;
+            let end = peer.ask(json!({"do": "closed", "within": 1})).await;
+            if end["closed"] != true {
+                let works = timeout(Duration::from_secs(30), world.link_works(&mut client, &mut peer)).await;
+                assert!(works.is_ok(), "it lives and gets nothing: {:?}", &words[..words.len().min(80)]);
+            }
+            peer.ask(json!({"do": "drop"})).await;
+            let count = |event: &str| world.trail("gateway").iter().filter(|it| it["event"] == event).count();
+            until("the link is down", SOON, || (count("link.down") == count("link.up")).then_some(())).await;
+            world.assert_well();
+        }
+    })
+    .await;
+}
