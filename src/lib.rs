@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! principal          gateway                                          agent                         target
-//!    │  SSH door,      │  broker: decide → record → pick a link → open  │                               │
+//!    │  SSH door,      │  broker: decide → record → (pick a link → ask) │                               │
 //!    │  loopback door  │ ───────────── direct-tcpip on the link ──────► │  serve: who asks → could any  │
 //!    │ ──────────────► │                                                │  rule allow it → resolve →    │
 //!    │                 │                                                │  decide → record → dial ────► │
@@ -101,9 +101,10 @@
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
 //! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
-//! it to end, to be worn, to be asked for anew by its gateway (which may be going away), or to be made with a key or name that is no longer the
-//! agent's; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`], or for another configuration. It
-//! ends when the agent drains; its link does so with the last forward.
+//! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway (which may
+//! be going away), or to be made with a key or name that is no longer the agent's; after a failure for a jittered time that
+//! grows to [`limits::RECONNECT_CAP`], or for another configuration. It ends when the agent drains; its link does so with
+//! the last forward.
 //!
 //! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
 //! drop its gateway or its key, and for the stop. A
@@ -119,17 +120,19 @@
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
 //! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
-//! key meanwhile), for its last forward once it was replaced or one of the two ends drains, for a message that breaks the
-//! protocol, or for the stop.
+//! key meanwhile, and why it gets no more forwards), for its last forward once it was retired or one of the two ends drains,
+//! for a message that breaks the protocol, or for the stop. Of several links of an agent the least loaded gets a forward; of
+//! several processes with one replica name the one that was started last (`gateway::roster`). What befell an agent's links
+//! is remembered for the operator (`gateway::lapses`).
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
 //! registry to drop the guest, for its last forward in a drain, and for the stop. The loopback door waits for a place, then
 //! for a connection, until the drain.
 //!
-//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
-//! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise. Where
-//! its link lives on another thread, a second task there waits for the answer and moves the bytes of the target's half, and
-//! the first one waits for its end.
+//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for a link where there is none, for an agent's
+//! answer, or another's after it, all under one deadline; then moves bytes until both ends are done, or the registry, the
+//! configuration, the trail, the session or the stop says otherwise. Where its link lives on another thread, a second task
+//! there waits for the answer and moves the bytes of the target's half, and the first one waits for its end.
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.
