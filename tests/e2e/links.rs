@@ -283,7 +283,7 @@ async fn twelve_thousand_short_forwards_leave_nothing_behind() {
     };
     // The bound: from the first quarter to the end, a fifth and two megabytes. A leak of the library's kind, some three
     // kilobytes for each channel, would be twenty-seven.
-    let all = 3 * limits::OPENS_PER_LINK as usize;
+    let all = 6 * limits::OPENS_PER_LINK as usize;
     let (gateway, agent) = (site.program(Side::Gateway).pid(), site.program(Side::Agent).pid());
     let idle = [Side::Gateway, Side::Agent].map(|side| descriptors(site.program(side)));
     churn(all / 4).await;
