@@ -157,8 +157,12 @@ END
 # start_agent NAME AGENT [REPLICA] : starts it; its process is then in $pid.
 start_agent() { launch "$1-$2-${3:-one}" "$CAPONIER_BIN" agent --config "$1/$2-${3:-one}.toml"; }
 
-# links NAME [FILTER] : the links of a gateway that jq's FILTER selects, one object a line.
-links() { "$CAPONIER_BIN" agents --socket "$1/admin.sock" --json | jq -c ".[] | select(${2:-true})"; }
+# links NAME [FILTER] : the links of a gateway that jq's FILTER selects, one object a line; agents without one are listed,
+# too, and passed over.
+links() {
+  "$CAPONIER_BIN" agents --socket "$1/admin.sock" --json |
+    jq -c ".[] | select(.address != null and .state != \"absent\") | select(${2:-true})"
+}
 
 # linked NAME AGENT [REPLICA] : whether it has an active link.
 linked() {

@@ -11,8 +11,11 @@
 //! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
 //! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
 //! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
-//! have been cut, everything else is stopped and waited for, and the trail closed. Everything runs on the caller's thread:
-//! see [`crate::tunnel::ssh`].
+//! have been cut, everything else is stopped and waited for, and the trail closed.
+//!
+//! What runs where: whoever keeps a link lives on one thread of a [`Crew`], with all its links and their forwards, as
+//! [`crate::tunnel::ssh`] wants it. There is a thread per link as far as there are processors; the usual agent, with one
+//! link, has the caller's alone.
 
 mod dial;
 mod live;
@@ -21,6 +24,7 @@ mod usage;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -39,7 +43,7 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::reload::{Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
-use crate::task::Tasks;
+use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
@@ -121,6 +125,9 @@ pub struct Orchestrator {
 /// Why an agent could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
+    /// Threads.
+    #[error("the agent's threads failed")]
+    Crew(#[source] CrewError),
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
@@ -143,6 +150,7 @@ struct Agent {
     state: Live<State>,
     trail: Trail,
     tasks: Tasks,
+    crew: Crew,
     drain: Drain,
     usage: Usage,
     ways_out: Mutex<WaysOut>,
@@ -167,6 +175,10 @@ pub async fn run(
     stop: Stop,
     supervisor: &Supervisor,
 ) -> Result<Outcome, RunError> {
+    let links = config.organisations.iter().map(|organisation| organisation.gateways.len()).sum();
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(links).min(limits::WORKERS_MAX);
+    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
+    supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
     let trail = Trail::start(config.audit.clone(), Side::Agent, &writer).await.map_err(RunError::Trail)?;
@@ -177,6 +189,7 @@ pub async fn run(
         state: Live::new(State::new(&config)),
         trail: trail.clone(),
         tasks: tasks.clone(),
+        crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
         ways_out: Mutex::default(),
@@ -194,15 +207,21 @@ pub async fn run(
         }
     }));
     supervisor.ready("dialling out");
-    stop.drain().cancelled().await;
+    tokio::select! {
+        () = stop.drain().cancelled() => {}
+        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
+    }
     let grace = agent.state.current().drain;
     agent.drain.begin(grace);
     let outcome = drain(&agent, grace, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
+    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
+    let ended = threads.end(limits::STOP_GRACE).await;
     watch.abort();
     drop(agent);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
+    ended.map_err(RunError::Crew)?;
     if drained { Ok(outcome) } else { Err(RunError::Drain) }
 }
 
@@ -285,7 +304,13 @@ impl Posts {
                 let dismissed = CancellationToken::new();
                 let name = AgentName { organisation, agent: agent.id.clone() };
                 let post = Arc::new(Post { name, gateway, dismissed: dismissed.clone() });
-                agent.tasks.spawn(dial::keep_linked(agent.clone(), post));
+                let worker = agent.crew.lightest();
+                let carried = worker.carry(Load::Session);
+                let keeping = dial::keep_linked(agent.clone(), post);
+                worker.spawn(&agent.tasks, async move {
+                    let _carried = carried;
+                    keeping.await;
+                });
                 dismissed
             });
         }

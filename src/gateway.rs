@@ -7,11 +7,16 @@
 //!
 //! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
 //! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
-//! socket answers questions about the roster. Everything runs on the caller's thread: see [`crate::tunnel::ssh`].
+//! socket answers questions about the roster.
 //!
 //! When the stop given to [`run`] asks for a drain, listeners end first, with all that they have accepted taken on; then
 //! agents are told, door sessions and links end with their last forward, and the admin socket goes on answering. When no
 //! forward is left, or those that were have been cut, everything else is stopped and waited for, and the trail closed.
+//!
+//! What runs where: the caller's thread accepts, and hands each connection, of which nothing has been read, to the thread of
+//! a [`Crew`] that carries the fewest forwards. There it lives for good, with all that belongs to it, as
+//! [`crate::tunnel::ssh`] wants it. A forward of the loopback door runs on the thread of the link it is likely to take; one
+//! of the SSH door runs on its session's, and where the link lives on another, [`roster::Ride::open`] has a bridge built.
 
 mod admin;
 mod broker;
@@ -25,6 +30,7 @@ mod roster;
 
 use std::io;
 use std::net::SocketAddr;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -44,8 +50,8 @@ use crate::registry::file::{Files, Reload};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
-use crate::task::Tasks;
-use crate::tunnel::admit::Room;
+use crate::task::{Crew, CrewError, Tasks};
+use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, LastError, agents};
@@ -167,6 +173,9 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// Threads.
+    #[error("the gateway's threads failed")]
+    Crew(#[source] CrewError),
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
@@ -188,7 +197,9 @@ struct Gateway {
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
+    crew: Crew,
     room: Room,
+    handshakes: Handshakes,
     drain: Drain,
     /// The tasks that accept.
     accepting: Count,
@@ -238,6 +249,10 @@ pub async fn run(
         }
         None => None,
     };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let workers = workers.clamp(limits::GATEWAY_WORKERS, limits::WORKERS_MAX);
+    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
+    supervisor.watch(crew.clone());
     let writer = Tasks::new();
     let trail = Trail::start(config.audit.clone(), Side::Gateway, &writer).await.map_err(RunError::Trail)?;
     let tasks = Tasks::new();
@@ -249,7 +264,9 @@ pub async fn run(
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
+        crew: crew.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        handshakes: Handshakes::new(workers),
         drain: Drain::new(),
         accepting: Count::default(),
         unrecorded: Mutex::default(),
@@ -275,16 +292,22 @@ pub async fn run(
     }));
     info!(key = %host_key, listen = ?main, "gateway started");
     ready(&main, &doors);
-    stop.drain().cancelled().await;
+    tokio::select! {
+        () = stop.drain().cancelled() => {}
+        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
+    }
     let grace = gateway.state.current().drain;
     gateway.drain.begin(grace);
     // Before anything is counted: what they have accepted is a forward by then, or on its way to the login.
     gateway.accepting.none().await;
     let outcome = drain(&gateway, grace, &stop, supervisor).await;
     let drained = tasks.drain(limits::STOP_GRACE).await;
+    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
+    let ended = threads.end(limits::STOP_GRACE).await;
     drop(gateway);
     trail.close().await.map_err(RunError::Close)?;
     writer.drain(limits::STOP_GRACE).await;
+    ended.map_err(RunError::Crew)?;
     if drained { Ok(outcome) } else { Err(RunError::Drain) }
 }
 

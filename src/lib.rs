@@ -9,7 +9,7 @@
 //!
 //! ```text
 //! principal          gateway                                          agent                         target
-//!    │  SSH door,      │  broker: decide → record → pick a link → open  │                               │
+//!    │  SSH door,      │  broker: decide → record → (pick a link → ask) │                               │
 //!    │  loopback door  │ ───────────── direct-tcpip on the link ──────► │  serve: who asks → could any  │
 //!    │ ──────────────► │                                                │  rule allow it → resolve →    │
 //!    │                 │                                                │  decide → record → dial ────► │
@@ -71,15 +71,19 @@
 //!
 //! # Tasks, and what each waits on
 //!
-//! A process has one thread for all of them (a current-thread runtime), and threads for blocking work: the trail's
-//! writer, reading the registry, the system's resolver. A session of the SSH library and the tasks that use its
-//! channels must share a thread; `tunnel::ssh` says why. After the drain all end when the stop token of their `Tasks`
-//! fires, and are awaited for [`limits::STOP_GRACE`]; the trail is closed after them.
+//! An SSH session of the library and the tasks that use its channels must share a thread; `tunnel::ssh` says why. So there
+//! are several threads with a runtime each ([`task::Crew`]), and a task stays on the thread of whoever spawned it. The first
+//! is the main thread: it accepts, and has all that belongs to no session. A gateway hands each connection, still raw, to
+//! the thread that carries the fewest forwards, where it lives for good with its tasks; an agent has a thread per link as
+//! far as there are processors. Where a forward's door session and its link live on different threads, each has half of the
+//! forward, and a `tunnel::bridge` lies between. Blocking work has threads of its own: the trail's writer, reading the
+//! registry, the system's resolver. After the drain all tasks end when the stop token of their `Tasks` fires,
+//! and are awaited for [`limits::STOP_GRACE`]; then the threads are joined, and the trail is closed.
 //!
 //! **Signals** (`cli::running`): one task waits for SIGTERM and SIGINT. In the two services the first begins the drain
 //! ([`drain`]), the second cuts what still runs, a third ends the process; in the other commands the first fires the stop
-//! token, and a second ends the process. Where a service manager watches, another task tells it at intervals that this
-//! thread gets to everything.
+//! token, and a second ends the process. Where a service manager watches, another task tells it at intervals that all
+//! threads get to everything.
 //!
 //! **The drain** is no task of its own: `gateway::run` and `agent::run` wait, when it has begun, for whoever accepts, then
 //! for the last forward, the deadline or the second signal, and then a little for the goodbyes.
@@ -97,9 +101,10 @@
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
 //! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
-//! it to end, to be worn, to be asked for anew by its gateway (which may be going away), or to be made with a key or name that is no longer the
-//! agent's; after a failure for a jittered time that grows to [`limits::RECONNECT_CAP`], or for another configuration. It
-//! ends when the agent drains; its link does so with the last forward.
+//! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway (which may
+//! be going away), or to be made with a key or name that is no longer the agent's; after a failure for a jittered time that
+//! grows to [`limits::RECONNECT_CAP`], or for another configuration. It ends when the agent drains; its link does so with
+//! the last forward.
 //!
 //! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
 //! drop its gateway or its key, and for the stop. A
@@ -110,19 +115,24 @@
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
 //! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections until the drain, and gives each a
-//! seat or turns it away. One task per connection waits for the identification string, and becomes a link or a door session.
+//! seat or turns it away. One task per connection, on a thread of the crew, waits for the identification string, then for a
+//! place among the handshakes and its turn, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
 //! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
-//! key meanwhile), for its last forward once it was replaced or one of the two ends drains, for a message that breaks the
-//! protocol, or for the stop.
+//! key meanwhile, and why it gets no more forwards), for its last forward once it was retired or one of the two ends drains,
+//! for a message that breaks the protocol, or for the stop. Of several links of an agent the least loaded gets a forward; of
+//! several processes with one replica name the one that was started last (`gateway::roster`). What befell an agent's links
+//! is remembered for the operator (`gateway::lapses`).
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
 //! registry to drop the guest, for its last forward in a drain, and for the stop. The loopback door waits for a place, then
 //! for a connection, until the drain.
 //!
-//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for the agent's answer, then moves bytes
-//! until both ends are done, or the registry, the configuration, the trail, the session or the stop says otherwise.
+//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for a link where there is none, for an agent's
+//! answer, or another's after it, all under one deadline; then moves bytes until both ends are done, or the registry, the
+//! configuration, the trail, the session or the stop says otherwise. Where its link lives on another thread, a second task
+//! there waits for the answer and moves the bytes of the target's half, and the first one waits for its end.
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.

@@ -19,6 +19,32 @@ pub const UNAUTHENTICATED_MAX: usize = 256;
 /// Connections from one address that have not logged in yet.
 pub const UNAUTHENTICATED_PER_ADDRESS: usize = 64;
 
+/// Handshakes under way at once over the whole gateway, from the end of the identification strings to the login: a thousand
+/// agents that come back at the same time are let in one after another, each soon, instead of all at once and none in time.
+pub const HANDSHAKES: usize = 64;
+
+/// Handshakes under way at once from one address: the same share of all as one address has of
+/// [the connections](UNAUTHENTICATED_PER_ADDRESS) without a login.
+pub const HANDSHAKES_PER_ADDRESS: usize = HANDSHAKES * UNAUTHENTICATED_PER_ADDRESS / UNAUTHENTICATED_MAX;
+
+/// How long a handshake keeps its place among [`HANDSHAKES`]. What takes longer waits for its peer and costs nothing: a key
+/// that has to be touched may go on, and a stranger who dawdles keeps nobody else out.
+pub const HANDSHAKE_HOLD: Duration = Duration::from_secs(5);
+
+/// Between the beginnings of two handshakes on one thread, once [`HANDSHAKE_BURST`] have begun: a handshake takes about a
+/// millisecond of processor time, so that they take a tenth of a thread at most, and what else runs there goes on between.
+pub const HANDSHAKE_PACE: Duration = Duration::from_millis(10);
+
+/// Handshakes that may begin at once on one thread that has had none for a while: a person's `ssh` never waits.
+pub const HANDSHAKE_BURST: u32 = 16;
+
+/// Threads that links and sessions are spread over: as many as there are processors, but more would only share one listener
+/// and one trail.
+pub const WORKERS_MAX: usize = 32;
+
+/// Threads of a gateway at least, also on one processor: handshakes then need not share the one that carries forwards.
+pub const GATEWAY_WORKERS: usize = 2;
+
 /// Logins refused on one connection before it is closed; an ssh-agent with a dozen keys still gets to the right one.
 pub const LOGIN_ATTEMPTS: usize = 16;
 
@@ -210,6 +236,15 @@ pub const HELD_STARVING: usize = 32 * 1024 * 1024;
 
 /// Bytes that may wait at all; a session has stopped reading long before.
 pub const HELD_MAX: usize = 64 * 1024 * 1024;
+
+/// Bytes of one forward, each way, that are on their way from one thread to another: so many that both threads work at the
+/// same time and seldom wake each other, so few that they stay in the processor's cache. A channel's credit, or its session's
+/// own bound, holds for them as well.
+pub const BRIDGE_BYTES: usize = 256 * 1024;
+
+/// Messages of one forward, each way, that are on their way from one thread to another: as many as [`BRIDGE_BYTES`] have room
+/// for where each is small.
+pub const BRIDGE_MESSAGES: usize = 1_024;
 
 /// How long a target may take nothing while what waits for it keeps a stock client's whole session from being read.
 pub const STALL: Duration = Duration::from_secs(60);

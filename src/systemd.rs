@@ -8,25 +8,27 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use tracing::debug;
+use tracing::{debug, warn};
 
 use crate::limits;
+use crate::task::Crew;
 
 /// The service manager, as far as it listens. Clones share the socket.
 #[derive(Debug, Clone)]
 pub struct Supervisor {
     socket: Option<Arc<(UnixDatagram, SocketAddr)>>,
     watchdog: Option<Duration>,
+    crew: Arc<OnceLock<Crew>>,
 }
 
 impl Supervisor {
     /// Nobody listens.
     #[must_use]
     pub fn none() -> Self {
-        Self { socket: None, watchdog: None }
+        Self { socket: None, watchdog: None, crew: Arc::default() }
     }
 
     /// Who listens according to the environment: `NOTIFY_SOCKET`, `WATCHDOG_USEC` and `WATCHDOG_PID`.
@@ -49,7 +51,7 @@ impl Supervisor {
         let ours = variable("WATCHDOG_PID").is_none()
             || number("WATCHDOG_PID").is_some_and(|pid| pid == u64::from(std::process::id()));
         let watchdog = number("WATCHDOG_USEC").filter(|&within| ours && within > 0).map(Duration::from_micros);
-        Self { socket: Some(Arc::new(socket)), watchdog }
+        Self { socket: Some(Arc::new(socket)), watchdog, crew: Arc::default() }
     }
 
     /// How often [`Supervisor::alive`] is to be called, if at all: twice in the time that the service manager allows.
@@ -81,9 +83,23 @@ impl Supervisor {
         self.send(&format!("STOPPING=1\nSTATUS={status}\nEXTEND_TIMEOUT_USEC={}", within.as_micros()));
     }
 
-    /// The program is not stuck.
-    pub fn alive(&self) {
-        self.send("WATCHDOG=1");
+    /// From now on the program lives only while all threads of `crew` do their work.
+    pub fn watch(&self, crew: Crew) {
+        // There is but one crew in a program.
+        drop(self.crew.set(crew));
+    }
+
+    /// Says that the program is not stuck, if all its threads answer within `limit`.
+    pub async fn alive(&self, limit: Duration) {
+        let answers = match self.crew.get() {
+            Some(crew) => crew.answers(limit).await,
+            None => true,
+        };
+        if answers {
+            self.send("WATCHDOG=1");
+        } else {
+            warn!("a thread does not get to its work");
+        }
     }
 
     fn send(&self, message: &str) {
@@ -125,8 +141,8 @@ mod tests {
         absent.ready("nobody hears this");
     }
 
-    #[test]
-    fn datagrams_are_as_the_service_manager_reads_them() {
+    #[tokio::test]
+    async fn datagrams_are_as_the_service_manager_reads_them() {
         let dir = tempfile::tempdir().expect("a folder");
         let path = dir.path().join("notify");
         let heard = UnixDatagram::bind(&path).expect("a socket");
@@ -134,7 +150,14 @@ mod tests {
         let supervisor = supervisor(&[("NOTIFY_SOCKET", path.as_os_str()), ("WATCHDOG_USEC", OsStr::new("30000000"))]);
         assert_eq!(supervisor.watchdog(), Some(Duration::from_secs(15)));
         supervisor.ready("listening");
-        supervisor.alive();
+        supervisor.alive(Duration::from_secs(10)).await;
+        let (crew, threads) = Crew::start("test", 2, Duration::from_secs(10)).expect("a crew");
+        supervisor.watch(crew.clone());
+        let (release, busy) = std::sync::mpsc::sync_channel::<()>(0);
+        crew.workers()[1].spawn(&crate::task::Tasks::new(), async move { busy.recv().is_err() });
+        supervisor.alive(Duration::from_millis(20)).await;
+        drop(release);
+        threads.end(Duration::from_secs(10)).await.expect("ended");
         supervisor.reloading();
         supervisor.reloaded();
         supervisor.draining("draining: 1", Duration::from_secs(20));

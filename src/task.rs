@@ -2,6 +2,11 @@
 //!
 //! Promised: every task of the program is spawned through a [`Tasks`], carries its stop token, and is awaited by
 //! [`Tasks::drain`] before the owner goes away. Nothing else may call `tokio::spawn` (clippy refuses it).
+//!
+//! A task runs on the thread of whoever spawns it. What is to run on another one of a [`Crew`] is spawned through a
+//! [`Worker`]; see there.
+
+mod crew;
 
 use std::future::Future;
 use std::time::Duration;
@@ -9,6 +14,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+
+pub use crew::{Carried, Crew, CrewError, Load, Threads, Worker};
 
 /// A group of tasks with one stop token. Clones share the group.
 #[derive(Debug, Clone, Default)]

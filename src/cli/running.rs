@@ -93,7 +93,7 @@ pub(super) fn block_on<T>(work: impl AsyncFnOnce(CancellationToken) -> anyhow::R
 }
 
 /// Runs a service on this thread until it ends. The first SIGTERM or SIGINT asks it to drain, the second to end now, and the
-/// third ends the program. Meanwhile the service manager is told that this thread still gets to everything.
+/// third ends the program. Meanwhile the service manager is told that its threads still get to everything.
 ///
 /// # Errors
 /// If the runtime cannot be had, or `work` fails.
@@ -108,7 +108,7 @@ pub(super) fn serve<T>(work: impl AsyncFnOnce(Stop, Supervisor) -> anyhow::Resul
             let supervisor = supervisor.clone();
             signals.spawn(async move {
                 loop {
-                    supervisor.alive();
+                    supervisor.alive(interval / 2).await;
                     tokio::time::sleep(interval).await;
                 }
             });

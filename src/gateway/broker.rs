@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::Gateway;
 use super::roster::{Link, NoRide, Ride, Standing};
-use crate::audit::{self, Ending, Entry, Event, Kind};
+use crate::audit::{self, Counters, Ending, Entry, Event, Kind};
 use crate::chain::Chain;
 use crate::drain::Ticket;
 use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
@@ -26,7 +26,7 @@ use crate::policy::grant::Pass;
 use crate::registry::Registry;
 use crate::target::{Target, TargetError};
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::{Channel, OpenError};
+use crate::tunnel::ssh::OpenError;
 use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
 
 /// What a door asks for.
@@ -184,7 +184,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         // The client is gone: the entry ends as abandoned, and a channel is closed when its confirmation comes.
         () = gone.cancelled() => return,
     };
-    let (ride, channel) = match reached {
+    let (ride, far) = match reached {
         Ok(reached) => reached,
         Err(failure) => {
             let public = failure.public();
@@ -202,7 +202,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
 
     let counters = entry.counters();
     let stop = CancellationToken::new();
-    let splice = splice::splice(near, Side::Channel(channel), &counters, gateway.limits().forward, &stop);
+    let splice = splice::splice(near, far, &counters, gateway.limits().forward, &stop);
     tokio::pin!(splice);
     let cut = tokio::select! {
         end = &mut splice => Err(end),
@@ -279,7 +279,7 @@ async fn reach(
     pass: Pass,
     id: &ForwardId,
     entry: &mut Entry,
-) -> Result<(Ride, Channel), Failure> {
+) -> Result<(Ride, Side), Failure> {
     let begun = time::Instant::now();
     let deadline = begun + limits::OPENING_TIMEOUT;
     let originator =
@@ -288,8 +288,8 @@ async fn reach(
     let mut last = None;
     while let Some(ride) = next(gateway, request, &tried, begun + limits::LINK_PATIENCE).await {
         entry.served_by(Some(ride.link().peer.replica.clone()), None);
-        let failure = match ask(gateway, &ride, &pass, &originator, id, deadline).await {
-            Ok(channel) => return Ok((ride, channel)),
+        let failure = match ask(gateway, &ride, &pass, &originator, id, entry.counters(), deadline).await {
+            Ok(far) => return Ok((ride, far)),
             Err(failure) => failure,
         };
         debug!(reason = failure.reason(), replica = %ride.link().peer.replica, "an agent did not open a forward");
@@ -330,13 +330,14 @@ async fn ask(
     pass: &Pass,
     originator: &Originator,
     id: &ForwardId,
+    counters: Arc<Counters>,
     deadline: time::Instant,
-) -> Result<Channel, Failure> {
+) -> Result<Side, Failure> {
     if ride.link().live() > gateway.limits().forwards_per_link {
         return Err(Failure::Full);
     }
     let begun = time::Instant::now();
-    match timeout_at(deadline.min(begun + limits::ANSWER_TIMEOUT), ride.open(pass, originator, id)).await {
+    match timeout_at(deadline.min(begun + limits::ANSWER_TIMEOUT), ride.open(pass, originator, id, counters)).await {
         Ok(opened) => opened.map_err(Failure::Refused),
         Err(_) => Err(Failure::Unanswered { seconds: begun.elapsed().as_secs() }),
     }

@@ -3,6 +3,9 @@
 //! Promised: a connection has a seat before its first byte is read and gives it back when it has logged in; everything up
 //! to the login happens under one deadline; what an agent claims to be is believed only with a host key that the registry
 //! holds for exactly that agent.
+//!
+//! A connection is handed over to its thread before anything is read of it, the one that carries the fewest forwards: so a
+//! thousand idle agents that come back after a restart shake hands where they hinder nobody, as far as there is such a thread.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,7 +26,8 @@ use crate::chain::Chain;
 use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
-use crate::tunnel::admit::{self, Greeted, Seat};
+use crate::task::{Load, Worker};
+use crate::tunnel::admit::{self, Greeted, Place, Seat};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
@@ -39,11 +43,7 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, address)) => match gateway.room.seat(address.ip()) {
-                Ok(seat) => {
-                    let gateway = gateway.clone();
-                    let tasks = gateway.tasks.clone();
-                    tasks.spawn(async move { greet(gateway, stream, address, seat).await });
-                }
+                Ok(seat) => hand_over(&gateway, stream, address, seat),
                 Err(full) => {
                     debug!(?full, "turned a connection away: too many have not logged in");
                     gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_connections");
@@ -72,8 +72,34 @@ fn is_of_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn greet(gateway: Arc<Gateway>, mut stream: TcpStream, address: SocketAddr, seat: Seat) {
+fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, address: SocketAddr, seat: Seat) {
     let deadline = Instant::now() + limits::LOGIN_GRACE;
+    let worker = gateway.crew.lightest().clone();
+    // From here on, so that many who come at once are spread.
+    let carried = worker.carry(Load::Session);
+    let stream = match stream.into_std() {
+        Ok(stream) => stream,
+        Err(error) => return debug!(%error, "a connection ended at once"),
+    };
+    let (gateway, there) = (gateway.clone(), worker.clone());
+    let tasks = gateway.tasks.clone();
+    worker.spawn(&tasks, async move {
+        let _carried = carried;
+        match TcpStream::from_std(stream) {
+            Ok(stream) => greet(gateway, there, stream, address, deadline, seat).await,
+            Err(error) => warn!(%error, "could not hand a connection over to its thread"),
+        }
+    });
+}
+
+async fn greet(
+    gateway: Arc<Gateway>,
+    worker: Worker,
+    mut stream: TcpStream,
+    address: SocketAddr,
+    deadline: Instant,
+    seat: Seat,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "a connection ended at once");
         return;
@@ -83,39 +109,59 @@ async fn greet(gateway: Arc<Gateway>, mut stream: TcpStream, address: SocketAddr
         greeted = admit::greet(&mut stream, bytes::Bytes::new(), Some(wire::DOOR_LINE), deadline) => greeted,
         () = stop.cancelled() => return,
     };
-    match greeted {
-        Ok(greeted) => match greeted.peer.clone() {
-            Peer::Agent { name, replica } => {
-                link(gateway, stream, address, greeted, (name, replica), deadline, seat).await
-            }
-            Peer::Client | Peer::Stock => door::ssh::serve(gateway, stream, address, greeted, deadline, seat).await,
-            Peer::Door => {
-                debug!("turned away a gateway");
-                gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
-            }
-        },
+    let greeted = match greeted {
+        Ok(greeted) => greeted,
         Err(error) => {
             debug!(error = %Chain(&error), "turned away a connection");
             let event = Event::new(Kind::AuthRefused).client(address).detail(Chain(&error));
-            gateway.trail.stranger(event, "identification");
+            return gateway.trail.stranger(event, "identification");
         }
+    };
+    if greeted.peer == Peer::Door {
+        debug!("turned away a gateway");
+        return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
     }
+    // Not before: who says nothing costs a seat, and no place.
+    let place = tokio::select! {
+        place = timeout_at(deadline, gateway.handshakes.begin(worker.number(), address.ip())) => place,
+        () = stop.cancelled() => return,
+    };
+    let Ok(place) = place else {
+        debug!("turned a connection away: too many handshakes came before it");
+        return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_handshakes");
+    };
+    let admitted = Admitted { address, greeted, deadline, seat, place };
+    // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link waits for
+    // most of its life, a thousand times over.
+    match admitted.greeted.peer.clone() {
+        Peer::Agent { name, replica } => Box::pin(link(gateway, worker, stream, admitted, (name, replica))).await,
+        Peer::Client | Peer::Stock | Peer::Door => Box::pin(door::ssh::serve(gateway, stream, admitted)).await,
+    }
+}
+
+/// A connection that may shake hands.
+pub(super) struct Admitted {
+    /// Where it comes from.
+    pub(super) address: SocketAddr,
+    /// What it has said.
+    pub(super) greeted: Greeted,
+    /// When it has to have logged in.
+    pub(super) deadline: Instant,
+    /// Kept until then.
+    pub(super) seat: Seat,
+    /// For the handshake.
+    pub(super) place: Place,
 }
 
 type Claim = (AgentName, Option<ReplicaId>);
 
-async fn link(
-    gateway: Arc<Gateway>,
-    stream: TcpStream,
-    address: SocketAddr,
-    greeted: Greeted,
-    (name, replica): Claim,
-    deadline: Instant,
-    seat: Seat,
-) {
+async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted: Admitted, (name, replica): Claim) {
+    let Admitted { address, greeted, deadline, seat, place } = admitted;
     let stop = gateway.tasks.stopping().clone();
+    let establishing =
+        place.during(timeout_at(deadline, Box::pin(establish(&gateway, stream, greeted, address, &name))));
     let established = tokio::select! {
-        established = timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)) => established,
+        established = establishing => established,
         () = stop.cancelled() => return,
     };
     let (client, login, control, hello) = match established {
@@ -130,7 +176,7 @@ async fn link(
     let key = client.host_key().fingerprint();
     let process = Process::of(&hello);
     let peer = Linked { name, replica, process, address, version: hello.version, key };
-    let link = Arc::new(Link::new(peer.clone(), client));
+    let link = Arc::new(Link::new(peer.clone(), client, worker, gateway.tasks.clone()));
     let _present = gateway.drain.greet();
     let event = |kind| {
         Event::new(kind)
@@ -140,8 +186,8 @@ async fn link(
             .key(peer.key)
             .client(peer.address)
     };
-    // Before its record, so that whoever reads of the link finds it there. No forward can come in between: the record is in
-    // the trail's queue before anybody else gets to run.
+    // Before its record, so that whoever reads of the link finds it there. A forward on another thread may take it at once,
+    // and be recorded a moment before it.
     let surplus = gateway.roster.insert(&link);
     if let Err(error) = gateway.trail.note(event(Kind::LinkUp)).await {
         warn!(error = %Chain(&error), "cutting a link that could not be recorded");

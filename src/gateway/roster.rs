@@ -13,14 +13,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use jiff::Timestamp;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
+use crate::audit::Counters;
 use crate::identity::{AgentName, Fingerprint, ReplicaId};
 use crate::limits;
 use crate::policy::grant::Pass;
-use crate::tunnel::ssh::{Answers, Channel, Client, OpenError};
+use crate::task::{Carried, Load, Tasks, Worker};
+use crate::tunnel::splice::{self, Side};
+use crate::tunnel::ssh::{Answers, Client, OpenError};
 use crate::tunnel::wire::{ForwardId, Hello, InstanceId, Originator};
 
 /// All links, by agent.
@@ -117,11 +121,20 @@ pub(super) struct Link<S = Client> {
     answers: Answers,
     gone: CancellationToken,
     client: S,
+    /// Where its session lives, whose channels are used there and nowhere else.
+    home: Option<Home>,
+}
+
+/// A thread, and whose tasks run there.
+struct Home {
+    worker: Worker,
+    tasks: Tasks,
 }
 
 /// One forward on a link, counted until it is dropped.
 pub(super) struct Ride<S = Client> {
     link: Arc<Link<S>>,
+    _carried: Option<Carried>,
 }
 
 /// Why there is no link to ask.
@@ -207,6 +220,14 @@ impl<S> Roster<S> {
         Ok(Ride::new(link.clone()))
     }
 
+    /// Where the link lives that would be [picked](Roster::pick) now.
+    pub(super) fn worker(&self, name: &AgentName) -> Option<Worker> {
+        let table = self.table();
+        let active = table.links.get(name)?.iter().filter(|link| link.takes_forwards());
+        let link = active.min_by_key(|link| (link.live(), link.picked.load(Ordering::Relaxed)))?;
+        link.home.as_ref().map(|home| home.worker.clone())
+    }
+
     /// Whether the agent has a link with this replica name.
     pub(super) fn holds(&self, peer: &Peer) -> bool {
         let table = self.table();
@@ -274,10 +295,10 @@ impl<S> Drop for Arrival<'_, S> {
 }
 
 impl Link {
-    /// A link whose agent has said hello.
-    pub(super) fn new(peer: Peer, client: Client) -> Self {
+    /// A link whose agent has said hello, and whose session lives on `worker`.
+    pub(super) fn new(peer: Peer, client: Client, worker: Worker, tasks: Tasks) -> Self {
         let (answers, gone) = (client.answers().clone(), client.control().gone().clone());
-        Self::with(peer, answers, gone, client)
+        Self { home: Some(Home { worker, tasks }), ..Self::with(peer, answers, gone, client) }
     }
 
     /// The SSH session.
@@ -301,6 +322,7 @@ impl<S> Link<S> {
             answers,
             gone,
             client,
+            home: None,
         }
     }
 
@@ -382,7 +404,8 @@ impl<S> Ride<S> {
     fn new(link: Arc<Link<S>>) -> Self {
         link.live.fetch_add(1, Ordering::Relaxed);
         link.opened.fetch_add(1, Ordering::Relaxed);
-        Self { link }
+        let carried = link.home.as_ref().map(|home| home.worker.carry(Load::Forward));
+        Self { link, _carried: carried }
     }
 
     /// The link.
@@ -392,14 +415,43 @@ impl<S> Ride<S> {
 }
 
 impl Ride {
-    /// Asks the agent for the forward that `pass` permits.
+    /// Asks the agent for the forward that `pass` permits, and gives the side that leads to the target. Where the link lives
+    /// on another thread than the caller, that is one end of a bridge; bytes that leave at its other end are added to
+    /// `counters` there. May be dropped: what then still opens is closed.
     pub(super) async fn open(
         &self,
         pass: &Pass,
         originator: &Originator,
         forward: &ForwardId,
-    ) -> Result<Channel, OpenError> {
-        self.link.client.open(pass.target(), &originator.to_string(), Some(forward)).await
+        counters: Arc<Counters>,
+    ) -> Result<Side, OpenError> {
+        let link = self.link.clone();
+        let originator = originator.to_string();
+        let Some(Home { worker, tasks }) = link.home.as_ref().filter(|home| !home.worker.is_here()) else {
+            return link.client.open(pass.target(), &originator, Some(forward)).await.map(Side::Channel);
+        };
+        debug!(%forward, worker = worker.number(), "the link lives on another thread");
+        let (mut answer, answered) = oneshot::channel();
+        let (target, forward) = (pass.target().clone(), forward.clone());
+        worker.spawn(tasks, {
+            let link = link.clone();
+            async move {
+                let opened = tokio::select! {
+                    opened = link.client.open(&target, &originator, Some(&forward)) => opened,
+                    () = answer.closed() => return,
+                };
+                match opened {
+                    Ok(channel) => {
+                        let (side, across) = splice::across(counters);
+                        // If nobody waits any more, the side is dropped, and what was opened closed.
+                        drop(answer.send(Ok(side)));
+                        across.run(Side::Channel(channel)).await;
+                    }
+                    Err(error) => drop(answer.send(Err(error))),
+                }
+            }
+        });
+        answered.await.unwrap_or(Err(OpenError::Gone))
     }
 }
 

@@ -2,16 +2,20 @@
 //!
 //! Promised: a connection that has not logged in holds a [`Seat`], of which there are few, in all and per address; its
 //! first line is read under a deadline and a length, and nothing else is read before it is judged. A peer that waits for
-//! our line first gets it after a short patience.
+//! our line first gets it after a short patience. What follows, the handshake, costs processor time: it begins with a
+//! [`Place`], of which there are fewer, in all and per address, and at a measured pace on each thread. Who waits for one
+//! keeps its seat.
 
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::wire::{IdentificationError, Peer};
 use crate::limits;
@@ -82,6 +86,123 @@ impl Drop for Seat {
                 taken.by_address.remove(&self.address);
             }
         }
+    }
+}
+
+/// Lets handshakes begin, so many at once and so fast.
+#[derive(Debug)]
+pub struct Handshakes {
+    places: Arc<Semaphore>,
+    by_address: Arc<Mutex<HashMap<IpAddr, OfAddress>>>,
+    paces: Vec<Pace>,
+}
+
+/// The places that one address may have; here for as long as somebody has or wants one.
+#[derive(Debug)]
+struct OfAddress {
+    places: Arc<Semaphore>,
+    users: usize,
+}
+
+/// Somebody who has or wants a place.
+#[derive(Debug)]
+struct User {
+    by_address: Arc<Mutex<HashMap<IpAddr, OfAddress>>>,
+    address: IpAddr,
+}
+
+/// A handshake's place; given back on drop.
+#[derive(Debug)]
+pub struct Place {
+    _of_all: Option<OwnedSemaphorePermit>,
+    _of_address: Option<OwnedSemaphorePermit>,
+    _user: User,
+}
+
+impl Handshakes {
+    /// For handshakes on so many threads.
+    #[must_use]
+    pub fn new(threads: usize) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(limits::HANDSHAKES)),
+            by_address: Arc::default(),
+            paces: (0..threads).map(|_| Pace::new(limits::HANDSHAKE_PACE, limits::HANDSHAKE_BURST)).collect(),
+        }
+    }
+
+    /// Waits until a handshake with `address` may begin on the thread of this number. May be dropped. Who waits for a place
+    /// of its address stands in nobody else's way.
+    pub async fn begin(&self, thread: usize, address: IpAddr) -> Place {
+        let (user, of_address) = self.user(network(address));
+        // Nobody closes them.
+        let of_address = of_address.acquire_owned().await.ok();
+        let of_all = self.places.clone().acquire_owned().await.ok();
+        if let Some(pace) = self.paces.get(thread) {
+            pace.turn().await;
+        }
+        Place { _of_all: of_all, _of_address: of_address, _user: user }
+    }
+
+    fn user(&self, address: IpAddr) -> (User, Arc<Semaphore>) {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_address = by_address.entry(address).or_insert_with(|| OfAddress {
+            places: Arc::new(Semaphore::new(limits::HANDSHAKES_PER_ADDRESS)),
+            users: 0,
+        });
+        of_address.users += 1;
+        (User { by_address: self.by_address.clone(), address }, of_address.places.clone())
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(of_address) = by_address.get_mut(&self.address) {
+            of_address.users -= 1;
+            if of_address.users == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+impl Place {
+    /// Runs the handshake. The place is given back at its end, or before, when it has lasted for
+    /// [`limits::HANDSHAKE_HOLD`].
+    pub async fn during<T>(self, handshake: impl Future<Output = T>) -> T {
+        tokio::pin!(handshake);
+        tokio::select! {
+            biased;
+            result = &mut handshake => return result,
+            () = sleep(limits::HANDSHAKE_HOLD) => drop(self),
+        }
+        handshake.await
+    }
+}
+
+/// Turns at a steady rate, some of which may be saved up.
+#[derive(Debug)]
+struct Pace {
+    every: Duration,
+    burst: u32,
+    next: Mutex<Instant>,
+}
+
+impl Pace {
+    fn new(every: Duration, burst: u32) -> Self {
+        let now = Instant::now();
+        Self { every, burst, next: Mutex::new(now.checked_sub(every * burst).unwrap_or(now)) }
+    }
+
+    async fn turn(&self) {
+        let turn = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let saved = Instant::now().checked_sub(self.every * (self.burst - 1)).unwrap_or(*next);
+            let turn = saved.max(*next);
+            *next = turn + self.every;
+            turn
+        };
+        sleep_until(turn).await;
     }
 }
 
@@ -252,6 +373,74 @@ mod tests {
         assert_eq!(room.seat("10.0.0.2".parse().expect("an address")).expect_err("full"), Full::Total);
         drop(first);
         assert!(room.seat(a).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn handshakes_begin_at_a_pace() {
+        let pace = Pace::new(Duration::from_millis(10), 16);
+        let begun = Instant::now();
+        for _ in 0..16 {
+            pace.turn().await;
+        }
+        assert_eq!(begun.elapsed(), Duration::ZERO, "so many at once");
+        for _ in 0..100 {
+            pace.turn().await;
+        }
+        let took = begun.elapsed();
+        assert!((Duration::from_millis(990)..=Duration::from_millis(1_200)).contains(&took), "{took:?}");
+        sleep(Duration::from_secs(60)).await;
+        let begun = Instant::now();
+        for _ in 0..17 {
+            pace.turn().await;
+        }
+        assert!(begun.elapsed() >= Duration::from_millis(10), "no more than a burst is saved up");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn places_for_handshakes_are_bounded_in_all_and_per_address() {
+        let handshakes = Handshakes::new(1);
+        let at = |number: u8| IpAddr::from([10, 0, 0, number]);
+        let soon = Duration::from_secs(2);
+        let mut places = Vec::new();
+        for _ in 0..limits::HANDSHAKES_PER_ADDRESS {
+            places.push(handshakes.begin(0, at(1)).await);
+        }
+        // Somebody of that address has to wait, and keeps nobody else waiting.
+        let mut waiting = Box::pin(handshakes.begin(0, at(1)));
+        assert!(tokio::time::timeout(soon, &mut waiting).await.is_err());
+        for number in 0..(limits::HANDSHAKES - limits::HANDSHAKES_PER_ADDRESS) as u8 {
+            places.push(tokio::time::timeout(soon, handshakes.begin(0, at(10 + number))).await.expect("a place"));
+        }
+        assert!(tokio::time::timeout(soon, handshakes.begin(0, at(200))).await.is_err(), "all are taken");
+        drop(places.pop());
+        places.push(tokio::time::timeout(soon, handshakes.begin(0, at(200))).await.expect("a place that came back"));
+        drop(places);
+        drop(tokio::time::timeout(soon, waiting).await.expect("a place that came back"));
+        assert!(handshakes.by_address.lock().expect("not poisoned").is_empty(), "nothing is left behind");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_handshake_that_dawdles_loses_its_place_and_goes_on() {
+        let handshakes = Handshakes::new(1);
+        let address = IpAddr::from([10, 0, 0, 1]);
+        let mut slow = Vec::new();
+        for _ in 0..limits::HANDSHAKES_PER_ADDRESS {
+            let place = handshakes.begin(0, address).await;
+            slow.push(place.during(async {
+                sleep(limits::LOGIN_GRACE).await;
+                "logged in"
+            }));
+        }
+        let last = slow.pop().expect("one of them");
+        let others = slow.into_iter().map(Box::pin).collect::<Vec<_>>();
+        let begun = Instant::now();
+        let (outcome, waited) = tokio::join!(last, async {
+            drop(handshakes.begin(0, address).await);
+            begun.elapsed()
+        });
+        assert_eq!(outcome, "logged in");
+        assert!(waited <= limits::HANDSHAKE_HOLD + Duration::from_secs(1), "{waited:?}");
+        drop(others);
     }
 
     #[test]

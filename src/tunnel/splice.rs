@@ -3,24 +3,30 @@
 //! Promised: an end of file is passed on by itself, so that half-closed connections work; what breaks on one side looks
 //! broken on the other (a reset, or a channel closed without EOF), never like a clean end; what arrives is a prefix of
 //! what was sent, and all of it when both sides ended cleanly.
+//!
+//! **Where the two sides live on different threads**, each thread runs a splice of its own between its side and an end of a
+//! [`bridge`], made by [`across`]. Both together behave as one: the ending, the bytes counted and the credit given back are
+//! the same, because the principal's half ends only when the target's half has said how it ended, bytes are counted where
+//! they leave the process, and what is under way on the bridge is not given back as taken.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, SetOnce};
+use tokio::sync::{Notify, SetOnce, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::bridge::{self, Receipts};
 use super::pool::Buffer;
 use super::ssh::{self, Event, Returns};
 use crate::audit::Counters;
@@ -89,18 +95,115 @@ pub enum Side {
     Channel(ssh::Channel),
     /// A pipe within the process, for whoever needs a stream.
     Pipe(DuplexStream),
+    /// The way to another thread, where the other half of the forward is.
+    Bridge(Bridge),
+}
+
+/// An end of a bridge as a side of a splice.
+pub struct Bridge {
+    end: bridge::End,
+    /// What the principal's half knows of the target's.
+    rest: Option<Rest>,
 }
 
 enum Reader {
     Tcp(OwnedReadHalf),
     Channel(ssh::Reader),
     Pipe(ReadHalf<DuplexStream>, BytesMut),
+    Bridge(bridge::Reader),
 }
 
 enum Writer {
     Tcp(OwnedWriteHalf),
     Channel(ssh::Writer),
     Pipe(WriteHalf<DuplexStream>),
+    Bridge(bridge::Writer),
+}
+
+/// Parts a forward in two: the side that stands for the target in the principal's half, and the target's half, which is to
+/// [run](Across::run) on the thread of the target's side. Dropping either breaks the other.
+#[must_use]
+pub fn across(counters: Arc<Counters>) -> (Side, Across) {
+    let (near, far) = bridge::pair();
+    let (verdict, ended) = oneshot::channel();
+    let cut = CancellationToken::new();
+    let rest = Rest { leave: near.leave(), cut: cut.clone(), ended };
+    (Side::Bridge(Bridge { end: near, rest: Some(rest) }), Across { end: far, counters, cut, verdict })
+}
+
+/// The target's half of a forward whose sides live on different threads.
+pub struct Across {
+    end: bridge::End,
+    counters: Arc<Counters>,
+    cut: CancellationToken,
+    verdict: oneshot::Sender<End>,
+}
+
+impl Across {
+    /// Runs it to its end, and closes `far`.
+    pub async fn run(self, far: Side) {
+        let near = Side::Bridge(Bridge { end: self.end, rest: None });
+        let (end, remains) = splice(near, far, &self.counters, Bounds::default(), &self.cut).await;
+        // If nobody waits for it any more, the other half has been dropped.
+        self.verdict.send(end).ok();
+        remains.leave().await;
+    }
+}
+
+/// The principal's hold on the target's half.
+struct Rest {
+    leave: bridge::Leave,
+    cut: CancellationToken,
+    ended: oneshot::Receiver<End>,
+}
+
+impl Rest {
+    /// Ends the target's half after the principal's, and tells how both together ended. What was given to it is still
+    /// delivered, unless the forward was or is `cut`.
+    async fn end(
+        mut self,
+        ours: Ours,
+        mut moving: Pin<&mut impl Future<Output = Infallible>>,
+        cut: Pin<&mut impl Future<Output = End>>,
+    ) -> End {
+        self.leave.now();
+        let mut end = ours.end;
+        if !ours.cut {
+            tokio::select! {
+                biased;
+                theirs = &mut self.ended => return ours.with(theirs.ok()),
+                never = moving.as_mut() => match never {},
+                how = cut => end = how,
+            }
+        }
+        self.cut.cancel();
+        // Soon; after it nothing more is counted.
+        tokio::select! {
+            _ = self.ended => end,
+            never = moving => match never {},
+        }
+    }
+}
+
+/// How the principal's half ended, or a forward that has no other.
+struct Ours {
+    end: End,
+    /// Whether it was cut or given up, so that nothing is to be waited for.
+    cut: bool,
+    /// Whether all was done to deliver what the principal had sent; what goes wrong at the target since is not the reason.
+    delivered: bool,
+}
+
+impl Ours {
+    /// How both halves together ended. Without a word from the target's its thread is going down, and so is the program.
+    fn with(self, theirs: Option<End>) -> End {
+        match (self.end, theirs) {
+            (End::NearBroke(_), _) if self.delivered => self.end,
+            (_, Some(theirs @ (End::FarBroke(_) | End::Stalled))) => theirs,
+            // That the principal's side is gone is what it has been told by this one.
+            _ => self.end,
+        }
+    }
 }
 
 /// Runs the forward between `near`, the principal's side, and `far`, the target's, until its end, one of its `bounds` or
@@ -109,11 +212,12 @@ enum Writer {
 /// The forward is over when this returns; what is left of its two sides is then to be [left](Remains::leave).
 pub async fn splice(
     near: Side,
-    far: Side,
+    mut far: Side,
     counters: &Counters,
     bounds: Bounds,
     stop: &CancellationToken,
 ) -> (End, Remains) {
+    let rest = far.rest();
     let (mut near_reader, mut near_writer) = near.split();
     let (mut far_reader, mut far_writer) = far.split();
     let (up, down) = (Half::default(), Half::default());
@@ -131,25 +235,37 @@ pub async fn splice(
             }
         };
         tokio::pin!(moving, cut);
-        tokio::select! {
+        let (mut was_cut, mut delivered) = (false, false);
+        let end = tokio::select! {
             biased;
             never = &mut moving => match never {},
             () = both.cancelled() => End::Clean,
-            end = &mut cut => end,
+            end = &mut cut => {
+                was_cut = true;
+                end
+            }
             broke = up.broke.wait() => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving, &down, cut).await;
+                    was_cut = last_words(moving.as_mut(), &down, cut.as_mut()).await;
                 }
                 broke.end(End::NearBroke, End::FarBroke)
             }
             broke = down.broke.wait() => {
                 // What the principal has sent before it went away still reaches the target.
                 if matches!(broke, Broke::Writing(_)) {
-                    last_words(moving, &up, cut).await;
+                    was_cut = last_words(moving.as_mut(), &up, cut.as_mut()).await;
+                    delivered = true;
                 }
                 broke.end(End::FarBroke, End::NearBroke)
             }
+        };
+        match rest {
+            Some(rest) => {
+                let ours = Ours { end, cut: was_cut || end == End::Stalled, delivered };
+                rest.end(ours, moving, cut).await
+            }
+            None => end,
         }
     };
     let clean = end == End::Clean;
@@ -158,17 +274,21 @@ pub async fn splice(
     (end, Remains { near, far })
 }
 
-/// Lets a direction that is still on its way deliver what was sent into it. Both go on meanwhile: the one that broke still
-/// has to take what comes.
-async fn last_words(moving: impl Future<Output = Infallible>, half: &Half, cut: impl Future<Output = End>) {
+/// Lets a direction that is still on its way deliver what was sent into it, and tells whether it was cut meanwhile. Both go
+/// on: the one that broke still has to take what comes.
+async fn last_words(
+    moving: Pin<&mut impl Future<Output = Infallible>>,
+    half: &Half,
+    cut: Pin<&mut impl Future<Output = End>>,
+) -> bool {
     if half.is_done() {
-        return;
+        return false;
     }
     tokio::select! {
-        _ = tokio::time::timeout(limits::DELIVERY, moving) => {}
-        () = half.done.cancelled() => {}
-        _ = half.broke.wait() => {}
-        _ = cut => {}
+        _ = tokio::time::timeout(limits::DELIVERY, moving) => false,
+        () = half.done.cancelled() => false,
+        _ = half.broke.wait() => false,
+        _ = cut => true,
     }
 }
 
@@ -228,6 +348,9 @@ async fn direction(
         // A direction breaks but once.
         drop(this.broke.set(broke));
     };
+    // What is given to a bridge is taken, and counted, at its other end.
+    let receipts = writer.receipts();
+    let progress = || receipts.as_ref().map_or(0, Receipts::total);
     match reader {
         Reader::Tcp(_) | Reader::Pipe(..) => {
             let copy = async {
@@ -238,7 +361,9 @@ async fn direction(
                             if let Err(error) = writer.send(bytes).await {
                                 return Broke::Writing(error.kind());
                             }
-                            count(length);
+                            if receipts.is_none() {
+                                count(length);
+                            }
                         }
                         Ok(None) => return finish(writer).await,
                         Err(error) => return Broke::Reading(error.kind()),
@@ -246,6 +371,44 @@ async fn direction(
                 }
             };
             say(copy.await);
+        }
+        Reader::Bridge(reader) => {
+            let copy = async {
+                loop {
+                    match reader.next().await {
+                        Ok(Some(batch)) => {
+                            // The other half is patient in its own way for as long as it is there.
+                            let hopeless = |stalled| reader.is_closed() && stalled >= limits::DELIVERY;
+                            for bytes in &batch {
+                                if let Err(broke) = stalling(writer.send(bytes.clone()), hopeless, progress).await {
+                                    return broke;
+                                }
+                            }
+                            reader.taken(&batch);
+                            count(batch.iter().map(|bytes| bytes.len() as u64).sum());
+                        }
+                        Ok(None) => break,
+                        Err(error) => return Broke::Reading(error.kind()),
+                    }
+                }
+                let gone = async {
+                    this.done.cancelled().await;
+                    reader.closed().await;
+                    if both.is_cancelled() {
+                        return std::future::pending().await;
+                    }
+                    Broke::Reading(io::ErrorKind::ConnectionReset)
+                };
+                tokio::select! {
+                    broke = finish(writer) => broke,
+                    broke = gone => broke,
+                }
+            };
+            let broke = copy.await;
+            say(broke);
+            if matches!(broke, Broke::Writing(_) | Broke::Stalled) {
+                reader.give_up();
+            }
         }
         Reader::Channel(reader) => {
             let returns = reader.returns();
@@ -273,19 +436,48 @@ async fn direction(
             };
             let empty = async {
                 loop {
-                    match inbox.front().await {
+                    match inbox.front(writer.batch()).await {
                         Ok(batch) => {
-                            if let Err(broke) = stalling(writer.send_all(&batch), &returns).await {
-                                return broke;
+                            // A sink that takes nothing is given up where it keeps a stock client's whole session from being
+                            // read, or where the sender has gone. One that harms nobody else may take its time.
+                            let hopeless = |stalled| {
+                                returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY
+                            };
+                            if receipts.is_some() {
+                                // One by one: a message is accounted for either here or on the bridge.
+                                for bytes in batch {
+                                    let length = bytes.len();
+                                    if let Err(broke) = stalling(writer.send(bytes), &hopeless, &progress).await {
+                                        return broke;
+                                    }
+                                    drop(inbox.shift(length));
+                                }
+                                continue;
                             }
-                            inbox.shift(batch.len());
-                            count(batch.iter().map(|bytes| bytes.len() as u64).sum());
-                            returns.all_taken(batch.iter().map(Bytes::len)).await;
+                            let sent = match stalling(writer.send_some(&batch), &hopeless, &progress).await {
+                                Ok(sent) => sent,
+                                Err(broke) => return broke,
+                            };
+                            drop(batch);
+                            count(sent as u64);
+                            returns.all_taken(inbox.shift(sent).into_iter()).await;
                         }
-                        Err(Last::Starved) => returns.grow().await,
+                        Err(Last::Starved) => {
+                            if let Some(receipts) = &receipts {
+                                returns.repay(receipts.drained().await).await;
+                            }
+                            returns.grow().await;
+                        }
                         Err(Last::Eof) => return finish(writer).await,
                         Err(Last::Broken(kind)) => return Broke::Reading(kind),
                     }
+                }
+            };
+            let unsettled = receipts.as_ref().map(|receipts| Unsettled { receipts, returns: &returns });
+            let settle = async {
+                let Some(unsettled) = &unsettled else { return std::future::pending().await };
+                loop {
+                    returns.repay(unsettled.receipts.taken().await).await;
                 }
             };
             tokio::pin!(fill);
@@ -294,7 +486,9 @@ async fn direction(
                 biased;
                 broke = &mut fill => broke,
                 broke = empty => broke,
+                broke = settle => broke,
             };
+            drop(unsettled);
             say(broke);
             if matches!(broke, Broke::Writing(_) | Broke::Stalled) {
                 inbox.give_up();
@@ -305,23 +499,39 @@ async fn direction(
     std::future::pending().await
 }
 
-/// Sends, but not for ever: a sink that takes nothing is given up after [`limits::STALL`] where it keeps a stock client's
-/// whole session from being read, and after [`limits::DELIVERY`] where the sender has gone. One that harms nobody else may
-/// take its time.
-async fn stalling(send: impl Future<Output = io::Result<()>>, returns: &Returns) -> Result<(), Broke> {
+/// Sends, but not for ever: looks every [`limits::STALL`] in which nothing moved whether that is `hopeless` after so long.
+async fn stalling<T>(
+    send: impl Future<Output = io::Result<T>>,
+    hopeless: impl Fn(Duration) -> bool,
+    progress: impl Fn() -> u64,
+) -> Result<T, Broke> {
     tokio::pin!(send);
-    let mut stalled = Duration::ZERO;
+    let (mut stalled, mut seen) = (Duration::ZERO, progress());
     loop {
         tokio::select! {
             biased;
             result = &mut send => return result.map_err(|error| Broke::Writing(error.kind())),
             () = tokio::time::sleep(limits::STALL) => {
-                stalled += limits::STALL;
-                if returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY {
+                let now = progress();
+                stalled = if now == seen { stalled + limits::STALL } else { Duration::ZERO };
+                seen = now;
+                if stalled > Duration::ZERO && hopeless(stalled) {
                     return Err(Broke::Stalled);
                 }
             }
         }
+    }
+}
+
+/// Gives up what is on a bridge when it is no longer watched.
+struct Unsettled<'a> {
+    receipts: &'a Receipts,
+    returns: &'a Returns,
+}
+
+impl Drop for Unsettled<'_> {
+    fn drop(&mut self) {
+        self.returns.write_off(self.receipts.rest());
     }
 }
 
@@ -334,10 +544,17 @@ struct Inbox {
 
 #[derive(Default)]
 struct InboxState {
-    waiting: VecDeque<Bytes>,
+    waiting: VecDeque<Waiting>,
     /// Set while the sender waits for credit.
     starved: bool,
     last: Option<Last>,
+}
+
+/// A message, of which the sink may have taken a part.
+struct Waiting {
+    left: Bytes,
+    /// What it had when it came, for which it is accounted.
+    length: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -359,7 +576,7 @@ impl Inbox {
             // Data after EOF, which RFC 4254 §5.3 forbids.
             return self.returns.dropped(bytes.len());
         }
-        state.waiting.push_back(bytes);
+        state.waiting.push_back(Waiting { length: bytes.len(), left: bytes });
         self.filled.notify_one();
     }
 
@@ -375,15 +592,15 @@ impl Inbox {
         self.filled.notify_one();
     }
 
-    /// What comes next: all that has come, up to [`limits::BATCH`] messages. It stays here until it is [shifted](Inbox::shift)
-    /// out, so that it is accounted for whatever happens.
-    async fn front(&self) -> Result<Vec<Bytes>, Last> {
+    /// What comes next: all that has come, up to so many `messages`. It stays here until it is [shifted](Inbox::shift) out, so
+    /// that it is accounted for whatever happens.
+    async fn front(&self, messages: usize) -> Result<Vec<Bytes>, Last> {
         loop {
             let filled = self.filled.notified();
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if !state.waiting.is_empty() {
-                    return Ok(state.waiting.iter().take(limits::BATCH).cloned().collect());
+                    return Ok(state.waiting.iter().take(messages).map(|waiting| waiting.left.clone()).collect());
                 }
                 if std::mem::take(&mut state.starved) {
                     return Err(Last::Starved);
@@ -400,18 +617,30 @@ impl Inbox {
     fn give_up(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.last.get_or_insert(Last::Broken(io::ErrorKind::BrokenPipe));
-        state.waiting.drain(..).for_each(|bytes| self.returns.dropped(bytes.len()));
+        state.waiting.drain(..).for_each(|waiting| self.returns.dropped(waiting.length));
     }
 
-    fn shift(&self, messages: usize) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.drain(..messages);
+    /// Counts `sent` bytes as taken by the sink, and tells the lengths of the messages that are thereby done with.
+    fn shift(&self, mut sent: usize) -> Vec<usize> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = Vec::new();
+        while let Some(first) = state.waiting.front_mut().filter(|_| sent > 0) {
+            let part = sent.min(first.left.len());
+            first.left.advance(part);
+            sent -= part;
+            if first.left.is_empty() {
+                done.push(first.length);
+                state.waiting.pop_front();
+            }
+        }
+        done
     }
 }
 
 impl Drop for Inbox {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.waiting.iter().for_each(|bytes| self.returns.dropped(bytes.len()));
+        state.waiting.iter().for_each(|waiting| self.returns.dropped(waiting.length));
     }
 }
 
@@ -464,7 +693,7 @@ impl Leaving {
                     writer.close().await;
                 }
             }
-            // A pipe ends by being dropped, and a side has halves of one kind only.
+            // A pipe or a bridge ends by being dropped, and a side has halves of one kind only.
             _ => {}
         }
     }
@@ -482,12 +711,20 @@ impl Side {
                 let (reader, writer) = tokio::io::split(pipe);
                 (Reader::Pipe(reader, BytesMut::new()), Writer::Pipe(writer))
             }
+            Self::Bridge(bridge) => (Reader::Bridge(bridge.end.reader), Writer::Bridge(bridge.end.writer)),
+        }
+    }
+
+    fn rest(&mut self) -> Option<Rest> {
+        match self {
+            Self::Bridge(bridge) => bridge.rest.take(),
+            Self::Tcp(_) | Self::Channel(_) | Self::Pipe(_) => None,
         }
     }
 }
 
 impl Reader {
-    /// Reads from what is a stream in itself; a channel is read by its events.
+    /// Reads from what is a stream in itself; a channel and a bridge have readers of their own.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
         match self {
             Self::Tcp(reader) => {
@@ -508,6 +745,7 @@ impl Reader {
                 Ok((read > 0).then(|| buffer.split().freeze()))
             }
             Self::Channel(reader) => Ok(reader.bytes().await),
+            Self::Bridge(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
 }
@@ -518,27 +756,38 @@ impl Writer {
             Self::Tcp(writer) => writer.write_all(&bytes).await,
             Self::Channel(writer) => writer.send(bytes).await,
             Self::Pipe(writer) => writer.write_all(&bytes).await,
+            Self::Bridge(writer) => writer.send(bytes).await,
         }
     }
 
-    /// Sends several messages; to a socket with as few calls as it takes.
-    async fn send_all(&mut self, batch: &[Bytes]) -> io::Result<()> {
-        let Self::Tcp(writer) = self else {
-            for bytes in batch {
-                self.send(bytes.clone()).await?;
-            }
-            return Ok(());
-        };
-        let mut slices: [IoSlice<'_>; limits::BATCH] =
-            std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
-        let mut left = &mut slices[..batch.len().min(limits::BATCH)];
-        while !left.is_empty() {
-            match writer.write_vectored(left).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                written => IoSlice::advance_slices(&mut left, written),
-            }
+    /// How many messages it takes at once.
+    fn batch(&self) -> usize {
+        match self {
+            Self::Tcp(_) => limits::BATCH,
+            _ => 1,
         }
-        Ok(())
+    }
+
+    /// Sends as much of `batch` as is taken at once, and tells how much that is; to a socket with one call.
+    async fn send_some(&mut self, batch: &[Bytes]) -> io::Result<usize> {
+        let Some(first) = batch.first() else { return Ok(0) };
+        let sent = match self {
+            Self::Tcp(writer) => {
+                let slices: [IoSlice<'_>; limits::BATCH] =
+                    std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
+                writer.write_vectored(&slices[..batch.len().min(limits::BATCH)]).await?
+            }
+            Self::Channel(writer) => {
+                writer.send(first.clone()).await?;
+                first.len()
+            }
+            Self::Pipe(writer) => writer.write(first).await?,
+            Self::Bridge(writer) => {
+                writer.send(first.clone()).await?;
+                first.len()
+            }
+        };
+        if sent == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(sent) }
     }
 
     async fn finish(&mut self) -> io::Result<()> {
@@ -546,6 +795,14 @@ impl Writer {
             Self::Tcp(writer) => writer.shutdown().await,
             Self::Channel(writer) => writer.finish().await,
             Self::Pipe(writer) => writer.shutdown().await,
+            Self::Bridge(writer) => writer.finish(),
+        }
+    }
+
+    fn receipts(&self) -> Option<Receipts> {
+        match self {
+            Self::Bridge(writer) => Some(writer.receipts()),
+            Self::Tcp(_) | Self::Channel(_) | Self::Pipe(_) => None,
         }
     }
 }

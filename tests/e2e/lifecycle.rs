@@ -439,6 +439,8 @@ async fn the_admin_socket_tells_its_owner_who_is_linked() {
     let table = run(caponier().arg("agents").arg("--socket").arg(site.admin_socket())).await.done();
     assert!(table.starts_with("AGENT") && table.contains(AGENT), "{table}");
 
+    drop(stream);
+    site.record(Side::Agent, json!({"event": "forward.ended"})).await;
     assert_eq!(site.program(Side::Agent).stop().await, Some(0));
     eventually("an absent agent", async || (agents(&site).await[0]["state"] == "absent").then_some(())).await;
     assert_eq!(site.program(Side::Gateway).stop().await, Some(0));

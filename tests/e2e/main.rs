@@ -18,3 +18,4 @@ mod pumps;
 mod raw;
 mod reload;
 mod replicas;
+mod threads;

@@ -1168,7 +1168,9 @@ async fn an_agent_that_is_not_linked_looks_like_a_target_that_is_away() {
         peer.ask(json!({"do": "client"})).await;
         let login = peer.ask(json!({"do": "login", "user": "acme/prod-us", "key": world.path("provisioner")})).await;
         assert_eq!(login["ok"], true, "{login}");
-        let answer = peer.forward("127.0.0.1", u64::from(world.echo)).await;
+        // The gateway waits a while for the agent to come.
+        let open = json!({"do": "open", "type": "direct-tcpip", "host": "127.0.0.1", "port": world.echo, "within": 30});
+        let answer = peer.ask(open).await;
         assert_eq!((&answer["message"], &answer["text"]), (&json!(92), &json!("not available")), "{answer}");
         let not_there = |it: &Value| it["event"] == "forward.failed" && it["agent"] == "prod-us";
         world.entry("gateway", not_there).await;

@@ -210,7 +210,8 @@ async fn what_another_replica_may_do_better_is_tried_there_and_recorded() {
         assert_eq!(count(&site, json!({"event": "forward.attempt"})), 1);
         if code == RefusalCode::Draining {
             // Who goes away gets no more.
-            site.record(Side::Gateway, json!({"event": "link.down", "replica": "far", "reason": "drained"})).await;
+            site.record(Side::Gateway, json!({"event": "link.down", "replica": "far", "reason": "agent_drained"}))
+                .await;
         }
         site.stop().await;
     }
@@ -376,6 +377,8 @@ async fn a_forward_waits_for_its_agent_to_link() {
     let mut back = [0; 5];
     within("an echo", early.read_exact(&mut back)).await.expect("carried");
     assert_eq!(&back, b"early");
+    drop(early);
+    site.record(Side::Agent, json!({"event": "forward.ended"})).await;
     assert_eq!(count(&site, json!({"event": "forward.failed"})), 0);
 
     // Not for ever; and not at all for somebody who is not allowed.

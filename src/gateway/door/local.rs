@@ -1,7 +1,12 @@
 //! The loopback door: a plain listener for a co-located orchestrator, which leads to one target on behalf of one principal.
+//!
+//! A connection is handed raw to the thread of the link that it will likely take, so that its bytes never cross threads. If
+//! it takes another in the end, they do.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::net::sockopt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until};
@@ -15,17 +20,25 @@ use crate::gateway::{Gateway, Local};
 use crate::limits;
 use crate::tunnel::splice::Side;
 
-struct Socket(TcpStream);
+/// A socket that no thread has been told of yet.
+struct Socket(std::net::TcpStream);
 
 impl Answer for Socket {
     async fn accept(self) -> Option<Side> {
-        Some(Side::Tcp(self.0))
+        match TcpStream::from_std(self.0) {
+            Ok(stream) => Some(Side::Tcp(stream)),
+            Err(error) => {
+                warn!(%error, "could not take up a connection at a loopback door");
+                None
+            }
+        }
     }
 
     async fn refuse(self, public: Public) {
         debug!(public = public.as_str(), "refused at a loopback door");
         // There is no way to say why on a plain socket; a reset at least does not look like an orderly end.
-        drop(self.0.set_zero_linger());
+        // If the socket is beyond even that, there is nobody left to be told.
+        sockopt::set_socket_linger(&self.0, Some(Duration::ZERO)).ok();
     }
 }
 
@@ -71,10 +84,13 @@ pub(in crate::gateway) async fn accept(
                 }
             }
         };
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "a connection ended at once");
-            continue;
-        }
+        let stream = match stream.set_nodelay(true).and_then(|()| stream.into_std()) {
+            Ok(stream) => stream,
+            Err(error) => {
+                debug!(%error, "a connection ended at once");
+                continue;
+            }
+        };
         let request = Request {
             principal: door.principal.clone(),
             key: None,
@@ -91,9 +107,10 @@ pub(in crate::gateway) async fn accept(
         };
         match request.admit(&gateway) {
             Admission::Judge(request) => {
+                let worker = gateway.roster.worker(&door.agent).unwrap_or_else(|| gateway.crew.lightest().clone());
                 let (gateway, never) = (gateway.clone(), never.clone());
                 let tasks = gateway.tasks.clone();
-                tasks.spawn(async move {
+                worker.spawn(&tasks, async move {
                     broker::forward(&gateway, request, Socket(stream), &never).await;
                     drop(place);
                 });

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{timeout, timeout_at};
 use tracing::debug;
 
 use crate::audit::{Event, Kind};
@@ -17,11 +17,11 @@ use crate::chain::Chain;
 use crate::drain::{Count, Ticket};
 use crate::gateway::Gateway;
 use crate::gateway::broker::{self, Admission, Answer, Public, Request};
+use crate::gateway::intake::Admitted;
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
-use crate::tunnel::admit::{Greeted, Seat};
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, ServerOptions};
 use crate::tunnel::wire::{self, Peer, RefusalCode};
@@ -105,14 +105,8 @@ impl Answer for Channel {
 }
 
 /// Serves one connection to its end.
-pub(in crate::gateway) async fn serve(
-    gateway: Arc<Gateway>,
-    stream: TcpStream,
-    address: SocketAddr,
-    greeted: Greeted,
-    deadline: Instant,
-    seat: Seat,
-) {
+pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, admitted: Admitted) {
+    let Admitted { address, greeted, deadline, seat, place } = admitted;
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
     let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone() };
@@ -138,7 +132,7 @@ pub(in crate::gateway) async fn serve(
     let switch = server.control.clone();
     let stop = gateway.tasks.stopping().clone();
     let timed_out = tokio::select! {
-        outcome = timeout_at(deadline, server.logged_in.cancelled()) => outcome.is_err(),
+        outcome = place.during(timeout_at(deadline, server.logged_in.cancelled())) => outcome.is_err(),
         () = switch.gone().cancelled() => false,
         () = stop.cancelled() => {
             switch.cut();

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::identity::{Algorithm, PrivateKey, PublicKey};
-use crate::task::Tasks;
+use crate::task::{Crew, Tasks, Threads, Worker};
 use crate::tunnel::ssh::{Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
 use crate::tunnel::transport::Control;
 use crate::tunnel::wire;
@@ -81,6 +81,15 @@ impl Session {
 
     /// A forward through the session: what the principal holds, what the target holds, and how it ends on either side.
     async fn forward(&mut self) -> Forward {
+        self.forward_from(None).await
+    }
+
+    /// A forward whose principal's side lives on `thread`, where that is given, and not on the session's.
+    async fn forward_from(&mut self, thread: Option<&Worker>) -> Forward {
+        self.forward_within(Bounds::default(), thread).await
+    }
+
+    async fn forward_within(&mut self, bounds: Bounds, thread: Option<&Worker>) -> Forward {
         let target = "db:1".parse().expect("a target");
         let opened = self.client.open(&target, "127.0.0.1", None);
         let accepted = async { self.opens.recv().await.expect("an open").accept(self.flow).await };
@@ -95,18 +104,51 @@ impl Session {
                 end
             })
         };
-        let near_end = run(Side::Tcp(near), Side::Channel(near_channel.expect("opened")), near_stop.clone());
+        let near_channel = Side::Channel(near_channel.expect("opened"));
+        let counters = Arc::new(Counters::default());
+        let mut other_half = None;
+        let near_end = match thread {
+            None => {
+                let (stop, counters) = (near_stop.clone(), counters.clone());
+                self.tasks.spawn(async move {
+                    let (end, remains) = splice(Side::Tcp(near), near_channel, &counters, bounds, &stop).await;
+                    remains.leave().await;
+                    end
+                })
+            }
+            Some(thread) => {
+                let (side, across) = across(counters.clone());
+                other_half = Some(self.tasks.spawn(across.run(near_channel)));
+                let near = near.into_std().expect("raw");
+                let (stop, counters) = (near_stop.clone(), counters.clone());
+                thread.spawn(&self.tasks, async move {
+                    let near = Side::Tcp(TcpStream::from_std(near).expect("registered"));
+                    let (end, remains) = splice(near, side, &counters, bounds, &stop).await;
+                    remains.leave().await;
+                    end
+                })
+            }
+        };
         let far_end = run(Side::Channel(far_channel.expect("accepted")), Side::Tcp(far), far_stop.clone());
-        Forward { principal, target, near_end, far_end, near_stop }
+        Forward { principal, target, near_end, other_half, far_end, near_stop, counters }
     }
+}
+
+/// Another thread than the test's.
+fn thread() -> (Worker, Threads) {
+    let (crew, threads) = Crew::start("test", 2, DEADLINE).expect("a crew");
+    (crew.workers()[1].clone(), threads)
 }
 
 struct Forward {
     principal: TcpStream,
     target: TcpStream,
     near_end: tokio::task::JoinHandle<End>,
+    /// The target's half, where that is another.
+    other_half: Option<tokio::task::JoinHandle<()>>,
     far_end: tokio::task::JoinHandle<End>,
     near_stop: CancellationToken,
+    counters: Arc<Counters>,
 }
 
 async fn sockets() -> (TcpStream, TcpStream) {
@@ -126,9 +168,10 @@ fn bytes(length: usize, seed: u8) -> Vec<u8> {
 
 #[tokio::test]
 async fn each_half_ends_by_itself() {
-    for flow in [Flow::Credit, Flow::Stock] {
+    let (thread, _threads) = thread();
+    for (flow, thread) in both_flows_and_threads(&thread) {
         let mut session = Session::new(flow).await;
-        let mut forward = session.forward().await;
+        let mut forward = session.forward_from(thread).await;
         forward.principal.write_all(b"question").await.expect("written");
         forward.principal.shutdown().await.expect("half closed");
         let mut heard = Vec::new();
@@ -141,33 +184,163 @@ async fn each_half_ends_by_itself() {
         assert_eq!(heard, b"answer after EOF");
         assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Clean);
         assert_eq!(within("the far end", forward.far_end).await.expect("ran"), End::Clean);
+        assert_eq!((forward.counters.to_target(), forward.counters.from_target()), (8, 16));
     }
+}
+
+fn both_flows_and_threads(thread: &Worker) -> [(Flow, Option<&Worker>); 4] {
+    [(Flow::Credit, None), (Flow::Stock, None), (Flow::Credit, Some(thread)), (Flow::Stock, Some(thread))]
 }
 
 #[tokio::test]
 async fn what_breaks_on_one_side_is_reset_on_the_other() {
+    let (thread, _threads) = thread();
+    for (flow, thread) in both_flows_and_threads(&thread) {
+        let mut session = Session::new(flow).await;
+        let mut forward = session.forward_from(thread).await;
+        forward.target.set_zero_linger().expect("set");
+        drop(forward.target);
+        let mut buf = [0; 1];
+        let error = within("the reset", forward.principal.read(&mut buf)).await.expect_err("no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(matches!(within("the far end", forward.far_end).await.expect("ran"), End::FarBroke(_)));
+        assert!(matches!(within("the near end", forward.near_end).await.expect("ran"), End::FarBroke(_)));
+        // And the other way round, with last words that still arrive.
+        let mut forward = session.forward_from(thread).await;
+        let sent = bytes(300_000, 4);
+        forward.principal.write_all(&sent).await.expect("written");
+        let mut heard = vec![0; sent.len()];
+        within("the last words", forward.target.read_exact(&mut heard)).await.expect("read");
+        forward.principal.set_zero_linger().expect("set");
+        drop(forward.principal);
+        let error = within("the reset", forward.target.read(&mut buf)).await.expect_err("no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(matches!(within("the far end", forward.far_end).await.expect("ran"), End::NearBroke(_)));
+        assert!(matches!(within("the near end", forward.near_end).await.expect("ran"), End::NearBroke(_)));
+        assert_eq!((forward.counters.to_target(), forward.counters.from_target()), (300_000, 0));
+    }
+}
+
+#[tokio::test]
+async fn a_lost_session_breaks_the_far_side_on_either_thread() {
+    let (thread, _threads) = thread();
+    for (flow, thread) in both_flows_and_threads(&thread) {
+        let mut session = Session::new(flow).await;
+        let mut forward = session.forward_from(thread).await;
+        session.client.control().cut();
+        let mut buf = [0; 1];
+        let error = within("the reset", forward.principal.read(&mut buf)).await.expect_err("no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(matches!(within("the near end", forward.near_end).await.expect("ran"), End::FarBroke(_)));
+        assert!(session.client.control().gone().is_cancelled(), "whoever learns the end can tell why");
+    }
+}
+
+#[tokio::test]
+async fn what_is_on_the_bridge_is_not_given_back_as_taken() {
+    let (thread, _threads) = thread();
     let mut session = Session::new(Flow::Credit).await;
-    let mut forward = session.forward().await;
-    forward.target.set_zero_linger().expect("set");
-    drop(forward.target);
-    let mut buf = [0; 1];
-    let error = within("the reset", forward.principal.read(&mut buf)).await.expect_err("no orderly end");
-    assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
-    assert!(matches!(within("the far end", forward.far_end).await.expect("ran"), End::FarBroke(_)));
-    assert!(matches!(within("the near end", forward.near_end).await.expect("ran"), End::FarBroke(_)));
+    let target = "db:1".parse().expect("a target");
+    let opened = session.client.open(&target, "127.0.0.1", None);
+    let accepted = async { session.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+    let (channel, far_channel) = tokio::join!(opened, accepted);
+    let mut far_channel = far_channel.expect("accepted");
+    let (deaf, near) = tokio::io::duplex(1);
+    let counters = Arc::new(Counters::default());
+    let (side, across) = across(counters.clone());
+    session.tasks.spawn(across.run(Side::Channel(channel.expect("opened"))));
+    let stop = CancellationToken::new();
+    let near_end = thread.spawn(&session.tasks, {
+        let stop = stop.clone();
+        async move {
+            let (end, remains) = splice(Side::Pipe(near), side, &counters, Bounds::default(), &stop).await;
+            remains.leave().await;
+            end
+        }
+    });
+    let mut sent = 0;
+    let sending = async {
+        while far_channel.writer.send(Bytes::from_static(&[7; 1000])).await.is_ok() {
+            sent += 1000;
+        }
+    };
+    // Credit comes with what is read.
+    let reading = async { while far_channel.reader.next().await != Event::Closed {} };
+    let both = async { tokio::join!(sending, reading) };
+    assert!(tokio::time::timeout(Duration::from_secs(1), both).await.is_err(), "nobody takes it");
+    assert!(
+        (10_000..=wire::CREDIT_INITIAL).contains(&sent),
+        "{sent} bytes are under way to somebody who takes nothing"
+    );
+    stop.cancel();
+    assert_eq!(within("the near end", near_end).await.expect("ran"), End::Stopped);
+    drop(deaf);
 }
 
 #[tokio::test]
 async fn stopping_one_side_resets_both_sockets() {
-    let mut session = Session::new(Flow::Credit).await;
-    let mut forward = session.forward().await;
-    forward.near_stop.cancel();
-    let mut buf = [0; 1];
-    for socket in [&mut forward.principal, &mut forward.target] {
-        let error = within("the reset", socket.read(&mut buf)).await.expect_err("no orderly end");
-        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    let (thread, _threads) = thread();
+    for (flow, thread) in both_flows_and_threads(&thread) {
+        let mut session = Session::new(flow).await;
+        let mut forward = session.forward_from(thread).await;
+        forward.near_stop.cancel();
+        let mut buf = [0; 1];
+        for socket in [&mut forward.principal, &mut forward.target] {
+            let error = within("the reset", socket.read(&mut buf)).await.expect_err("no orderly end");
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        }
+        assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Stopped);
     }
-    assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Stopped);
+}
+
+#[tokio::test]
+async fn bounds_hold_for_a_forward_on_two_threads() {
+    let (thread, _threads) = thread();
+    let short = Some(Duration::from_millis(300));
+    for (bounds, expected) in
+        [(Bounds { idle: short, life: None }, End::Idle), (Bounds { idle: None, life: short }, End::Expired)]
+    {
+        let mut session = Session::new(Flow::Credit).await;
+        let mut forward = session.forward_within(bounds, Some(&thread)).await;
+        forward.principal.write_all(b"question").await.expect("written");
+        let mut heard = [0; 8];
+        within("the question", forward.target.read_exact(&mut heard)).await.expect("read");
+        let error = within("the reset", forward.target.read(&mut heard)).await.expect_err("no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert_eq!(within("the near end", forward.near_end).await.expect("ran"), expected);
+        assert_eq!(forward.counters.to_target(), 8);
+    }
+}
+
+#[tokio::test]
+async fn stopping_ends_a_forward_between_threads_that_nobody_takes_anything_of() {
+    let (thread, _threads) = thread();
+    for flow in [Flow::Credit, Flow::Stock] {
+        let mut session = Session::new(flow).await;
+        let mut forward = session.forward_from(Some(&thread)).await;
+        let chunk = vec![7; 64 * 1024];
+        for socket in [&mut forward.principal, &mut forward.target] {
+            while tokio::time::timeout(Duration::from_millis(200), socket.write_all(&chunk)).await.is_ok() {}
+        }
+        forward.near_stop.cancel();
+        assert_eq!(within("the near end", forward.near_end).await.expect("ran"), End::Stopped);
+        let other_half = forward.other_half.expect("two threads");
+        within("the other half", other_half).await.expect("what it held is given up once");
+        // Its far end is patient with a target; not with one that has gone.
+        drop((forward.principal, forward.target));
+        within("the far end", forward.far_end).await.expect("ran");
+        // And the session is there for others, with all its room.
+        within("room", async {
+            while session.client.control().is_shut() {
+                tokio::task::yield_now().await;
+            }
+        })
+        .await;
+        let mut forward = session.forward_from(Some(&thread)).await;
+        forward.principal.write_all(b"question").await.expect("written");
+        let mut heard = [0; 8];
+        within("a forward after it", forward.target.read_exact(&mut heard)).await.expect("read");
+    }
 }
 
 #[tokio::test]
@@ -195,17 +368,18 @@ async fn regression_russh_window_on_arrival_a_stalled_reader_blocks_nobody() {
 
 #[tokio::test]
 async fn regression_russh_mutual_block_an_echo_saturated_both_ways_never_stops() {
-    for flow in [Flow::Credit, Flow::Stock] {
+    let (thread, _threads) = thread();
+    for (flow, thread) in both_flows_and_threads(&thread) {
         // Small buffers below, so that both ends have more to write than fits.
         let (near, far) = tokio::io::duplex(4 * 1024);
         let mut session = Session::over(near, far, flow).await;
-        let mut forward = session.forward().await;
+        let mut forward = session.forward_from(thread).await;
         let echo = session.tasks.spawn(async move {
             let (mut reader, mut writer) = forward.target.split();
             tokio::io::copy(&mut reader, &mut writer).await.expect("echoed");
             writer.shutdown().await.expect("closed");
         });
-        let sent = bytes(32 * 1024 * 1024, 5);
+        let sent = bytes(16 * 1024 * 1024, 5);
         let mut heard = Vec::with_capacity(sent.len());
         let (mut reader, mut writer) = forward.principal.split();
         within("the echo", async {
@@ -490,7 +664,7 @@ async fn credit_grows_with_the_way_and_within_the_budget() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(24))]
+    #![proptest_config(ProptestConfig::with_cases(48))]
     /// Random sizes, pauses and half-closes both ways, and cuts: what arrives is a prefix of what was sent, and all of it
     /// when both sides ended cleanly.
     #[test]
@@ -500,11 +674,13 @@ proptest! {
         cut_after in proptest::option::of(0_usize..400_000),
         pause in 0_u8..3,
         stock in any::<bool>(),
+        two_threads in any::<bool>(),
     ) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
+            let (thread, _threads) = thread();
             let mut session = Session::new(if stock { Flow::Stock } else { Flow::Credit }).await;
-            let forward = session.forward().await;
+            let forward = session.forward_from(two_threads.then_some(&thread)).await;
             let upward = bytes(up.iter().sum(), 1);
             let downward = bytes(down.iter().sum(), 2);
             let stop = forward.near_stop.clone();
@@ -544,11 +720,16 @@ proptest! {
             })
             .await;
             let near_end = within("the near end", forward.near_end).await.expect("ran");
+            if let Some(other_half) = forward.other_half {
+                within("the other half", other_half).await.expect("ran");
+            }
             let far_end = within("the far end", forward.far_end).await.expect("ran");
             assert!(upward.starts_with(&questions), "not a prefix of what was sent");
             assert!(downward.starts_with(&answers), "not a prefix of what was sent");
             if near_end == End::Clean && far_end == End::Clean {
                 assert_eq!((questions.len(), answers.len()), (upward.len(), downward.len()));
+                let counted = (forward.counters.to_target() as usize, forward.counters.from_target() as usize);
+                assert_eq!(counted, (upward.len(), downward.len()));
             }
             if cut_after.is_none() {
                 assert_eq!((near_end, far_end), (End::Clean, End::Clean));

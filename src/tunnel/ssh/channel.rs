@@ -368,8 +368,12 @@ impl Returns {
 
     /// Gives back what messages of these lengths had cost, sooner or later.
     pub async fn all_taken(&self, lengths: impl Iterator<Item = usize>) {
+        self.repay(lengths.map(wire::message_cost).sum()).await;
+    }
+
+    /// Gives back what messages that were taken had [cost](wire::message_cost) together, sooner or later.
+    pub async fn repay(&self, cost: usize) {
         let shared = &self.0;
-        let cost = lengths.map(wire::message_cost).sum();
         match shared.flow {
             Flow::Credit => {
                 shared.control.release(cost);
@@ -391,8 +395,13 @@ impl Returns {
 
     /// Gives up a message of `bytes` that was read and will never be taken.
     pub fn dropped(&self, bytes: usize) {
+        self.write_off(wire::message_cost(bytes));
+    }
+
+    /// Gives up messages that cost so much together, were read and will never be taken.
+    pub fn write_off(&self, cost: usize) {
         if self.0.flow != Flow::Plain {
-            self.0.control.release(wire::message_cost(bytes));
+            self.0.control.release(cost);
         }
     }
 
