@@ -109,6 +109,7 @@ struct Inner {
     forwards: Count,
     opening: Count,
     sessions: Count,
+    leaving: Count,
 }
 
 /// One forward, counted until it is dropped.
@@ -154,6 +155,12 @@ impl Drain {
     #[must_use]
     pub fn take(&self) -> Ticket {
         Ticket { _forward: self.0.forwards.enter(), opening: Some(self.0.opening.enter()) }
+    }
+
+    /// Counts a forward that has ended and says goodbye, for which it is given time; it no longer counts as running.
+    #[must_use]
+    pub fn leave(&self) -> Counted {
+        self.0.leaving.enter()
     }
 
     /// Counts a session or link, which is given the time to say goodbye.
@@ -252,7 +259,7 @@ impl Drain {
     /// Waits a little until the sessions, which end with their last forward, have done so.
     async fn say_goodbye(&self, now: &CancellationToken) {
         tokio::select! {
-            _ = timeout(limits::GOODBYE_PATIENCE, self.0.sessions.none()) => {}
+            _ = timeout(limits::GOODBYE_PATIENCE, async { tokio::join!(self.0.leaving.none(), self.0.sessions.none()) }) => {}
             () = now.cancelled() => {}
         }
     }

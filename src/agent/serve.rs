@@ -600,7 +600,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
     let Some(channel) = refusal.opening.accept(flow).await else { return };
     let counters = entry.counters();
     let stop = CancellationToken::new();
-    let mut cut = "agent_stopped";
+    let mut cut = None;
     // Of all that were permitted, the one that counts from here on.
     let addresses = [address.ip()];
     let (end, remains) = {
@@ -611,7 +611,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
             end = &mut splice => Some(end),
             () = shared.no_longer_allows(changes, &case, &addresses) => None,
             why = agent.drain.cut() => {
-                cut = why;
+                cut = Some(why);
                 None
             }
             () = unrecorded.cancelled() => None,
@@ -624,20 +624,27 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
             }
         }
     };
-    let reason = match end {
-        End::Clean => "eof",
+    let reason = match (end, cut) {
+        (End::Clean, _) => "eof",
+        // Whatever was wrong with it already: it still went on, to deliver what it had, and was cut.
+        (_, Some(why)) => why,
         // Also where the link was cut for the same reason, and that was noticed first.
-        End::NearBroke(_) | End::Stopped if !shared.allows(&agent.state.current(), &case, &addresses) => "revoked",
-        End::NearBroke(_) if shared.switch.gone().is_cancelled() => "link_lost",
-        End::NearBroke(_) => "client_gone",
-        End::FarBroke(_) => "target_broke",
-        End::Stalled => "stalled",
-        End::Idle => "idle",
-        End::Expired => "expired",
-        End::Stopped if unrecorded.is_cancelled() => "audit_failed",
-        End::Stopped => cut,
+        (End::NearBroke(_) | End::Stopped, None) if !shared.allows(&agent.state.current(), &case, &addresses) => {
+            "revoked"
+        }
+        (End::NearBroke(_), None) if shared.switch.gone().is_cancelled() => "link_lost",
+        (End::NearBroke(_), None) => "client_gone",
+        (End::FarBroke(_), None) => "target_broke",
+        (End::Stalled, None) => "stalled",
+        (End::Idle, None) => "idle",
+        (End::Expired, None) => "expired",
+        (End::Stopped, None) if unrecorded.is_cancelled() => "audit_failed",
+        (End::Stopped, None) => "agent_stopped",
     };
     entry.finish(counters.ended(reason));
+    // It has ended: a drain gives it time for its goodbye, and does not count it as cut.
+    let _leaving = agent.drain.leave();
+    drop(ticket);
     remains.leave().await;
 }
 

@@ -194,7 +194,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
     };
     counted.opened();
     entry.established(None);
-    let _ticket = ticket.map(|mut ticket| {
+    let ticket = ticket.map(|mut ticket| {
         ticket.opened();
         ticket
     });
@@ -232,6 +232,9 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         }
     };
     entry.finish(counters.ended(reason));
+    // It has ended: a drain gives it time for its goodbye, and does not count it as cut.
+    let _leaving = gateway.drain.leave();
+    drop(ticket);
     remains.leave().await;
 }
 

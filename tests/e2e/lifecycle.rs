@@ -66,7 +66,7 @@ async fn sigterm_ends_both_sides_in_order_with_forwards_open() {
     assert_eq!(read_to_end(&mut stream).await, b"");
     site.record(Side::Agent, json!({"event": "forward.ended", "reason": "drained"})).await;
     assert_balanced(Side::Agent, &site.trail(Side::Agent));
-    site.record(Side::Gateway, json!({"event": "forward.ended", "reason": "link_lost"})).await;
+    site.record(Side::Gateway, json!({"event": "forward.ended", "reason": "target_broke"})).await;
     assert_eq!(site.program(Side::Gateway).stop().await, Some(0));
 }
 

@@ -112,16 +112,19 @@ async fn library_server(
     channels
 }
 
+/// Runs the library as a client that needs no key.
+async fn stranger(stream: DuplexStream) -> russh::client::Handle<Exchanges> {
+    let config = Arc::new(russh::client::Config::default());
+    let mut client = russh::client::connect_stream(config, stream, Exchanges::default()).await.expect("connected");
+    assert!(client.authenticate_none("acme").await.expect("a login").success());
+    client
+}
+
 /// Both ends of a session of the library's.
 async fn library(size: usize) -> (russh::client::Handle<Exchanges>, Channels) {
     let (near, far) = tokio::io::duplex(size);
     let channels = library_server(far, russh::server::Config::default());
-    let client = async {
-        let config = Arc::new(russh::client::Config::default());
-        let mut client = russh::client::connect_stream(config, near, Exchanges::default()).await.expect("connected");
-        assert!(client.authenticate_none("acme").await.expect("a login").success());
-        client
-    };
+    let client = stranger(near);
     let (channels, client) = tokio::join!(channels, client);
     (client, channels)
 }
@@ -252,12 +255,7 @@ fn halves(stream: impl AsyncRead + AsyncWrite + Send + 'static) -> Halves {
 async fn naively_a_writer_without_window_waits_on_after_the_close() {
     let (near, far) = tokio::io::duplex(64 * 1024);
     let config = russh::server::Config { window_size: 0, ..russh::server::Config::default() };
-    let client = async {
-        let config = Arc::new(russh::client::Config::default());
-        let mut client = russh::client::connect_stream(config, near, Exchanges::default()).await.expect("connected");
-        assert!(client.authenticate_none("acme").await.expect("a login").success());
-        client
-    };
+    let client = stranger(near);
     let (mut channels, client) = tokio::join!(library_server(far, config), client);
     let (near, far) = channel(&client, &mut channels).await;
     let (mut reader, writer) = near.split();
@@ -796,4 +794,39 @@ async fn credit_that_is_begged_for_without_an_end_is_answered_a_few_times() {
     let most = limits::CREDIT_PER_SESSION + 16 * wire::CREDIT_INITIAL;
     assert!(budget <= most, "{budget} bytes of credit on one session");
     assert!(!served.control.gone().is_cancelled(), "begging is no crime");
+}
+#[tokio::test]
+async fn the_credit_of_a_session_is_within_its_budget_however_many_channels_come_late() {
+    let tasks = Tasks::new();
+    let (near, far) = tokio::io::duplex(64 * 1024);
+    let client = library_client(near, Exchanges::default());
+    let (mut served, client) = tokio::join!(serve(far, Flow::Credit, limits::LINK_KEEPALIVE, &tasks), client);
+    let (mut kept, mut budget) = (Vec::new(), 0);
+    for number in 0..1_024 {
+        let opened = client.channel_open_direct_tcpip("db", 1, "127.0.0.1", 1);
+        let accepted = async { served.opens.recv().await.expect("an open").accept(Flow::Credit).await };
+        let (near, far) = within("a channel", async { tokio::join!(opened, accepted) }).await;
+        let (near, far) = (near.expect("opened"), far.expect("accepted"));
+        budget += wire::CREDIT_INITIAL;
+        let (target, far_end) = tokio::io::duplex(64);
+        drop(pump(&tasks, Side::Channel(far), Side::Pipe(far_end)));
+        let (mut reader, writer) = near.split();
+        // The first few take all there is to be had.
+        for _ in 0..if number < 16 { 12 } else { 0 } {
+            let beg = writer.extended_data_bytes(wire::CREDIT_TYPE, wire::credit(wire::NO_CREDIT));
+            beg.await.expect("begged");
+            match timeout(Duration::from_millis(100), reader.wait()).await {
+                Ok(Some(ChannelMsg::ExtendedData { data, ext: wire::CREDIT_TYPE })) => {
+                    budget += wire::parse_credit(&data).expect("credit");
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => panic!("the channel has ended"),
+                Err(_) => break,
+            }
+        }
+        kept.push((reader, writer, target));
+    }
+    assert!(!served.control.gone().is_cancelled());
+    let most = limits::CREDIT_PER_SESSION;
+    assert!(budget <= most, "a peer may send {budget} bytes that nobody takes, {} over the budget", budget - most);
 }
