@@ -532,7 +532,7 @@ fn echoed(address: SocketAddr, time: Duration, seed: u64) -> io::Result<u64> {
 /// The bytes of a sequence from `at` on; both are multiples of eight.
 fn fill(chunk: &mut [u8], at: u64, seed: u64) {
     for (word, number) in chunk.chunks_exact_mut(8).zip(at / 8..) {
-        word.copy_from_slice(&(number ^ seed << 56).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+        word.copy_from_slice(&(number ^ (seed << 56)).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
     }
 }
 

@@ -131,9 +131,11 @@ async fn greet(
         return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_handshakes");
     };
     let admitted = Admitted { address, greeted, deadline, seat, place };
+    // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link waits for
+    // most of its life, a thousand times over.
     match admitted.greeted.peer.clone() {
-        Peer::Agent { name, replica } => link(gateway, worker, stream, admitted, (name, replica)).await,
-        Peer::Client | Peer::Stock | Peer::Door => door::ssh::serve(gateway, stream, admitted).await,
+        Peer::Agent { name, replica } => Box::pin(link(gateway, worker, stream, admitted, (name, replica))).await,
+        Peer::Client | Peer::Stock | Peer::Door => Box::pin(door::ssh::serve(gateway, stream, admitted)).await,
     }
 }
 
@@ -156,7 +158,8 @@ type Claim = (AgentName, Option<ReplicaId>);
 async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted: Admitted, (name, replica): Claim) {
     let Admitted { address, greeted, deadline, seat, place } = admitted;
     let stop = gateway.tasks.stopping().clone();
-    let establishing = place.during(timeout_at(deadline, establish(&gateway, stream, greeted, address, &name)));
+    let establishing =
+        place.during(timeout_at(deadline, Box::pin(establish(&gateway, stream, greeted, address, &name))));
     let established = tokio::select! {
         established = establishing => established,
         () = stop.cancelled() => return,

@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -379,8 +379,10 @@ async fn direction(
                         Ok(Some(batch)) => {
                             // The other half is patient in its own way for as long as it is there.
                             let hopeless = |stalled| reader.is_closed() && stalled >= limits::DELIVERY;
-                            if let Err(broke) = stalling(writer.send_all(&batch), hopeless, progress).await {
-                                return broke;
+                            for bytes in &batch {
+                                if let Err(broke) = stalling(writer.send(bytes.clone()), hopeless, progress).await {
+                                    return broke;
+                                }
                             }
                             reader.taken(&batch);
                             count(batch.iter().map(|bytes| bytes.len() as u64).sum());
@@ -434,7 +436,7 @@ async fn direction(
             };
             let empty = async {
                 loop {
-                    match inbox.front().await {
+                    match inbox.front(writer.batch()).await {
                         Ok(batch) => {
                             // A sink that takes nothing is given up where it keeps a stock client's whole session from being
                             // read, or where the sender has gone. One that harms nobody else may take its time.
@@ -444,19 +446,21 @@ async fn direction(
                             if receipts.is_some() {
                                 // One by one: a message is accounted for either here or on the bridge.
                                 for bytes in batch {
+                                    let length = bytes.len();
                                     if let Err(broke) = stalling(writer.send(bytes), &hopeless, &progress).await {
                                         return broke;
                                     }
-                                    inbox.shift(1);
+                                    drop(inbox.shift(length));
                                 }
                                 continue;
                             }
-                            if let Err(broke) = stalling(writer.send_all(&batch), &hopeless, &progress).await {
-                                return broke;
-                            }
-                            inbox.shift(batch.len());
-                            count(batch.iter().map(|bytes| bytes.len() as u64).sum());
-                            returns.all_taken(batch.iter().map(Bytes::len)).await;
+                            let sent = match stalling(writer.send_some(&batch), &hopeless, &progress).await {
+                                Ok(sent) => sent,
+                                Err(broke) => return broke,
+                            };
+                            drop(batch);
+                            count(sent as u64);
+                            returns.all_taken(inbox.shift(sent).into_iter()).await;
                         }
                         Err(Last::Starved) => {
                             if let Some(receipts) = &receipts {
@@ -496,11 +500,11 @@ async fn direction(
 }
 
 /// Sends, but not for ever: looks every [`limits::STALL`] in which nothing moved whether that is `hopeless` after so long.
-async fn stalling(
-    send: impl Future<Output = io::Result<()>>,
+async fn stalling<T>(
+    send: impl Future<Output = io::Result<T>>,
     hopeless: impl Fn(Duration) -> bool,
     progress: impl Fn() -> u64,
-) -> Result<(), Broke> {
+) -> Result<T, Broke> {
     tokio::pin!(send);
     let (mut stalled, mut seen) = (Duration::ZERO, progress());
     loop {
@@ -540,10 +544,17 @@ struct Inbox {
 
 #[derive(Default)]
 struct InboxState {
-    waiting: VecDeque<Bytes>,
+    waiting: VecDeque<Waiting>,
     /// Set while the sender waits for credit.
     starved: bool,
     last: Option<Last>,
+}
+
+/// A message, of which the sink may have taken a part.
+struct Waiting {
+    left: Bytes,
+    /// What it had when it came, for which it is accounted.
+    length: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -565,7 +576,7 @@ impl Inbox {
             // Data after EOF, which RFC 4254 §5.3 forbids.
             return self.returns.dropped(bytes.len());
         }
-        state.waiting.push_back(bytes);
+        state.waiting.push_back(Waiting { length: bytes.len(), left: bytes });
         self.filled.notify_one();
     }
 
@@ -581,15 +592,15 @@ impl Inbox {
         self.filled.notify_one();
     }
 
-    /// What comes next: all that has come, up to [`limits::BATCH`] messages. It stays here until it is [shifted](Inbox::shift)
-    /// out, so that it is accounted for whatever happens.
-    async fn front(&self) -> Result<Vec<Bytes>, Last> {
+    /// What comes next: all that has come, up to so many `messages`. It stays here until it is [shifted](Inbox::shift) out, so
+    /// that it is accounted for whatever happens.
+    async fn front(&self, messages: usize) -> Result<Vec<Bytes>, Last> {
         loop {
             let filled = self.filled.notified();
             {
                 let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
                 if !state.waiting.is_empty() {
-                    return Ok(state.waiting.iter().take(limits::BATCH).cloned().collect());
+                    return Ok(state.waiting.iter().take(messages).map(|waiting| waiting.left.clone()).collect());
                 }
                 if std::mem::take(&mut state.starved) {
                     return Err(Last::Starved);
@@ -606,18 +617,30 @@ impl Inbox {
     fn give_up(&self) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.last.get_or_insert(Last::Broken(io::ErrorKind::BrokenPipe));
-        state.waiting.drain(..).for_each(|bytes| self.returns.dropped(bytes.len()));
+        state.waiting.drain(..).for_each(|waiting| self.returns.dropped(waiting.length));
     }
 
-    fn shift(&self, messages: usize) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).waiting.drain(..messages);
+    /// Counts `sent` bytes as taken by the sink, and tells the lengths of the messages that are thereby done with.
+    fn shift(&self, mut sent: usize) -> Vec<usize> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut done = Vec::new();
+        while let Some(first) = state.waiting.front_mut().filter(|_| sent > 0) {
+            let part = sent.min(first.left.len());
+            first.left.advance(part);
+            sent -= part;
+            if first.left.is_empty() {
+                done.push(first.length);
+                state.waiting.pop_front();
+            }
+        }
+        done
     }
 }
 
 impl Drop for Inbox {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.waiting.iter().for_each(|bytes| self.returns.dropped(bytes.len()));
+        state.waiting.iter().for_each(|waiting| self.returns.dropped(waiting.length));
     }
 }
 
@@ -737,24 +760,34 @@ impl Writer {
         }
     }
 
-    /// Sends several messages; to a socket with as few calls as it takes.
-    async fn send_all(&mut self, batch: &[Bytes]) -> io::Result<()> {
-        let Self::Tcp(writer) = self else {
-            for bytes in batch {
-                self.send(bytes.clone()).await?;
-            }
-            return Ok(());
-        };
-        let mut slices: [IoSlice<'_>; limits::BATCH] =
-            std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
-        let mut left = &mut slices[..batch.len().min(limits::BATCH)];
-        while !left.is_empty() {
-            match writer.write_vectored(left).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                written => IoSlice::advance_slices(&mut left, written),
-            }
+    /// How many messages it takes at once.
+    fn batch(&self) -> usize {
+        match self {
+            Self::Tcp(_) => limits::BATCH,
+            _ => 1,
         }
-        Ok(())
+    }
+
+    /// Sends as much of `batch` as is taken at once, and tells how much that is; to a socket with one call.
+    async fn send_some(&mut self, batch: &[Bytes]) -> io::Result<usize> {
+        let Some(first) = batch.first() else { return Ok(0) };
+        let sent = match self {
+            Self::Tcp(writer) => {
+                let slices: [IoSlice<'_>; limits::BATCH] =
+                    std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
+                writer.write_vectored(&slices[..batch.len().min(limits::BATCH)]).await?
+            }
+            Self::Channel(writer) => {
+                writer.send(first.clone()).await?;
+                first.len()
+            }
+            Self::Pipe(writer) => writer.write(first).await?,
+            Self::Bridge(writer) => {
+                writer.send(first.clone()).await?;
+                first.len()
+            }
+        };
+        if sent == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(sent) }
     }
 
     async fn finish(&mut self) -> io::Result<()> {
