@@ -1291,6 +1291,11 @@ impl World {
     }
 }
 
+/// Whether a record of a forward is its end.
+fn is_ending(record: &Value) -> bool {
+    record["event"] != "forward.open" && record["event"] != "forward.attempt"
+}
+
 /// The forward's id in what the gateway asked of an agent.
 fn forward_id(asked: &Value) -> String {
     asked["originator"].as_str().and_then(|it| it.split(':').nth(1)).expect("an originator of ours").to_owned()
@@ -1645,7 +1650,9 @@ async fn an_agent_that_does_not_answer_is_not_available() {
         let limit = limits::ANSWER_TIMEOUT;
         assert!(waited > limit - Duration::from_secs(1) && waited < limit + Duration::from_secs(5), "{waited:?}");
         let id = forward_id(&asked);
-        let record = world.entry("gateway", |it| it["forward"] == id && it["event"] != "forward.open").await;
+        let record = world.entry("gateway", |it| it["forward"] == id && it["event"] == "forward.attempt").await;
+        assert_eq!(record["reason"], "timeout", "{record}");
+        let record = world.entry("gateway", |it| it["forward"] == id && is_ending(it)).await;
         assert_eq!(record["event"], "forward.failed", "{record}");
         // Too late, the agent opens it: nobody gets it.
         let late = peer.ask(json!({"do": "accept_channel", "sender": asked["sender"]})).await["id"].clone();
@@ -1747,7 +1754,7 @@ async fn what_an_agent_says_in_a_refusal_reaches_nobody_raw() {
             if answer["message"] != 92 || !["not allowed", "not available"].contains(&text) {
                 faults.push(format!("{what}: {answer}"));
             }
-            let ended = |it: &Value| it["forward"] == id && it["event"] != "forward.open";
+            let ended = |it: &Value| it["forward"] == id && is_ending(it);
             let record = world.entry("gateway", ended).await;
             if record.to_string().len() > 2_000
                 || !["forward.denied", "forward.failed"].contains(&record["event"].as_str().unwrap_or_default())
@@ -1759,7 +1766,8 @@ async fn what_an_agent_says_in_a_refusal_reaches_nobody_raw() {
         let (channel, asked) = world.asked(&mut client, &mut peer).await;
         let said = json!({"do": "refuse_channel", "sender": asked["sender"], "code": 1, "text_hex": "fffe80"});
         peer.ask(said).await;
-        let answer = client.ask(json!({"do": "opened", "id": channel})).await;
+        // If the link is lost, the gateway waits a while for another.
+        let answer = client.ask(json!({"do": "opened", "id": channel, "within": 30})).await;
         assert_eq!(answer["message"], 92, "{answer}");
         if peer.ask(json!({"do": "closed", "within": 1})).await["closed"] == true {
             world.link(&mut peer).await;

@@ -74,12 +74,15 @@ fn count(site: &Site, like: Value) -> usize {
     site.records(Side::Gateway, &like).len()
 }
 
+/// An open that waits for its answer.
+type Asked = (ChannelOpenHandle, Channel<Msg>);
+
 /// An agent's process made of the SSH library alone, which answers opens in its own way.
 #[derive(Clone)]
 struct Fake {
     /// The code that it refuses all with; without one it answers nothing.
     code: Option<u32>,
-    asked: Arc<std::sync::Mutex<Vec<(ChannelOpenHandle, Channel<Msg>)>>>,
+    asked: Arc<std::sync::Mutex<Vec<Asked>>>,
 }
 
 impl Fake {
