@@ -417,6 +417,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         replica: Some(shared.replica.to_string()),
         instance: Some(shared.agent.instance.clone()),
         started: Some(shared.agent.started),
+        way: Some(shared.post.way),
     });
     if channel.writer.send(hello.encode()).await.is_err() {
         return;
