@@ -1,7 +1,8 @@
 //! A configuration that is read again while the program runs, when SIGHUP asks for it.
 //!
 //! Promised: it is read on a thread that may block, so that a file system that hangs holds nothing up but the reading;
-//! requests that come meanwhile are one request; and a service manager can be told when a reload is under way. What a new configuration means is its program's business: see `agent` and `gateway`.
+//! requests that come meanwhile are one request; and a service manager can be told when a reload is under way. What a new
+//! configuration means is its program's business: see `agent` and `gateway`.
 
 use std::collections::BTreeMap;
 use std::fmt;
