@@ -278,9 +278,14 @@ async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Conf
     }
 }
 
-/// The gateways at which links are kept, each with what ends that.
+/// The gateways at which links are kept.
 #[derive(Default)]
-struct Posts(HashMap<(OrganisationId, GatewayUrl), CancellationToken>);
+struct Posts {
+    /// Each with what ends that.
+    kept: HashMap<(OrganisationId, GatewayUrl), CancellationToken>,
+    /// How many there have been.
+    ways: u32,
+}
 
 impl Posts {
     /// Dismisses those that a configuration no longer has, and begins to keep links at those that are new in it.
@@ -292,7 +297,7 @@ impl Posts {
                 organisation.gateways.iter().map(|gateway| (organisation.id.clone(), gateway.clone()))
             })
             .collect();
-        self.0.retain(|post, dismissed| {
+        self.kept.retain(|post, dismissed| {
             let stays = wanted.contains(post);
             if !stays {
                 dismissed.cancel();
@@ -300,10 +305,11 @@ impl Posts {
             stays
         });
         for (organisation, gateway) in wanted {
-            self.0.entry((organisation.clone(), gateway.clone())).or_insert_with(|| {
+            self.kept.entry((organisation.clone(), gateway.clone())).or_insert_with(|| {
                 let dismissed = CancellationToken::new();
+                self.ways = self.ways.wrapping_add(1);
                 let name = AgentName { organisation, agent: agent.id.clone() };
-                let post = Arc::new(Post { name, gateway, dismissed: dismissed.clone() });
+                let post = Arc::new(Post { name, gateway, way: self.ways, dismissed: dismissed.clone() });
                 let worker = agent.crew.lightest();
                 let carried = worker.carry(Load::Session);
                 let keeping = dial::keep_linked(agent.clone(), post);
@@ -321,6 +327,8 @@ impl Posts {
 struct Post {
     name: AgentName,
     gateway: GatewayUrl,
+    /// Its number, for a gateway that has several links of this process.
+    way: u32,
     /// Fires when the configuration no longer has it: its links are cut at once.
     dismissed: CancellationToken,
 }

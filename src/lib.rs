@@ -107,9 +107,9 @@
 //! the last forward.
 //!
 //! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
-//! drop its gateway or its key, and for the stop. A
-//! link that is replaced goes on until the gateway ends it, after its last forward. Its control channel has a task
-//! that waits for messages, and for the drain, of which it tells the gateway.
+//! drop its gateway or its key, and for the stop. A link that is replaced goes on until the gateway ends it, after its last
+//! forward, or until far too many opens have come. Its control channel has a task that waits for messages, and for the drain,
+//! of which it tells the gateway.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.

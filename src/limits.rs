@@ -69,6 +69,11 @@ pub const PENDING_OPENS_PER_SESSION: usize = 128;
 /// next one, so that it is to be a few megabytes; a handshake among so many opens costs nothing.
 pub const OPENS_PER_LINK: u64 = 2_000;
 
+/// Opens after which the agent cuts a link that has not been replaced, or is asked for more all the same: three or four
+/// hundred megabytes of the library's. Fifty times [`OPENS_PER_LINK`], so that a link whose replacement fails for a while
+/// goes on; but a gateway that never lets itself be replaced must not fill the agent's memory.
+pub const OPENS_PER_LINK_MAX: u64 = 50 * OPENS_PER_LINK;
+
 /// From a request to an open stream, over all steps; a forward that takes longer has failed.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
 

@@ -4,7 +4,8 @@
 //! link that has carried as many opens as one should, whose gateway goes away or wants it made anew, or that was made with a
 //! host key or replica name which the configuration no longer has, is replaced while it still serves: it retires when the new
 //! one is good, and until then stays. A gateway that wants a new one on every link gets the next after the same waits as one
-//! that drops them. Of those replaced, so many are kept, however many the gateway would keep. Nobody dials once the agent
+//! that drops them. Of those replaced, so many are kept, however many the gateway would keep, and none goes on for ever
+//! without being replaced. Nobody dials once the agent
 //! drains. A process whose place another one has taken keeps its forwards and stands by: it dials again at long intervals,
 //! so that two with one name do not throw each other out by turns.
 //!

@@ -14,7 +14,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use super::live::{self, Case, State};
 use super::{Agent, Post};
@@ -286,7 +286,7 @@ impl Link {
         let _present = agent.drain.greet();
         let conversation = agent.tasks.spawn(converse(shared.clone(), self.control_channel));
         let mut opened: u64 = 0;
-        let mut revoked = false;
+        let (mut revoked, mut worn_out) = (false, false);
         let end = loop {
             tokio::select! {
                 opening = self.opens.recv() => {
@@ -294,6 +294,11 @@ impl Link {
                     opened += 1;
                     if opened == limits::OPENS_PER_LINK {
                         shared.worn.cancel();
+                    }
+                    if opened > limits::OPENS_PER_LINK_MAX {
+                        warn!(gateway = %shared.post.gateway, "cutting a link that has long carried its share of opens");
+                        worn_out = true;
+                        break LinkEnd::Lost;
                     }
                     let over = opening.over.map(|over| match over {
                         Over::Channels => "forwards_per_link",
@@ -346,6 +351,7 @@ impl Link {
         let (reason, detail) = match (ended, &end) {
             (_, LinkEnd::Stopped) => ("stopped", shared.post.gateway.to_string()),
             (_, LinkEnd::Lost) if revoked => ("revoked", shared.post.gateway.to_string()),
+            (_, LinkEnd::Lost) if worn_out => ("worn_out", shared.post.gateway.to_string()),
             (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.post.gateway.to_string()),
             (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.post.gateway, Chain(&error))),
             (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.post.gateway)),
@@ -420,6 +426,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         replica: Some(shared.replica.to_string()),
         instance: Some(shared.agent.instance.clone()),
         started: Some(shared.agent.started),
+        way: Some(shared.post.way),
     });
     if channel.writer.send(hello.encode()).await.is_err() {
         return;

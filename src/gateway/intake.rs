@@ -335,6 +335,7 @@ async fn establish(
         replica: None,
         instance: None,
         started: None,
+        way: None,
     });
     let broken = |error: &dyn std::fmt::Display| ("control_channel", error.to_string());
     control.writer.send(hello.encode()).await.map_err(|error| broken(&error))?;

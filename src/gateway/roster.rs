@@ -63,13 +63,15 @@ pub(super) struct Process {
     started: u64,
     /// Decides between two that say to have been started in the same millisecond.
     instance: String,
+    /// By which of its ways it has linked; agents of earlier versions do not say. Between two processes it decides nothing.
+    way: Option<u32>,
 }
 
 impl Process {
     /// The process that a hello tells of.
     pub(super) fn of(hello: &Hello) -> Option<Self> {
         let instance = hello.instance.as_ref().map(InstanceId::to_string)?;
-        Some(Self { started: hello.started?, instance })
+        Some(Self { started: hello.started?, instance, way: hello.way })
     }
 }
 
@@ -265,13 +267,16 @@ enum Succession {
     IsSuperseded,
 }
 
-/// Links of one process replace each other, whatever it calls itself by now: the newest holds. Of two processes with one
+/// Links of one process replace each other, whatever it calls itself by now: the newest holds. But those that it has made by
+/// different ways, of which several may lead here, stay beside each other: each is kept by itself, so that they would throw
+/// each other out by turns. Of two processes with one
 /// replica name, the one that was started later holds: that is the one that an operator has just started, and an order
 /// that does not depend on who linked last keeps them from throwing each other out by turns. Where one of them does not
 /// say, the newest link holds.
 fn succession(active: &Peer, new: &Peer) -> Succession {
     let same_name = active.replica == new.replica;
     match (&active.process, &new.process) {
+        (Some(active), Some(new)) if active.instance == new.instance && active.way != new.way => Succession::None,
         (Some(active), Some(new)) if active.instance == new.instance => Succession::Replaces,
         _ if !same_name => Succession::None,
         (Some(active), Some(new)) if active > new => Succession::IsSuperseded,
@@ -488,7 +493,7 @@ mod tests {
     type Link = super::Link<()>;
 
     fn process(instance: &str, started: u64) -> Option<Process> {
-        Some(Process { started, instance: instance.to_owned() })
+        Some(Process { started, instance: instance.to_owned(), way: None })
     }
 
     fn link_of(agent: &str, replica: &str, process: Option<Process>) -> Arc<Link> {
@@ -563,6 +568,26 @@ mod tests {
         roster.insert(&third);
         assert_eq!(third.standing(), Standing::Active);
         assert!(Arc::ptr_eq(roster.pick(&name(), &[]).ok().expect("a link").link(), &third));
+    }
+
+    #[test]
+    fn links_of_one_process_by_two_ways_do_not_replace_each_other() {
+        let roster = Roster::default();
+        let by = |way, started, instance: &str| {
+            link("one", process(instance, started).map(|process| Process { way: Some(way), ..process }))
+        };
+        let (first, second, again) = (by(1, 5, "a"), by(2, 5, "a"), by(1, 5, "a"));
+        for link in [&first, &second, &again] {
+            roster.insert(link);
+        }
+        assert_eq!(standings(&[&first, &second, &again]), [Standing::Retired, Standing::Active, Standing::Active]);
+        // Another process with the name, started earlier or later, by whatever way.
+        let (early, late) = (by(1, 4, "b"), by(3, 6, "c"));
+        for link in [&early, &late] {
+            roster.insert(link);
+        }
+        assert_eq!(standings(&[&early, &second, &again]), [Standing::Superseded; 3]);
+        assert_eq!(late.standing(), Standing::Active);
     }
 
     #[test]
@@ -748,7 +773,7 @@ mod tests {
                 match step {
                     Step::Link { replica, process } => {
                         let process = process.map(|(started, instance)| Process {
-                            started, instance: format!("i{instance}")
+                            started, instance: format!("i{instance}"), way: None
                         });
                         roster.insert(&link(&format!("r{replica}"), process));
                     }

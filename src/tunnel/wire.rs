@@ -337,6 +337,10 @@ pub struct Hello {
     /// When that process was started, by its own clock: Unix time in milliseconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started: Option<u64>,
+    /// Which of the gateways in its configuration that process has dialled, as a number of its own: links of two are no
+    /// replacement for each other, even if both lead to one gateway. Absent where `instance` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub way: Option<u32>,
 }
 
 /// One process of an agent: 16 hexadecimal digits, drawn at random when it starts.
@@ -606,6 +610,7 @@ mod tests {
             replica: Some("node-1".into()),
             instance: None,
             started: None,
+            way: None,
         });
         let bytes = hello.encode();
         assert_eq!(
@@ -624,11 +629,12 @@ mod tests {
             replica: Some("node-1".into()),
             instance: Some("0123456789abcdef".parse().expect("an instance")),
             started: Some(1_790_000_000_123),
+            way: Some(7),
         });
         let bytes = hello.encode();
         let body = "{\"version\":\"0.2.0\",\"features\":[\"credit\"],\"channels\":4096,\"replica\":\"node-1\",\
-                    \"instance\":\"0123456789abcdef\",\"started\":1790000000123}";
-        assert_eq!(&bytes[..], [&b"\0\0\0\x84\0\x01"[..], body.as_bytes()].concat());
+                    \"instance\":\"0123456789abcdef\",\"started\":1790000000123,\"way\":7}";
+        assert_eq!(&bytes[..], [&b"\0\0\0\x8c\0\x01"[..], body.as_bytes()].concat());
         assert_eq!(Control::decode(&mut BytesMut::from(&bytes[..])), Ok(Some(hello)));
     }
 
@@ -672,6 +678,7 @@ mod tests {
             (KIND_HELLO, format!("{hello}\"instance\":7}}")),
             (KIND_HELLO, format!("{hello}\"started\":-1}}")),
             (KIND_HELLO, format!("{hello}\"started\":\"1\"}}")),
+            (KIND_HELLO, format!("{hello}\"way\":4294967296}}")),
         ] {
             assert!(Control::decode(&mut framed(kind, body.as_bytes())).is_err(), "{kind}: {body}");
         }

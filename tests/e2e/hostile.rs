@@ -13,6 +13,7 @@ use caponier::audit::Sink;
 use caponier::drain::Stop;
 use caponier::gateway::{self, Inherited};
 use caponier::identity::{Algorithm, PrivateKey};
+use caponier::limits;
 use caponier::policy::rule::Allowlist;
 use caponier::reload::Reloads;
 use caponier::systemd::Supervisor;
@@ -284,7 +285,8 @@ impl Linked {
                 allow: Allowlist::new(Vec::new()).expect("an allowlist"),
             }],
             drain: Duration::ZERO,
-            limits: agent::Limits::default(),
+            // Most opens are refused without a record, which is quick.
+            limits: agent::Limits { opens_per_second_per_organisation: 1, ..agent::Limits::default() },
             audit: Sink::File(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
@@ -342,6 +344,29 @@ async fn a_gateway_that_goes_away_on_every_link_does_not_make_the_agent_spin() {
     assert!(tokio::time::timeout(Duration::from_secs(3), flood).await.is_err());
     // With a wait that doubles each time it takes about 30 s to come to eight; without one, it is dozens in a second.
     assert!((2..=8).contains(&links.len()), "{} links", links.len());
+    agent.stop().await;
+}
+
+/// The library keeps some kilobytes of each open for as long as its session lives.
+#[tokio::test]
+#[ignore = "a hundred thousand opens take a minute: to be run by name, with --ignored"]
+async fn a_gateway_that_opens_without_end_on_one_link_is_cut() {
+    let agent = Linked::start().await;
+    let gateway = Arc::new(agent.link().await);
+    let asked = std::sync::atomic::AtomicU64::new(0);
+    let ask = async || {
+        while gateway.channel_open_direct_tcpip("db.internal", 1, "127.0.0.1", 1).await.is_err() && !gateway.is_closed()
+        {
+            asked.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    };
+    // It accepts no other link, so that nothing replaces this one.
+    let many = async { tokio::join!(ask(), ask(), ask(), ask(), ask(), ask(), ask(), ask()) };
+    let hung_up = tokio::time::timeout(PATIENCE * 5, many).await;
+    assert!(hung_up.is_ok(), "the agent takes more than {asked:?} opens");
+    let asked = asked.into_inner();
+    // Some of the last answers are lost with the link.
+    assert!(asked.abs_diff(limits::OPENS_PER_LINK_MAX) <= 64, "{asked} opens");
     agent.stop().await;
 }
 

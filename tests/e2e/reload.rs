@@ -526,3 +526,40 @@ async fn what_needs_a_restart_is_said_and_the_rest_taken_over() {
     drop(stream);
     site.stop().await;
 }
+
+/// Signals come faster than files are read, and the file goes, comes back cut short at any place, and comes back whole.
+#[tokio::test]
+async fn a_storm_of_reloads_of_a_file_that_comes_and_goes_leaves_what_runs() {
+    let target = echo().await;
+    let mut site = Site::plan().allow(target).door(target).start().await;
+    let mut stream = connect(site.doors[0]).await;
+    echoes(&mut stream, b"before").await;
+    for side in [Side::Agent, Side::Gateway] {
+        let (path, good) = (site.config(side), fs::read_to_string(site.config(side)).expect("a configuration"));
+        let limits = format!("[{}.limits]\nforwards_per_link = 7\n[audit]", side.name());
+        for round in 0..30 {
+            match round % 3 {
+                0 => fs::remove_file(&path).expect("removed"),
+                // Within its first table, where nothing that it needs has come yet.
+                1 => fs::write(&path, &good[..good.len() * round / 300]).expect("written"),
+                _ => fs::write(&path, good.replace("[audit]", &limits)).expect("written"),
+            }
+            for _ in 0..5 {
+                site.program(side).signal("HUP");
+            }
+            echoes(&mut stream, b"meanwhile").await;
+        }
+        fs::write(&path, &good).expect("written");
+        // Of what the storm has left under way, some may be recorded yet; the last request finds the good one.
+        eventually("the good configuration", async || {
+            site.program(side).signal("HUP");
+            let last = site.records(side, &json!({"event": "config.reloaded"})).pop()?;
+            (detail(&last) == "nothing changed").then_some(())
+        })
+        .await;
+        echoes(connect(site.doors[0]).await, b"anew").await;
+    }
+    assert_eq!(site.records(Side::Agent, &json!({"event": "link.up"})).len(), 1, "the link is the same");
+    drop(stream);
+    site.stop().await;
+}

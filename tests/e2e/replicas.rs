@@ -494,3 +494,31 @@ async fn a_revoked_agent_key_is_the_reason_that_its_forwards_end() {
     listed(&site, &[("one", "absent")]).await;
     site.stop().await;
 }
+
+/// Both names are kept linked, each by itself; with one place for the process, each new link would throw the other out.
+#[tokio::test]
+async fn regression_two_urls_of_one_gateway_are_two_links_that_stay() {
+    let target = echo().await;
+    let mut site = Site::plan().allow(target).door(target).start().await;
+    let config = site.config(Side::Agent);
+    let text = fs::read_to_string(&config).expect("a configuration");
+    let url = format!("\"ssh://{}\"", site.address);
+    let other = format!("\"ssh://localhost:{}\"", site.address.port());
+    assert!(text.contains(&url), "{text}");
+    fs::write(&config, text.replace(&url, &format!("{url}, {other}"))).expect("written");
+    let mut first = open(site.doors[0]).await;
+    site.program(Side::Agent).signal("HUP");
+    listed(&site, &[("one", "active"), ("one", "active")]).await;
+    let since = |rows: Vec<Value>| rows.iter().map(|row| row["since"].clone()).collect::<Vec<_>>();
+    let before = since(rows(&site).await);
+    let mut second = open(site.doors[0]).await;
+    let rows_now = rows(&site).await;
+    assert!(rows_now.iter().all(|row| row["live"] == 1), "{rows_now:?}");
+    // Had one replaced the other, it would have been retired at once, and ended with its last forward.
+    assert_eq!(since(rows_now), before);
+    for stream in [&mut first, &mut second] {
+        echoes(stream, b"both").await;
+    }
+    drop((first, second));
+    site.stop().await;
+}
