@@ -126,6 +126,23 @@ impl Ticket {
     }
 }
 
+/// Whether and until when a peer has said that it drains.
+#[derive(Debug, Default)]
+pub struct Departure(OnceLock<Instant>);
+
+impl Departure {
+    /// The peer has said that what runs may go on for so many seconds. Its first word counts.
+    pub fn told(&self, seconds: u32) {
+        let _ = self.0.set(Instant::now() + Duration::from_secs(seconds.into()));
+    }
+
+    /// Whether the peer cuts its forwards by now, so that one that breaks on its side was most likely cut.
+    #[must_use]
+    pub fn is_due(&self) -> bool {
+        self.0.get().is_some_and(|deadline| Instant::now() + limits::DRAIN_TOLERANCE >= *deadline)
+    }
+}
+
 /// How a drain went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outcome {
@@ -332,6 +349,20 @@ mod tests {
         let since = Instant::now();
         assert_eq!(finish(&drain, &now).await, Outcome { ended: 0, cut: 1 });
         assert_eq!((drain.cut().await, since.elapsed()), ("stopped", limits::STOP_GRACE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_departure_is_due_at_its_deadline_and_not_before() {
+        let departure = Departure::default();
+        assert!(!departure.is_due(), "nobody has said anything");
+        departure.told(60);
+        departure.told(0);
+        sleep(Duration::from_secs(60) - limits::DRAIN_TOLERANCE - Duration::from_millis(1)).await;
+        assert!(!departure.is_due());
+        sleep(Duration::from_millis(1)).await;
+        assert!(departure.is_due());
+        sleep(Duration::from_secs(60)).await;
+        assert!(departure.is_due());
     }
 
     #[tokio::test(start_paused = true)]

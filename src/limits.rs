@@ -247,11 +247,13 @@ pub const BRIDGE_BYTES: usize = 256 * 1024;
 /// for where each is small.
 pub const BRIDGE_MESSAGES: usize = 1_024;
 
-/// How long a target may take nothing while what waits for it keeps a stock client's whole session from being read.
+/// How long a target may take nothing while what waits for it keeps a stock client's whole session from being read, or once
+/// its principal is gone: what was sent before is then still delivered, but nobody waits for it. Longer than a link may be silent
+/// ([`LINK_KEEPALIVE`]), shorter than a kernel keeps the last bytes of a closed socket for a peer that takes nothing.
 pub const STALL: Duration = Duration::from_secs(60);
 
-/// How long a sink may take nothing of what a peer had sent before it went away: as patient as a kernel's own buffers,
-/// but not for ever.
+/// How long it may take in all to deliver what a peer had sent before it went away, and how long a principal may take nothing
+/// of what its target had: it may pause in the middle of an answer, but not for ever.
 pub const DELIVERY: Duration = Duration::from_secs(600);
 
 /// Messages of a channel that its session hands over before the channel's reader gets to run. It always takes them all, so
@@ -292,6 +294,9 @@ pub const DRAIN: Duration = Duration::from_secs(300);
 
 /// The longest that a configuration may ask for.
 pub const DRAIN_MAX: Duration = Duration::from_secs(24 * 3600);
+
+/// How much sooner than it had said a peer's drain may be over: it says whole seconds, and its word takes its time.
+pub const DRAIN_TOLERANCE: Duration = Duration::from_secs(2);
 
 /// How often a drain says how it goes.
 pub const DRAIN_PROGRESS: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ use super::live::{self, Case, State};
 use super::{Agent, Post};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
-use crate::drain::Ticket;
+use crate::drain::{Departure, Ticket};
 use crate::identity::{Fingerprint, Principal, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::Decision;
@@ -104,6 +104,8 @@ struct Shared {
     worn: CancellationToken,
     superseded: CancellationToken,
     moved: CancellationToken,
+    /// What the gateway has said of its drain.
+    departure: Departure,
 }
 
 /// Dials, shakes hands and waits for the gateway's login.
@@ -203,6 +205,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         worn: CancellationToken::new(),
         superseded: CancellationToken::new(),
         moved: CancellationToken::new(),
+        departure: Departure::default(),
     });
     Ok(Link { shared, opens, control_channel, unheard, running })
 }
@@ -444,7 +447,11 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     while let Some(bytes) = reader.bytes().await {
         buffer.extend_from_slice(&bytes);
         loop {
-            match Control::decode(&mut buffer) {
+            let message = Control::decode(&mut buffer);
+            if let Ok(Some(Control::Drain(drain))) = &message {
+                shared.departure.told(drain.deadline_s);
+            }
+            match message {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
                 Ok(Some(Control::Superseded)) => shared.superseded.cancel(),
                 // Once is enough: what is said again on the same link asks for nothing more.
@@ -632,6 +639,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
         (End::NearBroke(_) | End::Stopped, None) if !shared.allows(&agent.state.current(), &case, &addresses) => {
             "revoked"
         }
+        (End::NearBroke(_), None) if shared.departure.is_due() => "gateway_drained",
         (End::NearBroke(_), None) if shared.switch.gone().is_cancelled() => "link_lost",
         (End::NearBroke(_), None) => "client_gone",
         (End::FarBroke(_), None) => "target_broke",

@@ -221,8 +221,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
                 End::NearBroke(_) => "client_gone",
                 // The link was cut with all of its organisation's, and that was noticed first.
                 End::FarBroke(_) if !gateway.state.current().serves(&request.agent.organisation) => "revoked",
-                End::FarBroke(_) if ride.link().client().control().gone().is_cancelled() => ride.link().lost_as(),
-                End::FarBroke(_) => "target_broke",
+                End::FarBroke(_) => ride.link().broke_as(),
                 End::Stalled => "stalled",
                 End::Idle => "idle",
                 End::Expired => "expired",

@@ -375,7 +375,8 @@ async fn listen(mut reader: Reader, link: &Link) {
         loop {
             match Control::decode(&mut buffer) {
                 // It knows best, and without this its forwards would be refused one by one.
-                Ok(Some(Control::Drain(_))) => {
+                Ok(Some(Control::Drain(drain))) => {
+                    link.departure().told(drain.deadline_s);
                     if link.retire(Standing::Draining) {
                         let Linked { name, replica, .. } = &link.peer;
                         info!(agent = %name, replica = %replica, "the agent drains; it gets nothing new");

@@ -18,7 +18,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
+use super::lapses::AGENT_DRAINED;
 use crate::audit::Counters;
+use crate::drain::Departure;
 use crate::identity::{AgentName, Fingerprint, ReplicaId};
 use crate::limits;
 use crate::policy::grant::Pass;
@@ -115,6 +117,8 @@ pub(super) struct Link<S = Client> {
     retired: OnceLock<Standing>,
     /// Fires after `retired` was set.
     retires: CancellationToken,
+    /// What the agent has said of its drain.
+    departure: Departure,
     /// Why it was ended from here, if it was.
     ended: OnceLock<&'static str>,
     idle: Notify,
@@ -317,6 +321,7 @@ impl<S> Link<S> {
             picked: AtomicU64::new(0),
             retired: OnceLock::new(),
             retires: CancellationToken::new(),
+            departure: Departure::default(),
             ended: OnceLock::new(),
             idle: Notify::new(),
             answers,
@@ -391,11 +396,18 @@ impl<S> Link<S> {
         let _ = self.ended.set(why);
     }
 
-    /// Why its forwards end, now that it is gone.
-    pub(super) fn lost_as(&self) -> &'static str {
+    /// What the agent has said of its drain.
+    pub(super) fn departure(&self) -> &Departure {
+        &self.departure
+    }
+
+    /// Why a forward on it has ended whose target's side broke.
+    pub(super) fn broke_as(&self) -> &'static str {
         match self.ended.get() {
-            Some(&"revoked") => "revoked",
-            _ => "link_lost",
+            Some(&"revoked") if self.gone.is_cancelled() => "revoked",
+            _ if self.departure.is_due() => AGENT_DRAINED,
+            _ if self.gone.is_cancelled() => "link_lost",
+            _ => "target_broke",
         }
     }
 }

@@ -233,9 +233,11 @@ pub async fn splice(
     let (up, down) = (Half::default(), Half::default());
     let both = CancellationToken::new();
     let end = {
-        let upward = direction(&mut near_reader, &mut far_writer, |n| counters.add_to_target(n), (&up, &down), &both);
-        let downward =
-            direction(&mut far_reader, &mut near_writer, |n| counters.add_from_target(n), (&down, &up), &both);
+        let to_target = |n| counters.add_to_target(n);
+        let from_target = |n| counters.add_from_target(n);
+        // A principal may pause before it reads the end of an answer; but what one has sent that is gone, nobody waits for.
+        let upward = direction(&mut near_reader, &mut far_writer, to_target, (&up, &down), &both, limits::STALL);
+        let downward = direction(&mut far_reader, &mut near_writer, from_target, (&down, &up), &both, limits::DELIVERY);
         let moving = async { tokio::join!(upward, downward).0 };
         let cut = async {
             tokio::select! {
@@ -264,14 +266,14 @@ pub async fn splice(
             broke = up.broke.wait() => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {
-                    was_cut = last_words(moving.as_mut(), &down, cut.as_mut()).await;
+                    was_cut = last_words(moving.as_mut(), &down, cut.as_mut(), std::future::pending()).await;
                 }
                 broke.end(End::NearBroke, End::FarBroke)
             }
             broke = down.broke.wait() => {
                 // What the principal has sent before it went away still reaches the target.
                 if matches!(broke, Broke::Writing(_)) {
-                    was_cut = last_words(moving.as_mut(), &up, cut.as_mut()).await;
+                    was_cut = last_words(moving.as_mut(), &up, cut.as_mut(), stuck(counters)).await;
                     delivered = true;
                 }
                 broke.end(End::FarBroke, End::NearBroke)
@@ -291,12 +293,14 @@ pub async fn splice(
     (end, Remains { near, far })
 }
 
-/// Lets a direction that is still on its way deliver what was sent into it, and tells whether it was cut meanwhile. Both go
-/// on: the one that broke still has to take what comes.
+/// Lets a direction that is still on its way deliver what was sent into it, unless it is `hopeless`, and tells whether it was
+/// cut meanwhile. Both go on: the one that broke still has to take what comes, or a target that waits for its answers to be
+/// read would never take what is left.
 async fn last_words(
     moving: Pin<&mut impl Future<Output = Infallible>>,
     half: &Half,
     cut: Pin<&mut impl Future<Output = End>>,
+    hopeless: impl Future<Output = ()>,
 ) -> bool {
     if half.is_done() {
         return false;
@@ -306,6 +310,18 @@ async fn last_words(
         () = half.done.cancelled() => false,
         _ = half.broke.wait() => false,
         _ = cut => true,
+        () = hopeless => false,
+    }
+}
+
+/// Waits until the target has taken nothing for [`limits::STALL`].
+async fn stuck(counters: &Counters) {
+    loop {
+        let seen = counters.to_target();
+        tokio::time::sleep(limits::STALL).await;
+        if counters.to_target() == seen {
+            return;
+        }
     }
 }
 
@@ -340,7 +356,8 @@ impl Broke {
     }
 }
 
-/// Copies until the end of file and passes it on, or says how that broke. It never returns, because a channel must be read
+/// Copies until the end of file and passes it on, or says how that broke; a sink that takes nothing for `patience` after its
+/// sender has gone is given up. It never returns, because a channel must be read
 /// for as long as it is there: a direction that is done goes on watching its reader, since a channel that is closed while
 /// the other direction waits must end the forward; and one that has lost its writer goes on emptying its reader, since the
 /// SSH library holds up the whole session for a channel that is not read.
@@ -350,6 +367,7 @@ async fn direction(
     count: impl Fn(u64),
     (this, other): (&Half, &Half),
     both: &CancellationToken,
+    patience: Duration,
 ) -> Infallible {
     let finish = async |writer: &mut Writer| {
         if let Err(error) = writer.finish().await {
@@ -387,7 +405,10 @@ async fn direction(
                     }
                 }
             };
-            say(copy.await);
+            let broke = copy.await;
+            say(broke);
+            // Nobody wants it any more; but who sends it may take nothing until it is read.
+            while matches!(broke, Broke::Writing(_)) && matches!(reader.read().await, Ok(Some(_))) {}
         }
         Reader::Bridge(reader) => {
             let copy = async {
@@ -395,9 +416,9 @@ async fn direction(
                     match reader.next().await {
                         Ok(Some(batch)) => {
                             // The other half is patient in its own way for as long as it is there.
-                            let hopeless = |stalled| reader.is_closed() && stalled >= limits::DELIVERY;
+                            let hopeless = Hopeless { blocking: || false, gone: || reader.is_closed(), patience };
                             for bytes in &batch {
-                                if let Err(broke) = stalling(writer.send(bytes.clone()), hopeless, progress).await {
+                                if let Err(broke) = stalling(writer.send(bytes.clone()), &hopeless, progress).await {
                                     return broke;
                                 }
                             }
@@ -457,8 +478,10 @@ async fn direction(
                         Ok(batch) => {
                             // A sink that takes nothing is given up where it keeps a stock client's whole session from being
                             // read, or where the sender has gone. One that harms nobody else may take its time.
-                            let hopeless = |stalled| {
-                                returns.blocks_session() || returns.is_closed() && stalled >= limits::DELIVERY
+                            let hopeless = Hopeless {
+                                blocking: || returns.blocks_session(),
+                                gone: || returns.is_closed(),
+                                patience,
                             };
                             if receipts.is_some() {
                                 // One by one: a message is accounted for either here or on the bridge.
@@ -505,34 +528,52 @@ async fn direction(
                 broke = empty => broke,
                 broke = settle => broke,
             };
-            drop(unsettled);
             say(broke);
             if matches!(broke, Broke::Writing(_) | Broke::Stalled) {
-                inbox.give_up();
-                fill.await;
+                let lost = unsettled.map_or(0, Unsettled::take);
+                // Given back as if it had been taken, so that the sender, too, goes on taking what is left.
+                let discard = async {
+                    returns.repay(lost).await;
+                    inbox.discard().await;
+                };
+                // Both at once: the channel is read also while credit waits to be sent.
+                tokio::join!(fill, discard);
             }
         }
     }
     std::future::pending().await
 }
 
-/// Sends, but not for ever: looks every [`limits::STALL`] in which nothing moved whether that is `hopeless` after so long.
+/// When a sink that takes nothing is given up.
+struct Hopeless<B, G> {
+    /// Whether it harms others.
+    blocking: B,
+    /// Whether the sender has gone.
+    gone: G,
+    /// How long it may take nothing after that.
+    patience: Duration,
+}
+
+/// Sends, but not for ever: looks every [`limits::STALL`] in which nothing moved whether it is hopeless.
 async fn stalling<T>(
     send: impl Future<Output = io::Result<T>>,
-    hopeless: impl Fn(Duration) -> bool,
+    hopeless: &Hopeless<impl Fn() -> bool, impl Fn() -> bool>,
     progress: impl Fn() -> u64,
 ) -> Result<T, Broke> {
     tokio::pin!(send);
-    let (mut stalled, mut seen) = (Duration::ZERO, progress());
+    // For how long nothing has moved since the sender has gone.
+    let (mut gone, mut stalled, mut seen) = ((hopeless.gone)(), Duration::ZERO, progress());
     loop {
         tokio::select! {
             biased;
             result = &mut send => return result.map_err(|error| Broke::Writing(error.kind())),
             () = tokio::time::sleep(limits::STALL) => {
                 let now = progress();
-                stalled = if now == seen { stalled + limits::STALL } else { Duration::ZERO };
+                let still = now == seen;
                 seen = now;
-                if stalled > Duration::ZERO && hopeless(stalled) {
+                stalled = if still && gone { stalled + limits::STALL } else { Duration::ZERO };
+                gone = (hopeless.gone)();
+                if still && (hopeless.blocking)() || stalled >= hopeless.patience {
                     return Err(Broke::Stalled);
                 }
             }
@@ -544,6 +585,15 @@ async fn stalling<T>(
 struct Unsettled<'a> {
     receipts: &'a Receipts,
     returns: &'a Returns,
+}
+
+impl Unsettled<'_> {
+    /// What that had cost, which is then for the caller to account for.
+    fn take(self) -> usize {
+        let cost = self.receipts.rest();
+        std::mem::forget(self);
+        cost
+    }
 }
 
 impl Drop for Unsettled<'_> {
@@ -630,11 +680,20 @@ impl Inbox {
         }
     }
 
-    /// Drops what waits, and all that comes.
-    fn give_up(&self) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last.get_or_insert(Last::Broken(io::ErrorKind::BrokenPipe));
-        state.waiting.drain(..).for_each(|waiting| self.returns.dropped(waiting.length));
+    /// Takes what waits, and all that comes, for nobody.
+    async fn discard(&self) {
+        // A sender without credit has it as soon as all is taken.
+        loop {
+            match self.front(usize::MAX).await {
+                Ok(batch) => {
+                    let sent = batch.iter().map(Bytes::len).sum();
+                    drop(batch);
+                    self.returns.all_taken(self.shift(sent).into_iter()).await;
+                }
+                Err(Last::Starved) => {}
+                Err(Last::Eof | Last::Broken(_)) => return,
+            }
+        }
     }
 
     /// Counts `sent` bytes as taken by the sink, and tells the lengths of the messages that are thereby done with.

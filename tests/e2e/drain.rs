@@ -94,6 +94,8 @@ async fn what_a_gateway_still_runs_at_the_deadline_or_the_second_signal_is_cut()
         let ended = site.record(Side::Gateway, json!({"event": "drain.ended"})).await;
         assert_eq!(counts(&ended), &json!({"ended": 0, "cut": 1}));
         assert_balanced(Side::Gateway, &site.trail(Side::Gateway));
+        let other = site.record(Side::Agent, json!({"event": "forward.ended", "to_target": 7})).await;
+        assert_eq!(other["reason"] == "gateway_drained", !again, "{other}");
         assert_eq!(site.program(Side::Agent).stop().await, Some(0));
         assert_balanced(Side::Agent, &site.trail(Side::Agent));
     }
@@ -139,6 +141,8 @@ async fn what_an_agent_still_runs_at_the_deadline_or_the_second_signal_is_cut() 
         assert_eq!(read_to_end(&mut stream).await, b"");
         site.record(Side::Agent, json!({"event": "forward.ended", "reason": reason, "to_target": 7})).await;
         assert_balanced(Side::Agent, &site.trail(Side::Agent));
+        let other = site.record(Side::Gateway, json!({"event": "forward.ended", "to_target": 7})).await;
+        assert_eq!(other["reason"] == "agent_drained", !again, "{other}");
         assert_eq!(site.program(Side::Gateway).stop().await, Some(0));
         assert_balanced(Side::Gateway, &site.trail(Side::Gateway));
     }

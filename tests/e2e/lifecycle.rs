@@ -71,7 +71,10 @@ async fn sigterm_ends_both_sides_in_order_with_forwards_open() {
         site.records(Side::Gateway, &json!({"event": "forward.ended"})).into_iter().nth(1)
     })
     .await;
-    assert!(["link_lost", "target_broke"].contains(&ended["reason"].as_str().expect("a reason")), "{ended}");
+    assert!(
+        ["agent_drained", "link_lost", "target_broke"].contains(&ended["reason"].as_str().expect("a reason")),
+        "{ended}"
+    );
     assert_eq!(site.program(Side::Gateway).stop().await, Some(0));
 }
 
@@ -443,6 +446,9 @@ async fn the_admin_socket_tells_its_owner_who_is_linked() {
     assert_eq!(row["key"].as_str(), fingerprint.split(' ').nth(1));
     let table = run(caponier().arg("agents").arg("--socket").arg(site.admin_socket())).await.done();
     assert!(table.starts_with("AGENT") && table.contains(AGENT), "{table}");
+    // The one agent, and it is done.
+    let told = run(caponier().args(["agents", "--handshakes", "--socket"]).arg(site.admin_socket())).await.done();
+    assert_eq!(serde_json::from_str::<Value>(&told).expect("JSON"), json!({"now": 0, "most": 1}));
 
     drop(stream);
     site.record(Side::Agent, json!({"event": "forward.ended"})).await;
