@@ -54,7 +54,7 @@ use crate::task::{Crew, CrewError, Tasks};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, LastError, agents};
+pub use admin::{AgentRow, AgentsError, HandshakeCount, LastError, agents, handshakes};
 pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.

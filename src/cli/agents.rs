@@ -40,6 +40,9 @@ pub struct Args {
     /// Print a JSON array with one object per line of the table.
     #[arg(long)]
     json: bool,
+    /// Print instead, as JSON, how many SSH handshakes of agents and clients are under way, and how many were at most.
+    #[arg(long, conflicts_with_all = ["json", "wide"])]
+    handshakes: bool,
 }
 
 /// Runs the command.
@@ -47,6 +50,11 @@ pub struct Args {
 /// # Errors
 /// If no gateway answers.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
+    if args.handshakes {
+        let told = running::block_on(async |_| Ok(gateway::handshakes(&args.socket).await?))?;
+        print(&format!("{}\n", serde_json::to_string(&told)?))?;
+        return Ok(Exit::Done.into());
+    }
     let rows = running::block_on(async |_| Ok(gateway::agents(&args.socket).await?))?;
     let text = match (args.json, args.wide) {
         (true, _) => format!("{}\n", serde_json::to_string_pretty(&rows)?),

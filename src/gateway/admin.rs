@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -27,6 +28,8 @@ use crate::registry::Registry;
 enum Question {
     /// Who is linked?
     Agents,
+    /// How many handshakes are there at once?
+    Handshakes,
     /// Does this gateway go away?
     State,
 }
@@ -37,6 +40,15 @@ enum Question {
 enum State {
     Serving,
     Draining,
+}
+
+/// Handshakes that have begun, at the gateway's SSH door: of agents and of clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandshakeCount {
+    /// That are under way.
+    pub now: usize,
+    /// That were at once, at most, since the gateway was started.
+    pub most: usize,
 }
 
 /// One link, or an agent or replica that has none, as `caponier agents` shows it. Fields are null where nothing is known.
@@ -110,9 +122,21 @@ pub enum AgentsError {
 /// # Errors
 /// If nobody answers, or not as expected.
 pub async fn agents(path: &Path) -> Result<Vec<AgentRow>, AgentsError> {
+    ask(path, &Question::Agents).await
+}
+
+/// Asks the gateway behind the socket `path` how many handshakes it has at once.
+///
+/// # Errors
+/// If nobody answers, or not as expected.
+pub async fn handshakes(path: &Path) -> Result<HandshakeCount, AgentsError> {
+    ask(path, &Question::Handshakes).await
+}
+
+async fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, AgentsError> {
     let connect = |source| AgentsError::Connect { path: path.to_owned(), source };
     let mut stream = UnixStream::connect(path).await.map_err(connect)?;
-    let mut line = serde_json::to_vec(&Question::Agents).map_err(|error| AgentsError::Answer(error.into()))?;
+    let mut line = serde_json::to_vec(question).map_err(|error| AgentsError::Answer(error.into()))?;
     line.push(b'\n');
     let answered = async {
         stream.write_all(&line).await?;
@@ -231,6 +255,10 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
     let draining = gateway.drain.begun().is_cancelled();
     let answer = match serde_json::from_slice(&line)? {
         Question::State => serde_json::to_vec(if draining { &State::Draining } else { &State::Serving })?,
+        Question::Handshakes => {
+            let (now, most) = gateway.handshakes.under_way();
+            serde_json::to_vec(&HandshakeCount { now, most })?
+        }
         Question::Agents => {
             let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?

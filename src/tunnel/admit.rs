@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -95,6 +96,32 @@ pub struct Handshakes {
     places: Arc<Semaphore>,
     by_address: Arc<Mutex<HashMap<IpAddr, OfAddress>>>,
     paces: Vec<Pace>,
+    tally: Arc<Tally>,
+}
+
+/// How many handshakes there are at once.
+#[derive(Debug, Default)]
+struct Tally {
+    now: AtomicUsize,
+    most: AtomicUsize,
+}
+
+/// One of what a [`Tally`] counts, until it is dropped.
+#[derive(Debug)]
+struct Tallied(Arc<Tally>);
+
+impl Tallied {
+    fn new(tally: &Arc<Tally>) -> Self {
+        let now = tally.now.fetch_add(1, Ordering::Relaxed) + 1;
+        tally.most.fetch_max(now, Ordering::Relaxed);
+        Self(tally.clone())
+    }
+}
+
+impl Drop for Tallied {
+    fn drop(&mut self) {
+        self.0.now.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The places that one address may have; here for as long as somebody has or wants one.
@@ -117,6 +144,7 @@ pub struct Place {
     _of_all: Option<OwnedSemaphorePermit>,
     _of_address: Option<OwnedSemaphorePermit>,
     _user: User,
+    _tallied: Tallied,
 }
 
 impl Handshakes {
@@ -127,6 +155,7 @@ impl Handshakes {
             places: Arc::new(Semaphore::new(limits::HANDSHAKES)),
             by_address: Arc::default(),
             paces: (0..threads).map(|_| Pace::new(limits::HANDSHAKE_PACE, limits::HANDSHAKE_BURST)).collect(),
+            tally: Arc::default(),
         }
     }
 
@@ -140,7 +169,13 @@ impl Handshakes {
         if let Some(pace) = self.paces.get(thread) {
             pace.turn().await;
         }
-        Place { _of_all: of_all, _of_address: of_address, _user: user }
+        Place { _of_all: of_all, _of_address: of_address, _user: user, _tallied: Tallied::new(&self.tally) }
+    }
+
+    /// How many have a place and have begun, now and at most so far.
+    #[must_use]
+    pub fn under_way(&self) -> (usize, usize) {
+        (self.tally.now.load(Ordering::Relaxed), self.tally.most.load(Ordering::Relaxed))
     }
 
     fn user(&self, address: IpAddr) -> (User, Arc<Semaphore>) {
