@@ -425,6 +425,7 @@ impl Held {
             self.backoff.reset();
         } else {
             self.not_before = now + self.backoff.fail(secret::random_u32());
+            self.failed = "the last session ended soon after it was made".to_owned();
         }
         self.spent = true;
     }

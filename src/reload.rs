@@ -1,7 +1,9 @@
 //! A configuration that is read again while the program runs, when SIGHUP asks for it.
 //!
 //! Promised: it is read on a thread that may block, so that a file system that hangs holds nothing up but the reading;
-//! requests that come meanwhile are one request; and a service manager can be told when a reload is under way. What a new configuration means is its program's business: see `agent` and `gateway`.
+//! requests that come meanwhile are one request; who stops waiting for one and waits again gets what was read for it; and a
+//! service manager can be told when a reload is under way. What a new configuration means is its program's business: see
+//! `agent` and `gateway`.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +12,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 
 use crate::document::Faults;
 use crate::task::Tasks;
@@ -35,6 +38,8 @@ pub enum Phase {
 /// Requests to read the configuration again, and how to read it.
 pub struct Reloads<C> {
     asked: Option<(Signal, Load<C>)>,
+    /// What is being read for a request.
+    reading: Option<JoinHandle<Result<Fresh<C>, Faults>>>,
     tell: Tell,
 }
 
@@ -55,13 +60,13 @@ impl<C: Send + 'static> Reloads<C> {
     /// If the signal cannot be had.
     pub fn on_hangup(load: impl Fn() -> Result<Fresh<C>, Faults> + Send + Sync + 'static) -> io::Result<Self> {
         let load: Load<C> = Arc::new(load);
-        Ok(Self { asked: Some((signal(SignalKind::hangup())?, load)), tell: Box::new(|_| ()) })
+        Ok(Self { asked: Some((signal(SignalKind::hangup())?, load)), reading: None, tell: Box::new(|_| ()) })
     }
 
     /// No request ever comes: for a program within another, to which signals belong.
     #[must_use]
     pub fn never() -> Self {
-        Self { asked: None, tell: Box::new(|_| ()) }
+        Self { asked: None, reading: None, tell: Box::new(|_| ()) }
     }
 
     /// Has `tell` called when a reload begins and when it is over, each once. It must not block.
@@ -71,19 +76,27 @@ impl<C: Send + 'static> Reloads<C> {
     }
 
     /// Waits for a request and reads. The caller says [`Reloads::settled`] when it has taken over what was read, or has
-    /// refused it. Never comes back where no request can come any more.
+    /// refused it. Never comes back where no request can come any more. May be dropped; then nothing is lost.
     ///
     /// # Errors
     /// With every fault of what was read.
     pub async fn next(&mut self, tasks: &Tasks) -> Result<Fresh<C>, Faults> {
         loop {
-            let Some((asked, load)) = &mut self.asked else { return std::future::pending().await };
-            if asked.recv().await.is_none() {
-                return std::future::pending().await;
-            }
-            (self.tell)(Phase::Reloading);
-            let load = load.clone();
-            match tasks.spawn_blocking(move || load()).await {
+            let reading = match &mut self.reading {
+                Some(reading) => reading,
+                none => {
+                    let Some((asked, load)) = &mut self.asked else { return std::future::pending().await };
+                    if asked.recv().await.is_none() {
+                        return std::future::pending().await;
+                    }
+                    (self.tell)(Phase::Reloading);
+                    let load = load.clone();
+                    none.insert(tasks.spawn_blocking(move || load()))
+                }
+            };
+            let read = reading.await;
+            self.reading = None;
+            match read {
                 Ok(read) => return read,
                 // The reading panicked, or the runtime is going down: what is in force stays in force.
                 Err(_) => self.settled(),
@@ -215,5 +228,32 @@ mod tests {
             &things(&[("b", 2), ("c", 1), ("d", 1)]),
         );
         assert_eq!(changes.to_string(), "gone: rule acme/a; new: rule acme/d; changed: proxy, rule acme/b");
+    }
+
+    /// A program that began to drain while it read its configuration waited for the next request, and what had been taken
+    /// out of the configuration went on.
+    #[tokio::test]
+    async fn what_was_being_read_when_the_wait_was_dropped_is_not_lost() {
+        let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
+        let held = std::sync::Mutex::new(held);
+        let load = move || {
+            held.lock().expect("no panic").recv().ok();
+            Ok(Fresh { config: 7, restart: Vec::new() })
+        };
+        let (tell, mut told) = tokio::sync::mpsc::channel(4);
+        let mut reloads =
+            Reloads::on_hangup(load).expect("the signal").telling(move |phase| tell.try_send(phase).expect("room"));
+        let tasks = Tasks::new();
+        let this = rustix::process::getpid();
+        rustix::process::kill_process(this, rustix::process::Signal::HUP).expect("a signal");
+        tokio::select! {
+            read = reloads.next(&tasks) => panic!("read {read:?} before it could be"),
+            phase = told.recv() => assert_eq!(phase, Some(Phase::Reloading)),
+        }
+        release.send(()).expect("somebody reads");
+        let read = tokio::time::timeout(std::time::Duration::from_secs(30), reloads.next(&tasks)).await;
+        assert_eq!(read.expect("in time").expect("in order").config, 7);
+        reloads.settled();
+        assert_eq!(told.recv().await, Some(Phase::Settled));
     }
 }

@@ -89,8 +89,8 @@ impl Supervisor {
         drop(self.crew.set(crew));
     }
 
-    /// Says that the program is not stuck, if all its threads answer within `limit`.
-    pub async fn alive(&self, limit: Duration) {
+    /// Says that the program is not stuck, if all its threads answer within `limit`. Returns whether they did.
+    pub async fn alive(&self, limit: Duration) -> bool {
         let answers = match self.crew.get() {
             Some(crew) => crew.answers(limit).await,
             None => true,
@@ -100,6 +100,7 @@ impl Supervisor {
         } else {
             warn!("a thread does not get to its work");
         }
+        answers
     }
 
     fn send(&self, message: &str) {

@@ -108,8 +108,9 @@ pub(super) fn serve<T>(work: impl AsyncFnOnce(Stop, Supervisor) -> anyhow::Resul
             let supervisor = supervisor.clone();
             signals.spawn(async move {
                 loop {
-                    supervisor.alive(interval / 2).await;
-                    tokio::time::sleep(interval).await;
+                    let alive = supervisor.alive(interval / 2).await;
+                    // Asked again before the time is up: a thread that was busy for a moment is not stuck.
+                    tokio::time::sleep(if alive { interval } else { interval / 4 }).await;
                 }
             });
         }

@@ -189,6 +189,12 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
     // Before its record, so that whoever reads of the link finds it there. A forward on another thread may take it at once,
     // and be recorded a moment before it.
     let surplus = gateway.roster.insert(&link);
+    // Before anything is waited for: they are in the roster no more, and would be links that nobody asks.
+    for surplus in surplus {
+        let Linked { name, replica, .. } = &surplus.peer;
+        warn!(agent = %name, replica = %replica, "cutting the oldest link: the agent has too many");
+        surplus.client().control().cut();
+    }
     if let Err(error) = gateway.trail.note(event(Kind::LinkUp)).await {
         warn!(error = %Chain(&error), "cutting a link that could not be recorded");
         gateway.roster.remove(&link);
@@ -197,11 +203,6 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
     }
     info!(agent = %peer.name, replica = %peer.replica, key = %peer.key, "linked");
     gateway.lapses.linked(&peer);
-    for surplus in surplus {
-        let Linked { name, replica, .. } = &surplus.peer;
-        warn!(agent = %name, replica = %replica, "cutting the oldest link: the agent has too many");
-        surplus.client().control().cut();
-    }
     let gone = link.client().control().gone().clone();
     let Channel { reader, writer } = control;
     let told = CancellationToken::new();
@@ -227,7 +228,9 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
     info!(agent = %peer.name, replica = %peer.replica, reason, "the link has ended");
     let well = ["replaced", "drained", "stopped"].contains(&reason);
     let lapse = (!well).then(|| Lapse::now(reason, "", address));
-    gateway.lapses.ended(&peer, lapse, gateway.roster.holds(&peer));
+    if gateway.registry.current().has(&peer.name) {
+        gateway.lapses.ended(&peer, lapse, gateway.roster.holds(&peer));
+    }
     if let Err(error) = gateway.trail.note(event(Kind::LinkDown).reason(reason)).await {
         warn!(error = %Chain(&error), "could not record the end of a link");
     }

@@ -386,8 +386,10 @@ impl Client {
 
     /// Says goodbye; the session ends soon after.
     pub async fn disconnect(&self, words: &str) {
-        if self.handle.disconnect(russh::Disconnect::ByApplication, words, "").await.is_err() {
-            // The session is gone already, which is what was wanted.
+        // Its queue is the session's own, which a peer can keep from being read, as by a rekey that it does not finish.
+        let said = self.handle.disconnect(russh::Disconnect::ByApplication, words, "");
+        if !matches!(tokio::time::timeout(limits::GOODBYE_PATIENCE, said).await, Ok(Ok(()))) {
+            // The session is gone already, which is what was wanted, or does not listen.
             self.control.cut();
         }
     }
