@@ -8,7 +8,11 @@
 
 mod crew;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -16,6 +20,47 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crew::{Carried, Crew, CrewError, Load, Threads, Worker};
+
+/// Runs `future` so that it is polled only when it was woken itself, and not whenever something else wakes the task that
+/// it is a part of: for what waits for the rare beside what happens all the time.
+pub async fn apart<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(Waker::noop().clone()) });
+    let waker = Waker::from(bell.clone());
+    poll_fn(|cx| {
+        {
+            // Before the look, so that a ring between the two wakes the task.
+            let mut task = bell.task.lock().unwrap_or_else(PoisonError::into_inner);
+            if !task.will_wake(cx.waker()) {
+                task.clone_from(cx.waker());
+            }
+        }
+        if !bell.rung.swap(false, Ordering::AcqRel) {
+            return Poll::Pending;
+        }
+        future.as_mut().poll(&mut Context::from_waker(&waker))
+    })
+    .await
+}
+
+/// Wakes a task on behalf of a part of it, and keeps in mind which one that was.
+struct Bell {
+    rung: AtomicBool,
+    task: Mutex<Waker>,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        // Not under the lock: a waker may be the last to hold its task.
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        task.wake();
+    }
+}
 
 /// A group of tasks with one stop token. Clones share the group.
 #[derive(Debug, Clone, Default)]
