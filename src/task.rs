@@ -143,3 +143,44 @@ impl Tasks {
         self.settle(limit).await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Counts how often a task was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_future_apart_is_polled_when_it_was_woken_and_wakes_the_task_that_looked_last() {
+        let polls = AtomicUsize::new(0);
+        let inner: Mutex<Option<Waker>> = Mutex::new(None);
+        let wake = || inner.lock().expect("a lock").take().expect("a waker").wake();
+        let mut future = pin!(apart(poll_fn(|cx| {
+            *inner.lock().expect("a lock") = Some(cx.waker().clone());
+            if polls.fetch_add(1, Ordering::Relaxed) == 2 { Poll::Ready("over") } else { Poll::Pending }
+        })));
+        let (first, second) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+        let (first_waker, second_waker) = (Waker::from(first.clone()), Waker::from(second.clone()));
+
+        for _ in 0..3 {
+            assert!(future.as_mut().poll(&mut Context::from_waker(&first_waker)).is_pending());
+        }
+        assert_eq!(polls.load(Ordering::Relaxed), 1, "nobody woke it");
+        wake();
+        assert_eq!(first.0.load(Ordering::Relaxed), 1);
+        assert!(future.as_mut().poll(&mut Context::from_waker(&second_waker)).is_pending());
+        assert_eq!(polls.load(Ordering::Relaxed), 2);
+        wake();
+        assert_eq!((first.0.load(Ordering::Relaxed), second.0.load(Ordering::Relaxed)), (1, 1));
+        assert_eq!(future.as_mut().poll(&mut Context::from_waker(&second_waker)), Poll::Ready("over"));
+    }
+}
