@@ -8,7 +8,11 @@
 
 mod crew;
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -16,6 +20,47 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crew::{Carried, Crew, CrewError, Load, Threads, Worker};
+
+/// Runs `future` so that it is polled only when it was woken itself, and not whenever something else wakes the task that
+/// it is a part of: for what waits for the rare beside what happens all the time.
+pub async fn apart<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let bell = Arc::new(Bell { rung: AtomicBool::new(true), task: Mutex::new(Waker::noop().clone()) });
+    let waker = Waker::from(bell.clone());
+    poll_fn(|cx| {
+        {
+            // Before the look, so that a ring between the two wakes the task.
+            let mut task = bell.task.lock().unwrap_or_else(PoisonError::into_inner);
+            if !task.will_wake(cx.waker()) {
+                task.clone_from(cx.waker());
+            }
+        }
+        if !bell.rung.swap(false, Ordering::AcqRel) {
+            return Poll::Pending;
+        }
+        future.as_mut().poll(&mut Context::from_waker(&waker))
+    })
+    .await
+}
+
+/// Wakes a task on behalf of a part of it, and keeps in mind which one that was.
+struct Bell {
+    rung: AtomicBool,
+    task: Mutex<Waker>,
+}
+
+impl Wake for Bell {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.rung.store(true, Ordering::Release);
+        // Not under the lock: a waker may be the last to hold its task.
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        task.wake();
+    }
+}
 
 /// A group of tasks with one stop token. Clones share the group.
 #[derive(Debug, Clone, Default)]
@@ -96,5 +141,46 @@ impl Tasks {
     pub async fn drain(&self, limit: Duration) -> bool {
         self.stop.cancel();
         self.settle(limit).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Counts how often a task was woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn a_future_apart_is_polled_when_it_was_woken_and_wakes_the_task_that_looked_last() {
+        let polls = AtomicUsize::new(0);
+        let inner: Mutex<Option<Waker>> = Mutex::new(None);
+        let wake = || inner.lock().expect("a lock").take().expect("a waker").wake();
+        let mut future = pin!(apart(poll_fn(|cx| {
+            *inner.lock().expect("a lock") = Some(cx.waker().clone());
+            if polls.fetch_add(1, Ordering::Relaxed) == 2 { Poll::Ready("over") } else { Poll::Pending }
+        })));
+        let (first, second) = (Arc::new(Woken::default()), Arc::new(Woken::default()));
+        let (first_waker, second_waker) = (Waker::from(first.clone()), Waker::from(second.clone()));
+
+        for _ in 0..3 {
+            assert!(future.as_mut().poll(&mut Context::from_waker(&first_waker)).is_pending());
+        }
+        assert_eq!(polls.load(Ordering::Relaxed), 1, "nobody woke it");
+        wake();
+        assert_eq!(first.0.load(Ordering::Relaxed), 1);
+        assert!(future.as_mut().poll(&mut Context::from_waker(&second_waker)).is_pending());
+        assert_eq!(polls.load(Ordering::Relaxed), 2);
+        wake();
+        assert_eq!((first.0.load(Ordering::Relaxed), second.0.load(Ordering::Relaxed)), (1, 1));
+        assert_eq!(future.as_mut().poll(&mut Context::from_waker(&second_waker)), Poll::Ready("over"));
     }
 }

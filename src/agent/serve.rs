@@ -27,6 +27,7 @@ use crate::policy::Decision;
 use crate::policy::rule::Permit;
 use crate::resolve;
 use crate::target::{Host, Target};
+use crate::task::apart;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
@@ -621,14 +622,21 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
         let splice =
             splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, agent.limits().forward, &stop);
         tokio::pin!(splice);
+        let watch = apart(async {
+            tokio::select! {
+                () = shared.no_longer_allows(changes, &case, &addresses) => None,
+                why = agent.drain.cut() => Some(why),
+                () = unrecorded.cancelled() => None,
+            }
+        });
         let why = tokio::select! {
-            end = &mut splice => Some(end),
-            () = shared.no_longer_allows(changes, &case, &addresses) => None,
-            why = agent.drain.cut() => {
-                cut = Some(why);
+            // First: bytes that never end must not hide it.
+            biased;
+            why = watch => {
+                cut = why;
                 None
             }
-            () = unrecorded.cancelled() => None,
+            end = &mut splice => Some(end),
         };
         match why {
             Some(end) => end,

@@ -25,6 +25,7 @@ use crate::policy::Decision;
 use crate::policy::grant::Pass;
 use crate::registry::Registry;
 use crate::target::{Target, TargetError};
+use crate::task::apart;
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::OpenError;
 use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
@@ -204,11 +205,20 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
     let stop = CancellationToken::new();
     let splice = splice::splice(near, far, &counters, gateway.limits().forward, &stop);
     tokio::pin!(splice);
-    let cut = tokio::select! {
-        end = &mut splice => Err(end),
-        () = &mut revoked => Ok("revoked"),
-        () = unrecorded.cancelled() => Ok("audit_failed"),
-        why = gateway.drain.cut() => Ok(why),
+    let cut = {
+        let watch = apart(async {
+            tokio::select! {
+                () = &mut revoked => "revoked",
+                () = unrecorded.cancelled() => "audit_failed",
+                why = gateway.drain.cut() => why,
+            }
+        });
+        tokio::select! {
+            // First: bytes that never end must not hide it.
+            biased;
+            why = watch => Ok(why),
+            end = &mut splice => Err(end),
+        }
     };
     let (reason, remains) = match cut {
         Ok(reason) => {

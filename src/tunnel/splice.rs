@@ -29,8 +29,10 @@ use tokio_util::sync::CancellationToken;
 use super::bridge::{self, Receipts};
 use super::pool::Buffer;
 use super::ssh::{self, Event, Returns};
+use super::wire;
 use crate::audit::Counters;
 use crate::limits;
+use crate::task::apart;
 
 /// How a splice ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -238,7 +240,7 @@ pub async fn splice(
         // A principal may pause before it reads the end of an answer; but what one has sent that is gone, nobody waits for.
         let upward = direction(&mut near_reader, &mut far_writer, to_target, (&up, &down), &both, limits::STALL);
         let downward = direction(&mut far_reader, &mut near_writer, from_target, (&down, &up), &both, limits::DELIVERY);
-        let moving = async { tokio::join!(upward, downward).0 };
+        let moving = async { tokio::join!(apart(upward), apart(downward)).0 };
         let cut = async {
             tokio::select! {
                 biased;
@@ -254,23 +256,35 @@ pub async fn splice(
         };
         tokio::pin!(moving, cut);
         let (mut was_cut, mut delivered) = (false, false);
-        let end = tokio::select! {
+        let watch = apart(async {
+            tokio::select! {
+                biased;
+                () = both.cancelled() => Over::Ended(End::Clean),
+                end = &mut cut => Over::Cut(end),
+                () = violated => Over::Ended(VIOLATED),
+                broke = up.broke.wait() => Over::Up(*broke),
+                broke = down.broke.wait() => Over::Down(*broke),
+            }
+        });
+        let over = tokio::select! {
             biased;
             never = &mut moving => match never {},
-            () = both.cancelled() => End::Clean,
-            end = &mut cut => {
+            over = watch => over,
+        };
+        let end = match over {
+            Over::Ended(end) => end,
+            Over::Cut(end) => {
                 was_cut = true;
                 end
             }
-            () = violated => VIOLATED,
-            broke = up.broke.wait() => {
+            Over::Up(broke) => {
                 // What the target has said before it would take no more still reaches the principal.
                 if matches!(broke, Broke::Writing(_)) {
                     was_cut = last_words(moving.as_mut(), &down, cut.as_mut(), std::future::pending()).await;
                 }
                 broke.end(End::NearBroke, End::FarBroke)
             }
-            broke = down.broke.wait() => {
+            Over::Down(broke) => {
                 // What the principal has sent before it went away still reaches the target.
                 if matches!(broke, Broke::Writing(_)) {
                     was_cut = last_words(moving.as_mut(), &up, cut.as_mut(), stuck(counters)).await;
@@ -336,6 +350,14 @@ impl Half {
     fn is_done(&self) -> bool {
         self.done.is_cancelled()
     }
+}
+
+/// Why the bytes of a forward move no more.
+enum Over {
+    Ended(End),
+    Cut(End),
+    Up(Broke),
+    Down(Broke),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -490,7 +512,7 @@ async fn direction(
                                     if let Err(broke) = stalling(writer.send(bytes), &hopeless, &progress).await {
                                         return broke;
                                     }
-                                    drop(inbox.shift(length));
+                                    inbox.shift(length);
                                 }
                                 continue;
                             }
@@ -500,7 +522,7 @@ async fn direction(
                             };
                             drop(batch);
                             count(sent as u64);
-                            returns.all_taken(inbox.shift(sent).into_iter()).await;
+                            returns.repay(inbox.shift(sent)).await;
                         }
                         Err(Last::Starved) => {
                             if let Some(receipts) = &receipts {
@@ -561,6 +583,10 @@ async fn stalling<T>(
     progress: impl Fn() -> u64,
 ) -> Result<T, Broke> {
     tokio::pin!(send);
+    // Most is taken at once, and needs no clock.
+    if let Poll::Ready(result) = poll_fn(|cx| Poll::Ready(send.as_mut().poll(cx))).await {
+        return result.map_err(|error| Broke::Writing(error.kind()));
+    }
     // For how long nothing has moved since the sender has gone.
     let (mut gone, mut stalled, mut seen) = ((hopeless.gone)(), Duration::ZERO, progress());
     loop {
@@ -688,7 +714,7 @@ impl Inbox {
                 Ok(batch) => {
                     let sent = batch.iter().map(Bytes::len).sum();
                     drop(batch);
-                    self.returns.all_taken(self.shift(sent).into_iter()).await;
+                    self.returns.repay(self.shift(sent)).await;
                 }
                 Err(Last::Starved) => {}
                 Err(Last::Eof | Last::Broken(_)) => return,
@@ -696,16 +722,16 @@ impl Inbox {
         }
     }
 
-    /// Counts `sent` bytes as taken by the sink, and tells the lengths of the messages that are thereby done with.
-    fn shift(&self, mut sent: usize) -> Vec<usize> {
+    /// Counts `sent` bytes as taken by the sink, and tells the cost of the messages that are thereby done with.
+    fn shift(&self, mut sent: usize) -> usize {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut done = Vec::new();
+        let mut done = 0;
         while let Some(first) = state.waiting.front_mut().filter(|_| sent > 0) {
             let part = sent.min(first.left.len());
             first.left.advance(part);
             sent -= part;
             if first.left.is_empty() {
-                done.push(first.length);
+                done += wire::message_cost(first.length);
                 state.waiting.pop_front();
             }
         }

@@ -304,6 +304,20 @@ impl Shared {
             self.owed.store(owed, Ordering::Relaxed);
             return None;
         }
+        self.give_back(owed, window)
+    }
+
+    /// The same where a message goes out anyway, with which credit travels for nothing: in answers to small requests, all.
+    fn settle_along(&self) -> Option<usize> {
+        let owed = self.owed.load(Ordering::Relaxed);
+        let window = self.window.load(Ordering::Relaxed);
+        if owed < (window / 8).min(limits::CREDIT_OWED / 2) {
+            return None;
+        }
+        self.give_back(owed, window)
+    }
+
+    fn give_back(&self, owed: usize, window: usize) -> Option<usize> {
         self.owed.store(0, Ordering::Relaxed);
         let scarce = self.control.is_credit_scarce() && window > 4 * wire::CREDIT_INITIAL;
         let kept = if scarce { owed / 4 * 3 } else { 0 };
@@ -340,6 +354,7 @@ impl Shared {
             }
         };
         tokio::select! {
+            biased;
             // A session that has ended needs no credit.
             _ = sent => {}
             () = self.closed.cancelled() => {}
@@ -363,12 +378,7 @@ impl Shared {
 impl Returns {
     /// Gives back what a message of `bytes` had cost, sooner or later.
     pub async fn taken(&self, bytes: usize) {
-        self.all_taken(std::iter::once(bytes)).await;
-    }
-
-    /// Gives back what messages of these lengths had cost, sooner or later.
-    pub async fn all_taken(&self, lengths: impl Iterator<Item = usize>) {
-        self.repay(lengths.map(wire::message_cost).sum()).await;
+        self.repay(wire::message_cost(bytes)).await;
     }
 
     /// Gives back what messages that were taken had [cost](wire::message_cost) together, sooner or later.
@@ -442,9 +452,16 @@ impl Writer {
                 let _place = self.control.room().await;
                 shared.send(bytes.split_to(fit)).await?;
             }
+            if shared.flow == Flow::Credit
+                && let Some(credit) = shared.settle_along()
+            {
+                shared.give(credit).await;
+            }
             Ok(())
         };
         tokio::select! {
+            // First: mostly it need not wait.
+            biased;
             result = sent => result,
             () = shared.closed.cancelled() => Err(io::ErrorKind::ConnectionReset.into()),
             () = self.control.gone().cancelled() => Err(io::ErrorKind::ConnectionAborted.into()),
