@@ -199,9 +199,19 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         ticket.opened();
         ticket
     });
-    let Some(near) = answer.accept().await else { return };
-
     let counters = entry.counters();
+    // A session that is not read may keep this waiting.
+    let accepted = tokio::select! {
+        biased;
+        () = &mut revoked => Err("revoked"),
+        why = gateway.drain.cut() => Err(why),
+        near = answer.accept() => Ok(near),
+    };
+    let near = match accepted {
+        Ok(Some(near)) => near,
+        Ok(None) => return,
+        Err(reason) => return entry.finish(counters.ended(reason)),
+    };
     let stop = CancellationToken::new();
     let splice = splice::splice(near, far, &counters, gateway.limits().forward, &stop);
     tokio::pin!(splice);
