@@ -336,8 +336,9 @@ pub const FILE_MAX: u64 = 1024 * 1024;
 /// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
 pub const WAYS_OUT: usize = 1_024;
 
-/// Links of one agent that are held at once, replaced ones that still carry forwards included.
-pub const LINKS_PER_AGENT: usize = 64;
+/// Links of one agent that are held at once, over all its replicas, replaced ones that still carry forwards included: what
+/// a few replicas may keep by [`REPLACED_LINKS`].
+pub const LINKS_PER_AGENT: usize = 256;
 
 /// Replicas of one agent whose last link, or last failure to link, a gateway remembers: more than an agent usually has, and
 /// little enough for every agent that a registry can hold.
@@ -347,8 +348,10 @@ pub const REPLICAS_REMEMBERED: usize = 16;
 /// every rollout where they are drawn at random.
 pub const ABSENT_LISTED: Duration = Duration::from_secs(24 * 3600);
 
-/// Links to one gateway that an agent has replaced and that still carry forwards; the oldest is cut for one more.
-pub const REPLACED_LINKS: usize = 16;
+/// Links to one gateway that an agent has replaced and that still carry forwards; the oldest is cut for one more. An idle
+/// one costs less than a hundred kilobytes on either side, and with each of them links are replaced more seldom: it takes
+/// more than half a million opens, with a forward among each link's that never ends, until one is cut.
+pub const REPLACED_LINKS: usize = 64;
 
 /// How long accepting pauses after an error that is not of one connection alone.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -48,7 +48,8 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                 info!(organisation = %post.name.organisation, gateway = %gateway, "linked");
                 last.clear();
                 let switch = link.switch().clone();
-                match serve_until_replaced(&agent, &state, link).await {
+                replaced.retain(|switch| !switch.gone().is_cancelled());
+                match serve_until_replaced(&agent, &state, link, share(replaced.len())).await {
                     Next::Stop => return,
                     Next::Replace(why, at_once) => {
                         info!(organisation = %post.name.organisation, gateway = %gateway, "replacing the link: {why}");
@@ -138,11 +139,18 @@ enum Next {
     },
 }
 
-async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link) -> Next {
+/// The opens that a link carries before it is replaced, while `kept` replaced ones wait for their last forward: the more
+/// there are, the later comes the next, since one too many is cut, and forwards that live long must not be lost to many
+/// short ones beside them.
+fn share(kept: usize) -> u64 {
+    limits::OPENS_PER_LINK * (1 + kept as u64 / 8)
+}
+
+async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link, share: u64) -> Next {
     let since = Instant::now();
     let stop = agent.drain.begun();
     let (worn, moved, superseded) = (link.worn().clone(), link.moved().clone(), link.superseded().clone());
-    let mut served = agent.tasks.spawn(link.serve());
+    let mut served = agent.tasks.spawn(link.serve(share));
     let proved = || since.elapsed() >= limits::LINK_PROVED;
     let moves = "its gateway wants it made anew";
     // Unless it has ended, the old link goes on by itself until its last forward has.
@@ -164,3 +172,8 @@ async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link
         }
     }
 }
+
+const _: () = assert!(
+    limits::OPENS_PER_LINK * (1 + limits::REPLACED_LINKS as u64 / 8) < limits::OPENS_PER_LINK_MAX,
+    "a link is to be replaced before it is cut"
+);

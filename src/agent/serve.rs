@@ -279,8 +279,8 @@ impl Link {
         &self.shared.switch
     }
 
-    /// Serves the link to its end.
-    pub(super) async fn serve(mut self) -> LinkEnd {
+    /// Serves the link to its end. After `share` opens it is worn.
+    pub(super) async fn serve(mut self, share: u64) -> LinkEnd {
         let shared = self.shared;
         let agent = shared.agent.clone();
         let stop = agent.tasks.stopping().clone();
@@ -293,7 +293,7 @@ impl Link {
                 opening = self.opens.recv() => {
                     let Some(opening) = opening else { break LinkEnd::Lost };
                     opened += 1;
-                    if opened == limits::OPENS_PER_LINK {
+                    if opened == share {
                         shared.worn.cancel();
                     }
                     if opened > limits::OPENS_PER_LINK_MAX {
