@@ -349,7 +349,6 @@ async fn a_gateway_that_goes_away_on_every_link_does_not_make_the_agent_spin() {
 
 /// The library keeps some kilobytes of each open for as long as its session lives.
 #[tokio::test]
-#[ignore = "a hundred thousand opens take a minute: to be run by name, with --ignored"]
 async fn a_gateway_that_opens_without_end_on_one_link_is_cut() {
     let agent = Linked::start().await;
     let gateway = Arc::new(agent.link().await);
