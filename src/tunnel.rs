@@ -2,6 +2,7 @@
 //!
 //! - [`connect`] reaches the other end over TCP, through an HTTP proxy if need be;
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
+//! - [`proxied`] reads whose connection a balancer passes on;
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
 //! - [`wire`] is everything that our two ends say to each other inside of SSH;
@@ -12,6 +13,7 @@ pub mod admit;
 pub mod bridge;
 pub mod connect;
 pub mod pool;
+pub mod proxied;
 pub mod splice;
 pub mod ssh;
 pub mod transport;
