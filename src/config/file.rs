@@ -97,6 +97,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let known = (ids.0.len() == tables.len()).then_some(&ids);
     let local: Vec<_> = root.tables("local").iter().map(|table| local(table, known, &mut addresses)).collect();
     let limits = gateway_limits(&table);
+    let penalties = penalties(&table);
     let (audit, log) = (audit(root), log(root));
     let config = gateway::Config {
         listen: listen?,
@@ -108,8 +109,26 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         local: local.into_iter().collect::<Option<_>>()?,
         audit: audit?,
         limits: limits?,
+        penalties: penalties?,
     };
     Some((config, log?))
+}
+
+/// What is held against addresses that nobody logs in from.
+fn penalties(table: &Table<'_>) -> Option<gateway::Penalties> {
+    let defaults = gateway::Penalties::default();
+    let Some(item) = table.optional("penalties") else { return Some(defaults) };
+    let table = item.table()?;
+    let enabled = optional(table.optional("enabled"), |item| item.boolean());
+    // Written out, an empty list exempts nobody.
+    let exempt = optional(table.optional("exempt"), |item| {
+        let networks: Option<Vec<_>> = item.items().iter().map(Item::parse::<Network>).collect();
+        networks.map(|networks| gateway::Exempt::Networks(Networks::new(networks)))
+    });
+    Some(gateway::Penalties {
+        enabled: enabled?.unwrap_or(defaults.enabled),
+        exempt: exempt?.unwrap_or(defaults.exempt),
+    })
 }
 
 fn agent_organisation(

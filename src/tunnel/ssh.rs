@@ -258,6 +258,7 @@ impl Stranger {
             return Err(LoginError::Refused { user: user.to_owned() });
         }
         self.cut.disarm();
+        self.control.know();
         Ok(Client {
             handle: Arc::new(self.handle),
             control: self.control,
