@@ -408,6 +408,41 @@ mod tests {
             (2, "listen = [\"443\"]", 2, "an address with a port is wanted"),
             (2, "listen = [\"localhost:443\"]", 2, "an address with a port is wanted"),
             (2, "listen = [\"[::]:443\",\n\"[::]:443\"]", 3, "is there already, at line 2"),
+            (2, "", 1, "gateway.listen: this key is missing, and there is no [[listener]]"),
+            (17, "principal = \"a\"\n[[listener]]\nuser_ca = true", 18, "listener[0].address: this key is missing"),
+            (17, "principal = \"a\"\n[[listener]]\naddress = \"0.0.0.0:443\"", 19, "is there already, at line 2"),
+            (17, "principal = \"a\"\n[[listener]]\naddress = \"127.0.0.1:15432\"", 14, "is there already, at line 19"),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\naccept_from = []",
+                20,
+                "at least one element",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\naccept_from = [\"10.0.0.1/8\"]",
+                20,
+                "write 10.0.0.0/8",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nproxy_protocol_from = []",
+                20,
+                "at least one element",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nproxy_protocol_from = [\"10.0.0.1\"]",
+                20,
+                "10.0.0.1/32",
+            ),
+            (17, "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nuser_ca = \"yes\"", 20, "true or false"),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\naccept = []",
+                20,
+                "listener[0].accept: unknown key",
+            ),
             (3, "host_key = \"garbage\"", 3, "gateway.host_key: key file"),
             (3, "", 1, "gateway.host_key: this key is missing"),
             (4, "registry = \"absent\"", 4, "no folder"),
@@ -654,12 +689,33 @@ mod tests {
         let text = format!("{}\n[log]\nformat = \"json\"", place.gateway());
         let Ok(Loaded::Gateway(config, log)) = place.load(&text, &[]) else { panic!("in order") };
         assert_eq!(log.format, LogFormat::Json);
-        assert_eq!(config.listen, ["0.0.0.0:443".parse().expect("an address")]);
+        assert_eq!(config.listen, [gateway::Listener::plain("0.0.0.0:443".parse().expect("an address"))]);
         assert_eq!(config.registry, place.dir.path().join("registry"));
         assert_eq!(config.organisations.len(), 2);
         assert_eq!(config.local[0].target.to_string(), "orders.db.internal:5432");
         assert_eq!(config.audit, Sink::Stdout);
         assert!(config.admin_socket.is_none());
+    }
+
+    #[test]
+    fn listeners_of_which_more_is_said_stand_beside_plain_ones_or_alone() {
+        let place = Place::new();
+        let more = "\n[[listener]]\naddress = \"[::]:443\"\naccept_from = [\"10.0.0.0/8\"]\nproxy_protocol_from = \
+                    [\"::ffff:192.0.2.7/128\"]\nuser_ca = true";
+        let beside = format!("{}{more}", place.gateway());
+        let alone = beside.replace("listen = [\"0.0.0.0:443\"]\n", "");
+        for (text, addresses) in [(beside, &["0.0.0.0:443", "[::]:443"][..]), (alone, &["[::]:443"])] {
+            let Ok(Loaded::Gateway(config, _)) = place.load(&text, &[]) else { panic!("in order: {text}") };
+            let listening: Vec<_> = config.listen.iter().map(|listener| listener.address.to_string()).collect();
+            assert_eq!(listening, addresses);
+            let last = config.listen.last().expect("a listener");
+            assert!(last.certificates);
+            let holds = |networks: &Option<crate::network::Networks>, address: &str| {
+                networks.as_ref().is_some_and(|networks| networks.contain(address.parse().expect("an address")))
+            };
+            assert!(holds(&last.accept_from, "10.1.1.1") && !holds(&last.accept_from, "192.0.2.7"));
+            assert!(holds(&last.balancers, "192.0.2.7") && !holds(&last.balancers, "10.1.1.1"));
+        }
     }
 
     #[test]

@@ -1,11 +1,12 @@
 //! The registry in folders: public keys as files, and TOML beside them for what is not a key.
 //!
 //! ```text
+//! organisations/acme.toml                             optional: accept_from, for all principals and agents of it
 //! organisations/acme/agents/prod-eu/2026-11.pub       an OpenSSH or PEM public key (.pub or .pem)
 //! organisations/acme/agents/prod-eu/2026-11.toml      optional: expires, revoked, comment of that key
-//! organisations/acme/agents/prod-eu.toml              optional: description
+//! organisations/acme/agents/prod-eu.toml              optional: description, accept_from
 //! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
-//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires
+//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires, accept_from
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
@@ -32,9 +33,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
 use crate::chain::Chain;
-use crate::document::{Document, Faults, Item, read_text};
+use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, PublicKey};
 use crate::limits::{REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX};
+use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
 use crate::task::Tasks;
 
@@ -50,9 +52,9 @@ pub fn load(dir: &Path) -> Result<Snapshot, Faults> {
         match entry {
             Entry { name, path, folder: true } if name == "organisations" => {
                 found = true;
-                for entry in reader.list(&path) {
-                    if let Some((id, path)) = reader.folder_named(entry) {
-                        organisations.insert(id, reader.organisation(&path));
+                for (id, member) in reader.members(&path) {
+                    if let Some(organisation) = reader.organisation(&member) {
+                        organisations.insert(id, organisation);
                     }
                 }
             }
@@ -345,7 +347,7 @@ struct Entry {
     folder: bool,
 }
 
-/// An agent or principal as it lies there.
+/// An organisation, agent or principal as it lies there.
 #[derive(Default)]
 struct Member {
     /// The TOML beside the folder.
@@ -354,8 +356,15 @@ struct Member {
 }
 
 impl Reader {
-    fn organisation(&mut self, dir: &Path) -> Organisation {
-        let mut organisation = Organisation::default();
+    fn organisation(&mut self, member: &Member) -> Option<Organisation> {
+        let about = member.about.as_deref();
+        let Some(dir) = &member.folder else {
+            // One letter too many in its name, and what it narrows would stay wide open.
+            about.inspect(|file| self.fault(file, "no folder of this name beside it: this is said of no organisation"));
+            return None;
+        };
+        let accept_from = about.and_then(|file| self.document(file, |document| accept_from(&document.root())));
+        let mut organisation = Organisation { accept_from: accept_from.flatten(), ..Organisation::default() };
         // A key has one holder within an organisation; in another it may have another.
         let mut holders = HashMap::new();
         for entry in self.list(dir) {
@@ -375,17 +384,19 @@ impl Reader {
                 _ => self.unexpected(&entry, "only the folders agents and principals are accepted here"),
             }
         }
-        organisation
+        Some(organisation)
     }
 
     fn agent(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Agent {
-        let description = member.about.as_deref().and_then(|file| {
+        let about = member.about.as_deref().and_then(|file| {
             self.document(file, |document| {
-                let description = document.root().optional("description").and_then(|item| item.string());
-                Some(description.map(str::to_owned))
+                let root = document.root();
+                let description = root.optional("description").and_then(|item| item.string());
+                Some((description.map(str::to_owned), accept_from(&root)?))
             })
         });
-        Agent { description: description.flatten(), keys: self.keys(member, holders) }
+        let (description, accept_from) = about.unwrap_or_default();
+        Agent { description, accept_from, keys: self.keys(member, holders) }
     }
 
     fn principal(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> PrincipalRecord {
@@ -395,7 +406,8 @@ impl Reader {
                 let agents = root.required("agents").map(|item| read_all(&item));
                 let targets = root.optional("targets").map(|item| read_all(&item));
                 let expires = root.optional("expires").and_then(|item| item.timestamp());
-                Some((Grant { agents: agents?, targets }, expires))
+                let accept_from = accept_from(&root);
+                Some((Grant { agents: agents?, targets }, expires, accept_from?))
             }),
             (None, Some(folder)) => {
                 let mut file = folder.clone().into_os_string();
@@ -405,8 +417,8 @@ impl Reader {
             }
             (None, None) => None,
         };
-        let (grant, expires) = about.unwrap_or_default();
-        PrincipalRecord { grant, expires, keys: self.keys(member, holders) }
+        let (grant, expires, accept_from) = about.unwrap_or_default();
+        PrincipalRecord { grant, expires, accept_from, keys: self.keys(member, holders) }
     }
 
     fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
@@ -472,7 +484,7 @@ impl Reader {
         })
     }
 
-    /// The agents or principals of a folder: `ID/`, `ID.toml`, or both.
+    /// The organisations, agents or principals of a folder: `ID/`, `ID.toml`, or both.
     fn members<T: FromStr<Err: std::error::Error + 'static> + Ord>(&mut self, dir: &Path) -> BTreeMap<T, Member> {
         let mut members: BTreeMap<T, Member> = BTreeMap::new();
         for entry in self.list(dir) {
@@ -491,20 +503,6 @@ impl Reader {
             }
         }
         members
-    }
-
-    fn folder_named<T: FromStr<Err: std::error::Error + 'static>>(&mut self, entry: Entry) -> Option<(T, PathBuf)> {
-        if !entry.folder {
-            self.unexpected(&entry, "only folders are accepted here");
-            return None;
-        }
-        match entry.name.parse() {
-            Ok(id) => Some((id, entry.path)),
-            Err(error) => {
-                self.fault(&entry.path, Chain(&error).to_string());
-                None
-            }
-        }
     }
 
     /// What lies in a folder, sorted by name.
@@ -554,6 +552,14 @@ impl Reader {
 
     fn fault(&mut self, path: &Path, problem: impl Into<String>) {
         self.faults.append(Faults::file(path, problem));
+    }
+}
+
+/// Where somebody is accepted from: `Some(None)` where nothing is said of it, `None` where it is wrong. An empty list is.
+fn accept_from(table: &Table<'_>) -> Option<Option<Networks>> {
+    match table.optional("accept_from") {
+        Some(item) => item.list(Item::parse::<Network>).and_then(Networks::new).map(Some),
+        None => Some(None),
     }
 }
 
