@@ -324,6 +324,7 @@ async fn establish(
         said: greeted.said.is_some(),
         head: greeted.head,
         host_key,
+        host_certificate: None,
         keepalive: limits::LINK_KEEPALIVE,
         flow: ssh::Flow::Credit,
         report,
