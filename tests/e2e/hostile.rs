@@ -15,6 +15,7 @@ use caponier::gateway::{self, Inherited};
 use caponier::identity::{Algorithm, PrivateKey};
 use caponier::limits;
 use caponier::policy::rule::Allowlist;
+use caponier::policy::window::Window;
 use caponier::reload::Reloads;
 use caponier::systemd::Supervisor;
 use caponier::task::Tasks;
@@ -281,7 +282,11 @@ impl Linked {
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
                 gateways: vec![gateway.parse().expect("a url")],
-                orchestrators: vec![agent::Orchestrator { key: login_key.public(), asserts: None }],
+                orchestrators: vec![agent::Orchestrator {
+                    key: login_key.public(),
+                    asserts: None,
+                    window: Window::default(),
+                }],
                 allow: Allowlist::new(Vec::new()).expect("an allowlist"),
             }],
             drain: Duration::ZERO,
