@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{Config, Limits, Orchestrator};
+use super::{Config, Limits, Listen, Orchestrator};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
 use crate::policy::guard::Guard;
 use crate::policy::rule::Allowlist;
@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
+    /// The listener, if there is one.
+    listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -68,8 +70,14 @@ impl State {
             drain: config.drain,
             ways_out,
             limits: config.limits,
+            listen: config.listen.clone(),
             organisations,
         }
+    }
+
+    /// Whether the agent has a listener, which accepts from there.
+    pub(super) fn listens_to(&self, client: IpAddr) -> bool {
+        self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
     }
 
     /// What holds for whoever logged in for an organisation with a key, if that still may.
@@ -80,6 +88,16 @@ impl State {
     ) -> Option<(&Served, &Orchestrator)> {
         let served = self.organisations.get(organisation)?;
         Some((served, served.orchestrators.get(key)?))
+    }
+
+    /// Whether this key may log in for this organisation; if not, the word that the audit uses.
+    pub(super) fn admits(&self, organisation: &OrganisationId, key: &Fingerprint) -> Result<(), &'static str> {
+        let Some(served) = self.organisations.get(organisation) else { return Err("unknown_organisation") };
+        if served.orchestrators.contains_key(key) {
+            return Ok(());
+        }
+        let elsewhere = self.organisations.values().any(|served| served.orchestrators.contains_key(key));
+        Err(if elsewhere { "other_organisation" } else { "unknown_key" })
     }
 
     /// Whether a link that was made under `other` is made as one would be now, so that it need not be replaced.
@@ -170,6 +188,10 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, "proxy", old.proxy != new.proxy);
     single(&mut changes, "limits", old.limits != new.limits);
     single(&mut changes, "drain_s", old.drain != new.drain);
+    let listener = |config: &Config| -> BTreeMap<_, _> {
+        config.listen.iter().map(|listen| (listen.address, listen.accept_from.clone())).collect()
+    };
+    changes.compare("listen ", &listener(old), &listener(new));
     changes
 }
 
@@ -228,6 +250,7 @@ mod tests {
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
             audit: Sink::Stdout,
+            listen: None,
         }
     }
 
