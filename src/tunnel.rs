@@ -1,6 +1,7 @@
 //! What a tunnel is made of, for both its ends.
 //!
 //! - [`connect`] reaches the other end over TCP, through an HTTP proxy if need be;
+//! - [`listen`] waits for the other end, where it is that which dials;
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
@@ -11,6 +12,7 @@
 pub mod admit;
 pub mod bridge;
 pub mod connect;
+pub mod listen;
 pub mod pool;
 pub mod splice;
 pub mod ssh;

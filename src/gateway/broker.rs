@@ -28,7 +28,7 @@ use crate::registry::Registry;
 use crate::target::{Target, TargetError};
 use crate::task::apart;
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::OpenError;
+use crate::tunnel::ssh::{OpenError, Public};
 use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
 
 /// What a door asks for.
@@ -80,26 +80,6 @@ impl Request {
             Ok(()) => {}
         }
         Admission::Refuse(self)
-    }
-}
-
-/// What an outsider is told: one of these, and nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Public {
-    /// The policy of either side says no.
-    NotAllowed,
-    /// This gateway goes away; another one may serve.
-    Draining,
-    /// Anything else.
-    NotAvailable,
-}
-
-impl Public {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::NotAllowed => "not allowed",
-            Self::Draining | Self::NotAvailable => "not available",
-        }
     }
 }
 

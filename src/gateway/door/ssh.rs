@@ -17,15 +17,15 @@ use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::drain::{Count, Ticket};
 use crate::gateway::Gateway;
-use crate::gateway::broker::{self, Admission, Answer, Public, Request};
+use crate::gateway::broker::{self, Admission, Answer, Request};
 use crate::gateway::intake::Admitted;
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::tunnel::splice::Side;
-use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, ServerOptions};
-use crate::tunnel::wire::{self, Peer, RefusalCode};
+use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, Public, ServerOptions};
+use crate::tunnel::wire::{self, Peer};
 
 /// Who has logged in.
 #[derive(Debug, Clone)]
@@ -96,13 +96,7 @@ impl Answer for Channel {
     }
 
     async fn refuse(self, public: Public) {
-        let code = match (public, self.1) {
-            (Public::NotAllowed, _) => ssh::NOT_ALLOWED,
-            // Our own client asks whoever is there next.
-            (Public::Draining, Flow::Credit) => RefusalCode::Draining as u32,
-            (Public::Draining | Public::NotAvailable, _) => ssh::NOT_AVAILABLE,
-        };
-        self.0.refuse_plainly(code, public.as_str()).await;
+        self.0.refuse_publicly(public, self.1).await;
     }
 }
 
