@@ -11,6 +11,7 @@ mod lifecycle;
 mod limits;
 mod links;
 mod openssh;
+mod organisations;
 mod postgres;
 mod postgres_through;
 mod provision;
