@@ -21,5 +21,6 @@ mod raw;
 mod refusals;
 mod reload;
 mod replicas;
+mod sources;
 mod threads;
 mod yard;
