@@ -13,6 +13,7 @@
 pub mod grant;
 pub mod guard;
 pub mod rule;
+pub mod window;
 
 use std::fmt;
 
@@ -62,6 +63,8 @@ pub enum Reason {
     NotRegistered,
     /// Gateway: the principal's registration has ended.
     PrincipalExpired,
+    /// Gateway: the principal is not accepted from where it comes.
+    SourceNetwork,
     /// Gateway: the grant does not name this agent.
     AgentNotGranted,
     /// Gateway: the grant names the agent, but not this target.
@@ -72,6 +75,10 @@ pub enum Reason {
     Port,
     /// Agent: a rule names the host or address and the port, but not the principal.
     Principal,
+    /// A rule fits the request, or at the gateway the principal is registered, but not yet.
+    NotYetValid,
+    /// Agent: a rule fits the request, but no longer.
+    Expired,
     /// Agent: a rule fits the request, but the name has no address.
     NoAddress,
     /// Agent: a rule fits the request, but none of the name's addresses lies in its `within`.
@@ -89,11 +96,14 @@ impl Reason {
         match self {
             Self::NotRegistered => "not_registered",
             Self::PrincipalExpired => "principal_expired",
+            Self::SourceNetwork => "source_network",
             Self::AgentNotGranted => "agent_not_granted",
             Self::TargetNotGranted => "target_not_granted",
             Self::NoRule => "no_rule",
             Self::Port => "port",
             Self::Principal => "principal",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Expired => "expired",
             Self::NoAddress => "no_address",
             Self::OutsideWithin => "outside_within",
             Self::ReservedAddress => "reserved_address",

@@ -19,7 +19,9 @@ use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
+use crate::network::{Network, Networks};
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
+use crate::policy::window::Window;
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
 use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
@@ -64,13 +66,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
 pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let table = root.required_table("gateway")?;
     let mut addresses = Once::new("address");
-    let listen = table.required("listen").and_then(|item| {
-        item.list(|item| {
-            let address = address(item)?;
-            // Port 0 is another port each time.
-            (address.port() == 0 || addresses.first(address, item)).then_some(address)
-        })
-    });
+    let listen = listeners(root, &table, &mut addresses);
     let mut keys = Keys::default();
     let host_key = table.required("host_key").and_then(|item| {
         let key = private_key(&item)?;
@@ -139,7 +135,8 @@ fn agent_organisation(
                 Some(key)
             });
             let asserts = optional(table.optional("asserts"), |item| item.list(asserted));
-            Some(Orchestrator { key: key?, asserts: asserts? })
+            let window = window(table);
+            Some(Orchestrator { key: key?, asserts: asserts?, window: window? })
         })
         .collect();
     let allow = allowlist(table);
@@ -159,6 +156,18 @@ fn asserted(item: &Item<'_>) -> Option<PrincipalPattern> {
         }
         pattern @ PrincipalPattern::Pattern(_) => Some(pattern),
     }
+}
+
+/// When what a table grants holds; always, if it says nothing.
+fn window(table: &Table<'_>) -> Option<Window> {
+    let not_before = optional(table.optional("not_before"), Item::timestamp);
+    let expires = optional(table.optional("expires"), Item::timestamp);
+    let window = Window { not_before: not_before?, expires: expires? };
+    if let Err(error) = window.check() {
+        table.fault("expires", error.to_string());
+        return None;
+    }
+    Some(window)
 }
 
 fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
@@ -227,7 +236,42 @@ fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
     };
     let ports = table.required("ports").and_then(|item| item.list(|item| item.integer(1..=65_535)));
     let principals = optional(table.optional("principals"), |item| item.list(Item::parse::<PrincipalPattern>));
-    Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals? })
+    let window = window(table);
+    Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals?, window: window? })
+}
+
+/// Where a gateway listens: plain addresses, and those of which more is said.
+fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAddr>) -> Option<Vec<gateway::Listener>> {
+    // Port 0 is another port each time.
+    let mut read = |item: &Item<'_>| address(item).filter(|at| at.port() == 0 || addresses.first(*at, item));
+    let plain = optional(table.optional("listen"), |item| item.list(&mut read));
+    let tables = root.tables("listener");
+    if tables.is_empty() && matches!(plain, Some(None)) {
+        table.fault("listen", "this key is missing, and there is no [[listener]]: nobody could connect");
+        return None;
+    }
+    let more: Vec<_> = tables
+        .iter()
+        .map(|table| {
+            let address = table.required("address").and_then(|item| read(&item));
+            let accept_from = optional(table.optional("accept_from"), networks);
+            let balancers = optional(table.optional("proxy_protocol_from"), networks);
+            let certificates = optional(table.optional("user_ca"), |item| item.boolean());
+            Some(gateway::Listener {
+                address: address?,
+                accept_from: accept_from?,
+                balancers: balancers?,
+                certificates: certificates?.unwrap_or(false),
+            })
+        })
+        .collect();
+    let plain = plain?.unwrap_or_default().into_iter().map(gateway::Listener::plain).map(Some);
+    plain.chain(more).collect()
+}
+
+/// Networks, at least one.
+fn networks(item: &Item<'_>) -> Option<Networks> {
+    item.list(Item::parse::<Network>).and_then(Networks::new)
 }
 
 fn local(
@@ -402,7 +446,7 @@ fn credentials(item: &Item<'_>) -> Option<Credentials> {
 
 /// Reads a file that only its owner can read. `what` says what is in it.
 pub(super) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
-    let path = item.path()?;
+    let path = item.file()?;
     let private = |metadata: &Metadata| {
         let (path, mode) = (path.display(), metadata.mode() & 0o7777);
         if secret::is_private(metadata) {
@@ -424,7 +468,7 @@ fn organisation_id(table: &Table<'_>, ids: &mut Once<OrganisationId>) -> Option<
 }
 
 pub(super) fn private_key(item: &Item<'_>) -> Option<PrivateKey> {
-    match PrivateKey::read(&item.path()?) {
+    match PrivateKey::read(&item.file()?) {
         Ok(key) => Some(key),
         Err(error) => item.reject(Chain(&error).to_string()),
     }
