@@ -12,7 +12,7 @@ mod file;
 mod resources;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::document::{Document, Fault, Faults};
 use crate::{agent, client, gateway, provision};
@@ -65,11 +65,27 @@ pub fn load(path: &Path) -> Result<Loaded, Faults> {
     load_with(path, std::env::vars_os())
 }
 
+/// As [`load`]; and all files that were read for it, or would have been, for whoever follows their changes: the file itself
+/// first, which goes by no key, then others by the keys that name them.
+pub fn load_noting_files(path: &Path) -> (Result<Loaded, Faults>, Vec<(String, PathBuf)>) {
+    let mut files = vec![(String::new(), path.to_owned())];
+    let loaded = load_into(path, std::env::vars_os(), &mut files);
+    (loaded, files)
+}
+
 /// As [`load`], with these variables for an environment.
 ///
 /// # Errors
 /// With every fault in either, if there is one.
 pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Faults> {
+    load_into(path, variables, &mut Vec::new())
+}
+
+fn load_into(
+    path: &Path,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    files: &mut Vec<(String, PathBuf)>,
+) -> Result<Loaded, Faults> {
     let mut document = Document::read(path)?;
     // The file alone says what it is: a variable that was meant for another component must not change that.
     let kinds = [("agent", Kind::Agent), ("gateway", Kind::Gateway), ("provision", Kind::Resources)];
@@ -116,10 +132,12 @@ pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsS
     match read {
         Kind::Agent => {
             let config = file::agent(&document.root());
+            files.extend(document.files());
             document.finish(config).map(|(config, log)| Loaded::Agent(Box::new(config), log))
         }
         Kind::Gateway => {
             let config = file::gateway(&document.root());
+            files.extend(document.files());
             document.finish(config).map(|(config, log)| Loaded::Gateway(Box::new(config), log))
         }
         Kind::Resources => {

@@ -9,6 +9,7 @@
 //!
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
+pub mod expiry;
 pub mod file;
 
 use std::collections::{BTreeMap, HashMap};
@@ -83,7 +84,9 @@ pub struct PrincipalRecord {
 pub struct RegisteredKey {
     /// The key.
     pub key: PublicKey,
-    /// From when on it does not count.
+    /// From when on it counts.
+    pub not_before: Option<Timestamp>,
+    /// From when on it does not count any more.
     pub expires: Option<Timestamp>,
     /// Whether it was withdrawn. A revoked key stays registered so that the audit can say what it was.
     pub revoked: bool,
@@ -100,6 +103,8 @@ pub enum Refusal {
     OtherHolder,
     /// The key is registered in other organisations only.
     OtherOrganisation,
+    /// The key or its principal does not count yet.
+    NotYetValid,
     /// The key or its principal has expired.
     Expired,
     /// The key was revoked.
@@ -122,6 +127,7 @@ impl Refusal {
             Self::UnknownKey => "unknown_key",
             Self::OtherHolder => "other_holder",
             Self::OtherOrganisation => "other_organisation",
+            Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::UnknownOrganisation => "unknown_organisation",
@@ -263,13 +269,13 @@ impl Snapshot {
         record.grant.decide(&Principal::Named(principal.clone()), agent, target)
     }
 
-    /// Whether some key or principal that was good at `since` is expired at `now`.
+    /// Whether the validity of some key or principal has begun or ended after `since`, and not after `now`.
     #[must_use]
     pub fn expires_within(&self, since: Timestamp, now: Timestamp) -> bool {
         self.organisations.values().any(|organisation| {
-            let of_keys = organisation.keys().filter_map(|(_, key)| key.expires);
-            let of_principals = organisation.principals.values().filter_map(|record| record.expires);
-            of_keys.chain(of_principals).any(|expires| since < expires && expires <= now)
+            let of_keys = organisation.keys().flat_map(|(_, key)| [key.not_before, key.expires]);
+            let of_principals = organisation.principals.values().map(|record| record.expires);
+            of_keys.chain(of_principals).flatten().any(|at| since < at && at <= now)
         })
     }
 
@@ -299,6 +305,14 @@ impl Organisation {
             .iter()
             .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
         agents.chain(principals)
+    }
+}
+
+impl RegisteredKey {
+    /// Whether the key is good at the time `now`.
+    #[must_use]
+    pub fn counts(&self, now: Timestamp) -> bool {
+        !self.revoked && self.not_before.is_none_or(|from| from <= now) && !expired(self.expires, now)
     }
 }
 
@@ -340,6 +354,7 @@ fn active(keys: &[RegisteredKey], fingerprint: &Fingerprint, now: Timestamp) -> 
     let registered = keys.iter().find(|registered| registered.key.fingerprint() == *fingerprint);
     match registered.ok_or(Refusal::UnknownKey)? {
         registered if registered.revoked => Err(Refusal::Revoked),
+        registered if registered.not_before.is_some_and(|from| now < from) => Err(Refusal::NotYetValid),
         registered if expired(registered.expires, now) => Err(Refusal::Expired),
         _ => Ok(()),
     }
@@ -362,7 +377,7 @@ mod tests {
     }
 
     fn good(key: &PublicKey) -> RegisteredKey {
-        RegisteredKey { key: key.clone(), expires: None, revoked: false, comment: None }
+        RegisteredKey { key: key.clone(), not_before: None, expires: None, revoked: false, comment: None }
     }
 
     fn at(text: &str) -> Timestamp {

@@ -446,7 +446,7 @@ fn credentials(item: &Item<'_>) -> Option<Credentials> {
 
 /// Reads a file that only its owner can read. `what` says what is in it.
 pub(super) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
-    let path = item.path()?;
+    let path = item.file()?;
     let private = |metadata: &Metadata| {
         let (path, mode) = (path.display(), metadata.mode() & 0o7777);
         if secret::is_private(metadata) {
@@ -468,7 +468,7 @@ fn organisation_id(table: &Table<'_>, ids: &mut Once<OrganisationId>) -> Option<
 }
 
 pub(super) fn private_key(item: &Item<'_>) -> Option<PrivateKey> {
-    match PrivateKey::read(&item.path()?) {
+    match PrivateKey::read(&item.file()?) {
         Ok(key) => Some(key),
         Err(error) => item.reject(Chain(&error).to_string()),
     }

@@ -3,22 +3,21 @@
 //! ```text
 //! organisations/acme.toml                             optional: accept_from, for all principals and agents of it
 //! organisations/acme/agents/prod-eu/2026-11.pub       an OpenSSH or PEM public key (.pub or .pem)
-//! organisations/acme/agents/prod-eu/2026-11.toml      optional: expires, revoked, comment of that key
+//! organisations/acme/agents/prod-eu/2026-11.toml      optional: not_before, expires, revoked, comment of that key
 //! organisations/acme/agents/prod-eu.toml              optional: description, accept_from
 //! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
 //! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires, accept_from
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
-//! state that changes while it is read is read again. Files whose names begin with a dot or with `README` are passed
-//! over, every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
+//! state that changes while it is read is read again. Files whose names begin with a dot are passed
+//! over, and so is a `README` (`.md`, `.txt`, `.rst`); every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
 //! is swapped as a whole (as Kubernetes does with mounted secrets) is seen as one change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -35,9 +34,12 @@ use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snaps
 use crate::chain::Chain;
 use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, PublicKey};
-use crate::limits::{REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX};
+use crate::limits::{
+    FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX,
+};
 use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
+use crate::reload::sources::Stamp;
 use crate::task::Tasks;
 
 /// Reads a registry once.
@@ -154,7 +156,7 @@ impl Files {
         let mut poll = interval(pace.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked_at = Timestamp::now();
-        let mut seen = None;
+        let mut seen: Option<Seen> = None;
         let mut rejected: Option<(Faults, Instant)> = None;
         // What changed between opening and watching shows at the first tick, which comes at once.
         loop {
@@ -175,8 +177,10 @@ impl Files {
             }
 
             let dir = self.dir.clone();
-            // A change that the system told of is read even if the signature is the same: clocks of files are coarse.
-            let known = if told { None } else { seen };
+            // A change that the system told of is read even if the signature is the same, and any signature is read once more
+            // some time after it was seen first: clocks of files are coarse, and one change may hide another.
+            let doubtful = told || seen.is_some_and(|seen| seen.is_doubtful());
+            let known = if doubtful { None } else { seen.map(|seen| seen.signature) };
             let mut look = tasks.spawn_blocking(move || look(&dir, known));
             let mut asked = Instant::now();
             let look = loop {
@@ -193,7 +197,8 @@ impl Files {
             };
             // The reading panicked or the runtime is going down; the last good state holds, the next tick tries again.
             let Ok(Some((signature, result))) = look else { continue };
-            if !told && seen.is_some() && pace.told {
+            let differs = seen.is_some_and(|seen| Some(seen.signature) != signature);
+            if !told && differs && pace.told {
                 // The watch missed this: perhaps the watched folder was itself replaced.
                 let told_so_far = matches!(watcher, Some(Ok(_)));
                 watcher = Some(arm(&self.dir, woken));
@@ -201,7 +206,10 @@ impl Files {
                     report(Reload::PollOnly(error.to_string()));
                 }
             }
-            seen = signature;
+            seen = signature.map(|signature| match seen {
+                Some(seen) if seen.signature == signature && !told => Seen { confirmed: doubtful, ..seen },
+                _ => Seen { signature, since: Instant::now(), confirmed: false },
+            });
             match result {
                 Ok(snapshot) => {
                     let mended = rejected.take().is_some();
@@ -231,6 +239,22 @@ impl Files {
             self.version.send_modify(|version| *version += 1);
         }
         *looked_at = now;
+    }
+}
+
+/// The state that was read last.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    signature: u64,
+    /// When it was first read.
+    since: Instant,
+    /// Whether it has been read again after the clocks of files had moved on.
+    confirmed: bool,
+}
+
+impl Seen {
+    fn is_doubtful(&self) -> bool {
+        !self.confirmed && self.since.elapsed() >= FILE_CLOCK
     }
 }
 
@@ -310,8 +334,7 @@ fn signature(dir: &Path) -> u64 {
             path.hash(&mut hasher);
             match std::fs::metadata(&path) {
                 Ok(data) => {
-                    let times = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
-                    (data.dev(), data.ino(), data.len(), times).hash(&mut hasher);
+                    Stamp::of(&data).hash(&mut hasher);
                     if data.is_dir() && depth > 0 {
                         left.push((path, depth - 1));
                     }
@@ -330,6 +353,32 @@ fn accepted(snapshot: &Snapshot) -> Reload {
         agents: organisations.values().map(|organisation| organisation.agents.len()).sum(),
         principals: organisations.values().map(|organisation| organisation.principals.len()).sum(),
         keys: organisations.values().map(|organisation| organisation.keys().count()).sum(),
+    }
+}
+
+/// What stands beside a key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct AboutKey {
+    pub(super) not_before: Option<Timestamp>,
+    pub(super) expires: Option<Timestamp>,
+    pub(super) revoked: bool,
+    pub(super) comment: Option<String>,
+}
+
+impl AboutKey {
+    pub(super) fn read(document: &Document) -> Option<Self> {
+        let root = document.root();
+        let not_before = root.optional("not_before").and_then(|item| item.timestamp());
+        let end = root.optional("expires");
+        let expires = end.as_ref().and_then(Item::timestamp);
+        if let (Some(from), Some(to), Some(end)) = (not_before, expires, &end)
+            && to <= from
+        {
+            end.fault("it must lie after not_before: as it stands, the key never counts");
+        }
+        let revoked = root.optional("revoked").and_then(|item| item.boolean()).unwrap_or(false);
+        let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
+        Some(Self { not_before, expires, revoked, comment })
     }
 }
 
@@ -449,8 +498,9 @@ impl Reader {
                 );
                 self.fault(&path, problem);
             }
-            let (expires, revoked, comment) = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
-            registered.push(RegisteredKey { key, expires, revoked, comment });
+            let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
+            let AboutKey { not_before, expires, revoked, comment } = about;
+            registered.push(RegisteredKey { key, not_before, expires, revoked, comment });
         }
         for path in abouts.values() {
             self.fault(path, "no key of this name beside it (.pub or .pem)");
@@ -474,14 +524,8 @@ impl Reader {
         }
     }
 
-    fn about_key(&mut self, file: &Path) -> Option<(Option<Timestamp>, bool, Option<String>)> {
-        self.document(file, |document| {
-            let root = document.root();
-            let expires = root.optional("expires").and_then(|item| item.timestamp());
-            let revoked = root.optional("revoked").and_then(|item| item.boolean()).unwrap_or(false);
-            let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
-            Some((expires, revoked, comment))
-        })
+    fn about_key(&mut self, file: &Path) -> Option<AboutKey> {
+        self.document(file, AboutKey::read)
     }
 
     /// The organisations, agents or principals of a folder: `ID/`, `ID.toml`, or both.
@@ -568,10 +612,11 @@ fn read_all<T: FromStr<Err: std::error::Error + 'static>>(item: &Item<'_>) -> Ve
     item.items().iter().filter_map(Item::parse).collect()
 }
 
-/// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README.md`.
+/// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README`, `README.md`. A key
+/// with such a name (`README.pub`) is a key.
 fn is_passed_over(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    name.starts_with(b".") || name.starts_with(b"README")
+    name.starts_with(b".") || [&b"README"[..], b"README.md", b"README.txt", b"README.rst"].contains(&name)
 }
 
 fn file_name(path: &Path) -> String {

@@ -227,6 +227,60 @@ fn every_kind_of_fault_is_found() {
 }
 
 #[test]
+fn a_key_counts_between_its_dates() {
+    let (tree, key) = Tree::good();
+    let about = "organisations/acme/agents/prod-eu/2026-11.toml";
+    tree.write(about, "not_before = 2027-01-01T00:00:00Z\nexpires = 2027-02-01T00:00:00Z\n");
+    let snapshot = tree.load().expect("in good order");
+    let name = "acme/prod-eu".parse().expect("a name");
+    let of = |now: &str| snapshot.agent(&name, &key.fingerprint(), now.parse().expect(now));
+    assert_eq!(of("2026-12-31T23:59:59Z"), Err(Refusal::NotYetValid));
+    assert_eq!(of("2027-01-01T00:00:00Z"), Ok(()));
+    assert_eq!(of("2027-02-01T00:00:00Z"), Err(Refusal::Expired));
+    let within = |since: &str, now: &str| snapshot.expires_within(since.parse().expect(since), now.parse().expect(now));
+    assert!(within("2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z"));
+    assert!(!within("2027-01-01T00:00:00Z", "2027-01-31T00:00:00Z"));
+    assert!(within("2027-01-31T00:00:00Z", "2027-02-01T00:00:00Z"));
+    for expires in ["2027-01-01T00:00:00Z", "2026-01-01T00:00:00Z"] {
+        tree.write(about, &format!("expires = {expires}\nnot_before = 2027-01-01T00:00:00Z\n"));
+        let faults = tree.load().expect_err("it never counts").to_string();
+        assert!(faults.contains("2026-11.toml:1: expires: it must lie after not_before"), "{faults}");
+    }
+}
+
+#[test]
+fn a_key_that_is_called_like_a_readme_is_a_key() {
+    let (tree, _) = Tree::good();
+    let key = tree.key("organisations/acme/agents/prod-eu/README.pub");
+    tree.write("organisations/acme/agents/prod-eu/README.md", "# Words");
+    tree.write("organisations/acme/README", "Words");
+    let snapshot = tree.load().expect("in good order");
+    let name = "acme/prod-eu".parse().expect("a name");
+    assert_eq!(snapshot.agent(&name, &key.fingerprint(), Timestamp::now()), Ok(()));
+    tree.write("organisations/acme/agents/prod-eu/README.pub", "");
+    assert!(tree.load().is_err(), "an empty key is a fault, whatever it is called");
+}
+
+/// The clock of a file system need not move between two changes, and the system need not tell of the second.
+#[tokio::test]
+async fn a_change_that_leaves_sizes_and_times_alone_is_found() {
+    let (tree, key) = Tree::good();
+    let about = "organisations/acme/agents/prod-eu/2026-11.toml";
+    tree.write(about, "revoked = false\n");
+    let mut watched = Watched::start(tree.0.path(), false);
+    tree.write(about, "revoked = true \n");
+    watched.accepted().await;
+    assert_eq!(knows(&watched.files, &key), Err(Refusal::Revoked));
+    watched.stop().await;
+    let mut seen = Seen { signature: 1, since: Instant::now(), confirmed: false };
+    assert!(!seen.is_doubtful(), "it was just read");
+    seen.since -= FILE_CLOCK;
+    assert!(seen.is_doubtful(), "it is read once more, though it looks the same");
+    seen.confirmed = true;
+    assert!(!seen.is_doubtful());
+}
+
+#[test]
 fn faults_of_all_files_are_told_at_once() {
     let (tree, _) = Tree::good();
     tree.write("organisations/acme/agents/X/a.pub", "");
