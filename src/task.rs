@@ -7,6 +7,7 @@
 //! [`Worker`]; see there.
 
 mod crew;
+mod race;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -21,6 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crew::{Carried, Crew, CrewError, Load, Threads, Worker};
+pub use race::{all, staggered};
 
 /// Waits until the clock says `at`; without it, for ever. The clock is looked at again after each `look`, because clocks are set
 /// and machines sleep, which timers do not notice.
