@@ -474,8 +474,23 @@ pub const REGISTRY_SETTLE: Duration = Duration::from_millis(100);
 /// A file registry that does not come to rest is read anyhow after this long.
 pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
 
-/// How often a file registry is looked at where the system does not tell of changes (network file systems do not).
-pub const REGISTRY_POLL: Duration = Duration::from_secs(5);
+/// How often a file registry is looked at where the system does not tell of changes (network file systems do not): a
+/// revocation is to hold within five seconds, and reading takes time, too.
+pub const REGISTRY_POLL: Duration = Duration::from_secs(3);
+
+/// How often the configuration file and the files that it names are looked at.
+pub const CONFIG_POLL: Duration = Duration::from_secs(1);
+
+/// A configuration is read once it has been the same for this long: an editor writes in several steps, and whoever has
+/// changed it and sends SIGHUP comes before that.
+pub const CONFIG_SETTLE: Duration = Duration::from_millis(700);
+
+/// A configuration that does not come to rest is read anyhow after this long.
+pub const CONFIG_SETTLE_MAX: Duration = Duration::from_millis(2500);
+
+/// The clocks of file systems are coarse: within this time of a change, another one may leave all times and sizes the
+/// same. Network file systems are the worst, with seconds.
+pub const FILE_CLOCK: Duration = Duration::from_secs(2);
 
 /// How often an operator is told that a faulty file registry is still not in force: a revocation in it is not either, and
 /// one line is soon scrolled away.
