@@ -20,6 +20,7 @@
 mod dial;
 mod listen;
 mod live;
+mod reach;
 mod serve;
 mod usage;
 
@@ -47,6 +48,7 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
 use crate::reload::{Fresh, Live, Reloads};
+use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::admit::{Handshakes, Room};
@@ -75,6 +77,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+    /// How the names of targets are looked up.
+    pub resolver: resolve::Config,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
@@ -216,7 +220,7 @@ pub async fn run(
         id: config.id.clone(),
         instance: InstanceId::random(),
         started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
-        state: Live::new(State::new(&config)),
+        state: Live::new(State::new(&config, Arc::new(Resolver::new(&config.resolver, &tasks)))),
         trail: trail.clone(),
         tasks: tasks.clone(),
         crew: crew.clone(),
@@ -301,9 +305,14 @@ async fn follow(
             Ok((Fresh { config: mut new, mut restart }, prepared)) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
+                // With what it knows already, unless it is to be asked otherwise from now on.
+                let resolver = match new.resolver == config.resolver {
+                    true => agent.state.current().resolver.clone(),
+                    false => Arc::new(Resolver::new(&new.resolver, &agent.tasks)),
+                };
                 config = new;
                 // First the state, by which forwards and links judge themselves, then the links that come and go.
-                agent.state.replace(State::new(&config));
+                agent.state.replace(State::new(&config, resolver));
                 posts.fit(&agent, &config);
                 listening.fit(&agent, config.listen.as_ref(), prepared);
                 info!("the configuration was read again and is in force: {changes}");
