@@ -24,8 +24,8 @@ use crate::chain::Chain;
 use crate::drain::{Departure, Ticket};
 use crate::identity::{Fingerprint, Principal, PublicKey, ReplicaId};
 use crate::limits;
-use crate::policy::Decision;
 use crate::policy::rule::{Lookup, Permit};
+use crate::policy::{Decision, Denial};
 use crate::resolve;
 use crate::target::{Host, Target};
 use crate::task::apart;
@@ -562,7 +562,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
     let allow = &served.allow;
     let lookup = match allow.consider(&principal, &target, &guard, now) {
         Ok(lookup) => lookup,
-        Err(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+        Err(denial) => return refusal.denied(denial).await,
     };
     let deadline = Instant::now() + limits::OPEN_TIMEOUT;
     let resolved: Vec<SocketAddr> = match (lookup, &target.host) {
@@ -582,9 +582,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
     refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => {
-            return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
-        }
+        Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
     refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
@@ -710,6 +708,12 @@ struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
+    /// Records what the policy said, then tells the gateway.
+    async fn denied(mut self, denial: Denial) {
+        self.record.rule = denial.rule;
+        self.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
+    }
+
     /// Records a denial, then tells the gateway. The gateway's operator may read the reason, which both trails then share.
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");
