@@ -5,12 +5,12 @@
 //! when something begins or ceases to hold ([`State::changes_between`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Config, Limits, Orchestrator};
+use super::{Config, Limits, Listen, Orchestrator};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
+    /// The listener, if there is one.
+    listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -72,8 +74,14 @@ impl State {
             drain: config.drain,
             ways_out,
             limits: config.limits,
+            listen: config.listen.clone(),
             organisations,
         }
+    }
+
+    /// Whether the agent has a listener, which accepts from there.
+    pub(super) fn listens_to(&self, client: IpAddr) -> bool {
+        self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
     }
 
     /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.
@@ -113,6 +121,21 @@ impl State {
             of_keys.filter(|at| *at > after).chain(served.allow.next_change(after))
         });
         changes.min()
+    }
+
+    /// Whether this key may log in for this organisation at the time `now`; if not, the word that the audit uses.
+    pub(super) fn admits(
+        &self,
+        organisation: &OrganisationId,
+        key: &Fingerprint,
+        now: Timestamp,
+    ) -> Result<(), &'static str> {
+        let Some(served) = self.organisations.get(organisation) else { return Err("unknown_organisation") };
+        if served.orchestrators.contains_key(key) {
+            return self.orchestrator(organisation, key, now).map(drop);
+        }
+        let elsewhere = self.organisations.values().any(|served| served.orchestrators.contains_key(key));
+        Err(if elsewhere { "other_organisation" } else { "unknown_key" })
     }
 
     /// Whether a link that was made under `other` is made as one would be now, so that it need not be replaced.
@@ -207,6 +230,10 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, "proxy", old.proxy != new.proxy);
     single(&mut changes, "limits", old.limits != new.limits);
     single(&mut changes, "drain_s", old.drain != new.drain);
+    let listener = |config: &Config| -> BTreeMap<_, _> {
+        config.listen.iter().map(|listen| (listen.address, listen.accept_from.clone())).collect()
+    };
+    changes.compare("listen ", &listener(old), &listener(new));
     changes
 }
 
@@ -273,6 +300,7 @@ mod tests {
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
             audit: Sink::Stdout,
+            listen: None,
         }
     }
 
