@@ -18,6 +18,7 @@
 //! link, has the caller's alone.
 
 mod dial;
+mod expiries;
 mod live;
 mod serve;
 mod usage;
@@ -202,6 +203,7 @@ pub async fn run(
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
     tasks.spawn(follow(agent.clone(), config, reloads, posts));
+    tasks.spawn(expiries::watch(agent.clone()));
     let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
         move || {
@@ -312,7 +314,13 @@ impl Posts {
                 let dismissed = CancellationToken::new();
                 self.ways = self.ways.wrapping_add(1);
                 let name = AgentName { organisation, agent: agent.id.clone() };
-                let post = Arc::new(Post { name, gateway, way: self.ways, dismissed: dismissed.clone() });
+                let post = Arc::new(Post {
+                    name,
+                    gateway,
+                    way: self.ways,
+                    dismissed: dismissed.clone(),
+                    noticed: Mutex::default(),
+                });
                 let worker = agent.crew.lightest();
                 let carried = worker.carry(Load::Session);
                 let keeping = dial::keep_linked(agent.clone(), post);
@@ -334,6 +342,8 @@ struct Post {
     way: u32,
     /// Fires when the configuration no longer has it: its links are cut at once.
     dismissed: CancellationToken,
+    /// What it has said of the end of the agent's key.
+    noticed: Mutex<expiries::Noticed>,
 }
 
 impl Agent {
