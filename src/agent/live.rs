@@ -89,6 +89,11 @@ impl State {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
     }
 
+    /// Who may log in, and for whom.
+    pub(super) fn orchestrators(&self) -> impl Iterator<Item = (&OrganisationId, &Orchestrator)> {
+        self.organisations.iter().flat_map(|(id, served)| served.orchestrators.values().map(move |one| (id, one)))
+    }
+
     /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.
     ///
     /// # Errors
@@ -449,7 +454,7 @@ mod tests {
         let half = std::time::Duration::from_millis(500);
         assert_eq!(held.next_look(at(50) - half), Some(half));
         assert_eq!(held.next_look(at(10)), Some(limits::CLOCK_LOOK));
-        assert_eq!(state.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
+        assert_eq!(held.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
         let timeless = state(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
         assert_eq!(timeless.next_look(at(0)), None);
     }
