@@ -19,6 +19,7 @@
 
 mod dial;
 mod live;
+mod reach;
 mod serve;
 mod usage;
 
@@ -43,6 +44,7 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
 use crate::reload::{Fresh, Live, Reloads};
+use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
@@ -68,6 +70,8 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much its gateways may have of it.
     pub limits: Limits,
+    /// How the names of targets are looked up.
+    pub resolver: resolve::Config,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
@@ -189,7 +193,7 @@ pub async fn run(
         id: config.id.clone(),
         instance: InstanceId::random(),
         started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
-        state: Live::new(State::new(&config)),
+        state: Live::new(State::new(&config, Arc::new(Resolver::new(&config.resolver, &tasks)))),
         trail: trail.clone(),
         tasks: tasks.clone(),
         crew: crew.clone(),
@@ -259,9 +263,14 @@ async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Conf
             Ok(Fresh { config: mut new, mut restart }) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
+                // With what it knows already, unless it is to be asked otherwise from now on.
+                let resolver = match new.resolver == config.resolver {
+                    true => agent.state.current().resolver.clone(),
+                    false => Arc::new(Resolver::new(&new.resolver, &agent.tasks)),
+                };
                 config = new;
                 // First the state, by which forwards and links judge themselves, then the links that come and go.
-                agent.state.replace(State::new(&config));
+                agent.state.replace(State::new(&config, resolver));
                 posts.fit(&agent, &config);
                 info!("the configuration was read again and is in force: {changes}");
                 if !restart.is_empty() {

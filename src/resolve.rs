@@ -199,8 +199,8 @@ impl Resolver {
     /// A resolver with an empty cache. Its lookups are tasks of `tasks`.
     #[must_use]
     pub fn new(config: &Config, tasks: &Tasks) -> Self {
-        let servers = (!config.servers.is_empty())
-            .then(|| Servers::new(&config.servers, config.timeout, config.life, tasks));
+        let servers =
+            (!config.servers.is_empty()).then(|| Servers::new(&config.servers, config.timeout, config.life, tasks));
         Self { servers, ..Self::system(config) }
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -14,6 +15,7 @@ use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, Priva
 use crate::policy::guard::Guard;
 use crate::policy::rule::Allowlist;
 use crate::reload::Changes;
+use crate::resolve::Resolver;
 use crate::target::Target;
 use crate::tunnel::connect::Proxy;
 
@@ -31,6 +33,8 @@ pub(super) struct State {
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
+    /// How the names of targets are looked up, and what is known of them already.
+    pub(super) resolver: Arc<Resolver>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -44,7 +48,7 @@ pub(super) struct Served {
 pub(super) type NotAsserted = (&'static str, &'static str);
 
 impl State {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, resolver: Arc<Resolver>) -> Self {
         let ways_out = config
             .organisations
             .iter()
@@ -70,6 +74,7 @@ impl State {
             drain: config.drain,
             ways_out,
             limits: config.limits,
+            resolver,
             organisations,
         }
     }
@@ -177,6 +182,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
     single(&mut changes, "proxy", old.proxy != new.proxy);
     single(&mut changes, "limits", old.limits != new.limits);
+    single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
     changes
 }
@@ -237,8 +243,13 @@ mod tests {
             organisations,
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
+            resolver: crate::resolve::Config::default(),
             audit: Sink::Stdout,
         }
+    }
+
+    fn state(config: &Config) -> State {
+        State::new(config, Arc::new(Resolver::system(&config.resolver)))
     }
 
     #[test]
@@ -271,11 +282,12 @@ mod tests {
         new.organisations[0].orchestrators = vec![orchestrator(&second, None)];
         new.key = PrivateKey::generate(Algorithm::Ed25519);
         new.replica = "two".parse().expect("an id");
+        new.resolver.servers = vec!["10.0.0.2:53".parse().expect("an address")];
         assert_eq!(
             changes(&old, &new).to_string(),
             format!(
                 "gone: gateway acme ssh://g:443, orchestrator acme {}; new: gateway acme ssh://other:443, orchestrator acme {}; \
-                 changed: host_key {}, replica two",
+                 changed: host_key {}, replica two, resolver",
                 first.fingerprint(),
                 second.fingerprint(),
                 new.key.public().fingerprint()
@@ -301,7 +313,7 @@ mod tests {
         let asserting = |asserts: Option<&[&str]>| orchestrator(&ours, asserts);
         let db = || rule("db", "10.0.0.0/24");
         let with = |orchestrators: &[Orchestrator], rules: &[Rule]| {
-            State::new(&config(vec![organisation("acme", &["ssh://10.0.0.7:5432"], orchestrators, rules)]))
+            state(&config(vec![organisation("acme", &["ssh://10.0.0.7:5432"], orchestrators, rules)]))
         };
         let target: Target = "10.0.0.1:5432".parse().expect("a target");
         let claimed: PrincipalId = "ci-1".parse().expect("an id");
@@ -324,7 +336,7 @@ mod tests {
             &[rule("renamed", "10.0.0.1/32")]
         )));
         for (case, state) in [
-            ("no organisation", State::new(&config(vec![]))),
+            ("no organisation", state(&config(vec![]))),
             ("no key", with(&[orchestrator(&other, Some(&["*"]))], &[db()])),
             ("not asserted", with(&[asserting(Some(&["cd-*"]))], &[db()])),
             ("no asserts", with(&[asserting(None)], &[db()])),
@@ -332,7 +344,7 @@ mod tests {
             ("another network", with(&[asserting(Some(&["*"]))], &[rule("db", "10.0.0.2/32")])),
             (
                 "a gateway of its own",
-                State::new(&config(vec![super::super::Organisation {
+                state(&config(vec![super::super::Organisation {
                     gateways: vec!["ssh://10.0.0.1:5432".parse().expect("a gateway")],
                     ..organisation_of(&ours, &[db()])
                 }])),
@@ -358,12 +370,12 @@ mod tests {
     #[test]
     fn a_link_is_made_anew_for_another_identity_and_a_dial_for_another_way() {
         let old = config(vec![organisation_of(&key(), &[])]);
-        let state = State::new(&old);
+        let before = state(&old);
         let differs = |change: &dyn Fn(&mut Config)| {
             let mut new = old.clone();
             change(&mut new);
-            let new = State::new(&new);
-            (!new.same_identity(&state), !new.same_way(&state))
+            let new = state(&new);
+            (!new.same_identity(&before), !new.same_way(&before))
         };
         assert_eq!(differs(&|_| ()), (false, false));
         assert_eq!(differs(&|config| config.organisations.clear()), (false, false));

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::resolver::resolver;
 use super::{Log, LogFormat};
 use crate::agent::Orchestrator;
 use crate::audit::Sink;
@@ -48,6 +49,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
     let mut ids = Once::new("organisation");
     let organisations: Vec<_> = tables.iter().map(|table| agent_organisation(table, &mut ids, &mut keys)).collect();
     let limits = agent_limits(&table);
+    let resolver = resolver(&table);
     let (audit, log) = (audit(root), log(root));
     let config = agent::Config {
         id: id?,
@@ -58,6 +60,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         organisations: organisations.into_iter().collect::<Option<_>>()?,
         audit: audit?,
         limits: limits?,
+        resolver: resolver?,
     };
     Some((config, log?))
 }
@@ -481,7 +484,7 @@ fn public_key(item: &Item<'_>) -> Option<PublicKey> {
     }
 }
 
-fn address(item: &Item<'_>) -> Option<SocketAddr> {
+pub(super) fn address(item: &Item<'_>) -> Option<SocketAddr> {
     match item.string()?.parse() {
         Ok(address) => Some(address),
         Err(_) => item.reject("an address with a port is wanted, such as 0.0.0.0:443 or [::]:443"),

@@ -105,7 +105,10 @@ pub(super) fn read(message: &Message, name: &str, kind: Kind, aliases: &mut usiz
     let mut life = u32::MAX;
     loop {
         let own = || {
-            message.answers.iter().filter(|record| record.dns_class == DNSClass::IN && spelling(&record.name) == current)
+            message
+                .answers
+                .iter()
+                .filter(|record| record.dns_class == DNSClass::IN && spelling(&record.name) == current)
         };
         let found: Vec<(Record, u32)> =
             own().filter_map(|record| Some((kind.read(&record.data)?, record.ttl))).take(most(kind)).collect();

@@ -56,9 +56,8 @@ mod tests {
                     2001:db8::1  x DB.Internal.\n\
                     10.0.0.4 db.internal# glued\n\
                     10.0.0.5 # db.internal";
-        let found = |host: &str| {
-            find(text, &host.parse().expect(host)).map(|address| address.to_string()).collect::<Vec<_>>()
-        };
+        let found =
+            |host: &str| find(text, &host.parse().expect(host)).map(|address| address.to_string()).collect::<Vec<_>>();
         assert_eq!(found("internal"), [""; 0]);
         assert_eq!(found("db.other"), [""; 0]);
         assert_eq!(found("db.internal"), ["10.0.0.1", "2001:db8::1", "10.0.0.4"]);
