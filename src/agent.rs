@@ -18,12 +18,14 @@
 //! link, has the caller's alone.
 
 mod dial;
+mod listen;
 mod live;
 mod reach;
 mod serve;
 mod usage;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +34,8 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub use listen::Listen;
+use listen::Listening;
 use live::State;
 use usage::Usage;
 
@@ -47,6 +51,7 @@ use crate::reload::{Fresh, Live, Reloads};
 use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
 use crate::task::{Crew, CrewError, Load, Tasks};
+use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
@@ -72,6 +77,8 @@ pub struct Config {
     pub limits: Limits,
     /// How the names of targets are looked up.
     pub resolver: resolve::Config,
+    /// Where it listens itself, if at all.
+    pub listen: Option<Listen>,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
@@ -88,6 +95,8 @@ pub struct Limits {
     pub pending_opens_per_link: usize,
     /// Forwards that one organisation's gateways ask for in a second.
     pub opens_per_second_per_organisation: u32,
+    /// Sessions of one organisation at the listener.
+    pub sessions_per_organisation: usize,
     /// How long a forward may go on, and how long without a byte.
     pub forward: Bounds,
 }
@@ -100,6 +109,7 @@ impl Default for Limits {
             forwards_per_link: limits::CHANNELS_PER_LINK,
             pending_opens_per_link: limits::PENDING_OPENS_PER_LINK,
             opens_per_second_per_organisation: limits::OPENS_PER_SECOND_PER_ORGANISATION,
+            sessions_per_organisation: limits::SESSIONS_PER_PRINCIPAL,
             forward: Bounds::default(),
         }
     }
@@ -110,7 +120,7 @@ impl Default for Limits {
 pub struct Organisation {
     /// Which.
     pub id: OrganisationId,
-    /// Where to link; all of them.
+    /// Where to link; all of them. May be none where the agent listens itself.
     pub gateways: Vec<GatewayUrl>,
     /// Who may log in.
     pub orchestrators: Vec<Orchestrator>,
@@ -138,6 +148,15 @@ pub enum RunError {
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
+    /// The listener.
+    #[error("could not listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
     Close(#[source] audit::TrailError),
@@ -160,6 +179,9 @@ struct Agent {
     crew: Crew,
     drain: Drain,
     usage: Usage,
+    /// Who has not logged in at the listener yet.
+    room: Room,
+    handshakes: Handshakes,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
@@ -182,8 +204,13 @@ pub async fn run(
     stop: Stop,
     supervisor: &Supervisor,
 ) -> Result<Outcome, RunError> {
-    let links = config.organisations.iter().map(|organisation| organisation.gateways.len()).sum();
-    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(links).min(limits::WORKERS_MAX);
+    let mut listening = Listening::default();
+    let prepared = listening.prepare(config.listen.as_ref())?;
+    let way = if prepared.is_some() { "listening" } else { "dialling out" };
+    let links: usize = config.organisations.iter().map(|organisation| organisation.gateways.len()).sum();
+    // At a listener there may be any number of sessions.
+    let sessions = if config.listen.is_some() { limits::WORKERS_MAX } else { links };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(sessions).min(limits::WORKERS_MAX);
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
@@ -199,13 +226,16 @@ pub async fn run(
         crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
+        room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),
         unrecorded: Mutex::default(),
     });
     info!(agent = %agent.id, replica = %config.replica, key = %config.key.public().fingerprint(), "agent started");
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
-    tasks.spawn(follow(agent.clone(), config, reloads, posts));
+    listening.fit(&agent, config.listen.as_ref(), prepared);
+    tasks.spawn(follow(agent.clone(), config, reloads, posts, listening));
     let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
         move || {
@@ -213,7 +243,7 @@ pub async fn run(
             std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    supervisor.ready("dialling out");
+    supervisor.ready(way);
     tokio::select! {
         () = stop.drain().cancelled() => {}
         () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
@@ -252,15 +282,27 @@ async fn drain(agent: &Agent, grace: Duration, stop: &Stop, supervisor: &Supervi
 }
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.
-async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Config>, mut posts: Posts) {
+async fn follow(
+    agent: Arc<Agent>,
+    mut config: Config,
+    mut reloads: Reloads<Config>,
+    mut posts: Posts,
+    mut listening: Listening,
+) {
     let stop = agent.tasks.stopping().clone();
     loop {
         let read = tokio::select! {
             read = reloads.next(&agent.tasks) => read,
             () = stop.cancelled() => return,
         };
+        // All that can fail comes first.
+        let read = read.map_err(|faults| faults.to_string()).and_then(|fresh| {
+            let prepared =
+                listening.prepare(fresh.config.listen.as_ref()).map_err(|error| Chain(&error).to_string())?;
+            Ok((fresh, prepared))
+        });
         let event = match read {
-            Ok(Fresh { config: mut new, mut restart }) => {
+            Ok((Fresh { config: mut new, mut restart }, prepared)) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
                 // With what it knows already, unless it is to be asked otherwise from now on.
@@ -272,6 +314,7 @@ async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Conf
                 // First the state, by which forwards and links judge themselves, then the links that come and go.
                 agent.state.replace(State::new(&config, resolver));
                 posts.fit(&agent, &config);
+                listening.fit(&agent, config.listen.as_ref(), prepared);
                 info!("the configuration was read again and is in force: {changes}");
                 if !restart.is_empty() {
                     warn!("these settings have changed too, and need a restart: {}", restart.join(", "));

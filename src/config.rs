@@ -414,9 +414,57 @@ mod tests {
             ),
             (21, "ports = [1]\n[log]\nformat = \"xml\"", 23, "log.format: one of \"text\", \"json\" is wanted"),
             (21, "ports = [1]\n[local]\nx = 1", 22, "local: unknown key"),
+            (8, "", 6, "gateways: this key is missing"),
+            (21, "ports = [1]\n[listen]\naccept_from = [\"10.0.0.0/8\"]", 22, "listen.address: this key is missing"),
+            (21, "ports = [1]\n[listen]\naddress = \"[::]:22\"", 22, "listen.accept_from: this key is missing"),
+            (21, "ports = [1]\n[listen]\naddress = \"[::]:22\"\naccept_from = []", 24, "at least one element"),
+            (
+                21,
+                "ports = [1]\n[listen]\naddress = \"bastion:22\"\naccept_from = [\"10.0.0.0/8\"]",
+                23,
+                "an address with a port is wanted",
+            ),
+            (
+                21,
+                "ports = [1]\n[listen]\naddress = \"[::]:22\"\naccept_from = [\"10.0.0.1/8\"]",
+                24,
+                "has bits beyond its prefix",
+            ),
+            (
+                21,
+                "ports = [1]\n[listen]\naddress = \"[::]:22\"\naccept_from = [\"10.0.0.0/8\"]\nallow = 1",
+                25,
+                "listen.allow: unknown key",
+            ),
         ] {
             place.refuses(&good, line, lines, at, problem);
         }
+    }
+
+    #[test]
+    fn an_agent_that_listens_needs_no_gateway_and_still_a_key() {
+        let place = Place::new();
+        let listens = format!("{}\n[listen]\naddress = \"[::]:22\"\naccept_from = [\"10.0.0.0/8\"]", place.agent());
+        let without = |words: &[&str]| -> String {
+            listens
+                .lines()
+                .filter(|line| !words.iter().any(|word| line.starts_with(word)))
+                .collect::<Vec<_>>()
+                .join("\n")
+        };
+        match place.load(&without(&["gateways"]), &[]) {
+            Ok(Loaded::Agent(config, _)) => {
+                assert!(config.organisations[0].gateways.is_empty());
+                let listen = config.listen.expect("a listener");
+                assert_eq!((listen.address.to_string().as_str(), listen.accept_from.len()), ("[::]:22", 1));
+            }
+            other => panic!("{other:?}"),
+        }
+        let faults = place.load(&without(&["gateways", "[[organisation.orchestrator]]", "key", "asserts"]), &[]);
+        let faults = faults.expect_err("without a key").to_string();
+        assert!(faults.contains("without a key nobody may log in"), "{faults}");
+        let faults = place.load(&listens, &[("CAPONIER_LISTEN__ADDRESS", "22")]).expect_err("a port").to_string();
+        assert!(faults.contains("CAPONIER_LISTEN__ADDRESS"), "{faults}");
     }
 
     #[test]

@@ -18,6 +18,8 @@
 //! Settings may also come from the environment ([`Document::overlay_environment`]): they take the place of the file's
 //! before anything is read, and faults about them name the variable.
 
+mod revocations;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -13,6 +13,9 @@ pub const IDENTIFICATION_PATIENCE: Duration = Duration::from_millis(300);
 /// The longest identification string, with its line end (RFC 4253 §4.2).
 pub const IDENTIFICATION_MAX: usize = 255;
 
+/// A balancer's PROXY protocol header: its addresses, and with room to spare what else balancers tell of a connection.
+pub const PROXY_HEADER_MAX: usize = 2 * 1024;
+
 /// Connections that have not logged in yet, over the whole gateway.
 pub const UNAUTHENTICATED_MAX: usize = 256;
 

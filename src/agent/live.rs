@@ -4,13 +4,13 @@
 //! later one, by where it leads already: nothing is looked up again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Config, Limits, Orchestrator};
+use super::{Config, Limits, Listen, Orchestrator};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
 use crate::policy::guard::Guard;
 use crate::policy::rule::Allowlist;
@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     /// How the names of targets are looked up, and what is known of them already.
     pub(super) resolver: Arc<Resolver>,
+    /// The listener, if there is one.
+    listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -75,8 +77,14 @@ impl State {
             ways_out,
             limits: config.limits,
             resolver,
+            listen: config.listen.clone(),
             organisations,
         }
+    }
+
+    /// Whether the agent has a listener, which accepts from there.
+    pub(super) fn listens_to(&self, client: IpAddr) -> bool {
+        self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
     }
 
     /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.
@@ -93,6 +101,21 @@ impl State {
         let orchestrator = served.orchestrators.get(key).ok_or("unknown_key")?;
         orchestrator.window.at(now).map_err(|closed| closed.reason().as_str())?;
         Ok((served, orchestrator))
+    }
+
+    /// Whether this key may log in for this organisation at the time `now`; if not, the word that the audit uses.
+    pub(super) fn admits(
+        &self,
+        organisation: &OrganisationId,
+        key: &Fingerprint,
+        now: Timestamp,
+    ) -> Result<(), &'static str> {
+        let Some(served) = self.organisations.get(organisation) else { return Err("unknown_organisation") };
+        if served.orchestrators.contains_key(key) {
+            return self.orchestrator(organisation, key, now).map(drop);
+        }
+        let elsewhere = self.organisations.values().any(|served| served.orchestrators.contains_key(key));
+        Err(if elsewhere { "other_organisation" } else { "unknown_key" })
     }
 
     /// Whether a link that was made under `other` is made as one would be now, so that it need not be replaced.
@@ -184,6 +207,10 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, "limits", old.limits != new.limits);
     single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
+    let listener = |config: &Config| -> BTreeMap<_, _> {
+        config.listen.iter().map(|listen| (listen.address, listen.accept_from.clone())).collect()
+    };
+    changes.compare("listen ", &listener(old), &listener(new));
     changes
 }
 
@@ -245,6 +272,7 @@ mod tests {
             limits: crate::agent::Limits::default(),
             resolver: crate::resolve::Config::default(),
             audit: Sink::Stdout,
+            listen: None,
         }
     }
 

@@ -13,7 +13,7 @@ use ipnet::IpNet;
 
 use super::resolver::resolver;
 use super::{Log, LogFormat};
-use crate::agent::Orchestrator;
+use crate::agent::{Listen, Orchestrator};
 use crate::audit::Sink;
 use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
@@ -47,7 +47,10 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
     let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
-    let organisations: Vec<_> = tables.iter().map(|table| agent_organisation(table, &mut ids, &mut keys)).collect();
+    let listen = root.optional("listen");
+    let organisations: Vec<_> =
+        tables.iter().map(|table| agent_organisation(table, listen.is_some(), &mut ids, &mut keys)).collect();
+    let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
     let resolver = resolver(&table);
     let (audit, log) = (audit(root), log(root));
@@ -61,8 +64,16 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         audit: audit?,
         limits: limits?,
         resolver: resolver?,
+        listen: listen?,
     };
     Some((config, log?))
+}
+
+/// Where an agent listens itself, and from where it accepts: neither has a default.
+fn listener(table: &Table<'_>) -> Option<Listen> {
+    let address = table.required("address").and_then(|item| address(&item));
+    let accept_from = table.required("accept_from").and_then(|item| item.list(source));
+    Some(Listen { address: address?, accept_from: accept_from? })
 }
 
 /// Reads a gateway's configuration. `None` if something was wrong, which is then recorded as a fault.
@@ -118,15 +129,21 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
 
 fn agent_organisation(
     table: &Table<'_>,
+    listens: bool,
     ids: &mut Once<OrganisationId>,
     keys: &mut Keys,
 ) -> Option<agent::Organisation> {
     let id = organisation_id(table, ids);
     let whose = id.as_ref().map_or("another organisation".to_owned(), OrganisationId::to_string);
     let mut urls = Once::new("gateway");
-    let gateways = table
-        .required("gateways")
-        .and_then(|item| item.list(|item| item.parse::<GatewayUrl>().filter(|url| urls.first(url.clone(), item))));
+    let mut read =
+        |item: &Item<'_>| item.list(|item| item.parse().filter(|url: &GatewayUrl| urls.first(url.clone(), item)));
+    let gateways = match table.optional("gateways") {
+        Some(item) => read(&item),
+        // Whoever wants something can come to the agent.
+        None if listens => Some(Vec::new()),
+        None => table.required("gateways").and_then(|item| read(&item)),
+    };
     let missing = "no [[organisation.orchestrator]]: without a key nobody may log in";
     let tables = table.required_tables("orchestrator", missing);
     let orchestrators: Vec<_> = tables
@@ -312,6 +329,7 @@ fn agent_limits(table: &Table<'_>) -> Option<agent::Limits> {
     let per_link = bound(&table, "forwards_per_link", defaults.forwards_per_link, LINK);
     let pending = bound(&table, "pending_opens_per_link", defaults.pending_opens_per_link, PENDING);
     let opens = bound(&table, "opens_per_second_per_organisation", defaults.opens_per_second_per_organisation, OPENS);
+    let sessions = bound(&table, "sessions_per_organisation", defaults.sessions_per_organisation, SESSIONS);
     let forward = forward_bounds(&table);
     Some(agent::Limits {
         forwards: forwards?,
@@ -319,6 +337,7 @@ fn agent_limits(table: &Table<'_>) -> Option<agent::Limits> {
         forwards_per_link: per_link?,
         pending_opens_per_link: pending?,
         opens_per_second_per_organisation: opens?,
+        sessions_per_organisation: sessions?,
         forward: forward?,
     })
 }
@@ -510,6 +529,15 @@ fn network(item: &Item<'_>) -> Option<IpNet> {
         Ok(address) => item.reject(format!("a network is wanted: write {} for this one address", IpNet::from(address))),
         Err(_) => item.reject("a network is wanted, such as 10.20.0.0/16 or 2001:db8::/32"),
     }
+}
+
+/// A network from which connections are accepted.
+fn source(item: &Item<'_>) -> Option<IpNet> {
+    let network = network(item)?;
+    if network == network.trunc() {
+        return Some(network);
+    }
+    item.reject(format!("{network} has bits beyond its prefix: write {}", network.trunc()))
 }
 
 /// The host's name, with what a replica's name cannot hold replaced.

@@ -7,7 +7,6 @@
 //! A connection is handed over to its thread before anything is read of it, the one that carries the fewest forwards: so a
 //! thousand idle agents that come back after a restart shake hands where they hinder nobody, as far as there is such a thread.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -28,6 +27,7 @@ use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::task::{Load, Worker};
 use crate::tunnel::admit::{self, Greeted, Place, Seat};
+use crate::tunnel::listen;
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
@@ -39,41 +39,22 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, index: 
             // What is not accepted now waits for whoever shares the listener.
             biased;
             () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = listen::accept(&listener) => accepted,
         };
-        match accepted {
-            Ok((_, address)) if !gateway.state.current().accepts(index, address.ip()) => {
-                debug!("turned a connection away: the listener does not accept its address");
-                gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "source_network");
-            }
-            Ok((stream, address)) => match gateway.room.seat(address.ip()) {
-                Ok(seat) => hand_over(&gateway, stream, Entrance { listener: index, address }, seat),
-                Err(full) => {
-                    debug!(?full, "turned a connection away: too many have not logged in");
-                    gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_connections");
-                }
-            },
-            Err(error) if is_of_one_connection(&error) => debug!(%error, "a connection ended while it was accepted"),
-            Err(error) => {
-                // Out of descriptors or memory: accepting at once again would spin.
-                warn!(%error, "could not accept a connection");
-                tokio::select! {
-                    () = tokio::time::sleep(limits::ACCEPT_PAUSE) => {}
-                    () = stop.cancelled() => return,
-                }
+        let (stream, address) = accepted;
+        if !gateway.state.current().accepts(index, address.ip()) {
+            debug!("turned a connection away: the listener does not accept its address");
+            gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "source_network");
+            continue;
+        }
+        match gateway.room.seat(address.ip()) {
+            Ok(seat) => hand_over(&gateway, stream, Entrance { listener: index, address }, seat),
+            Err(full) => {
+                debug!(?full, "turned a connection away: too many have not logged in");
+                gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_connections");
             }
         }
     }
-}
-
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }
 
 /// How a connection came in.
@@ -160,7 +141,6 @@ pub(super) struct Admitted {
     /// The main listener that it came in by.
     pub(super) listener: usize,
     /// Whether principals may log in with certificates there.
-    #[allow(dead_code, reason = "certificates are refused everywhere so far")]
     pub(super) certificates: bool,
     /// What it has said.
     pub(super) greeted: Greeted,

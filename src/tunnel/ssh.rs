@@ -715,10 +715,38 @@ impl Opening {
         }
     }
 
-    /// Refuses it with a standard reason, as the door does to its clients: [`NOT_ALLOWED`] or [`NOT_AVAILABLE`].
-    pub async fn refuse_plainly(mut self, code: u32, words: &'static str) {
+    /// Refuses it with nothing but what anybody may be told, as a door does to its clients.
+    pub async fn refuse_publicly(mut self, public: Public, flow: Flow) {
+        let code = match (public, flow) {
+            (Public::NotAllowed, _) => NOT_ALLOWED,
+            // Our own client asks whoever is there next.
+            (Public::Draining, Flow::Credit) => RefusalCode::Draining as u32,
+            (Public::Draining | Public::NotAvailable, _) => NOT_AVAILABLE,
+        };
         if let Some(reply) = self.reply.take() {
-            reply.reject(ChannelOpenFailure::Other { code, reason: words.to_owned() }).await;
+            reply.reject(ChannelOpenFailure::Other { code, reason: public.as_str().to_owned() }).await;
+        }
+    }
+}
+
+/// What an outsider is told of a refusal: one of these, and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Public {
+    /// A policy says no.
+    NotAllowed,
+    /// This end goes away; another one may serve.
+    Draining,
+    /// Anything else.
+    NotAvailable,
+}
+
+impl Public {
+    /// The words.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::NotAllowed => "not allowed",
+            Self::Draining | Self::NotAvailable => "not available",
         }
     }
 }

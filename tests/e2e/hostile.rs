@@ -279,6 +279,7 @@ impl Linked {
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
             proxy: None,
+            listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
                 gateways: vec![gateway.parse().expect("a url")],
