@@ -24,8 +24,8 @@ use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
 use crate::limits;
-use crate::policy::Decision;
 use crate::policy::rule::Lookup;
+use crate::policy::{Decision, Denial};
 use crate::target::{Host, Target};
 use crate::task::apart;
 use crate::tunnel::admit::{self, GreetError};
@@ -621,7 +621,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let allow = &served.allow;
     let lookup = match allow.consider(&principal, &target, &guard, now) {
         Ok(lookup) => lookup,
-        Err(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+        Err(denial) => return refusal.denied(denial).await,
     };
     let deadline = Instant::now() + limits::OPEN_TIMEOUT;
     let resolver = &state.resolver;
@@ -646,9 +646,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => {
-            return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
-        }
+        Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
     refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
@@ -760,6 +758,12 @@ struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
+    /// Records what the policy said, then tells the gateway.
+    async fn denied(mut self, denial: Denial) {
+        self.record.rule = denial.rule;
+        self.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
+    }
+
     /// Records a denial, then tells the peer. A gateway's operator may read the reason, which both trails then share.
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");

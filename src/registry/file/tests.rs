@@ -211,7 +211,7 @@ fn every_kind_of_fault_is_found() {
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\ntargets = [\"*:443\"]",
             "ci.toml:2",
-            "targets[0]: a target is written",
+            "targets[0]: the host of this target cannot be used: the last label must be spelt out",
         ),
         (
             "organisations/acme/principals/ci.toml",
