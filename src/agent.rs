@@ -78,10 +78,10 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much its gateways may have of it.
     pub limits: Limits,
-    /// Where it listens itself, if at all.
-    pub listen: Option<Listen>,
     /// How the names of targets are looked up.
     pub resolver: resolve::Config,
+    /// Where it listens itself, if at all.
+    pub listen: Option<Listen>,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its

@@ -35,10 +35,10 @@ pub(super) struct State {
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
-    /// The listener, if there is one.
-    listen: Option<Listen>,
     /// How the names of targets are looked up, and what is known of them already.
     pub(super) resolver: Arc<Resolver>,
+    /// The listener, if there is one.
+    listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -78,8 +78,8 @@ impl State {
             drain: config.drain,
             ways_out,
             limits: config.limits,
-            listen: config.listen.clone(),
             resolver,
+            listen: config.listen.clone(),
             organisations,
         }
     }
