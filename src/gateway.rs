@@ -21,6 +21,7 @@
 mod admin;
 mod broker;
 mod door;
+mod expiries;
 mod inherit;
 mod intake;
 mod lapses;
@@ -52,6 +53,7 @@ use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Tasks};
+use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::splice::Bounds;
@@ -332,6 +334,7 @@ pub async fn run(
         unrecorded: Mutex::default(),
     });
     watch_registry(&gateway, registry);
+    tasks.spawn(expiries::watch(gateway.clone()));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
     for (index, listener) in listeners.into_iter().enumerate() {
@@ -515,27 +518,12 @@ fn bound(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
-/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them. A
-/// listener that was inherited is as whoever opened it has made it.
+/// Listens on exactly this address, save that a listener that was inherited is as whoever opened it has made it.
 fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, RunError> {
     if let Some(listener) = inherited.take(address) {
         return TcpListener::from_std(listener).map_err(|source| RunError::Listen { address, source });
     }
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-    let bound = || -> io::Result<TcpListener> {
-        let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        if address.is_ipv6() {
-            sockopt::set_ipv6_v6only(&socket, true)?;
-        }
-        // A gateway that is started again must not wait for the connections of the one before to be forgotten.
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        rustix::net::bind(&socket, &address)?;
-        rustix::net::listen(&socket, limits::LISTEN_BACKLOG)?;
-        TcpListener::from_std(std::net::TcpListener::from(socket))
-    };
-    bound().map_err(|source| RunError::Listen { address, source })
+    tunnel::listen::bind(address).map_err(|source| RunError::Listen { address, source })
 }
 
 fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {

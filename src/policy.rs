@@ -10,9 +10,14 @@
 //!
 //! Absent: names are not resolved here, and nothing is dialled or recorded.
 
+pub mod deny;
 pub mod grant;
 pub mod guard;
+pub mod pattern;
+pub mod ports;
 pub mod rule;
+pub mod trial;
+pub mod window;
 
 use std::fmt;
 
@@ -47,11 +52,13 @@ pub struct Denial {
     pub reason: Reason,
     /// What came closest and where it ended, for the operator who reads the audit.
     pub detail: String,
+    /// The name of the deny rule that said so, if one did.
+    pub rule: Option<String>,
 }
 
 impl Denial {
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), rule: None }
     }
 }
 
@@ -74,12 +81,18 @@ pub enum Reason {
     Port,
     /// Agent: a rule names the host or address and the port, but not the principal.
     Principal,
+    /// A rule fits the request, or at the gateway the principal is registered, but not yet.
+    NotYetValid,
+    /// Agent: a rule fits the request, but no longer.
+    Expired,
     /// Agent: a rule fits the request, but the name has no address.
     NoAddress,
     /// Agent: a rule fits the request, but none of the name's addresses lies in its `within`.
     OutsideWithin,
     /// Agent: a rule fits, but the address belongs to a range that no network wider than the range opens.
     ReservedAddress,
+    /// Agent: a deny rule holds. No other rule opens what it denies.
+    DenyRule,
     /// Agent: one of the agent's own gateways, or its upstream proxy. No rule opens these.
     OwnGateway,
 }
@@ -97,9 +110,12 @@ impl Reason {
             Self::NoRule => "no_rule",
             Self::Port => "port",
             Self::Principal => "principal",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Expired => "expired",
             Self::NoAddress => "no_address",
             Self::OutsideWithin => "outside_within",
             Self::ReservedAddress => "reserved_address",
+            Self::DenyRule => "deny_rule",
             Self::OwnGateway => "own_gateway",
         }
     }

@@ -9,6 +9,8 @@
 //!
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
+pub mod authority;
+pub mod expiry;
 pub mod file;
 
 use std::collections::{BTreeMap, HashMap};
@@ -19,11 +21,15 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use crate::identity::certificate::Flaw;
 use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, Principal, PrincipalId, PublicKey};
 use crate::network::{self, Networks};
 use crate::policy::grant::{Grant, Pass};
+use crate::policy::window::{Closed, Window};
 use crate::policy::{Decision, Denial, Reason};
 use crate::target::Target;
+
+pub use authority::Authority;
 
 /// Where snapshots come from.
 pub trait Registry: Send + Sync + 'static {
@@ -50,6 +56,8 @@ pub struct Organisation {
     pub agents: BTreeMap<AgentId, Agent>,
     /// Its principals.
     pub principals: BTreeMap<PrincipalId, PrincipalRecord>,
+    /// The CAs that may certify its principals.
+    pub authorities: Vec<Authority>,
     /// Where all of them are accepted from; each may be narrowed further. `None` narrows nothing.
     pub accept_from: Option<Networks>,
 }
@@ -70,6 +78,8 @@ pub struct Agent {
 pub struct PrincipalRecord {
     /// What it may use.
     pub grant: Grant,
+    /// From when on it may use anything.
+    pub not_before: Option<Timestamp>,
     /// From when on it may use nothing.
     pub expires: Option<Timestamp>,
     /// Where it is accepted from. Who comes in by a loopback door comes from loopback.
@@ -83,7 +93,9 @@ pub struct PrincipalRecord {
 pub struct RegisteredKey {
     /// The key.
     pub key: PublicKey,
-    /// From when on it does not count.
+    /// From when on it counts.
+    pub not_before: Option<Timestamp>,
+    /// From when on it does not count any more.
     pub expires: Option<Timestamp>,
     /// Whether it was withdrawn. A revoked key stays registered so that the audit can say what it was.
     pub revoked: bool,
@@ -100,6 +112,8 @@ pub enum Refusal {
     OtherHolder,
     /// The key is registered in other organisations only.
     OtherOrganisation,
+    /// The key or its principal does not count yet.
+    NotYetValid,
     /// The key or its principal has expired.
     Expired,
     /// The key was revoked.
@@ -112,6 +126,8 @@ pub enum Refusal {
     NotGranted,
     /// All would be well, but not from that address.
     SourceNetwork,
+    /// What is wrong is the certificate.
+    Certificate(Flaw),
 }
 
 impl Refusal {
@@ -122,12 +138,14 @@ impl Refusal {
             Self::UnknownKey => "unknown_key",
             Self::OtherHolder => "other_holder",
             Self::OtherOrganisation => "other_organisation",
+            Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::UnknownOrganisation => "unknown_organisation",
             Self::UnknownAgent => "unknown_agent",
             Self::NotGranted => "not_granted",
             Self::SourceNetwork => "source_network",
+            Self::Certificate(flaw) => flaw.as_str(),
         }
     }
 }
@@ -200,10 +218,11 @@ impl Snapshot {
         let Role::Principal(id) = self.role(organisation, key)? else { return Err(Refusal::OtherHolder) };
         let record = principals.get(id).ok_or(Refusal::UnknownKey)?;
         active(&record.keys, key, now)?;
-        if expired(record.expires, now) {
-            return Err(Refusal::Expired);
+        match record.window().at(now) {
+            Ok(()) => Ok(id.clone()),
+            Err(Closed::NotYet(_)) => Err(Refusal::NotYetValid),
+            Err(Closed::Expired(_)) => Err(Refusal::Expired),
         }
-        Ok(id.clone())
     }
 
     /// The principal whom `key` stands for, if it may use this agent at the time `now` from the address `from`.
@@ -219,14 +238,29 @@ impl Snapshot {
         now: Timestamp,
     ) -> Result<PrincipalId, Refusal> {
         let id = self.principal(&agent.organisation, key, now)?;
+        self.admits_principal(agent, &id, from, now)?;
+        Ok(id)
+    }
+
+    /// Whether this principal may use this agent, however it has shown who it is.
+    fn admits_principal(
+        &self,
+        agent: &AgentName,
+        id: &PrincipalId,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let organisation = self.organisation(&agent.organisation)?;
+        if organisation.principals.get(id).is_some_and(|record| expired(record.expires, now)) {
+            return Err(Refusal::Expired);
+        }
         if !organisation.agents.contains_key(&agent.agent) {
             return Err(Refusal::UnknownAgent);
         }
-        match organisation.principals.get(&id) {
+        match organisation.principals.get(id) {
             Some(record) if !record.grant.covers(&agent.agent) => Err(Refusal::NotGranted),
             Some(record) if !organisation.accepts(record.accept_from.as_ref(), from) => Err(Refusal::SourceNetwork),
-            Some(_) => Ok(id),
+            Some(_) => Ok(()),
             None => Err(Refusal::NotGranted),
         }
     }
@@ -251,8 +285,14 @@ impl Snapshot {
         let Some(record) = organisation.principals.get(principal) else {
             return deny(Reason::NotRegistered, format!("no principal {principal} in {}", agent.organisation));
         };
-        if let Some(expires) = record.expires.filter(|expires| *expires <= now) {
-            return deny(Reason::PrincipalExpired, format!("principal {principal} expired at {expires}"));
+        match record.window().at(now) {
+            Ok(()) => {}
+            Err(Closed::NotYet(from)) => {
+                return deny(Reason::NotYetValid, format!("principal {principal} is registered from {from} on"));
+            }
+            Err(Closed::Expired(at)) => {
+                return deny(Reason::PrincipalExpired, format!("principal {principal} expired at {at}"));
+            }
         }
         if !organisation.agents.contains_key(&agent.agent) {
             return deny(Reason::NotRegistered, format!("no agent {agent}"));
@@ -263,13 +303,14 @@ impl Snapshot {
         record.grant.decide(&Principal::Named(principal.clone()), agent, target)
     }
 
-    /// Whether some key or principal that was good at `since` is expired at `now`.
+    /// Whether the validity of some key or principal begins or ends between two moments, the later one included; `since` is
+    /// the later one if the clock has been set back.
     #[must_use]
     pub fn expires_within(&self, since: Timestamp, now: Timestamp) -> bool {
         self.organisations.values().any(|organisation| {
-            let of_keys = organisation.keys().filter_map(|(_, key)| key.expires);
-            let of_principals = organisation.principals.values().filter_map(|record| record.expires);
-            of_keys.chain(of_principals).any(|expires| since < expires && expires <= now)
+            let of_keys = organisation.keys().flat_map(|(_, key)| [key.not_before, key.expires]);
+            let of_principals = organisation.principals.values().flat_map(|record| [record.not_before, record.expires]);
+            of_keys.chain(of_principals).flatten().any(|at| since.min(now) < at && at <= since.max(now))
         })
     }
 
@@ -298,7 +339,24 @@ impl Organisation {
             .principals
             .iter()
             .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
-        agents.chain(principals)
+        let authorities = self.authorities.iter().map(|authority| (Role::Authority, &authority.registered));
+        agents.chain(principals).chain(authorities)
+    }
+}
+
+impl PrincipalRecord {
+    /// When it may use what it may use.
+    #[must_use]
+    pub fn window(&self) -> Window {
+        Window { not_before: self.not_before, expires: self.expires }
+    }
+}
+
+impl RegisteredKey {
+    /// Whether the key is good at the time `now`.
+    #[must_use]
+    pub fn counts(&self, now: Timestamp) -> bool {
+        !self.revoked && self.not_before.is_none_or(|from| from <= now) && !expired(self.expires, now)
     }
 }
 
@@ -324,6 +382,7 @@ struct Holder {
 enum Role {
     Agent(AgentId),
     Principal(PrincipalId),
+    Authority,
 }
 
 impl fmt::Display for Role {
@@ -331,6 +390,7 @@ impl fmt::Display for Role {
         match self {
             Self::Agent(id) => write!(f, "agent {id}"),
             Self::Principal(id) => write!(f, "principal {id}"),
+            Self::Authority => f.write_str("a user CA"),
         }
     }
 }
@@ -340,6 +400,7 @@ fn active(keys: &[RegisteredKey], fingerprint: &Fingerprint, now: Timestamp) -> 
     let registered = keys.iter().find(|registered| registered.key.fingerprint() == *fingerprint);
     match registered.ok_or(Refusal::UnknownKey)? {
         registered if registered.revoked => Err(Refusal::Revoked),
+        registered if registered.not_before.is_some_and(|from| now < from) => Err(Refusal::NotYetValid),
         registered if expired(registered.expires, now) => Err(Refusal::Expired),
         _ => Ok(()),
     }
@@ -362,7 +423,7 @@ mod tests {
     }
 
     fn good(key: &PublicKey) -> RegisteredKey {
-        RegisteredKey { key: key.clone(), expires: None, revoked: false, comment: None }
+        RegisteredKey { key: key.clone(), not_before: None, expires: None, revoked: false, comment: None }
     }
 
     fn at(text: &str) -> Timestamp {
@@ -415,6 +476,7 @@ mod tests {
                     id("ci"),
                     PrincipalRecord {
                         grant: grant(&["prod-*", "gone"], Some(&["db:5432"])),
+                        not_before: None,
                         expires: None,
                         accept_from: None,
                         keys: vec![good(&ci), RegisteredKey { expires, ..good(&ci_expiring) }, good(&shared)],
@@ -424,6 +486,7 @@ mod tests {
                     id("leaver"),
                     PrincipalRecord {
                         grant: grant(&["*"], None),
+                        not_before: Some(at("2026-01-01T00:00:00Z")),
                         expires,
                         keys: vec![good(&leaver)],
                         ..PrincipalRecord::default()
@@ -432,7 +495,7 @@ mod tests {
                 (id("nobody"), PrincipalRecord::default()),
             ]
             .into(),
-            accept_from: None,
+            ..Organisation::default()
         };
         let globex = Organisation {
             agents: [(id("prod-eu"), Agent { keys: vec![good(&other)], ..Agent::default() })].into(),
@@ -441,7 +504,7 @@ mod tests {
                 PrincipalRecord { grant: grant(&["*"], None), keys: vec![good(&shared)], ..PrincipalRecord::default() },
             )]
             .into(),
-            accept_from: None,
+            ..Organisation::default()
         };
         let snapshot =
             Snapshot::new([(id("acme"), acme), (id("globex"), globex)].into()).expect("no key is there twice");
@@ -483,6 +546,7 @@ mod tests {
     #[test]
     fn refuses_principals_with_the_true_reason() {
         let world = world();
+        let early = at("2025-12-31T23:59:59Z");
         let before = at("2026-12-31T23:59:59Z");
         let after = at("2027-01-01T00:00:00Z");
         for (case, name, key, now, refusal) in [
@@ -492,6 +556,7 @@ mod tests {
             ("key of another organisation", "globex/prod-eu", &world.ci, before, Refusal::OtherOrganisation),
             ("expired key", "acme/prod-eu", &world.ci_expiring, after, Refusal::Expired),
             ("expired principal", "acme/prod-eu", &world.leaver, after, Refusal::Expired),
+            ("principal before its time", "acme/prod-eu", &world.leaver, early, Refusal::NotYetValid),
             ("agent that is not there", "acme/prod-asia", &world.ci, before, Refusal::UnknownAgent),
             ("granted agent that is not there", "acme/gone", &world.ci, before, Refusal::UnknownAgent),
             ("agent that is not granted", "acme/test", &world.ci, before, Refusal::NotGranted),
@@ -552,6 +617,7 @@ mod tests {
     #[test]
     fn decisions_ask_who_exists_before_what_is_granted() {
         let world = world();
+        let early = at("2025-12-31T23:59:59Z");
         let before = at("2026-12-31T23:59:59Z");
         let after = at("2027-01-01T00:00:00Z");
         for (case, principal, agent, target, now, reason) in [
@@ -559,6 +625,7 @@ mod tests {
             ("principal", "visitor", "acme/prod-eu", "db:5432", before, Reason::NotRegistered),
             ("agent", "ci", "acme/gone", "db:5432", before, Reason::NotRegistered),
             ("expired", "leaver", "acme/prod-eu", "db:5432", after, Reason::PrincipalExpired),
+            ("before its time", "leaver", "acme/prod-eu", "db:5432", early, Reason::NotYetValid),
             ("no grant at all", "nobody", "acme/prod-eu", "db:5432", before, Reason::AgentNotGranted),
             ("other agent", "ci", "acme/test", "db:5432", before, Reason::AgentNotGranted),
             ("other target", "ci", "acme/prod-eu", "db:22", before, Reason::TargetNotGranted),
@@ -599,7 +666,7 @@ mod tests {
             Organisation {
                 agents: [(id("a"), agent)].into(),
                 principals: [(id("b"), record)].into(),
-                accept_from: None,
+                ..Organisation::default()
             },
             Organisation {
                 agents: [(id("a"), Agent { keys: vec![good(&key), good(&key)], ..Agent::default() })].into(),
@@ -611,8 +678,11 @@ mod tests {
     }
 
     #[test]
-    fn knows_when_an_expiry_takes_effect() {
+    fn knows_when_a_validity_begins_or_ends() {
         let snapshot = world().snapshot;
+        let (earlier, begin) = (at("2025-12-31T23:59:59Z"), at("2026-01-01T00:00:00Z"));
+        assert!(snapshot.expires_within(earlier, begin));
+        assert!(snapshot.expires_within(begin, earlier), "the clock was set back");
         let [early, before, moment, after] =
             ["2026-01-01T00:00:00Z", "2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z", "2027-01-01T00:00:01Z"].map(at);
         assert!(!snapshot.expires_within(early, before));

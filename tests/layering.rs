@@ -36,6 +36,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("anyhow", &["main", "cli"]),
     ("toml", &["document", "config"]),
     ("listenfd", &["gateway::inherit"]),
+    ("hickory_resolver", &["resolve"]),
 ];
 
 /// A source file: its path below `src/`, and its text.

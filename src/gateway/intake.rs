@@ -7,7 +7,6 @@
 //! A connection is handed over to its thread before anything is read of it, the one that carries the fewest forwards: so a
 //! thousand idle agents that come back after a restart shake hands where they hinder nobody, as far as there is such a thread.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
@@ -20,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::lapses::{AGENT_DRAINED, Lapse};
 use super::roster::{Link, Peer as Linked, Process, Standing};
-use super::{Gateway, door};
+use super::{Gateway, door, expiries};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
@@ -28,7 +27,8 @@ use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::task::{Load, Worker};
 use crate::tunnel::admit::penalty::Fault;
-use crate::tunnel::admit::{self, Full, GreetError, Greeted, Place, Seat};
+use crate::tunnel::admit::{self, Full, Greeted, Place, Seat};
+use crate::tunnel::listen;
 use crate::tunnel::proxied::{self, ReadError};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
@@ -41,25 +41,15 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, index: 
             // What is not accepted now waits for whoever shares the listener.
             biased;
             () = stop.cancelled() => return,
-            accepted = listener.accept() => accepted,
+            accepted = listen::accept(&listener) => accepted,
         };
-        match accepted {
-            Ok((stream, address)) => {
-                let balanced = gateway.state.current().is_balancer(index, address.ip());
-                let entrance = Entrance { listener: index, address, balanced };
-                match admit(&gateway, &entrance) {
-                    Ok(seat) => hand_over(&gateway, stream, entrance, seat),
-                    Err(reason) => turn_away(&gateway, address, reason),
-                }
-            }
-            Err(error) if is_of_one_connection(&error) => debug!(%error, "a connection ended while it was accepted"),
-            Err(error) => {
-                // Out of descriptors or memory: accepting at once again would spin.
-                warn!(%error, "could not accept a connection");
-                tokio::select! {
-                    () = tokio::time::sleep(limits::ACCEPT_PAUSE) => {}
-                    () = stop.cancelled() => return,
-                }
+        let (stream, address) = accepted;
+        let balanced = gateway.state.current().is_balancer(index, address.ip());
+        let entrance = Entrance { listener: index, address, balanced };
+        match admit(&gateway, &entrance) {
+            Ok(seat) => hand_over(&gateway, stream, entrance, seat),
+            Err(reason) => {
+                turn_away(&gateway, address, reason);
             }
         }
     }
@@ -93,16 +83,6 @@ fn no_seat(_: Full) -> &'static str {
 fn turn_away(gateway: &Gateway, address: SocketAddr, reason: &'static str) {
     debug!(reason, "turned a connection away");
     gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), reason);
-}
-
-fn is_of_one_connection(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionAborted
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::Interrupted
-    )
 }
 
 /// How a connection came in.
@@ -217,11 +197,8 @@ async fn identify(
     match admit::greet(stream, head, Some(wire::DOOR_LINE), deadline).await {
         Ok(greeted) => Some((client, greeted)),
         Err(error) => {
-            match error {
-                GreetError::Timeout => gateway.blame(client.ip(), Fault::Timeout),
-                GreetError::Identification(_) => gateway.blame(client.ip(), Fault::Garbage),
-                // A health check of TCP alone, or the network's fault.
-                GreetError::Closed | GreetError::Io(_) => {}
+            if let Some(fault) = error.fault() {
+                gateway.blame(client.ip(), fault);
             }
             refuse(client, &error, "identification");
             None
@@ -236,7 +213,6 @@ pub(super) struct Admitted {
     /// The main listener that it came in by.
     pub(super) listener: usize,
     /// Whether principals may log in with certificates there.
-    #[allow(dead_code, reason = "certificates are refused everywhere so far")]
     pub(super) certificates: bool,
     /// What it has said.
     pub(super) greeted: Greeted,
@@ -414,6 +390,7 @@ async fn establish(
         said: greeted.said.is_some(),
         head: greeted.head,
         host_key,
+        host_certificate: None,
         keepalive: limits::LINK_KEEPALIVE,
         flow: ssh::Flow::Credit,
         report,
@@ -461,7 +438,9 @@ async fn establish(
                 return Ok((client, key.public().fingerprint(), control, hello));
             }
             // What an agent has to say before its hello is of no use yet.
-            Some(Control::Drain(_) | Control::Move | Control::Superseded | Control::Unknown(_)) => continue,
+            Some(
+                Control::Drain(_) | Control::Move | Control::Superseded | Control::KeyNotice(_) | Control::Unknown(_),
+            ) => continue,
             None => {}
         }
         match control.reader.bytes().await {
@@ -506,12 +485,13 @@ async fn listen(mut reader: Reader, link: &Link) {
 
 /// Says on the control channel what an agent has to know: that it is to make another link, because the organisation has
 /// another login key than the one that `login` names (the link is then retired by the other, or, where the agent does not
-/// know the new key, stays); that this gateway drains; why the link is retired, where the agent is not behind that, and
+/// know the new key, stays); that this gateway drains; that the link's key comes to its end; why the link is retired, where the agent is not behind that, and
 /// fires `told` after it. Returns when a drain has left the link without a forward.
 async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer, told: &CancellationToken) {
     let Linked { name, replica, .. } = &link.peer;
     let differs = |key: &PrivateKey| key.public().fingerprint() != login;
     let (mut moves, mut drains, mut retires) = (false, false, false);
+    let mut noticed = None;
     loop {
         let message = tokio::select! {
             biased;
@@ -528,6 +508,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: W
                 moves = true;
                 Some(Control::Move)
             }
+            notice = expiries::notice(gateway, link, &mut noticed) => Some(notice),
             // What has been accepted may still need the link; when nothing does, it ends with its last forward.
             () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
         };

@@ -3,22 +3,25 @@
 //! ```text
 //! organisations/acme.toml                             optional: accept_from, for all principals and agents of it
 //! organisations/acme/agents/prod-eu/2026-11.pub       an OpenSSH or PEM public key (.pub or .pem)
-//! organisations/acme/agents/prod-eu/2026-11.toml      optional: expires, revoked, comment of that key
+//! organisations/acme/agents/prod-eu/2026-11.toml      optional: not_before, expires, revoked, comment of that key
 //! organisations/acme/agents/prod-eu.toml              optional: description, accept_from
 //! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
-//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires, accept_from
+//! organisations/acme/user-ca/vault.pub                 a CA that certifies principals
+//! organisations/acme/user-ca/vault.toml                required: principals; optional: as beside a key, and revoked_serials,
+//!                                                     revoked_key_ids
+//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, not_before, expires,
+//!                                                     accept_from
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
-//! state that changes while it is read is read again. Files whose names begin with a dot or with `README` are passed
-//! over, every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
+//! state that changes while it is read is read again. Files whose names begin with a dot are passed
+//! over, and so is a `README` (`.md`, `.txt`, `.rst`); every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
 //! is swapped as a whole (as Kubernetes does with mounted secrets) is seen as one change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -31,13 +34,17 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
+use super::{Agent, Authority, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
 use crate::chain::Chain;
 use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, PublicKey};
-use crate::limits::{REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX};
+use crate::limits::{
+    FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX,
+};
 use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
+use crate::policy::window::Window;
+use crate::reload::sources::Stamp;
 use crate::task::Tasks;
 
 /// Reads a registry once.
@@ -154,7 +161,7 @@ impl Files {
         let mut poll = interval(pace.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked_at = Timestamp::now();
-        let mut seen = None;
+        let mut seen: Option<Seen> = None;
         let mut rejected: Option<(Faults, Instant)> = None;
         // What changed between opening and watching shows at the first tick, which comes at once.
         loop {
@@ -175,8 +182,10 @@ impl Files {
             }
 
             let dir = self.dir.clone();
-            // A change that the system told of is read even if the signature is the same: clocks of files are coarse.
-            let known = if told { None } else { seen };
+            // A change that the system told of is read even if the signature is the same, and any signature is read once more
+            // some time after it was seen first: clocks of files are coarse, and one change may hide another.
+            let doubtful = told || seen.is_some_and(|seen| seen.is_doubtful());
+            let known = if doubtful { None } else { seen.map(|seen| seen.signature) };
             let mut look = tasks.spawn_blocking(move || look(&dir, known));
             let mut asked = Instant::now();
             let look = loop {
@@ -193,7 +202,8 @@ impl Files {
             };
             // The reading panicked or the runtime is going down; the last good state holds, the next tick tries again.
             let Ok(Some((signature, result))) = look else { continue };
-            if !told && seen.is_some() && pace.told {
+            let differs = seen.is_some_and(|seen| Some(seen.signature) != signature);
+            if !told && differs && pace.told {
                 // The watch missed this: perhaps the watched folder was itself replaced.
                 let told_so_far = matches!(watcher, Some(Ok(_)));
                 watcher = Some(arm(&self.dir, woken));
@@ -201,7 +211,10 @@ impl Files {
                     report(Reload::PollOnly(error.to_string()));
                 }
             }
-            seen = signature;
+            seen = signature.map(|signature| match seen {
+                Some(seen) if seen.signature == signature && !told => Seen { confirmed: doubtful, ..seen },
+                _ => Seen { signature, since: Instant::now(), confirmed: false },
+            });
             match result {
                 Ok(snapshot) => {
                     let mended = rejected.take().is_some();
@@ -231,6 +244,22 @@ impl Files {
             self.version.send_modify(|version| *version += 1);
         }
         *looked_at = now;
+    }
+}
+
+/// The state that was read last.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    signature: u64,
+    /// When it was first read.
+    since: Instant,
+    /// Whether it has been read again after the clocks of files had moved on.
+    confirmed: bool,
+}
+
+impl Seen {
+    fn is_doubtful(&self) -> bool {
+        !self.confirmed && self.since.elapsed() >= FILE_CLOCK
     }
 }
 
@@ -310,8 +339,7 @@ fn signature(dir: &Path) -> u64 {
             path.hash(&mut hasher);
             match std::fs::metadata(&path) {
                 Ok(data) => {
-                    let times = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
-                    (data.dev(), data.ino(), data.len(), times).hash(&mut hasher);
+                    Stamp::of(&data).hash(&mut hasher);
                     if data.is_dir() && depth > 0 {
                         left.push((path, depth - 1));
                     }
@@ -330,6 +358,37 @@ fn accepted(snapshot: &Snapshot) -> Reload {
         agents: organisations.values().map(|organisation| organisation.agents.len()).sum(),
         principals: organisations.values().map(|organisation| organisation.principals.len()).sum(),
         keys: organisations.values().map(|organisation| organisation.keys().count()).sum(),
+    }
+}
+
+/// What stands beside a key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct AboutKey {
+    pub(super) not_before: Option<Timestamp>,
+    pub(super) expires: Option<Timestamp>,
+    pub(super) revoked: bool,
+    pub(super) comment: Option<String>,
+}
+
+impl AboutKey {
+    pub(super) fn read(document: &Document) -> Option<Self> {
+        let root = document.root();
+        let not_before = root.optional("not_before").and_then(|item| item.timestamp());
+        let end = root.optional("expires");
+        let expires = end.as_ref().and_then(Item::timestamp);
+        if let (Some(from), Some(to), Some(end)) = (not_before, expires, &end)
+            && to <= from
+        {
+            end.fault("it must lie after not_before: as it stands, the key never counts");
+        }
+        let revoked = root.optional("revoked").and_then(|item| item.boolean()).unwrap_or(false);
+        let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
+        Some(Self { not_before, expires, revoked, comment })
+    }
+
+    fn of(self, key: PublicKey) -> RegisteredKey {
+        let Self { not_before, expires, revoked, comment } = self;
+        RegisteredKey { key, not_before, expires, revoked, comment }
     }
 }
 
@@ -381,7 +440,8 @@ impl Reader {
                         organisation.principals.insert(id, record);
                     }
                 }
-                _ => self.unexpected(&entry, "only the folders agents and principals are accepted here"),
+                ("user-ca", true) => organisation.authorities = self.authorities(&entry.path, &mut holders),
+                _ => self.unexpected(&entry, "only the folders agents, principals and user-ca are accepted here"),
             }
         }
         Some(organisation)
@@ -405,9 +465,15 @@ impl Reader {
                 let root = document.root();
                 let agents = root.required("agents").map(|item| read_all(&item));
                 let targets = root.optional("targets").map(|item| read_all(&item));
-                let expires = root.optional("expires").and_then(|item| item.timestamp());
+                let window = Window {
+                    not_before: root.optional("not_before").and_then(|item| item.timestamp()),
+                    expires: root.optional("expires").and_then(|item| item.timestamp()),
+                };
+                if let Err(error) = window.check() {
+                    root.fault("expires", error.to_string());
+                }
                 let accept_from = accept_from(&root);
-                Some((Grant { agents: agents?, targets }, expires, accept_from?))
+                Some((Grant { agents: agents?, targets }, window, accept_from?))
             }),
             (None, Some(folder)) => {
                 let mut file = folder.clone().into_os_string();
@@ -417,14 +483,50 @@ impl Reader {
             }
             (None, None) => None,
         };
-        let (grant, expires, accept_from) = about.unwrap_or_default();
-        PrincipalRecord { grant, expires, accept_from, keys: self.keys(member, holders) }
+        let (grant, window, accept_from) = about.unwrap_or_default();
+        let Window { not_before, expires } = window;
+        PrincipalRecord { grant, not_before, expires, accept_from, keys: self.keys(member, holders) }
     }
 
     fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
+        let Some(folder) = &member.folder else { return Vec::new() };
+        let mut registered = Vec::new();
+        for (path, about) in self.pairs(folder) {
+            let Some(key) = self.claim(&path, holders) else { continue };
+            let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
+            registered.push(about.of(key));
+        }
+        registered
+    }
+
+    /// The CAs of an organisation.
+    fn authorities(&mut self, folder: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<Authority> {
+        let mut authorities = Vec::new();
+        for (path, about) in self.pairs(folder) {
+            let Some(key) = self.claim(&path, holders) else { continue };
+            let Some(file) = about else {
+                let missing = "nothing beside it says which principals this CA may certify (principals = [\"…\"] in a .toml of the \
+                               same name)";
+                self.fault(&path, missing);
+                continue;
+            };
+            let read = self.document(&file, |document| {
+                let about = AboutKey::read(document);
+                let root = document.root();
+                let principals = root.required("principals").and_then(|item| item.list(Item::parse));
+                let revocations = root.revocations();
+                Some((about?, principals?, revocations?))
+            });
+            let Some((about, principals, revocations)) = read else { continue };
+            authorities.push(Authority { registered: about.of(key), principals, revocations });
+        }
+        authorities
+    }
+
+    /// The keys of a folder, each with the TOML beside it.
+    fn pairs(&mut self, folder: &Path) -> Vec<(PathBuf, Option<PathBuf>)> {
         let mut keys = BTreeMap::new();
         let mut abouts = BTreeMap::new();
-        let Some(folder) = &member.folder else { return Vec::new() };
         for entry in self.list(folder) {
             match entry.name.rsplit_once('.') {
                 Some((stem, "pub" | "pem")) if !entry.folder => {
@@ -438,24 +540,24 @@ impl Reader {
                 _ => self.unexpected(&entry, "accepted here are public keys (.pub, .pem) and a .toml of the same name"),
             }
         }
-        let mut registered = Vec::new();
-        for (stem, path) in keys {
-            let about = abouts.remove(&stem);
-            let Some(key) = self.key(&path) else { continue };
-            if let Some(first) = holders.insert(key.fingerprint(), path.clone()) {
-                let problem = format!(
-                    "this key is registered in this organisation already, in {}: a key has one holder",
-                    first.display()
-                );
-                self.fault(&path, problem);
-            }
-            let (expires, revoked, comment) = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
-            registered.push(RegisteredKey { key, expires, revoked, comment });
-        }
+        let pairs: Vec<_> = keys.into_iter().map(|(stem, path)| (path, abouts.remove(&stem))).collect();
         for path in abouts.values() {
             self.fault(path, "no key of this name beside it (.pub or .pem)");
         }
-        registered
+        pairs
+    }
+
+    /// Reads a key, which has one holder in its organisation.
+    fn claim(&mut self, path: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Option<PublicKey> {
+        let key = self.key(path)?;
+        if let Some(first) = holders.insert(key.fingerprint(), path.to_owned()) {
+            let problem = format!(
+                "this key is registered in this organisation already, in {}: a key has one holder",
+                first.display()
+            );
+            self.fault(path, problem);
+        }
+        Some(key)
     }
 
     fn key(&mut self, path: &Path) -> Option<PublicKey> {
@@ -474,14 +576,8 @@ impl Reader {
         }
     }
 
-    fn about_key(&mut self, file: &Path) -> Option<(Option<Timestamp>, bool, Option<String>)> {
-        self.document(file, |document| {
-            let root = document.root();
-            let expires = root.optional("expires").and_then(|item| item.timestamp());
-            let revoked = root.optional("revoked").and_then(|item| item.boolean()).unwrap_or(false);
-            let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
-            Some((expires, revoked, comment))
-        })
+    fn about_key(&mut self, file: &Path) -> Option<AboutKey> {
+        self.document(file, AboutKey::read)
     }
 
     /// The organisations, agents or principals of a folder: `ID/`, `ID.toml`, or both.
@@ -568,10 +664,11 @@ fn read_all<T: FromStr<Err: std::error::Error + 'static>>(item: &Item<'_>) -> Ve
     item.items().iter().filter_map(Item::parse).collect()
 }
 
-/// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README.md`.
+/// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README`, `README.md`. A key
+/// with such a name (`README.pub`) is a key.
 fn is_passed_over(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    name.starts_with(b".") || name.starts_with(b"README")
+    name.starts_with(b".") || [&b"README"[..], b"README.md", b"README.txt", b"README.rst"].contains(&name)
 }
 
 fn file_name(path: &Path) -> String {

@@ -24,6 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::wire::{IdentificationError, Peer};
 use crate::limits;
 
+use penalty::Fault;
 pub use room::{Full, Room, Seat};
 
 /// Lets handshakes begin, so many at once and so fast.
@@ -211,6 +212,18 @@ pub enum GreetError {
     /// What it said.
     #[error(transparent)]
     Identification(#[from] IdentificationError),
+}
+
+impl GreetError {
+    /// What is held against the address for it; nothing where it may have been a health check, or the network.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Timeout => Some(Fault::Timeout),
+            Self::Identification(_) => Some(Fault::Garbage),
+            Self::Closed | Self::Io(_) => None,
+        }
+    }
 }
 
 /// Reads the peer's identification string. `head` is what was read of the stream before. Where `first` is given, a peer that

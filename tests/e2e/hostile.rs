@@ -15,6 +15,7 @@ use caponier::gateway::{self, Inherited, Listener};
 use caponier::identity::{Algorithm, PrivateKey};
 use caponier::limits;
 use caponier::policy::rule::Allowlist;
+use caponier::policy::window::Window;
 use caponier::reload::Reloads;
 use caponier::systemd::Supervisor;
 use caponier::task::Tasks;
@@ -279,15 +280,21 @@ impl Linked {
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
             proxy: None,
+            listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
                 gateways: vec![gateway.parse().expect("a url")],
-                orchestrators: vec![agent::Orchestrator { key: login_key.public(), asserts: None }],
+                orchestrators: vec![agent::Orchestrator {
+                    key: login_key.public(),
+                    asserts: None,
+                    window: Window::default(),
+                }],
                 allow: Allowlist::new(Vec::new()).expect("an allowlist"),
             }],
             drain: Duration::ZERO,
             // Most opens are refused without a record, which is quick.
             limits: agent::Limits { opens_per_second_per_organisation: 1, ..agent::Limits::default() },
+            resolver: caponier::resolve::Config::default(),
             audit: Sink::File(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());

@@ -9,6 +9,9 @@ use tokio::sync::mpsc;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// From where keys are shown, where it does not matter.
+const FROM: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
 struct Tree(TempDir);
 
 impl Tree {
@@ -176,7 +179,7 @@ fn every_kind_of_fault_is_found() {
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\naccept_from = [\"10.1.0.0/8\"]",
             "ci.toml:2",
-            "accept_from[0]: this has bits set beyond its prefix: write 10.0.0.0/8",
+            "accept_from[0]: 10.1.0.0/8 has bits beyond its prefix: write 10.0.0.0/8",
         ),
         ("stray.txt", "", "stray.txt", "this file does not belong here"),
         ("organisations/acme/agents/prod-eu/notes.txt", "", "notes.txt", "does not belong here"),
@@ -208,13 +211,19 @@ fn every_kind_of_fault_is_found() {
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\ntargets = [\"*:443\"]",
             "ci.toml:2",
-            "targets[0]: a target is written",
+            "targets[0]: the host of this target cannot be used: the last label must be spelt out",
         ),
         (
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\nexpires = \"tomorrow\"",
             "ci.toml:2",
             "expires: a date and time",
+        ),
+        (
+            "organisations/acme/principals/ci.toml",
+            "agents = [\"*\"]\nnot_before = 2027-01-01T00:00:00Z\nexpires = 2027-01-01T00:00:00Z",
+            "ci.toml:3",
+            "expires: it would never hold",
         ),
         ("organisations/acme/principals/new/x.pub", &good, "principals/new.toml", "missing: it says which agents"),
     ] {
@@ -224,6 +233,60 @@ fn every_kind_of_fault_is_found() {
         assert!(faults.lines().any(|line| line.contains(file) && line.contains(problem)), "{path}: {faults}");
         assert!(!faults.contains("AAAA"), "{path}: {faults}");
     }
+}
+
+#[test]
+fn a_key_counts_between_its_dates() {
+    let (tree, key) = Tree::good();
+    let about = "organisations/acme/agents/prod-eu/2026-11.toml";
+    tree.write(about, "not_before = 2027-01-01T00:00:00Z\nexpires = 2027-02-01T00:00:00Z\n");
+    let snapshot = tree.load().expect("in good order");
+    let name = "acme/prod-eu".parse().expect("a name");
+    let of = |now: &str| snapshot.agent(&name, &key.fingerprint(), FROM, now.parse().expect(now));
+    assert_eq!(of("2026-12-31T23:59:59Z"), Err(Refusal::NotYetValid));
+    assert_eq!(of("2027-01-01T00:00:00Z"), Ok(()));
+    assert_eq!(of("2027-02-01T00:00:00Z"), Err(Refusal::Expired));
+    let within = |since: &str, now: &str| snapshot.expires_within(since.parse().expect(since), now.parse().expect(now));
+    assert!(within("2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z"));
+    assert!(!within("2027-01-01T00:00:00Z", "2027-01-31T00:00:00Z"));
+    assert!(within("2027-01-31T00:00:00Z", "2027-02-01T00:00:00Z"));
+    for expires in ["2027-01-01T00:00:00Z", "2026-01-01T00:00:00Z"] {
+        tree.write(about, &format!("expires = {expires}\nnot_before = 2027-01-01T00:00:00Z\n"));
+        let faults = tree.load().expect_err("it never counts").to_string();
+        assert!(faults.contains("2026-11.toml:1: expires: it must lie after not_before"), "{faults}");
+    }
+}
+
+#[test]
+fn a_key_that_is_called_like_a_readme_is_a_key() {
+    let (tree, _) = Tree::good();
+    let key = tree.key("organisations/acme/agents/prod-eu/README.pub");
+    tree.write("organisations/acme/agents/prod-eu/README.md", "# Words");
+    tree.write("organisations/acme/README", "Words");
+    let snapshot = tree.load().expect("in good order");
+    let name = "acme/prod-eu".parse().expect("a name");
+    assert_eq!(snapshot.agent(&name, &key.fingerprint(), FROM, Timestamp::now()), Ok(()));
+    tree.write("organisations/acme/agents/prod-eu/README.pub", "");
+    assert!(tree.load().is_err(), "an empty key is a fault, whatever it is called");
+}
+
+/// The clock of a file system need not move between two changes, and the system need not tell of the second.
+#[tokio::test]
+async fn a_change_that_leaves_sizes_and_times_alone_is_found() {
+    let (tree, key) = Tree::good();
+    let about = "organisations/acme/agents/prod-eu/2026-11.toml";
+    tree.write(about, "revoked = false\n");
+    let mut watched = Watched::start(tree.0.path(), false);
+    tree.write(about, "revoked = true \n");
+    watched.accepted().await;
+    assert_eq!(knows(&watched.files, &key), Err(Refusal::Revoked));
+    watched.stop().await;
+    let mut seen = Seen { signature: 1, since: Instant::now(), confirmed: false };
+    assert!(!seen.is_doubtful(), "it was just read");
+    seen.since -= FILE_CLOCK;
+    assert!(seen.is_doubtful(), "it is read once more, though it looks the same");
+    seen.confirmed = true;
+    assert!(!seen.is_doubtful());
 }
 
 #[test]

@@ -43,6 +43,18 @@ pub enum Fault {
 }
 
 impl Fault {
+    /// What a connection has done that came to a handshake and to no login, by the reason that the trail has for it. That a
+    /// key was offered proves nothing: whose it is says nothing of who this is.
+    #[must_use]
+    pub fn of_login(reason: &str, timed_out: bool) -> Self {
+        match reason {
+            _ if timed_out => Self::Timeout,
+            "too_much_before_login" => Self::Garbage,
+            "left_before_login" => Self::Left,
+            _ => Self::Refused,
+        }
+    }
+
     /// For how long it is remembered, in addition to what is.
     fn weight(self) -> Duration {
         let seconds = match self {
