@@ -164,9 +164,9 @@ enum Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::resolve;
     use crate::audit::Sink;
     use crate::identity::{Algorithm, PrivateKey};
+    use crate::resolve;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::PermissionsExt;
     use tempfile::TempDir;
