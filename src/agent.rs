@@ -7,7 +7,8 @@
 //! A configuration that is read again is taken over whole or not at all; what it no longer allows is closed at once, what
 //! it does not touch goes on, and a changed identity is taken on without a gap.
 //!
-//! What waits on what: one task takes over new configurations ([`live`]), one task per organisation and gateway keeps a link
+//! What waits on what: one task takes over new configurations ([`live`]), one waits for the times that they give, and has
+//! everything judged again when one has come; one task per organisation and gateway keeps a link
 //! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
 //! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
 //! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
@@ -18,6 +19,7 @@
 //! link, has the caller's alone.
 
 mod dial;
+mod expiries;
 mod listen;
 mod live;
 mod reach;
@@ -31,6 +33,7 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -76,10 +79,10 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much its gateways may have of it.
     pub limits: Limits,
-    /// Where it listens itself, if at all.
-    pub listen: Option<Listen>,
     /// How the names of targets are looked up.
     pub resolver: resolve::Config,
+    /// Where it listens itself, if at all.
+    pub listen: Option<Listen>,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
@@ -235,7 +238,7 @@ pub async fn run(
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
-        started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
+        started: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
         state: Live::new(State::new(&config, Arc::new(Resolver::new(&config.resolver, &tasks)))),
         trail: trail.clone(),
         tasks: tasks.clone(),
@@ -252,6 +255,8 @@ pub async fn run(
     posts.fit(&agent, &config);
     listening.fit(&agent, config.listen.as_ref(), prepared);
     tasks.spawn(follow(agent.clone(), config, reloads, posts, listening));
+    tasks.spawn(keep_time(agent.clone()));
+    tasks.spawn(expiries::watch(agent.clone()));
     let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
         move || {
@@ -349,6 +354,26 @@ async fn follow(
     }
 }
 
+/// Has all that runs judged again at each moment at which a rule or a key begins or ceases to hold, until the stop.
+async fn keep_time(agent: Arc<Agent>) {
+    let stop = agent.tasks.stopping().clone();
+    let mut looked_at = Timestamp::now();
+    loop {
+        let (state, mut changes) = agent.state.follow();
+        let wait = state.next_look(looked_at);
+        tokio::select! {
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            Ok(()) = changes.changed() => {}
+            () = stop.cancelled() => return,
+        }
+        let now = Timestamp::now();
+        if agent.state.current().changes_between(looked_at, now) {
+            agent.state.tell_again();
+        }
+        looked_at = now;
+    }
+}
+
 /// The gateways at which links are kept.
 #[derive(Default)]
 struct Posts {
@@ -380,7 +405,13 @@ impl Posts {
                 let dismissed = CancellationToken::new();
                 self.ways = self.ways.wrapping_add(1);
                 let name = AgentName { organisation, agent: agent.id.clone() };
-                let post = Arc::new(Post { name, gateway, way: self.ways, dismissed: dismissed.clone() });
+                let post = Arc::new(Post {
+                    name,
+                    gateway,
+                    way: self.ways,
+                    dismissed: dismissed.clone(),
+                    noticed: Mutex::default(),
+                });
                 let worker = agent.crew.lightest();
                 let carried = worker.carry(Load::Session);
                 let keeping = dial::keep_linked(agent.clone(), post);
@@ -402,6 +433,8 @@ struct Post {
     way: u32,
     /// Fires when the configuration no longer has it: its links are cut at once.
     dismissed: CancellationToken,
+    /// What it has said of the end of the agent's key.
+    noticed: Mutex<expiries::Noticed>,
 }
 
 impl Agent {

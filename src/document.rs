@@ -576,6 +576,12 @@ impl<'a> Item<'a> {
         self.reject(format!("one of {} is wanted", names.join(", ")))
     }
 
+    /// Whether this is a string, whatever it stands for.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        matches!(self.node.value, Value::String(_))
+    }
+
     /// A path; a relative one starts where the document's file lies.
     #[must_use]
     pub fn path(&self) -> Option<PathBuf> {

@@ -402,6 +402,10 @@ pub const ADMIN_ANSWER_MAX: usize = 64 * 1024 * 1024;
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
 
+/// How often an agent whose configuration gives times looks at the clock: its owner may set the clock, and it goes on while a
+/// machine sleeps, which no timer notices. So a time is noticed at most this late.
+pub const CLOCK_LOOK: Duration = Duration::from_secs(1);
+
 /// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
 pub const WAYS_OUT: usize = 1_024;
 
@@ -480,6 +484,13 @@ pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
 /// How often a file registry is looked at where the system does not tell of changes (network file systems do not): a
 /// revocation is to hold within five seconds, and reading takes time, too.
 pub const REGISTRY_POLL: Duration = Duration::from_secs(3);
+
+/// How often it is looked whether a key has come near its end, at the least: clocks may be set.
+pub const EXPIRIES_LOOKED_AT: Duration = Duration::from_secs(3600);
+
+/// Notices of its key's end that an agent takes to heart on one link: there are three of each key, and an end that is moved
+/// makes more. A gateway that goes on talks to nobody.
+pub const KEY_NOTICES_PER_LINK: usize = 16;
 
 /// How often the configuration file and the files that it names are looked at.
 pub const CONFIG_POLL: Duration = Duration::from_secs(1);

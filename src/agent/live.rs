@@ -1,7 +1,8 @@
 //! What an agent goes by, as one value that a reload replaces; and what differs from one to the next.
 //!
 //! Promised: pure functions, no I/O, no waiting. Every forward is decided on the newest state, and decided again on each
-//! later one, by where it leads already: nothing is looked up again.
+//! later one, by where it leads already: nothing is looked up again. The same is done at each moment that a state names,
+//! when something begins or ceases to hold ([`State::changes_between`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -13,6 +14,7 @@ use jiff::Timestamp;
 use super::{Config, Limits, Listen, Orchestrator, OrchestratorAuthority};
 use crate::identity::certificate::{Certificate, Flaw, Trust, Use};
 use crate::identity::{Credential, Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
+use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::reload::Changes;
@@ -34,10 +36,10 @@ pub(super) struct State {
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
-    /// The listener, if there is one.
-    listen: Option<Listen>,
     /// How the names of targets are looked up, and what is known of them already.
     pub(super) resolver: Arc<Resolver>,
+    /// The listener, if there is one.
+    listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -82,8 +84,8 @@ impl State {
             drain: config.drain,
             ways_out,
             limits: config.limits,
-            listen: config.listen.clone(),
             resolver,
+            listen: config.listen.clone(),
             organisations,
         }
     }
@@ -91,6 +93,11 @@ impl State {
     /// Whether the agent has a listener, which accepts from there.
     pub(super) fn listens_to(&self, client: IpAddr) -> bool {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
+    }
+
+    /// Who may log in, and for whom.
+    pub(super) fn orchestrators(&self) -> impl Iterator<Item = (&OrganisationId, &Orchestrator)> {
+        self.organisations.iter().flat_map(|(id, served)| served.orchestrators.values().map(move |one| (id, one)))
     }
 
     /// What holds for whoever logged in for an organisation, from the address `from` where that is known, if that may at the
@@ -152,6 +159,30 @@ impl State {
     /// Whether certificates are accepted for any organisation.
     pub(super) fn has_any_authority(&self) -> bool {
         self.organisations.values().any(|served| !served.authorities.is_empty())
+    }
+
+    /// How long from `now` on the clock need not be looked at; for as long as this state holds, if it gives no times. Never
+    /// longer than [`limits::CLOCK_LOOK`], because clocks are set.
+    pub(super) fn next_look(&self, now: Timestamp) -> Option<Duration> {
+        self.next_change(Timestamp::MIN)?;
+        let until = |at: Timestamp| Duration::try_from(at.duration_since(now)).unwrap_or_default();
+        Some(self.next_change(now).map_or(limits::CLOCK_LOOK, until).min(limits::CLOCK_LOOK))
+    }
+
+    /// Whether something begins or ceases to hold between two moments, whichever of them is the later.
+    pub(super) fn changes_between(&self, one: Timestamp, other: Timestamp) -> bool {
+        self.next_change(one.min(other)).is_some_and(|at| at <= one.max(other))
+    }
+
+    /// The first moment after `after` at which a rule or a key begins or ceases to hold.
+    fn next_change(&self, after: Timestamp) -> Option<Timestamp> {
+        let organisations = self.organisations.values();
+        let changes = organisations.flat_map(|served| {
+            let of_keys = served.orchestrators.values().flat_map(|orchestrator| orchestrator.window.edges());
+            let of_authorities = served.authorities.iter().flat_map(|authority| authority.window.edges());
+            of_keys.chain(of_authorities).filter(|at| *at > after).chain(served.allow.next_change(after))
+        });
+        changes.min()
     }
 
     /// Whether this credential may log in for this organisation from that address at the time `now`; if not, the word that the
@@ -254,6 +285,10 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
             organisation.allow.rules().iter().map(|rule| (rule.name.clone(), rule.clone())).collect()
         };
         changes.compare(format_args!("rule {id}/"), &rules(before), &rules(after));
+        let denies = |organisation: &super::Organisation| -> BTreeMap<_, _> {
+            organisation.allow.denies().iter().map(|deny| (deny.name.clone(), deny.clone())).collect()
+        };
+        changes.compare(format_args!("deny rule {id}/"), &denies(before), &denies(after));
     }
     let single = |changes: &mut Changes, what: &str, differs: bool| {
         if differs {
@@ -309,7 +344,13 @@ mod tests {
 
     fn rule(name: &str, network: &str) -> Rule {
         let reach = Reach::Addresses(vec![network.parse().expect(network)]);
-        Rule { name: name.to_owned(), reach, ports: vec![5432], principals: None, window: Window::default() }
+        Rule {
+            name: name.to_owned(),
+            reach,
+            ports: vec![5432.try_into().expect("a port")],
+            principals: None,
+            window: Window::default(),
+        }
     }
 
     fn organisation(id: &str, gateways: &[&str], orchestrators: &[Orchestrator], rules: &[Rule]) -> Organisation {
@@ -451,6 +492,34 @@ mod tests {
         };
         assert!(allows(&with(&[asserting(None)], &[db()])));
         assert!(!allows(&with(&[asserting(Some(&["*"]))], &[db()])));
+    }
+
+    #[test]
+    fn the_clock_is_looked_at_when_something_changes_and_often_enough_besides() {
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).expect("a moment");
+        let window = |from: i64, until: i64| Window { not_before: Some(at(from)), expires: Some(at(until)) };
+        let key = Orchestrator { window: window(0, 100), ..orchestrator(&key(), None) };
+        let timed = Rule { window: window(50, 60), ..rule("db", "10.0.0.1/32") };
+        let held = state(&config(vec![organisation("acme", &[], &[key], &[timed])]));
+        let changes: Vec<_> = std::iter::successors(held.next_change(at(-1)), |at| held.next_change(*at)).collect();
+        assert_eq!(changes, [at(0), at(50), at(60), at(100)]);
+        for (one, other, expected) in [
+            (-1, 0, true),
+            (0, 49, false),
+            (0, 50, true),
+            (55, 49, true),
+            (60, 50, true),
+            (60, 61, false),
+            (101, 500, false),
+        ] {
+            assert_eq!(held.changes_between(at(one), at(other)), expected, "{one} {other}");
+        }
+        let half = std::time::Duration::from_millis(500);
+        assert_eq!(held.next_look(at(50) - half), Some(half));
+        assert_eq!(held.next_look(at(10)), Some(limits::CLOCK_LOOK));
+        assert_eq!(held.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
+        let timeless = state(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
+        assert_eq!(timeless.next_look(at(0)), None);
     }
 
     fn organisation_of(key: &PublicKey, rules: &[Rule]) -> Organisation {

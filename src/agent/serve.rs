@@ -18,14 +18,14 @@ use tracing::{debug, info, warn};
 
 use super::live::{self, Case, State};
 use super::reach::reach;
-use super::{Agent, Post};
+use super::{Agent, Post, expiries};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
 use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
 use crate::limits;
-use crate::policy::Decision;
 use crate::policy::rule::Lookup;
+use crate::policy::{Decision, Denial};
 use crate::target::{Host, Target};
 use crate::task::{apart, reached};
 use crate::tunnel::admit::{self, GreetError};
@@ -549,6 +549,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
 /// Reads what the gateway says on the control channel, to its end.
 async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     let mut buffer = BytesMut::new();
+    let mut notices = 0;
     while let Some(bytes) = reader.bytes().await {
         buffer.extend_from_slice(&bytes);
         loop {
@@ -567,6 +568,11 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) => {
                     debug!(?message, "the gateway said");
                 }
+                Ok(Some(Control::KeyNotice(notice))) if notices < limits::KEY_NOTICES_PER_LINK => {
+                    notices += 1;
+                    expiries::heed(&shared.post, notice);
+                }
+                Ok(Some(Control::KeyNotice(_))) => debug!("the gateway goes on about the end of a key"),
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
                 Ok(None) => break,
                 Err(error) => {
@@ -655,7 +661,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let allow = &served.allow;
     let lookup = match allow.consider(&principal, &target, &guard, now) {
         Ok(lookup) => lookup,
-        Err(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+        Err(denial) => return refusal.denied(denial).await,
     };
     let deadline = Instant::now() + limits::OPEN_TIMEOUT;
     let resolver = &state.resolver;
@@ -680,9 +686,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => {
-            return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
-        }
+        Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
     refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
@@ -801,6 +805,12 @@ struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
+    /// Records what the policy said, then tells the gateway.
+    async fn denied(mut self, denial: Denial) {
+        self.record.rule = denial.rule;
+        self.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
+    }
+
     /// Records a denial, then tells the peer. A gateway's operator may read the reason, which both trails then share.
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");

@@ -211,13 +211,19 @@ fn every_kind_of_fault_is_found() {
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\ntargets = [\"*:443\"]",
             "ci.toml:2",
-            "targets[0]: a target is written",
+            "targets[0]: the host of this target cannot be used: the last label must be spelt out",
         ),
         (
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\nexpires = \"tomorrow\"",
             "ci.toml:2",
             "expires: a date and time",
+        ),
+        (
+            "organisations/acme/principals/ci.toml",
+            "agents = [\"*\"]\nnot_before = 2027-01-01T00:00:00Z\nexpires = 2027-01-01T00:00:00Z",
+            "ci.toml:3",
+            "expires: it would never hold",
         ),
         ("organisations/acme/principals/new/x.pub", &good, "principals/new.toml", "missing: it says which agents"),
     ] {
