@@ -45,6 +45,7 @@ use usage::Usage;
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
+use crate::identity::certificate::Revocations;
 use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
@@ -128,6 +129,8 @@ pub struct Organisation {
     pub gateways: Vec<GatewayUrl>,
     /// Who may log in.
     pub orchestrators: Vec<Orchestrator>,
+    /// Whose certificates may log in.
+    pub authorities: Vec<OrchestratorAuthority>,
     /// What may be reached.
     pub allow: Allowlist,
 }
@@ -141,6 +144,19 @@ pub struct Orchestrator {
     pub asserts: Option<Vec<PrincipalPattern>>,
     /// When it may.
     pub window: Window,
+}
+
+/// A CA whose certificates may log in for the organisation that is their only principal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrchestratorAuthority {
+    /// Its key.
+    pub key: PublicKey,
+    /// The principals that its certificates' holders may speak for.
+    pub asserts: Vec<PrincipalPattern>,
+    /// When it counts.
+    pub window: Window,
+    /// What it has signed and counts no more.
+    pub revocations: Revocations,
 }
 
 /// Why an agent could not run.

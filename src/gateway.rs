@@ -44,7 +44,7 @@ use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
-use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
+use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::network::Networks;
 use crate::registry::Registry;
@@ -68,6 +68,8 @@ pub struct Config {
     pub listen: Vec<Listener>,
     /// The SSH door's host key.
     pub host_key: PrivateKey,
+    /// A certificate for it, shown to clients that ask for one.
+    pub host_certificate: Option<Certificate>,
     /// The directory of the registry.
     pub registry: PathBuf,
     /// Where the admin socket is made.
@@ -183,6 +185,8 @@ pub struct Organisation {
     pub id: OrganisationId,
     /// The key that logs in to its agents, and to no other organisation's.
     pub login_key: PrivateKey,
+    /// A certificate for it, which is shown first.
+    pub login_certificate: Option<Certificate>,
 }
 
 /// A loopback door: a plain listener that leads to one target.

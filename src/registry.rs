@@ -455,6 +455,7 @@ mod tests {
             targets: targets.map(|all| all.iter().map(|text| id(text)).collect()),
         };
         let acme = Organisation {
+            authorities: Vec::new(),
             agents: [
                 (
                     id("prod-eu"),
@@ -498,6 +499,7 @@ mod tests {
             ..Organisation::default()
         };
         let globex = Organisation {
+            authorities: Vec::new(),
             agents: [(id("prod-eu"), Agent { keys: vec![good(&other)], ..Agent::default() })].into(),
             principals: [(
                 id("visitor"),
@@ -656,19 +658,23 @@ mod tests {
         let record = PrincipalRecord { keys: vec![good(&key)], ..PrincipalRecord::default() };
         for organisation in [
             Organisation {
+                authorities: Vec::new(),
                 agents: [(id("a"), agent.clone()), (id("b"), agent.clone())].into(),
                 ..Organisation::default()
             },
             Organisation {
+                authorities: Vec::new(),
                 principals: [(id("a"), record.clone()), (id("b"), record.clone())].into(),
                 ..Organisation::default()
             },
             Organisation {
+                authorities: Vec::new(),
                 agents: [(id("a"), agent)].into(),
                 principals: [(id("b"), record)].into(),
                 ..Organisation::default()
             },
             Organisation {
+                authorities: Vec::new(),
                 agents: [(id("a"), Agent { keys: vec![good(&key), good(&key)], ..Agent::default() })].into(),
                 ..Organisation::default()
             },

@@ -26,7 +26,7 @@ use super::{Agent, RunError};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure};
-use crate::identity::{Fingerprint, OrganisationId, PublicKey};
+use crate::identity::{Certificate, Credential, OrganisationId, PublicKey};
 use crate::limits;
 use crate::network::Networks;
 use crate::task::{Load, Worker};
@@ -197,7 +197,7 @@ async fn serve(
     };
     let state = agent.state.current();
     let logins = Arc::new(Mutex::new(Logins::default()));
-    let login = GuestLogin { agent: agent.clone(), logins: logins.clone() };
+    let login = GuestLogin { agent: agent.clone(), logins: logins.clone(), from: address.ip() };
     let options = ServerOptions {
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
@@ -234,7 +234,7 @@ async fn serve(
             .organisation(&organisation)
             .agent(&agent.id)
             .replica(&state.replica)
-            .key(orchestrator)
+            .credential(&orchestrator)
             .client(address)
             .door(DOOR)
     };
@@ -253,7 +253,7 @@ async fn serve(
         agent: agent.clone(),
         organisation: organisation.clone(),
         replica: state.replica.clone(),
-        orchestrator,
+        orchestrator: orchestrator.clone(),
         switch: switch.clone(),
         dismissed: CancellationToken::new(),
         departure: Departure::default(),
@@ -310,49 +310,59 @@ async fn spent(agent: &Agent, forwards: &Count) {
 
 #[derive(Default)]
 struct Logins {
-    accepted: Option<(OrganisationId, Fingerprint)>,
+    accepted: Option<(OrganisationId, Credential)>,
     /// The last refusal: its true reason, and what is known of who was refused.
-    refused: Option<(&'static str, Option<Fingerprint>, Option<OrganisationId>)>,
+    refused: Option<(&'static str, Option<Credential>, Option<OrganisationId>)>,
     refusals: usize,
 }
 
 struct GuestLogin {
     agent: Arc<Agent>,
     logins: Arc<Mutex<Logins>>,
+    from: IpAddr,
 }
 
 impl GuestLogin {
-    fn judge(&self, user: &str, key: &PublicKey) -> Option<(OrganisationId, Fingerprint)> {
-        let key = key.fingerprint();
+    fn judge(&self, user: &str, credential: Credential) -> Option<(OrganisationId, Credential)> {
         let Ok(organisation) = user.parse::<OrganisationId>() else {
-            self.refuse("malformed_user", Some(key), None);
+            self.refuse("malformed_user", Some(credential), None);
             return None;
         };
-        match self.agent.state.current().admits(&organisation, &key, Timestamp::now()) {
-            Ok(()) => Some((organisation, key)),
+        let state = self.agent.state.current();
+        match state.admits(&organisation, &credential, Some(self.from), Timestamp::now()) {
+            Ok(()) => Some((organisation, credential)),
             Err(reason) => {
-                self.refuse(reason, Some(key), Some(organisation));
+                self.refuse(reason, Some(credential), Some(organisation));
                 None
             }
         }
     }
 
-    fn refuse(&self, reason: &'static str, key: Option<Fingerprint>, organisation: Option<OrganisationId>) {
+    fn lets_in(&self, user: &str, credential: Credential) -> bool {
+        let Some(accepted) = self.judge(user, credential) else { return false };
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(accepted);
+        true
+    }
+
+    fn refuse(&self, reason: &'static str, credential: Option<Credential>, organisation: Option<OrganisationId>) {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.refused = Some((reason, key, organisation));
+        logins.refused = Some((reason, credential, organisation));
         logins.refusals += 1;
     }
 }
 
 impl Login for GuestLogin {
     fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
-        self.judge(user, key).is_some()
+        // The key may turn out to be that of a certificate; whose organisation has a CA is nothing to tell strangers.
+        self.agent.state.current().has_any_authority() || self.judge(user, Credential::Key(key.fingerprint())).is_some()
     }
 
     fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
-        let Some(accepted) = self.judge(user, key) else { return false };
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(accepted);
-        true
+        self.lets_in(user, Credential::Key(key.fingerprint()))
+    }
+
+    fn certified(&mut self, user: &str, certificate: &Certificate) -> bool {
+        self.lets_in(user, Credential::Certificate(certificate.clone()))
     }
 
     fn unfit(&mut self, user: &str, why: &'static str) {
@@ -365,9 +375,9 @@ fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, t
     let mut event = refused(address);
     let reason = match &logins.refused {
         _ if flooded => "too_much_before_login",
-        Some((reason, key, organisation)) => {
-            if let Some(key) = key {
-                event = event.key(key);
+        Some((reason, credential, organisation)) => {
+            if let Some(credential) = credential {
+                event = event.credential(credential);
             }
             if let Some(organisation) = organisation {
                 event = event.organisation(organisation);

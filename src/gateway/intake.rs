@@ -18,11 +18,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::lapses::{AGENT_DRAINED, Lapse};
+use super::live::Login;
 use super::roster::{Link, Peer as Linked, Process, Standing};
 use super::{Gateway, door, expiries};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
-use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
+use crate::identity::{AgentName, Credential, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::task::{Load, Worker};
@@ -353,7 +354,7 @@ async fn establish(
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,
-) -> Result<(ssh::Client, Fingerprint, Channel, Hello), (&'static str, String)> {
+) -> Result<(ssh::Client, Credential, Channel, Hello), (&'static str, String)> {
     let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
     let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
     let host_key = Box::new({
@@ -400,8 +401,10 @@ async fn establish(
         refused.unwrap_or_else(|| ("handshake", Chain(&error).to_string()))
     })?;
     let state = gateway.state.current();
-    let key = state.login_key(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let login = state.login(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let (key, now) = (&login.key, Timestamp::now());
     let client = stranger
+        .with_certificate(login.certificate(now).cloned())
         .login(name.organisation.as_str(), key, &gateway.tasks, limits::PENDING_OPENS_PER_LINK)
         .await
         .map_err(|error| {
@@ -435,7 +438,7 @@ async fn establish(
             }
             Some(Control::Hello(hello)) => {
                 cut.disarm();
-                return Ok((client, key.public().fingerprint(), control, hello));
+                return Ok((client, login.credential(now), control, hello));
             }
             // What an agent has to say before its hello is of no use yet.
             Some(
@@ -484,12 +487,13 @@ async fn listen(mut reader: Reader, link: &Link) {
 }
 
 /// Says on the control channel what an agent has to know: that it is to make another link, because the organisation has
-/// another login key than the one that `login` names (the link is then retired by the other, or, where the agent does not
-/// know the new key, stays); that this gateway drains; that the link's key comes to its end; why the link is retired, where the agent is not behind that, and
+/// another login key or certificate than `login` (the link is then retired by the other, or, where the agent does not know the
+/// new one, stays); that this gateway drains; that the link's key comes to its end; why the link is retired, where the agent is
+/// not behind that, and
 /// fires `told` after it. Returns when a drain has left the link without a forward.
-async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer, told: &CancellationToken) {
+async fn speak(gateway: &Gateway, link: &Link, login: Credential, mut writer: Writer, told: &CancellationToken) {
     let Linked { name, replica, .. } = &link.peer;
-    let differs = |key: &PrivateKey| key.public().fingerprint() != login;
+    let differs = |now: &Login| now.credential(Timestamp::now()) != login;
     let (mut moves, mut drains, mut retires) = (false, false, false);
     let mut noticed = None;
     loop {
@@ -503,7 +507,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: W
                 drains = true;
                 Some(Control::Drain(Drain { deadline_s: gateway.drain.left_s() }))
             }
-            () = gateway.state.until(|state| state.login_key(&name.organisation).is_some_and(differs)), if !moves => {
+            () = gateway.state.until(|state| state.login(&name.organisation).is_some_and(differs)), if !moves => {
                 info!(agent = %name, replica = %replica, "the login key has changed: asking for another link");
                 moves = true;
                 Some(Control::Move)

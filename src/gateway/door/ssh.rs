@@ -90,8 +90,15 @@ impl DoorLogin {
 
     fn refuse(&self, reason: &'static str, credential: Option<Credential>, agent: Option<AgentName>) {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.refused = Some(Refused { reason, credential, agent });
         logins.refusals += 1;
+        // Clients show the bare key after the certificate; what was wrong with that tells more.
+        let key = credential.as_ref().filter(|shown| shown.certificate().is_none()).map(Credential::key);
+        let certified = |last: &Refused| {
+            last.credential.as_ref().filter(|shown| shown.certificate().is_some()).map(Credential::key)
+        };
+        if key.is_none() || logins.refused.as_ref().and_then(certified) != key {
+            logins.refused = Some(Refused { reason, credential, agent });
+        }
     }
 }
 
@@ -136,12 +143,13 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
     let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone(), from: address.ip(), certificates };
+    let state = gateway.state.current();
     let options = ServerOptions {
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
         head: greeted.head,
-        key: gateway.state.current().host_key.clone(),
-        certificate: None,
+        key: state.host_key.clone(),
+        certificate: state.host_certificate(Timestamp::now()).cloned(),
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
