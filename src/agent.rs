@@ -21,6 +21,7 @@
 mod dial;
 mod listen;
 mod live;
+mod reach;
 mod serve;
 mod usage;
 
@@ -43,13 +44,16 @@ use usage::Usage;
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
-use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::identity::{AgentId, AgentName, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
+use crate::policy::{Denial, Reason};
 use crate::reload::{Fresh, Live, Reloads};
+use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
+use crate::target::Target;
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
@@ -77,6 +81,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+    /// How the names of targets are looked up.
+    pub resolver: resolve::Config,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
@@ -124,6 +130,45 @@ pub struct Organisation {
     pub orchestrators: Vec<Orchestrator>,
     /// What may be reached.
     pub allow: Allowlist,
+}
+
+impl Config {
+    /// Its own gateways and proxy as they are written, which no forward may reach.
+    #[must_use]
+    pub fn ways_out(&self) -> HashSet<Target> {
+        let gateways = self.organisations.iter().flat_map(|organisation| &organisation.gateways);
+        let gateways = gateways.map(|gateway| gateway.target().clone());
+        gateways.chain(self.proxy.iter().map(|proxy| proxy.endpoint.clone())).collect()
+    }
+}
+
+impl Organisation {
+    /// Whether anybody who may log in at the time `now` may speak for this principal: without that, no rule is asked.
+    ///
+    /// # Errors
+    /// The denial, if nobody may.
+    pub fn speaks_for(&self, principal: &Principal, now: Timestamp) -> Result<(), Denial> {
+        let claimed = match principal {
+            Principal::Named(id) => Some(id),
+            Principal::Key(_) => None,
+        };
+        let speaks = |one: &&Orchestrator| {
+            live::speaker(one, &one.key.fingerprint(), claimed).is_ok_and(|speaker| speaker == *principal)
+        };
+        let mut closed = None;
+        for one in self.orchestrators.iter().filter(speaks) {
+            match one.window.at(now) {
+                Ok(()) => return Ok(()),
+                Err(why) => closed = Some((one.key.fingerprint(), why)),
+            }
+        }
+        Err(match closed {
+            Some((key, why)) => {
+                Denial::new(why.reason(), format!("orchestrator key {key} speaks for {principal}, but {why}"))
+            }
+            None => Denial::new(Reason::PrincipalNotAsserted, format!("no orchestrator key may speak for {principal}")),
+        })
+    }
 }
 
 /// A key that may log in, and for whom it may speak.
@@ -218,7 +263,7 @@ pub async fn run(
         id: config.id.clone(),
         instance: InstanceId::random(),
         started: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
-        state: Live::new(State::new(&config)),
+        state: Live::new(State::new(&config, Arc::new(Resolver::new(&config.resolver, &tasks)))),
         trail: trail.clone(),
         tasks: tasks.clone(),
         crew: crew.clone(),
@@ -304,9 +349,14 @@ async fn follow(
             Ok((Fresh { config: mut new, mut restart }, prepared)) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
+                // With what it knows already, unless it is to be asked otherwise from now on.
+                let resolver = match new.resolver == config.resolver {
+                    true => agent.state.current().resolver.clone(),
+                    false => Arc::new(Resolver::new(&new.resolver, &agent.tasks)),
+                };
                 config = new;
                 // First the state, by which forwards and links judge themselves, then the links that come and go.
-                agent.state.replace(State::new(&config));
+                agent.state.replace(State::new(&config, resolver));
                 posts.fit(&agent, &config);
                 listening.fit(&agent, config.listen.as_ref(), prepared);
                 info!("the configuration was read again and is in force: {changes}");

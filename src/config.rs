@@ -9,6 +9,7 @@
 //! save the `principals` of an allow rule.
 
 mod file;
+mod resolver;
 mod resources;
 
 use std::ffi::OsString;
@@ -165,6 +166,7 @@ mod tests {
     use super::*;
     use crate::audit::Sink;
     use crate::identity::{Algorithm, PrivateKey};
+    use crate::resolve;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::PermissionsExt;
     use tempfile::TempDir;
@@ -629,6 +631,54 @@ mod tests {
             place.refuses(&gateway, 4, &lines, 6, problem);
         }
         place.refuses(&gateway, 4, "registry = \"registry\"\nlimits = 5", 5, "gateway.limits: a table is wanted");
+    }
+
+    #[test]
+    fn faults_of_the_resolver_are_found_where_they_are() {
+        let place = Place::new();
+        let agent = place.agent();
+        let nine: Vec<_> = (1..10).map(|last| format!("\"10.0.0.{last}:53\"")).collect();
+        for (key, value, problem) in [
+            ("servers", "[]".to_owned(), "at least one element is wanted"),
+            ("servers", "[\"10.0.0.2\"]".to_owned(), "an address with a port is wanted"),
+            ("servers", "[\"dns.internal:53\"]".to_owned(), "an address with a port is wanted"),
+            ("servers", "[\"10.0.0.2:0\"]".to_owned(), "the address and port of one DNS server"),
+            ("servers", "[\"0.0.0.0:53\"]".to_owned(), "the address and port of one DNS server"),
+            ("servers", "[\"[ff02::fb]:5353\"]".to_owned(), "the address and port of one DNS server"),
+            ("servers", "[\"10.0.0.2:53\", \"10.0.0.2:53\"]".to_owned(), "10.0.0.2:53 is listed already"),
+            ("servers", format!("[{}]", nine.join(", ")), "at most 8 servers"),
+            ("timeout_s", "0".to_owned(), "from 1 to 10 is wanted"),
+            ("timeout_s", "11".to_owned(), "a forward needs the rest of its time"),
+            ("family", "\"ipv5\"".to_owned(), "one of \"any\", \"prefer-ipv4\", \"prefer-ipv6\", \"ipv4\", \"ipv6\""),
+            ("cache_ttl_max_s", "60".to_owned(), "is never cached here: name servers too"),
+            ("cache_ttl_max_s", "86401\nservers = [\"10.0.0.2:53\"]".to_owned(), "from 0 to 86400 is wanted"),
+            ("search", "[\"example.com\"]".to_owned(), "unknown key: accepted here are"),
+        ] {
+            let lines = format!("host_key = \"host\"\n[agent.resolver]\n{key} = {value}");
+            place.refuses(&agent, 3, &lines, 5, &format!("agent.resolver.{key}"));
+            place.refuses(&agent, 3, &lines, 5, problem);
+        }
+    }
+
+    #[test]
+    fn the_resolver_is_the_systems_unless_servers_are_named() {
+        let place = Place::new();
+        assert_eq!(place.load_agent(&[]).resolver, resolve::Config::default());
+        let resolver = place
+            .load_agent(&[
+                ("CAPONIER_AGENT__RESOLVER__FAMILY", "prefer-ipv4"),
+                ("CAPONIER_AGENT__RESOLVER__TIMEOUT_S", "2"),
+                ("CAPONIER_AGENT__RESOLVER__SERVERS__0", "10.0.0.2:53"),
+                ("CAPONIER_AGENT__RESOLVER__CACHE_TTL_MAX_S", "0"),
+            ])
+            .resolver;
+        let wanted = resolve::Config {
+            servers: vec!["10.0.0.2:53".parse().expect("an address")],
+            timeout: std::time::Duration::from_secs(2),
+            life: std::time::Duration::ZERO,
+            family: resolve::Family::PreferIpv4,
+        };
+        assert_eq!(resolver, wanted);
     }
 
     #[test]

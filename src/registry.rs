@@ -495,7 +495,7 @@ mod tests {
                 (id("nobody"), PrincipalRecord::default()),
             ]
             .into(),
-            accept_from: None,
+            ..Organisation::default()
         };
         let globex = Organisation {
             agents: [(id("prod-eu"), Agent { keys: vec![good(&other)], ..Agent::default() })].into(),
@@ -504,7 +504,7 @@ mod tests {
                 PrincipalRecord { grant: grant(&["*"], None), keys: vec![good(&shared)], ..PrincipalRecord::default() },
             )]
             .into(),
-            accept_from: None,
+            ..Organisation::default()
         };
         let snapshot =
             Snapshot::new([(id("acme"), acme), (id("globex"), globex)].into()).expect("no key is there twice");
@@ -666,7 +666,7 @@ mod tests {
             Organisation {
                 agents: [(id("a"), agent)].into(),
                 principals: [(id("b"), record)].into(),
-                accept_from: None,
+                ..Organisation::default()
             },
             Organisation {
                 agents: [(id("a"), Agent { keys: vec![good(&key), good(&key)], ..Agent::default() })].into(),

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -16,6 +17,7 @@ use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::Allowlist;
 use crate::reload::Changes;
+use crate::resolve::Resolver;
 use crate::target::Target;
 use crate::tunnel::connect::Proxy;
 
@@ -35,6 +37,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     /// The listener, if there is one.
     listen: Option<Listen>,
+    /// How the names of targets are looked up, and what is known of them already.
+    pub(super) resolver: Arc<Resolver>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -48,13 +52,8 @@ pub(super) struct Served {
 pub(super) type NotAsserted = (&'static str, &'static str);
 
 impl State {
-    pub(super) fn new(config: &Config) -> Self {
-        let ways_out = config
-            .organisations
-            .iter()
-            .flat_map(|organisation| organisation.gateways.iter().map(|gateway| gateway.target().clone()))
-            .chain(config.proxy.iter().map(|proxy| proxy.endpoint.clone()))
-            .collect();
+    pub(super) fn new(config: &Config, resolver: Arc<Resolver>) -> Self {
+        let ways_out = config.ways_out();
         let organisations = config
             .organisations
             .iter()
@@ -75,6 +74,7 @@ impl State {
             ways_out,
             limits: config.limits,
             listen: config.listen.clone(),
+            resolver,
             organisations,
         }
     }
@@ -229,6 +229,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
     single(&mut changes, "proxy", old.proxy != new.proxy);
     single(&mut changes, "limits", old.limits != new.limits);
+    single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
     let listener = |config: &Config| -> BTreeMap<_, _> {
         config.listen.iter().map(|listen| (listen.address, listen.accept_from.clone())).collect()
@@ -299,9 +300,14 @@ mod tests {
             organisations,
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
+            resolver: crate::resolve::Config::default(),
             audit: Sink::Stdout,
             listen: None,
         }
+    }
+
+    fn state(config: &Config) -> State {
+        State::new(config, Arc::new(Resolver::system(&config.resolver)))
     }
 
     #[test]
@@ -334,11 +340,12 @@ mod tests {
         new.organisations[0].orchestrators = vec![orchestrator(&second, None)];
         new.key = PrivateKey::generate(Algorithm::Ed25519);
         new.replica = "two".parse().expect("an id");
+        new.resolver.servers = vec!["10.0.0.2:53".parse().expect("an address")];
         assert_eq!(
             changes(&old, &new).to_string(),
             format!(
                 "gone: gateway acme ssh://g:443, orchestrator acme {}; new: gateway acme ssh://other:443, orchestrator acme {}; \
-                 changed: host_key {}, replica two",
+                 changed: host_key {}, replica two, resolver",
                 first.fingerprint(),
                 second.fingerprint(),
                 new.key.public().fingerprint()
@@ -364,7 +371,7 @@ mod tests {
         let asserting = |asserts: Option<&[&str]>| orchestrator(&ours, asserts);
         let db = || rule("db", "10.0.0.0/24");
         let with = |orchestrators: &[Orchestrator], rules: &[Rule]| {
-            State::new(&config(vec![organisation("acme", &["ssh://10.0.0.7:5432"], orchestrators, rules)]))
+            state(&config(vec![organisation("acme", &["ssh://10.0.0.7:5432"], orchestrators, rules)]))
         };
         let target: Target = "10.0.0.1:5432".parse().expect("a target");
         let claimed: PrincipalId = "ci-1".parse().expect("an id");
@@ -387,7 +394,7 @@ mod tests {
             &[rule("renamed", "10.0.0.1/32")]
         )));
         for (case, state) in [
-            ("no organisation", State::new(&config(vec![]))),
+            ("no organisation", state(&config(vec![]))),
             ("no key", with(&[orchestrator(&other, Some(&["*"]))], &[db()])),
             ("not asserted", with(&[asserting(Some(&["cd-*"]))], &[db()])),
             ("no asserts", with(&[asserting(None)], &[db()])),
@@ -395,7 +402,7 @@ mod tests {
             ("another network", with(&[asserting(Some(&["*"]))], &[rule("db", "10.0.0.2/32")])),
             (
                 "a gateway of its own",
-                State::new(&config(vec![super::super::Organisation {
+                state(&config(vec![super::super::Organisation {
                     gateways: vec!["ssh://10.0.0.1:5432".parse().expect("a gateway")],
                     ..organisation_of(&ours, &[db()])
                 }])),
@@ -420,7 +427,7 @@ mod tests {
         let window = |from: i64, until: i64| Window { not_before: Some(at(from)), expires: Some(at(until)) };
         let key = Orchestrator { window: window(0, 100), ..orchestrator(&key(), None) };
         let timed = Rule { window: window(50, 60), ..rule("db", "10.0.0.1/32") };
-        let state = State::new(&config(vec![organisation("acme", &[], &[key], &[timed])]));
+        let state = super::tests::state(&config(vec![organisation("acme", &[], &[key], &[timed])]));
         let changes: Vec<_> = std::iter::successors(state.next_change(at(-1)), |at| state.next_change(*at)).collect();
         assert_eq!(changes, [at(0), at(50), at(60), at(100)]);
         for (one, other, expected) in [
@@ -438,7 +445,7 @@ mod tests {
         assert_eq!(state.next_look(at(50) - half), Some(half));
         assert_eq!(state.next_look(at(10)), Some(limits::CLOCK_LOOK));
         assert_eq!(state.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
-        let timeless = State::new(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
+        let timeless = super::tests::state(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
         assert_eq!(timeless.next_look(at(0)), None);
     }
 
@@ -449,12 +456,12 @@ mod tests {
     #[test]
     fn a_link_is_made_anew_for_another_identity_and_a_dial_for_another_way() {
         let old = config(vec![organisation_of(&key(), &[])]);
-        let state = State::new(&old);
+        let before = state(&old);
         let differs = |change: &dyn Fn(&mut Config)| {
             let mut new = old.clone();
             change(&mut new);
-            let new = State::new(&new);
-            (!new.same_identity(&state), !new.same_way(&state))
+            let new = state(&new);
+            (!new.same_identity(&before), !new.same_way(&before))
         };
         assert_eq!(differs(&|_| ()), (false, false));
         assert_eq!(differs(&|config| config.organisations.clear()), (false, false));

@@ -11,22 +11,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::BytesMut;
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::live::{self, Case, State};
+use super::reach::reach;
 use super::{Agent, Post};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
 use crate::limits;
-use crate::policy::rule::{Lookup, Permit};
+use crate::policy::rule::Lookup;
 use crate::policy::{Decision, Denial};
-use crate::resolve;
 use crate::target::{Host, Target};
 use crate::task::apart;
 use crate::tunnel::admit::{self, GreetError};
@@ -625,20 +624,25 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
         Err(denial) => return refusal.denied(denial).await,
     };
     let deadline = Instant::now() + limits::OPEN_TIMEOUT;
-    let resolved: Vec<SocketAddr> = match (lookup, &target.host) {
-        (Lookup::Address(address), _) => vec![address],
-        (Lookup::Addresses, Host::Name(name)) => match resolve::lookup(name).await {
-            Ok(addresses) => addresses.into_iter().map(|address| SocketAddr::new(address, target.port)).collect(),
-            Err(error) => {
-                let detail = Chain(&error).to_string();
-                return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
-            }
-        },
-        (Lookup::Addresses | Lookup::Service, _) => {
-            let detail = "services cannot be looked up".to_owned();
+    let resolver = &state.resolver;
+    let found = match (lookup, &target.host) {
+        (Lookup::Address(address), _) => Ok(vec![address]),
+        (_, Host::Address(address)) => Ok(vec![SocketAddr::new(*address, target.port)]),
+        (Lookup::Addresses, Host::Name(name)) => resolver
+            .addresses(name)
+            .await
+            .map(|found| found.into_iter().map(|address| SocketAddr::new(address, target.port)).collect()),
+        (Lookup::Service, Host::Name(name)) => resolver.service(name).await,
+    };
+    let resolved: Vec<SocketAddr> = match found {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            let detail = Chain(&error).to_string();
             return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
         }
     };
+    // A service's instances have an order of their own.
+    let turns = matches!(lookup, Lookup::Addresses).then(|| resolver.family());
     refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
@@ -663,7 +667,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return refusal.answer(RefusalCode::Denied, "revoked").await;
         }
-        dialled = timeout_at(deadline, dial(permit)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        dialled = timeout_at(deadline, reach(permit, turns)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
         why = agent.drain.cut() => {
             entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
             return refusal.answer(RefusalCode::Draining, "the agent goes away").await;
@@ -743,18 +747,6 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let _leaving = agent.drain.leave();
     drop(ticket);
     remains.leave().await;
-}
-
-/// Dials the permitted addresses in turn; what was permitted is what is dialled.
-async fn dial(permit: Permit) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for &address in permit.addresses() {
-        match connect::dial(address).await {
-            Ok(stream) => return Ok((stream, address)),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
 }
 
 /// A forward that has not been granted yet, and all that is needed to refuse it.

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::resolver::resolver;
 use super::{Log, LogFormat};
 use crate::agent::{Listen, Orchestrator};
 use crate::audit::Sink;
@@ -54,6 +55,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         tables.iter().map(|table| agent_organisation(table, listen.is_some(), &mut ids, &mut keys)).collect();
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let resolver = resolver(&table);
     let (audit, log) = (audit(root), log(root));
     let config = agent::Config {
         id: id?,
@@ -65,6 +67,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         audit: audit?,
         limits: limits?,
         listen: listen?,
+        resolver: resolver?,
     };
     Some((config, log?))
 }
@@ -560,7 +563,7 @@ fn public_key(item: &Item<'_>) -> Option<PublicKey> {
     }
 }
 
-fn address(item: &Item<'_>) -> Option<SocketAddr> {
+pub(super) fn address(item: &Item<'_>) -> Option<SocketAddr> {
     match item.string()?.parse() {
         Ok(address) => Some(address),
         Err(_) => item.reject("an address with a port is wanted, such as 0.0.0.0:443 or [::]:443"),
