@@ -35,10 +35,10 @@ pub(super) struct State {
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
-    /// The listener, if there is one.
-    listen: Option<Listen>,
     /// How the names of targets are looked up, and what is known of them already.
     pub(super) resolver: Arc<Resolver>,
+    /// The listener, if there is one.
+    listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -73,8 +73,8 @@ impl State {
             drain: config.drain,
             ways_out,
             limits: config.limits,
-            listen: config.listen.clone(),
             resolver,
+            listen: config.listen.clone(),
             organisations,
         }
     }
@@ -82,6 +82,11 @@ impl State {
     /// Whether the agent has a listener, which accepts from there.
     pub(super) fn listens_to(&self, client: IpAddr) -> bool {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
+    }
+
+    /// Who may log in, and for whom.
+    pub(super) fn orchestrators(&self) -> impl Iterator<Item = (&OrganisationId, &Orchestrator)> {
+        self.organisations.iter().flat_map(|(id, served)| served.orchestrators.values().map(move |one| (id, one)))
     }
 
     /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.
@@ -427,8 +432,8 @@ mod tests {
         let window = |from: i64, until: i64| Window { not_before: Some(at(from)), expires: Some(at(until)) };
         let key = Orchestrator { window: window(0, 100), ..orchestrator(&key(), None) };
         let timed = Rule { window: window(50, 60), ..rule("db", "10.0.0.1/32") };
-        let state = super::tests::state(&config(vec![organisation("acme", &[], &[key], &[timed])]));
-        let changes: Vec<_> = std::iter::successors(state.next_change(at(-1)), |at| state.next_change(*at)).collect();
+        let held = state(&config(vec![organisation("acme", &[], &[key], &[timed])]));
+        let changes: Vec<_> = std::iter::successors(held.next_change(at(-1)), |at| held.next_change(*at)).collect();
         assert_eq!(changes, [at(0), at(50), at(60), at(100)]);
         for (one, other, expected) in [
             (-1, 0, true),
@@ -439,13 +444,13 @@ mod tests {
             (60, 61, false),
             (101, 500, false),
         ] {
-            assert_eq!(state.changes_between(at(one), at(other)), expected, "{one} {other}");
+            assert_eq!(held.changes_between(at(one), at(other)), expected, "{one} {other}");
         }
         let half = std::time::Duration::from_millis(500);
-        assert_eq!(state.next_look(at(50) - half), Some(half));
-        assert_eq!(state.next_look(at(10)), Some(limits::CLOCK_LOOK));
-        assert_eq!(state.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
-        let timeless = super::tests::state(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
+        assert_eq!(held.next_look(at(50) - half), Some(half));
+        assert_eq!(held.next_look(at(10)), Some(limits::CLOCK_LOOK));
+        assert_eq!(held.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
+        let timeless = state(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
         assert_eq!(timeless.next_look(at(0)), None);
     }
 

@@ -67,10 +67,10 @@ mod tests {
         let rule = crate::policy::rule::Rule {
             name: "db".to_owned(),
             reach: crate::policy::rule::Reach::Hosts {
-                hosts: vec!["db.internal".parse().expect("a name")],
+                hosts: vec!["db.internal".parse().expect("a pattern")],
                 within: vec![within],
             },
-            ports: vec![resolved[0].port()],
+            ports: vec![resolved[0].port().try_into().expect("a port")],
             principals: None,
             window: crate::policy::window::Window::default(),
         };

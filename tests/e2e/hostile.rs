@@ -280,7 +280,6 @@ impl Linked {
             key: PrivateKey::generate(Algorithm::Ed25519),
             proxy: None,
             listen: None,
-            resolver: caponier::resolve::Config::default(),
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
                 gateways: vec![gateway.parse().expect("a url")],
