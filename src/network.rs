@@ -88,6 +88,16 @@ impl Networks {
     }
 }
 
+impl fmt::Display for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, network) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{network}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether something with this `accept_from` accepts the address; left out, it narrows nothing.
 #[must_use]
 pub fn admits(accept_from: Option<&Networks>, address: IpAddr) -> bool {

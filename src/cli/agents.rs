@@ -180,7 +180,7 @@ fn ago(time: &str, now: Timestamp) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     heads: &[&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) -> Result<String, std::fmt::Error> {
