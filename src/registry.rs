@@ -9,6 +9,7 @@
 //!
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
+pub mod edit;
 pub mod expiry;
 pub mod file;
 
@@ -266,7 +267,8 @@ impl Snapshot {
 }
 
 impl Organisation {
-    fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
+    /// All keys, those that do not count too, with what each is registered as.
+    pub fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
         let agents =
             self.agents.iter().flat_map(|(id, agent)| agent.keys.iter().map(move |key| (Role::Agent(id.clone()), key)));
         let principals = self
@@ -303,9 +305,11 @@ struct Holder {
 }
 
 /// What a key is registered as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Role {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A host key of this agent.
     Agent(AgentId),
+    /// A key of this principal.
     Principal(PrincipalId),
 }
 

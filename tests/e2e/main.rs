@@ -6,6 +6,7 @@ mod harness;
 mod hostile;
 mod hostile_links;
 mod input;
+mod keys;
 mod lifecycle;
 mod limits;
 mod links;
