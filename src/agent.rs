@@ -7,7 +7,8 @@
 //! A configuration that is read again is taken over whole or not at all; what it no longer allows is closed at once, what
 //! it does not touch goes on, and a changed identity is taken on without a gap.
 //!
-//! What waits on what: one task takes over new configurations ([`live`]), one task per organisation and gateway keeps a link
+//! What waits on what: one task takes over new configurations ([`live`]), one waits for the times that they give, and has
+//! everything judged again when one has come; one task per organisation and gateway keeps a link
 //! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
 //! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
 //! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
@@ -19,19 +20,25 @@
 
 mod dial;
 mod expiries;
+mod listen;
 mod live;
+mod reach;
 mod serve;
 mod usage;
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+pub use listen::Listen;
+use listen::Listening;
 use live::State;
 use usage::Usage;
 
@@ -44,8 +51,10 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
 use crate::reload::{Fresh, Live, Reloads};
+use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
 use crate::task::{Crew, CrewError, Load, Tasks};
+use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
@@ -69,6 +78,10 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much its gateways may have of it.
     pub limits: Limits,
+    /// How the names of targets are looked up.
+    pub resolver: resolve::Config,
+    /// Where it listens itself, if at all.
+    pub listen: Option<Listen>,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
@@ -85,6 +98,8 @@ pub struct Limits {
     pub pending_opens_per_link: usize,
     /// Forwards that one organisation's gateways ask for in a second.
     pub opens_per_second_per_organisation: u32,
+    /// Sessions of one organisation at the listener.
+    pub sessions_per_organisation: usize,
     /// How long a forward may go on, and how long without a byte.
     pub forward: Bounds,
 }
@@ -97,6 +112,7 @@ impl Default for Limits {
             forwards_per_link: limits::CHANNELS_PER_LINK,
             pending_opens_per_link: limits::PENDING_OPENS_PER_LINK,
             opens_per_second_per_organisation: limits::OPENS_PER_SECOND_PER_ORGANISATION,
+            sessions_per_organisation: limits::SESSIONS_PER_PRINCIPAL,
             forward: Bounds::default(),
         }
     }
@@ -107,7 +123,7 @@ impl Default for Limits {
 pub struct Organisation {
     /// Which.
     pub id: OrganisationId,
-    /// Where to link; all of them.
+    /// Where to link; all of them. May be none where the agent listens itself.
     pub gateways: Vec<GatewayUrl>,
     /// Who may log in.
     pub orchestrators: Vec<Orchestrator>,
@@ -135,6 +151,15 @@ pub enum RunError {
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
+    /// The listener.
+    #[error("could not listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
     Close(#[source] audit::TrailError),
@@ -157,6 +182,9 @@ struct Agent {
     crew: Crew,
     drain: Drain,
     usage: Usage,
+    /// Who has not logged in at the listener yet.
+    room: Room,
+    handshakes: Handshakes,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
@@ -179,8 +207,13 @@ pub async fn run(
     stop: Stop,
     supervisor: &Supervisor,
 ) -> Result<Outcome, RunError> {
-    let links = config.organisations.iter().map(|organisation| organisation.gateways.len()).sum();
-    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(links).min(limits::WORKERS_MAX);
+    let mut listening = Listening::default();
+    let prepared = listening.prepare(config.listen.as_ref())?;
+    let way = if prepared.is_some() { "listening" } else { "dialling out" };
+    let links: usize = config.organisations.iter().map(|organisation| organisation.gateways.len()).sum();
+    // At a listener there may be any number of sessions.
+    let sessions = if config.listen.is_some() { limits::WORKERS_MAX } else { links };
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(sessions).min(limits::WORKERS_MAX);
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
@@ -189,20 +222,24 @@ pub async fn run(
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
-        started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
-        state: Live::new(State::new(&config)),
+        started: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
+        state: Live::new(State::new(&config, Arc::new(Resolver::new(&config.resolver, &tasks)))),
         trail: trail.clone(),
         tasks: tasks.clone(),
         crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
+        room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),
         unrecorded: Mutex::default(),
     });
     info!(agent = %agent.id, replica = %config.replica, key = %config.key.public().fingerprint(), "agent started");
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
-    tasks.spawn(follow(agent.clone(), config, reloads, posts));
+    listening.fit(&agent, config.listen.as_ref(), prepared);
+    tasks.spawn(follow(agent.clone(), config, reloads, posts, listening));
+    tasks.spawn(keep_time(agent.clone()));
     tasks.spawn(expiries::watch(agent.clone()));
     let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
@@ -211,7 +248,7 @@ pub async fn run(
             std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
         }
     }));
-    supervisor.ready("dialling out");
+    supervisor.ready(way);
     tokio::select! {
         () = stop.drain().cancelled() => {}
         () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
@@ -250,21 +287,39 @@ async fn drain(agent: &Agent, grace: Duration, stop: &Stop, supervisor: &Supervi
 }
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.
-async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Config>, mut posts: Posts) {
+async fn follow(
+    agent: Arc<Agent>,
+    mut config: Config,
+    mut reloads: Reloads<Config>,
+    mut posts: Posts,
+    mut listening: Listening,
+) {
     let stop = agent.tasks.stopping().clone();
     loop {
         let read = tokio::select! {
             read = reloads.next(&agent.tasks) => read,
             () = stop.cancelled() => return,
         };
+        // All that can fail comes first.
+        let read = read.map_err(|faults| faults.to_string()).and_then(|fresh| {
+            let prepared =
+                listening.prepare(fresh.config.listen.as_ref()).map_err(|error| Chain(&error).to_string())?;
+            Ok((fresh, prepared))
+        });
         let event = match read {
-            Ok(Fresh { config: mut new, mut restart }) => {
+            Ok((Fresh { config: mut new, mut restart }, prepared)) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
+                // With what it knows already, unless it is to be asked otherwise from now on.
+                let resolver = match new.resolver == config.resolver {
+                    true => agent.state.current().resolver.clone(),
+                    false => Arc::new(Resolver::new(&new.resolver, &agent.tasks)),
+                };
                 config = new;
                 // First the state, by which forwards and links judge themselves, then the links that come and go.
-                agent.state.replace(State::new(&config));
+                agent.state.replace(State::new(&config, resolver));
                 posts.fit(&agent, &config);
+                listening.fit(&agent, config.listen.as_ref(), prepared);
                 info!("the configuration was read again and is in force: {changes}");
                 if !restart.is_empty() {
                     warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
@@ -280,6 +335,26 @@ async fn follow(agent: Arc<Agent>, mut config: Config, mut reloads: Reloads<Conf
             error!(error = %Chain(&error), "could not record a change of the configuration");
         }
         reloads.settled();
+    }
+}
+
+/// Has all that runs judged again at each moment at which a rule or a key begins or ceases to hold, until the stop.
+async fn keep_time(agent: Arc<Agent>) {
+    let stop = agent.tasks.stopping().clone();
+    let mut looked_at = Timestamp::now();
+    loop {
+        let (state, mut changes) = agent.state.follow();
+        let wait = state.next_look(looked_at);
+        tokio::select! {
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            Ok(()) = changes.changed() => {}
+            () = stop.cancelled() => return,
+        }
+        let now = Timestamp::now();
+        if agent.state.current().changes_between(looked_at, now) {
+            agent.state.tell_again();
+        }
+        looked_at = now;
     }
 }
 

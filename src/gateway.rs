@@ -46,12 +46,14 @@ use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::network::Networks;
 use crate::registry::Registry;
 use crate::registry::file::{Files, Reload, writable_by_others};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Tasks};
+use crate::tunnel;
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::splice::Bounds;
 
@@ -62,7 +64,7 @@ pub use inherit::{InheritError, Inherited};
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where agents and clients connect.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listener>,
     /// The SSH door's host key.
     pub host_key: PrivateKey,
     /// The directory of the registry.
@@ -79,6 +81,27 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much anybody may have.
     pub limits: Limits,
+}
+
+/// Where agents and clients connect, and what holds for those who do it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// The address.
+    pub address: SocketAddr,
+    /// From where connections are accepted; from others nothing is read, and nothing is sent to them.
+    pub accept_from: Option<Networks>,
+    /// The balancers before it, which begin each connection with a PROXY protocol header. Nobody else may.
+    pub balancers: Option<Networks>,
+    /// Whether principals may log in with certificates here.
+    pub certificates: bool,
+}
+
+impl Listener {
+    /// A listener that narrows nothing.
+    #[must_use]
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, accept_from: None, balancers: None, certificates: false }
+    }
 }
 
 /// How much anybody may have at once or in a second. What is refused for one of these says which, by its name here.
@@ -239,8 +262,8 @@ pub async fn run(
     // With listeners that it shares, this process is meant to take the place of another.
     let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
-    for address in &config.listen {
-        listeners.push(listen(*address, &mut inherited)?);
+    for listener in &config.listen {
+        listeners.push(listen(listener.address, &mut inherited)?);
     }
     let mut local = Vec::new();
     for door in &config.local {
@@ -279,8 +302,8 @@ pub async fn run(
     tasks.spawn(expiries::watch(gateway.clone()));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
-    for listener in listeners {
-        accept(&gateway, intake::accept(gateway.clone(), listener));
+    for (index, listener) in listeners.into_iter().enumerate() {
+        accept(&gateway, intake::accept(gateway.clone(), listener, index));
     }
     let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
     let host_key = config.host_key.public().fingerprint();
@@ -445,27 +468,12 @@ fn bound(listener: &TcpListener) -> SocketAddr {
     listener.local_addr().unwrap_or_else(|_| SocketAddr::from(([0, 0, 0, 0], 0)))
 }
 
-/// Listens on exactly this address: `[::]` does not take `0.0.0.0` with it, so that both can be listed, or one of them. A
-/// listener that was inherited is as whoever opened it has made it.
+/// Listens on exactly this address, save that a listener that was inherited is as whoever opened it has made it.
 fn listen(address: SocketAddr, inherited: &mut Inherited) -> Result<TcpListener, RunError> {
     if let Some(listener) = inherited.take(address) {
         return TcpListener::from_std(listener).map_err(|source| RunError::Listen { address, source });
     }
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
-    let bound = || -> io::Result<TcpListener> {
-        let family = if address.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-        if address.is_ipv6() {
-            sockopt::set_ipv6_v6only(&socket, true)?;
-        }
-        // A gateway that is started again must not wait for the connections of the one before to be forgotten.
-        sockopt::set_socket_reuseaddr(&socket, true)?;
-        rustix::net::bind(&socket, &address)?;
-        rustix::net::listen(&socket, limits::LISTEN_BACKLOG)?;
-        TcpListener::from_std(std::net::TcpListener::from(socket))
-    };
-    bound().map_err(|source| RunError::Listen { address, source })
+    tunnel::listen::bind(address).map_err(|source| RunError::Listen { address, source })
 }
 
 fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {

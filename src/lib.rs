@@ -37,7 +37,7 @@
 //! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
-//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
 //! | 0 | [`chain`], [`task`] | printing causes; owning tasks |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
@@ -100,6 +100,9 @@
 //! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, then for the configuration to be read on a
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
+//! **Agent: keeping time** (`agent::keep_time`): waits for the next moment at which a rule or an orchestrator's key begins or
+//! ceases to hold, looks at the clock every [`limits::CLOCK_LOOK`] besides, and then has everything that runs judged again.
+//!
 //! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
 //! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway (which may
 //! be going away), or to be made with a key or name that is no longer the agent's; after a failure for a jittered time that
@@ -110,6 +113,10 @@
 //! drop its gateway or its key, and for the stop. A link that is replaced goes on until the gateway ends it, after its last
 //! forward, or until far too many opens have come. Its control channel has a task that waits for messages, and for the drain,
 //! of which it tells the gateway.
+//!
+//! **Agent: a lookup** (`resolve`): of configured servers a task for each question, which waits for their answers until its time is
+//! over; whoever asks the same meanwhile waits for the same task. The DNS library has a task for each server and protocol, which
+//! waits for questions, and goes with the resolver. The system's resolver has a thread for each name, which nobody can stop.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
@@ -155,6 +162,7 @@ pub mod drain;
 pub mod gateway;
 pub mod identity;
 pub mod limits;
+pub mod network;
 pub mod policy;
 pub mod postgres;
 pub mod provision;

@@ -10,9 +10,13 @@
 //!
 //! Absent: names are not resolved here, and nothing is dialled or recorded.
 
+pub mod deny;
 pub mod grant;
 pub mod guard;
+pub mod pattern;
+pub mod ports;
 pub mod rule;
+pub mod trial;
 pub mod window;
 
 use std::fmt;
@@ -48,11 +52,13 @@ pub struct Denial {
     pub reason: Reason,
     /// What came closest and where it ended, for the operator who reads the audit.
     pub detail: String,
+    /// The name of the deny rule that said so, if one did.
+    pub rule: Option<String>,
 }
 
 impl Denial {
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), rule: None }
     }
 }
 
@@ -63,6 +69,8 @@ pub enum Reason {
     NotRegistered,
     /// Gateway: the principal's registration has ended.
     PrincipalExpired,
+    /// Gateway: the principal is not accepted from where it comes.
+    SourceNetwork,
     /// Gateway: the grant does not name this agent.
     AgentNotGranted,
     /// Gateway: the grant names the agent, but not this target.
@@ -83,6 +91,8 @@ pub enum Reason {
     OutsideWithin,
     /// Agent: a rule fits, but the address belongs to a range that no network wider than the range opens.
     ReservedAddress,
+    /// Agent: a deny rule holds. No other rule opens what it denies.
+    DenyRule,
     /// Agent: one of the agent's own gateways, or its upstream proxy. No rule opens these.
     OwnGateway,
 }
@@ -94,6 +104,7 @@ impl Reason {
         match self {
             Self::NotRegistered => "not_registered",
             Self::PrincipalExpired => "principal_expired",
+            Self::SourceNetwork => "source_network",
             Self::AgentNotGranted => "agent_not_granted",
             Self::TargetNotGranted => "target_not_granted",
             Self::NoRule => "no_rule",
@@ -104,6 +115,7 @@ impl Reason {
             Self::NoAddress => "no_address",
             Self::OutsideWithin => "outside_within",
             Self::ReservedAddress => "reserved_address",
+            Self::DenyRule => "deny_rule",
             Self::OwnGateway => "own_gateway",
         }
     }

@@ -11,29 +11,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::BytesMut;
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::live::{self, Case, State};
+use super::reach::reach;
 use super::{Agent, Post, expiries};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
-use crate::drain::{Departure, Ticket};
-use crate::identity::{Fingerprint, Principal, PublicKey, ReplicaId};
+use crate::drain::{Count, Departure, Ticket};
+use crate::identity::{Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
 use crate::limits;
-use crate::policy::Decision;
-use crate::policy::rule::{Lookup, Permit};
-use crate::resolve;
+use crate::policy::rule::Lookup;
+use crate::policy::{Decision, Denial};
 use crate::target::{Host, Target};
 use crate::task::apart;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, RunError, Running, ServerOptions,
+    self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, Public, RunError, Running, ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
@@ -94,20 +93,36 @@ pub(super) struct Link {
     running: Running,
 }
 
-/// What the forwards of one link share.
+/// What belongs to one link beside what is as in any session.
 struct Shared {
-    agent: Arc<Agent>,
+    session: Arc<Session>,
     post: Arc<Post>,
-    /// The name under which the link was made.
-    replica: ReplicaId,
-    /// The key that the gateway logged in with. What it may do is for each moment's configuration to say.
-    orchestrator: Fingerprint,
-    switch: Switch,
     worn: CancellationToken,
     superseded: CancellationToken,
     moved: CancellationToken,
-    /// What the gateway has said of its drain.
-    departure: Departure,
+}
+
+/// An SSH session whose peer has logged in for an organisation: a link's, or one at the listener. What its forwards share.
+pub(super) struct Session {
+    pub(super) agent: Arc<Agent>,
+    pub(super) organisation: OrganisationId,
+    /// The agent's name in its records.
+    pub(super) replica: ReplicaId,
+    /// The key that the peer logged in with. What it may do is for each moment's configuration to say.
+    pub(super) orchestrator: Fingerprint,
+    pub(super) switch: Switch,
+    /// Fires when the configuration no longer has the gateway that a link leads to.
+    pub(super) dismissed: CancellationToken,
+    /// What a gateway has said of its drain.
+    pub(super) departure: Departure,
+    /// Who came in at the listener; nobody on a link, whose gateway says where its clients are.
+    pub(super) guest: Option<Guest>,
+}
+
+/// Who came in at the listener.
+pub(super) struct Guest {
+    pub(super) client: SocketAddr,
+    pub(super) flow: Flow,
 }
 
 /// Dials, shakes hands and waits for the gateway's login.
@@ -135,6 +150,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         said: true,
         head: greeted.head,
         key: state.key.clone(),
+        certificate: None,
         control_channel: true,
         keepalive: limits::LINK_KEEPALIVE,
         keepalive_max: 1,
@@ -198,16 +214,22 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
     cut.disarm();
     let unheard = server.unheard.clone();
     let (opens, control_channel, running) = server.split();
-    let shared = Arc::new(Shared {
+    let session = Arc::new(Session {
         agent: agent.clone(),
-        post: post.clone(),
+        organisation: name.organisation.clone(),
         replica: state.replica.clone(),
         orchestrator: accepted,
         switch,
+        dismissed: post.dismissed.clone(),
+        departure: Departure::default(),
+        guest: None,
+    });
+    let shared = Arc::new(Shared {
+        session,
+        post: post.clone(),
         worn: CancellationToken::new(),
         superseded: CancellationToken::new(),
         moved: CancellationToken::new(),
-        departure: Departure::default(),
     });
     Ok(Link { shared, opens, control_channel, unheard, running })
 }
@@ -277,13 +299,14 @@ impl Link {
 
     /// Its session's switch.
     pub(super) fn switch(&self) -> &Switch {
-        &self.shared.switch
+        &self.shared.session.switch
     }
 
     /// Serves the link to its end. After `share` opens it is worn.
     pub(super) async fn serve(mut self, share: u64) -> LinkEnd {
         let shared = self.shared;
-        let agent = shared.agent.clone();
+        let session = shared.session.clone();
+        let agent = session.agent.clone();
         let stop = agent.tasks.stopping().clone();
         let _present = agent.drain.greet();
         let conversation = agent.tasks.spawn(converse(shared.clone(), self.control_channel));
@@ -306,26 +329,9 @@ impl Link {
                         Over::Channels => "forwards_per_link",
                         Over::Opens => "pending_opens_per_link",
                     });
-                    let organisation = &shared.post.name.organisation;
-                    let counted = agent.usage.open(&agent.limits(), organisation, std::time::Instant::now());
-                    let ticket = agent.drain.admit();
-                    // In line, not in a task: a flood of refusals must not become a flood of tasks; nor one of records.
-                    match (counted, over) {
-                        (Ok(()), None) if ticket.is_some() => {
-                            let shared = shared.clone();
-                            agent.tasks.spawn(async move { forward(&shared, opening, None, ticket).await });
-                        }
-                        (Err(flood), _) if !flood.record => {
-                            self.unheard.fetch_add(1, Ordering::Relaxed);
-                            let peer = Originator::parse(&opening.originator).ok().flatten();
-                            let forward = peer.as_ref().map(|originator| &originator.forward);
-                            opening.refuse(RefusalCode::Limit, forward, flood.limit).await;
-                        }
-                        (Err(flood), None) => forward(&shared, opening, Some(flood.limit), ticket).await,
-                        (_, over) => forward(&shared, opening, over, ticket).await,
-                    }
+                    session.take(opening, over, &Count::default(), &self.unheard).await;
                 }
-                () = shared.revoked() => {
+                () = session.revoked() => {
                     info!(gateway = %shared.post.gateway, "cutting a link that the configuration no longer allows");
                     revoked = true;
                     break LinkEnd::Lost;
@@ -333,14 +339,14 @@ impl Link {
                 () = stop.cancelled() => break LinkEnd::Stopped,
             }
         };
-        shared.switch.cut();
+        session.switch.cut();
         let unheard = self.unheard.load(Ordering::Relaxed);
         if unheard > 0 {
             let event = Event::new(Kind::PeerViolation)
-                .organisation(&shared.post.name.organisation)
-                .agent(&shared.post.name.agent)
-                .replica(&shared.replica)
-                .key(shared.orchestrator)
+                .organisation(&session.organisation)
+                .agent(&agent.id)
+                .replica(&session.replica)
+                .key(session.orchestrator)
                 .reason("opens_flood")
                 .detail(format!("{unheard} opens were refused without a record of their own"));
             if let Err(error) = agent.trail.note(event).await {
@@ -359,10 +365,10 @@ impl Link {
             (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.post.gateway)),
         };
         let event = Event::new(Kind::LinkDown)
-            .organisation(&shared.post.name.organisation)
-            .agent(&shared.post.name.agent)
-            .replica(&shared.replica)
-            .key(shared.orchestrator)
+            .organisation(&session.organisation)
+            .agent(&agent.id)
+            .replica(&session.replica)
+            .key(session.orchestrator)
             .reason(reason)
             .detail(detail);
         if let Err(error) = agent.trail.note(event).await {
@@ -372,21 +378,71 @@ impl Link {
     }
 }
 
-impl Shared {
-    /// Waits until the configuration no longer has the gateway, or the key that it logged in with.
-    async fn revoked(&self) {
-        let organisation = &self.post.name.organisation;
-        tokio::select! {
-            () = self.post.dismissed.cancelled() => {}
-            () = self.agent.state.until(|state| {
-                state.orchestrator(organisation, &self.orchestrator, Timestamp::now()).is_err()
-            }) => {}
+impl Session {
+    /// Takes on what the peer asks for, in a task of its own that `forwards` counts. What a limit or a drain stands against,
+    /// as one that it is `over` already, is refused in line: a flood of refusals must not become a flood of tasks; nor one of
+    /// records, so that some are only counted as `unheard`.
+    pub(super) async fn take(
+        self: &Arc<Self>,
+        opening: Opening,
+        over: Option<&'static str>,
+        forwards: &Count,
+        unheard: &AtomicU64,
+    ) {
+        let agent = &self.agent;
+        let counted = agent.usage.open(&agent.limits(), &self.organisation, std::time::Instant::now());
+        let ticket = agent.drain.admit();
+        match (counted, over) {
+            (Ok(()), None) if ticket.is_some() => {
+                let (session, running) = (self.clone(), forwards.enter());
+                agent.tasks.spawn(async move {
+                    forward(&session, opening, None, ticket).await;
+                    drop(running);
+                });
+            }
+            (Err(flood), _) if !flood.record => {
+                unheard.fetch_add(1, Ordering::Relaxed);
+                let peer = Originator::parse(&opening.originator).ok().flatten();
+                let forward = peer.as_ref().map(|originator| &originator.forward);
+                self.answer(opening, RefusalCode::Limit, forward, flood.limit).await;
+            }
+            (Err(flood), None) => forward(self, opening, Some(flood.limit), ticket).await,
+            (_, over) => forward(self, opening, over, ticket).await,
         }
     }
 
-    /// Whether a forward that was permitted to `addresses` would be still, on this link.
+    /// Refuses an opening. A gateway is told the reason, which its operator may read; everybody else as little as at any door.
+    async fn answer(&self, opening: Opening, code: RefusalCode, forward: Option<&ForwardId>, words: &str) {
+        let Some(guest) = &self.guest else { return opening.refuse(code, forward, words).await };
+        let public = match code {
+            RefusalCode::Denied | RefusalCode::Malformed => Public::NotAllowed,
+            RefusalCode::Draining => Public::Draining,
+            RefusalCode::Unresolved | RefusalCode::ConnectFailed | RefusalCode::Unrecorded | RefusalCode::Limit => {
+                Public::NotAvailable
+            }
+        };
+        opening.refuse_publicly(public, guest.flow).await;
+    }
+
+    /// Whether the configuration still has what the session came by, and the key that it was logged in with.
+    fn stands(&self, state: &State) -> bool {
+        self.guest.as_ref().is_none_or(|guest| state.listens_to(guest.client.ip()))
+            && state.orchestrator(&self.organisation, &self.orchestrator, Timestamp::now()).is_ok()
+    }
+
+    /// Waits until the configuration no longer has the way that the session came by, or the key that it was logged in with.
+    pub(super) async fn revoked(&self) {
+        tokio::select! {
+            () = self.dismissed.cancelled() => {}
+            () = self.agent.state.until(|state| !self.stands(state)) => {}
+        }
+    }
+
+    /// Whether a forward that was permitted to `addresses` would be still, in this session.
     fn allows(&self, state: &State, case: &Case<'_>, addresses: &[SocketAddr]) -> bool {
-        !self.post.dismissed.is_cancelled() && state.allows(case, addresses, &self.agent.guard(state), Timestamp::now())
+        !self.dismissed.is_cancelled()
+            && self.stands(state)
+            && state.allows(case, addresses, &self.agent.guard(state), Timestamp::now())
     }
 
     /// Waits until a state that `changes` has not seen yet no longer allows what was permitted.
@@ -398,7 +454,7 @@ impl Shared {
     ) {
         loop {
             tokio::select! {
-                () = self.post.dismissed.cancelled() => return,
+                () = self.dismissed.cancelled() => return,
                 changed = changes.changed() => {
                     if changed.is_err() {
                         // The agent is going away, and ends the forward itself.
@@ -425,23 +481,23 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
                 return;
             }
             debug!(gateway = %shared.post.gateway, "cutting a link whose gateway uses a channel that it was not granted");
-            return shared.switch.cut();
+            return shared.session.switch.cut();
         }
     }
     let hello = Control::Hello(Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: vec![wire::CREDIT.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
-        replica: Some(shared.replica.to_string()),
-        instance: Some(shared.agent.instance.clone()),
-        started: Some(shared.agent.started),
+        replica: Some(shared.session.replica.to_string()),
+        instance: Some(shared.session.agent.instance.clone()),
+        started: Some(shared.session.agent.started),
         way: Some(shared.post.way),
     });
     if channel.writer.send(hello.encode()).await.is_err() {
         return;
     }
     let ssh::Channel { reader, mut writer } = channel;
-    let drain = &shared.agent.drain;
+    let drain = &shared.session.agent.drain;
     let speak = async {
         drain.begun().cancelled().await;
         let goodbye = Control::Drain(Drain { deadline_s: drain.left_s() });
@@ -466,7 +522,7 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
         loop {
             let message = Control::decode(&mut buffer);
             if let Ok(Some(Control::Drain(drain))) = &message {
-                shared.departure.told(drain.deadline_s);
+                shared.session.departure.told(drain.deadline_s);
             }
             match message {
                 Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
@@ -488,7 +544,7 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                 Ok(None) => break,
                 Err(error) => {
                     info!(gateway = %shared.post.gateway, %error, "cutting a link whose gateway breaks the protocol");
-                    shared.switch.cut();
+                    shared.session.switch.cut();
                     return;
                 }
             }
@@ -496,21 +552,23 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     }
 }
 
-/// One forward, from the gateway's request to its end; or, with a limit that it is `over`, or without a ticket because the
+/// One forward, from the peer's request to its end; or, with a limit that it is `over`, or without a ticket because the
 /// agent drains, to its refusal.
-async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, ticket: Option<Ticket>) {
-    let agent = &shared.agent;
-    let key = shared.orchestrator;
+async fn forward(session: &Session, opening: Opening, over: Option<&'static str>, ticket: Option<Ticket>) {
+    let agent = &session.agent;
+    let key = session.orchestrator;
     // Decided on the state that holds now, and from then on again on each that this has not seen.
     let (state, changes) = agent.state.follow();
     let now = Timestamp::now();
     let originator = Originator::parse(&opening.originator);
     let mut record = crate::audit::Opening {
         forward: ForwardId::random().to_string(),
-        organisation: Some(shared.post.name.organisation.clone()),
+        organisation: Some(session.organisation.clone()),
         agent: Some(agent.id.clone()),
-        replica: Some(shared.replica.clone()),
+        replica: Some(session.replica.clone()),
         key: Some(key),
+        client: session.guest.as_ref().map(|guest| guest.client.to_string()),
+        door: session.guest.as_ref().map(|_| DOOR),
         target: format!("{}:{}", opening.host, opening.port),
         ..crate::audit::Opening::default()
     };
@@ -519,12 +577,13 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
             record.peer_forward = Some(originator.forward.to_string());
             record.principal = Some(Principal::Named(originator.principal.clone()));
             record.asserted_by = Some(key.to_string());
-            record.client = Some(originator.client.clone());
+            // Who came in at the listener is where it is, whatever it says.
+            record.client.get_or_insert_with(|| originator.client.clone());
             Some(originator.forward.clone())
         }
         _ => None,
     };
-    let refusal = Refusal { shared, opening, record, peer };
+    let refusal = Refusal { session, opening, record, peer };
 
     let claimed = match &originator {
         Ok(originator) => originator.as_ref().map(|originator| &originator.principal),
@@ -533,7 +592,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
             return refusal.deny(RefusalCode::Malformed, "malformed_originator", &claimed).await;
         }
     };
-    let (served, orchestrator) = match state.orchestrator(&shared.post.name.organisation, &key, now) {
+    let (served, orchestrator) = match state.orchestrator(&session.organisation, &key, now) {
         Ok(served) => served,
         Err(reason) => {
             let detail = format!("the configuration no longer lets the link's key log in: {reason}");
@@ -549,7 +608,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
 
     let counted = match over {
         Some(limit) => Err(limit),
-        None => agent.usage.forward(&agent.limits(), &shared.post.name.organisation),
+        None => agent.usage.forward(&agent.limits(), &session.organisation),
     };
     let _counted = match counted {
         Ok(counted) => counted,
@@ -568,29 +627,32 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
     let allow = &served.allow;
     let lookup = match allow.consider(&principal, &target, &guard, now) {
         Ok(lookup) => lookup,
-        Err(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+        Err(denial) => return refusal.denied(denial).await,
     };
     let deadline = Instant::now() + limits::OPEN_TIMEOUT;
-    let resolved: Vec<SocketAddr> = match (lookup, &target.host) {
-        (Lookup::Address(address), _) => vec![address],
-        (Lookup::Addresses, Host::Name(name)) => match resolve::lookup(name).await {
-            Ok(addresses) => addresses.into_iter().map(|address| SocketAddr::new(address, target.port)).collect(),
-            Err(error) => {
-                let detail = Chain(&error).to_string();
-                return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
-            }
-        },
-        (Lookup::Addresses | Lookup::Service, _) => {
-            let detail = "services cannot be looked up".to_owned();
+    let resolver = &state.resolver;
+    let found = match (lookup, &target.host) {
+        (Lookup::Address(address), _) => Ok(vec![address]),
+        (_, Host::Address(address)) => Ok(vec![SocketAddr::new(*address, target.port)]),
+        (Lookup::Addresses, Host::Name(name)) => resolver
+            .addresses(name)
+            .await
+            .map(|found| found.into_iter().map(|address| SocketAddr::new(address, target.port)).collect()),
+        (Lookup::Service, Host::Name(name)) => resolver.service(name).await,
+    };
+    let resolved: Vec<SocketAddr> = match found {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            let detail = Chain(&error).to_string();
             return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
         }
     };
+    // A service's instances have an order of their own.
+    let turns = matches!(lookup, Lookup::Addresses).then(|| resolver.family());
     refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => {
-            return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
-        }
+        Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
     refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
@@ -602,28 +664,22 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
         Err(TrailError::Duplicate) => return refusal.deny(RefusalCode::Malformed, "duplicate_forward", "").await,
         Err(error) => return refusal.unrecorded(&error).await,
     };
-    let case = Case {
-        organisation: &shared.post.name.organisation,
-        key: &key,
-        claimed,
-        principal: &principal,
-        target: &target,
-    };
+    let case = Case { organisation: &session.organisation, key: &key, claimed, principal: &principal, target: &target };
     let dialled = tokio::select! {
         // First: to what has been taken back by now, no connection is made.
         biased;
-        () = shared.no_longer_allows(changes.clone(), &case, &resolved) => {
+        () = session.no_longer_allows(changes.clone(), &case, &resolved) => {
             let detail = "the configuration changed while the forward was opened".to_owned();
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return refusal.answer(RefusalCode::Denied, "revoked").await;
         }
-        dialled = timeout_at(deadline, dial(permit)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        dialled = timeout_at(deadline, reach(permit, turns)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
         why = agent.drain.cut() => {
             entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
             return refusal.answer(RefusalCode::Draining, "the agent goes away").await;
         }
-        // The gateway is gone: the entry ends as abandoned.
-        () = shared.switch.gone().cancelled() => return,
+        // The peer is gone: the entry ends as abandoned.
+        () = session.switch.gone().cancelled() => return,
     };
     let (stream, address) = match dialled {
         Ok(dialled) => dialled,
@@ -634,8 +690,12 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
     };
     entry.established(Some(address));
     ticket.opened();
-    // Whoever names an originator in our form is our gateway, and speaks of credit.
-    let flow = if refusal.peer.is_some() { Flow::Credit } else { Flow::Stock };
+    let flow = match &session.guest {
+        Some(guest) => guest.flow,
+        // Whoever names an originator in our form is our gateway, and speaks of credit.
+        None if refusal.peer.is_some() => Flow::Credit,
+        None => Flow::Stock,
+    };
     let Some(channel) = refusal.opening.accept(flow).await else { return };
     let counters = entry.counters();
     let stop = CancellationToken::new();
@@ -648,7 +708,7 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
         tokio::pin!(splice);
         let watch = apart(async {
             tokio::select! {
-                () = shared.no_longer_allows(changes, &case, &addresses) => None,
+                () = session.no_longer_allows(changes, &case, &addresses) => None,
                 why = agent.drain.cut() => Some(why),
                 () = unrecorded.cancelled() => None,
             }
@@ -675,11 +735,11 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
         // Whatever was wrong with it already: it still went on, to deliver what it had, and was cut.
         (_, Some(why)) => why,
         // Also where the link was cut for the same reason, and that was noticed first.
-        (End::NearBroke(_) | End::Stopped, None) if !shared.allows(&agent.state.current(), &case, &addresses) => {
+        (End::NearBroke(_) | End::Stopped, None) if !session.allows(&agent.state.current(), &case, &addresses) => {
             "revoked"
         }
-        (End::NearBroke(_), None) if shared.departure.is_due() => "gateway_drained",
-        (End::NearBroke(_), None) if shared.switch.gone().is_cancelled() => "link_lost",
+        (End::NearBroke(_), None) if session.departure.is_due() => "gateway_drained",
+        (End::NearBroke(_), None) if session.guest.is_none() && session.switch.gone().is_cancelled() => "link_lost",
         (End::NearBroke(_), None) => "client_gone",
         (End::FarBroke(_), None) => "target_broke",
         (End::Stalled, None) => "stalled",
@@ -695,31 +755,25 @@ async fn forward(shared: &Shared, opening: Opening, over: Option<&'static str>, 
     remains.leave().await;
 }
 
-/// Dials the permitted addresses in turn; what was permitted is what is dialled.
-async fn dial(permit: Permit) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for &address in permit.addresses() {
-        match connect::dial(address).await {
-            Ok(stream) => return Ok((stream, address)),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
 /// A forward that has not been granted yet, and all that is needed to refuse it.
 struct Refusal<'a> {
-    shared: &'a Shared,
+    session: &'a Session,
     opening: Opening,
     record: crate::audit::Opening,
     peer: Option<ForwardId>,
 }
 
 impl Refusal<'_> {
-    /// Records a denial, then tells the gateway. The gateway's operator may read the reason, which both trails then share.
+    /// Records what the policy said, then tells the gateway.
+    async fn denied(mut self, denial: Denial) {
+        self.record.rule = denial.rule;
+        self.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
+    }
+
+    /// Records a denial, then tells the peer. A gateway's operator may read the reason, which both trails then share.
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");
-        match self.shared.agent.trail.deny(self.record.clone(), reason, detail).await {
+        match self.session.agent.trail.deny(self.record.clone(), reason, detail).await {
             // Which limit it is, so that the gateway's trail says so too.
             Ok(()) if code == RefusalCode::Limit => self.answer(code, detail).await,
             Ok(()) => self.answer(code, reason).await,
@@ -727,9 +781,9 @@ impl Refusal<'_> {
         }
     }
 
-    /// Records a forward that failed before it could be decided to the end, then tells the gateway.
+    /// Records a forward that failed before it could be decided to the end, then tells the peer.
     async fn fail(self, code: RefusalCode, reason: &'static str, detail: String) {
-        match self.shared.agent.trail.open(self.record.clone()).await {
+        match self.session.agent.trail.open(self.record.clone()).await {
             Ok(entry) => {
                 entry.finish(Ending::Failed { reason, detail });
                 self.answer(code, reason).await;
@@ -744,8 +798,11 @@ impl Refusal<'_> {
     }
 
     async fn answer(self, code: RefusalCode, words: &str) {
-        self.opening.refuse(code, self.peer.as_ref(), words).await;
+        self.session.answer(self.opening, code, self.peer.as_ref(), words).await;
     }
 }
+
+/// The listener's name in the trail.
+pub(super) const DOOR: &str = "listen";
 
 const _: () = assert!(limits::LINK_KEEPALIVE.as_secs() >= limits::LOGIN_GRACE.as_secs(), "see limits::DOOR_KEEPALIVE");

@@ -18,6 +18,7 @@ pub(super) struct Usage(Arc<Mutex<Counts>>);
 struct Counts {
     live: usize,
     live_by_organisation: HashMap<OrganisationId, usize>,
+    sessions_by_organisation: HashMap<OrganisationId, usize>,
     opens: Rates<OrganisationId>,
     floods: Rates<OrganisationId>,
 }
@@ -25,6 +26,13 @@ struct Counts {
 /// A forward that is counted until this is dropped.
 #[derive(Debug)]
 pub(super) struct Forward {
+    usage: Usage,
+    organisation: OrganisationId,
+}
+
+/// A session at the listener that is counted until this is dropped.
+#[derive(Debug)]
+pub(super) struct Session {
     usage: Usage,
     organisation: OrganisationId,
 }
@@ -66,6 +74,17 @@ impl Usage {
         Ok(Forward { usage: self.clone(), organisation: organisation.clone() })
     }
 
+    /// Counts a session at the listener, or names the limit that stands against it.
+    pub(super) fn session(&self, limits: &Limits, organisation: &OrganisationId) -> Result<Session, &'static str> {
+        let mut counts = self.counts();
+        let of_organisation = counts.sessions_by_organisation.entry(organisation.clone()).or_default();
+        if *of_organisation >= limits.sessions_per_organisation {
+            return Err("sessions_per_organisation");
+        }
+        *of_organisation += 1;
+        Ok(Session { usage: self.clone(), organisation: organisation.clone() })
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -75,11 +94,21 @@ impl Drop for Forward {
     fn drop(&mut self) {
         let mut counts = self.usage.counts();
         counts.live -= 1;
-        if let Some(live) = counts.live_by_organisation.get_mut(&self.organisation) {
-            *live -= 1;
-            if *live == 0 {
-                counts.live_by_organisation.remove(&self.organisation);
-            }
+        take_one(&mut counts.live_by_organisation, &self.organisation);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        take_one(&mut self.usage.counts().sessions_by_organisation, &self.organisation);
+    }
+}
+
+fn take_one(counts: &mut HashMap<OrganisationId, usize>, organisation: &OrganisationId) {
+    if let Some(count) = counts.get_mut(organisation) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(organisation);
         }
     }
 }
@@ -118,6 +147,20 @@ mod tests {
         live.clear();
         let counts = usage.counts();
         assert!(counts.live == 0 && counts.live_by_organisation.is_empty(), "nothing is left behind");
+    }
+
+    #[test]
+    fn sessions_are_counted_by_organisation() {
+        let limits = Limits { sessions_per_organisation: 2, ..Limits::default() };
+        let (usage, acme, globex) = (Usage::default(), id("acme"), id("globex"));
+        let first = usage.session(&limits, &acme).expect("room");
+        let _second = usage.session(&limits, &acme).expect("room");
+        assert_eq!(usage.session(&limits, &acme).expect_err("full"), "sessions_per_organisation");
+        assert!(usage.session(&limits, &globex).is_ok(), "another organisation is not touched");
+        drop(first);
+        assert!(usage.session(&limits, &acme).is_ok(), "there is room again");
+        let counts = usage.counts();
+        assert_eq!(counts.sessions_by_organisation.len(), 1, "nothing is left behind");
     }
 
     #[test]

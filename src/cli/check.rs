@@ -46,7 +46,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             // Not a fault: the registry has a life of its own, a gateway runs with such a door, and the door is shut.
             for local in &config.local {
-                let decision = registry.decide(&local.principal, &local.agent, &local.target, Timestamp::now());
+                let (now, from) = (Timestamp::now(), local.listen.ip());
+                let decision = registry.decide(&local.principal, &local.agent, &local.target, from, now);
                 if let Decision::Deny(denial) = decision {
                     let why = denial.detail;
                     warn(&format!("the registry refuses all that comes by the loopback door {}: {why}", local.listen));

@@ -11,14 +11,19 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::resolver::resolver;
 use super::{Log, LogFormat};
-use crate::agent::Orchestrator;
+use crate::agent::{Listen, Orchestrator};
 use crate::audit::Sink;
 use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
+use crate::network::{Network, Networks};
+use crate::policy::deny::Deny;
+use crate::policy::pattern::{HostPattern, HostPatternError};
+use crate::policy::ports::Ports;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
@@ -45,8 +50,16 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
     let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
-    let organisations: Vec<_> = tables.iter().map(|table| agent_organisation(table, &mut ids, &mut keys)).collect();
+    let listen = root.optional("listen");
+    let organisations: Vec<_> =
+        tables.iter().map(|table| agent_organisation(table, listen.is_some(), &mut ids, &mut keys)).collect();
+    let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let resolver = resolver(&table);
+    let organisations: Option<Vec<_>> = organisations.into_iter().collect();
+    if organisations.is_some() && resolver.as_ref().is_some_and(|resolver| resolver.servers.is_empty()) {
+        refuse_services(&tables);
+    }
     let (audit, log) = (audit(root), log(root));
     let config = agent::Config {
         id: id?,
@@ -54,24 +67,27 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         key: key?,
         proxy: proxy?,
         drain: drain?,
-        organisations: organisations.into_iter().collect::<Option<_>>()?,
+        organisations: organisations?,
         audit: audit?,
         limits: limits?,
+        resolver: resolver?,
+        listen: listen?,
     };
     Some((config, log?))
+}
+
+/// Where an agent listens itself, and from where it accepts: neither has a default.
+fn listener(table: &Table<'_>) -> Option<Listen> {
+    let address = table.required("address").and_then(|item| address(&item));
+    let accept_from = table.required("accept_from").and_then(|item| item.list(source));
+    Some(Listen { address: address?, accept_from: accept_from? })
 }
 
 /// Reads a gateway's configuration. `None` if something was wrong, which is then recorded as a fault.
 pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let table = root.required_table("gateway")?;
     let mut addresses = Once::new("address");
-    let listen = table.required("listen").and_then(|item| {
-        item.list(|item| {
-            let address = address(item)?;
-            // Port 0 is another port each time.
-            (address.port() == 0 || addresses.first(address, item)).then_some(address)
-        })
-    });
+    let listen = listeners(root, &table, &mut addresses);
     let mut keys = Keys::default();
     let host_key = table.required("host_key").and_then(|item| {
         let key = private_key(&item)?;
@@ -118,17 +134,34 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     Some((config, log?))
 }
 
+/// The system's resolver cannot be asked for services, so that rules for them would never allow anything.
+fn refuse_services(organisations: &[Table<'_>]) {
+    for rule in organisations.iter().flat_map(|organisation| organisation.tables("allow")) {
+        if let Some(services) = rule.optional("services") {
+            services.fault(
+                "services are asked for at DNS servers of your choosing: name some, as servers in [agent.resolver]",
+            );
+        }
+    }
+}
+
 fn agent_organisation(
     table: &Table<'_>,
+    listens: bool,
     ids: &mut Once<OrganisationId>,
     keys: &mut Keys,
 ) -> Option<agent::Organisation> {
     let id = organisation_id(table, ids);
     let whose = id.as_ref().map_or("another organisation".to_owned(), OrganisationId::to_string);
     let mut urls = Once::new("gateway");
-    let gateways = table
-        .required("gateways")
-        .and_then(|item| item.list(|item| item.parse::<GatewayUrl>().filter(|url| urls.first(url.clone(), item))));
+    let mut read =
+        |item: &Item<'_>| item.list(|item| item.parse().filter(|url: &GatewayUrl| urls.first(url.clone(), item)));
+    let gateways = match table.optional("gateways") {
+        Some(item) => read(&item),
+        // Whoever wants something can come to the agent.
+        None if listens => Some(Vec::new()),
+        None => table.required("gateways").and_then(|item| read(&item)),
+    };
     let missing = "no [[organisation.orchestrator]]: without a key nobody may log in";
     let tables = table.required_tables("orchestrator", missing);
     let orchestrators: Vec<_> = tables
@@ -188,16 +221,16 @@ fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
         }
     }
     let complete = rules.len() == tables.len();
+    let tables = organisation.tables("deny");
+    let denials: Vec<_> = tables.iter().map(|table| deny(table, &mut names)).collect();
     // Rules that contradict each other are taken out one by one, so that the next one is found too.
     let mut consistent = true;
-    loop {
+    let allowlist = loop {
         match Allowlist::new(rules.iter().map(|(rule, _)| rule.clone()).collect()) {
-            Ok(allowlist) => return (complete && consistent).then_some(allowlist),
+            Ok(allowlist) => break (complete && consistent).then_some(allowlist),
             Err(error) => {
                 consistent = false;
-                let (AllowlistError::Rule { index, .. }
-                | AllowlistError::Name { index, .. }
-                | AllowlistError::Same { index, .. }) = error;
+                let index = error.index();
                 // Names were compared above, over the faulty rules too.
                 if !matches!(error, AllowlistError::Name { .. }) {
                     rules[index].1.fault("name", Chain(&error).to_string());
@@ -205,44 +238,135 @@ fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
                 rules.remove(index);
             }
         }
+    };
+    match allowlist?.denying(denials.into_iter().collect::<Option<_>>()?) {
+        Ok(allowlist) => Some(allowlist),
+        Err(error) => {
+            tables[error.index()].fault("name", Chain(&error).to_string());
+            None
+        }
     }
 }
 
-fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
-    let name = table.required("name").and_then(|item| {
+fn deny(table: &Table<'_>, names: &mut Once<String>) -> Option<Deny> {
+    let name = rule_name(table, names);
+    let hosts = optional(table.optional("hosts"), |item| item.list(host));
+    let addresses = optional(table.optional("addresses"), |item| item.list(network));
+    let ports = ports(table);
+    let principals = optional(table.optional("principals"), |item| item.list(Item::parse::<PrincipalPattern>));
+    let window = window(table);
+    let deny = Deny {
+        name: name?,
+        hosts: hosts?.unwrap_or_default(),
+        addresses: addresses?.unwrap_or_default(),
+        ports: ports?,
+        principals: principals?,
+        window: window?,
+    };
+    if let Err(error) = deny.check() {
+        table.fault(error.key(), Chain(&error).to_string());
+        return None;
+    }
+    Some(deny)
+}
+
+fn rule_name(table: &Table<'_>, names: &mut Once<String>) -> Option<String> {
+    table.required("name").and_then(|item| {
         let name = item.string()?.to_owned();
         names.first(name.clone(), &item).then_some(name)
-    });
-    let hosts = table.optional("hosts");
-    let within = table.optional("within");
-    let addresses = table.optional("addresses");
-    let read_hosts = hosts.as_ref().map(|item| item.list(host));
-    let read_within = within.as_ref().map(|item| item.list(network));
-    let read_addresses = addresses.as_ref().map(|item| item.list(network));
-    let reach = match (read_hosts, read_within, read_addresses) {
-        (Some(hosts), Some(within), None) => hosts.zip(within).map(|(hosts, within)| Reach::Hosts { hosts, within }),
-        (None, None, Some(networks)) => networks.map(Reach::Addresses),
-        (Some(_), None, None) => {
+    })
+}
+
+fn ports(table: &Table<'_>) -> Option<Vec<Ports>> {
+    table.required("ports")?.list(|item| {
+        if item.is_text() {
+            return item.parse();
+        }
+        let port: u16 = item.integer_because(1..=65_535, "or a range as a string, such as \"6000-6010\"")?;
+        Ports::try_from(port).ok()
+    })
+}
+
+fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
+    let name = rule_name(table, names);
+    let hosts = table.optional("hosts").map(|item| item.list(host));
+    let services = table.optional("services").map(|item| item.list(Item::parse::<Name>));
+    let within = table.optional("within").map(|item| item.list(network));
+    let addresses = table.optional("addresses").map(|item| item.list(network));
+    let reach = match (hosts, services, within, addresses) {
+        (Some(hosts), None, Some(within), None) => {
+            hosts.zip(within).map(|(hosts, within)| Reach::Hosts { hosts, within })
+        }
+        (None, Some(services), Some(within), None) => {
+            services.zip(within).map(|(services, within)| Reach::Services { services, within })
+        }
+        (None, None, None, Some(networks)) => networks.map(Reach::Addresses),
+        (Some(_), Some(_), _, _) => {
+            table.fault("services", "hosts and services in one rule: make two rules of it");
+            None
+        }
+        (Some(_), None, _, Some(_)) | (None, Some(_), _, Some(_)) => {
+            let names = if table.optional("hosts").is_some() { "hosts" } else { "services" };
+            table.fault("addresses", format!("{names} and addresses in one rule: make two rules of it"));
+            None
+        }
+        (Some(_), None, None, None) => {
             table.fault("within", "this key is missing: hosts needs the networks in which their addresses must lie");
             None
         }
-        (Some(_), _, Some(_)) => {
-            table.fault("addresses", "hosts and addresses in one rule: make two rules of it");
+        (None, Some(_), None, None) => {
+            table.fault("within", "this key is missing: services needs the networks in which their addresses must lie");
             None
         }
-        (None, Some(_), _) => {
-            table.fault("within", "within belongs to hosts; a rule by address has its networks in addresses");
+        (None, None, Some(_), _) => {
+            let problem = "within belongs to hosts or services; a rule by address has its networks in addresses";
+            table.fault("within", problem);
             None
         }
-        (None, None, None) => {
-            table.fault("hosts", "this rule names nothing: give hosts with within, or addresses");
+        (None, None, None, None) => {
+            let problem = "this rule names nothing: give hosts with within, services with within, or addresses";
+            table.fault("hosts", problem);
             None
         }
     };
-    let ports = table.required("ports").and_then(|item| item.list(|item| item.integer(1..=65_535)));
+    let ports = ports(table);
     let principals = optional(table.optional("principals"), |item| item.list(Item::parse::<PrincipalPattern>));
     let window = window(table);
     Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals?, window: window? })
+}
+
+/// Where a gateway listens: plain addresses, and those of which more is said.
+fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAddr>) -> Option<Vec<gateway::Listener>> {
+    // Port 0 is another port each time.
+    let mut read = |item: &Item<'_>| address(item).filter(|at| at.port() == 0 || addresses.first(*at, item));
+    let plain = optional(table.optional("listen"), |item| item.list(&mut read));
+    let tables = root.tables("listener");
+    if tables.is_empty() && matches!(plain, Some(None)) {
+        table.fault("listen", "this key is missing, and there is no [[listener]]: nobody could connect");
+        return None;
+    }
+    let more: Vec<_> = tables
+        .iter()
+        .map(|table| {
+            let address = table.required("address").and_then(|item| read(&item));
+            let accept_from = optional(table.optional("accept_from"), networks);
+            let balancers = optional(table.optional("proxy_protocol_from"), networks);
+            let certificates = optional(table.optional("user_ca"), |item| item.boolean());
+            Some(gateway::Listener {
+                address: address?,
+                accept_from: accept_from?,
+                balancers: balancers?,
+                certificates: certificates?.unwrap_or(false),
+            })
+        })
+        .collect();
+    let plain = plain?.unwrap_or_default().into_iter().map(gateway::Listener::plain).map(Some);
+    plain.chain(more).collect()
+}
+
+/// Networks, at least one.
+fn networks(item: &Item<'_>) -> Option<Networks> {
+    item.list(Item::parse::<Network>).and_then(Networks::new)
 }
 
 fn local(
@@ -280,6 +404,7 @@ fn agent_limits(table: &Table<'_>) -> Option<agent::Limits> {
     let per_link = bound(&table, "forwards_per_link", defaults.forwards_per_link, LINK);
     let pending = bound(&table, "pending_opens_per_link", defaults.pending_opens_per_link, PENDING);
     let opens = bound(&table, "opens_per_second_per_organisation", defaults.opens_per_second_per_organisation, OPENS);
+    let sessions = bound(&table, "sessions_per_organisation", defaults.sessions_per_organisation, SESSIONS);
     let forward = forward_bounds(&table);
     Some(agent::Limits {
         forwards: forwards?,
@@ -287,6 +412,7 @@ fn agent_limits(table: &Table<'_>) -> Option<agent::Limits> {
         forwards_per_link: per_link?,
         pending_opens_per_link: pending?,
         opens_per_second_per_organisation: opens?,
+        sessions_per_organisation: sessions?,
         forward: forward?,
     })
 }
@@ -452,17 +578,17 @@ fn public_key(item: &Item<'_>) -> Option<PublicKey> {
     }
 }
 
-fn address(item: &Item<'_>) -> Option<SocketAddr> {
+pub(super) fn address(item: &Item<'_>) -> Option<SocketAddr> {
     match item.string()?.parse() {
         Ok(address) => Some(address),
         Err(_) => item.reject("an address with a port is wanted, such as 0.0.0.0:443 or [::]:443"),
     }
 }
 
-fn host(item: &Item<'_>) -> Option<Name> {
+fn host(item: &Item<'_>) -> Option<HostPattern> {
     match item.string()?.parse() {
-        Ok(name) => Some(name),
-        Err(TargetError::Numeric) => {
+        Ok(pattern) => Some(pattern),
+        Err(HostPatternError::Numeric | HostPatternError::Name(TargetError::Numeric)) => {
             item.reject("a name is wanted, and this is or looks like an address: make a rule with addresses")
         }
         Err(error) => item.reject(error.to_string()),
@@ -478,6 +604,15 @@ fn network(item: &Item<'_>) -> Option<IpNet> {
         Ok(address) => item.reject(format!("a network is wanted: write {} for this one address", IpNet::from(address))),
         Err(_) => item.reject("a network is wanted, such as 10.20.0.0/16 or 2001:db8::/32"),
     }
+}
+
+/// A network from which connections are accepted.
+fn source(item: &Item<'_>) -> Option<IpNet> {
+    let network = network(item)?;
+    if network == network.trunc() {
+        return Some(network);
+    }
+    item.reject(format!("{network} has bits beyond its prefix: write {}", network.trunc()))
 }
 
 /// The host's name, with what a replica's name cannot hold replaced.

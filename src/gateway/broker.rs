@@ -6,6 +6,7 @@
 //! failed is a record of its own; who is allowed, and finds no link, waits for one for [`limits::LINK_PATIENCE`]. Who is
 //! not allowed is refused before any of this, and so learns nothing of who is linked.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -19,23 +20,23 @@ use super::roster::{Link, NoRide, Ride, Standing};
 use crate::audit::{self, Counters, Ending, Entry, Event, Kind};
 use crate::chain::Chain;
 use crate::drain::Ticket;
-use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
+use crate::identity::{AgentName, Credential, Principal, PrincipalId};
 use crate::limits;
 use crate::policy::Decision;
 use crate::policy::grant::Pass;
 use crate::registry::Registry;
 use crate::target::{Target, TargetError};
-use crate::task::apart;
+use crate::task::{apart, reached};
 use crate::tunnel::splice::{self, End, Side};
-use crate::tunnel::ssh::OpenError;
+use crate::tunnel::ssh::{OpenError, Public};
 use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
 
 /// What a door asks for.
 pub(super) struct Request {
     /// Who is asking; the door has made sure of that.
     pub(super) principal: PrincipalId,
-    /// The key it was made sure with, where there is one.
-    pub(super) key: Option<Fingerprint>,
+    /// What it was made sure with, where there is anything.
+    pub(super) credential: Option<Credential>,
     /// Which agent is to serve it.
     pub(super) agent: AgentName,
     /// Where to, or why that could not be read.
@@ -43,7 +44,7 @@ pub(super) struct Request {
     /// The same as it was asked for.
     pub(super) asked: String,
     /// Where the principal connects from.
-    pub(super) client: String,
+    pub(super) client: SocketAddr,
     /// Which kind of door.
     pub(super) door: &'static str,
     /// On whose word the principal rests, where that is not its own key.
@@ -82,26 +83,6 @@ impl Request {
     }
 }
 
-/// What an outsider is told: one of these, and nothing else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Public {
-    /// The policy of either side says no.
-    NotAllowed,
-    /// This gateway goes away; another one may serve.
-    Draining,
-    /// Anything else.
-    NotAvailable,
-}
-
-impl Public {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::NotAllowed => "not allowed",
-            Self::Draining | Self::NotAvailable => "not available",
-        }
-    }
-}
-
 /// How a door answers its client.
 pub(super) trait Answer: Send {
     /// Opens the principal's side; `None` where the client is gone.
@@ -121,8 +102,9 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         agent: Some(request.agent.agent.clone()),
         principal: Some(Principal::Named(request.principal.clone())),
         asserted_by: request.asserted_by.clone(),
-        key: request.key,
-        client: Some(request.client.clone()),
+        key: request.credential.as_ref().map(Credential::key),
+        certificate: request.credential.as_ref().and_then(Credential::certificate).cloned(),
+        client: Some(request.client.to_string()),
         door: Some(request.door),
         target: request.target.as_ref().map_or_else(|_| request.asked.clone(), ToString::to_string),
         ..audit::Opening::default()
@@ -137,7 +119,8 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
             Err(denied("organisation_not_served", detail, Public::NotAllowed))
         }
         (Ok(target), None) => {
-            match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
+            let (snapshot, from) = (gateway.registry.current(), request.client.ip());
+            match snapshot.decide(&request.principal, &request.agent, target, from, Timestamp::now()) {
                 Decision::Allow(pass) => {
                     match gateway.quotas.forward(&gateway.limits(), &request.agent.organisation, &request.principal) {
                         Ok(counted) => Ok((pass, target, counted)),
@@ -274,22 +257,24 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
 
 async fn no_longer_registered(gateway: &Gateway, request: &Request, target: &Target) {
     let mut changed = gateway.registry.changed();
+    let from = request.client.ip();
+    let expires = request.credential.as_ref().and_then(Credential::expires);
     loop {
         let now = Timestamp::now();
         let snapshot = gateway.registry.current();
-        let key_holds = match &request.key {
-            Some(key) => {
-                snapshot.admits(&request.agent, key, now).is_ok_and(|principal| principal == request.principal)
-            }
-            None => true,
-        };
-        let decision = snapshot.decide(&request.principal, &request.agent, target, now);
+        let key_holds = request.credential.as_ref().is_none_or(|credential| {
+            snapshot.admits_credential(&request.agent, credential, from, now).as_ref() == Ok(&request.principal)
+        });
+        let decision = snapshot.decide(&request.principal, &request.agent, target, from, now);
         if !key_holds || matches!(decision, Decision::Deny(_)) {
             return;
         }
-        if changed.changed().await.is_err() {
-            // The registry is going away with the gateway, which ends the forward itself.
-            return std::future::pending().await;
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() {
+                // The registry is going away with the gateway, which ends the forward itself.
+                return std::future::pending().await;
+            },
+            () = reached(expires, limits::CERTIFICATE_LOOK) => {}
         }
     }
 }
@@ -305,7 +290,7 @@ async fn reach(
     let begun = time::Instant::now();
     let deadline = begun + limits::OPENING_TIMEOUT;
     let originator =
-        Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
+        Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.to_string() };
     let mut tried = Vec::new();
     let mut last = None;
     while let Some(ride) = next(gateway, request, &tried, begun + limits::LINK_PATIENCE).await {

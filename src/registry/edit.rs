@@ -231,6 +231,9 @@ impl Editor {
         let (kind, name) = match role {
             Role::Agent(id) => ("agents", id.as_str()),
             Role::Principal(id) => ("principals", id.as_str()),
+            Role::Authority => {
+                return Err(EditError::Unfit("a user CA is registered by hand, with what it may certify"));
+            }
         };
         let members = self.dir.join("organisations").join(organisation.as_str()).join(kind);
         let folder = members.join(name);
@@ -283,7 +286,8 @@ impl Editor {
             self.write_revoked(&key)?;
         }
         let others = self.snapshot.organisations().get(&key.organisation).into_iter().flat_map(|held| held.keys());
-        let last = !others.into_iter().any(|(role, other)| role == key.role && other.counts(now));
+        let member = key.role != Role::Authority;
+        let last = member && !others.into_iter().any(|(role, other)| role == key.role && other.counts(now));
         Ok(Revoked { key, before, last })
     }
 
@@ -318,6 +322,7 @@ impl Editor {
         self.snapshot.organisations().get(organisation).is_some_and(|held| match role {
             Role::Agent(id) => held.agents.contains_key(id),
             Role::Principal(id) => held.principals.contains_key(id),
+            Role::Authority => !held.authorities.is_empty(),
         })
     }
 
@@ -443,8 +448,8 @@ fn with_revoked(path: &Path, text: &str) -> Option<String> {
     let read = |text: &str| {
         let document = Document::parse(path, text).ok()?;
         let line = document.root().optional("revoked").and_then(|item| item.place().fault("").line);
-        let about = AboutKey::read(&document);
-        document.finish(about).ok().map(|about| (about, line))
+        // Of a CA more is said there, which is left as it stands.
+        AboutKey::read(&document).map(|about| (about, line))
     };
     let (about, line) = read(text)?;
     let new = match line {

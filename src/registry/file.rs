@@ -1,11 +1,16 @@
 //! The registry in folders: public keys as files, and TOML beside them for what is not a key.
 //!
 //! ```text
+//! organisations/acme.toml                             optional: accept_from, for all principals and agents of it
 //! organisations/acme/agents/prod-eu/2026-11.pub       an OpenSSH or PEM public key (.pub or .pem)
 //! organisations/acme/agents/prod-eu/2026-11.toml      optional: not_before, expires, revoked, comment of that key
-//! organisations/acme/agents/prod-eu.toml              optional: description
+//! organisations/acme/agents/prod-eu.toml              optional: description, accept_from
 //! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
-//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires
+//! organisations/acme/user-ca/vault.pub                 a CA that certifies principals
+//! organisations/acme/user-ca/vault.toml                required: principals; optional: as beside a key, and revoked_serials,
+//!                                                     revoked_key_ids
+//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, not_before, expires,
+//!                                                     accept_from
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
@@ -31,15 +36,17 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
+use super::{Agent, Authority, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
 use crate::chain::Chain;
-use crate::document::{Document, Faults, Item, read_text};
+use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, OrganisationId, PublicKey};
 use crate::limits::{
     EXPOSED_SHOWN, FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE,
     REGISTRY_SETTLE_MAX,
 };
+use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
+use crate::policy::window::Window;
 use crate::reload::sources::Stamp;
 use crate::task::Tasks;
 
@@ -64,9 +71,8 @@ pub(super) fn load_with_files(dir: &Path) -> Result<(Snapshot, KeyFiles), Faults
         match entry {
             Entry { name, path, folder: true } if name == "organisations" => {
                 found = true;
-                for entry in reader.list(&path) {
-                    if let Some((id, path)) = reader.folder_named(entry) {
-                        let (organisation, held) = reader.organisation(&path);
+                for (id, member) in reader.members(&path) {
+                    if let Some((organisation, held)) = reader.organisation(&member) {
                         files.insert(OrganisationId::clone(&id), held);
                         organisations.insert(id, organisation);
                     }
@@ -423,6 +429,11 @@ impl AboutKey {
         let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
         Some(Self { not_before, expires, revoked, comment })
     }
+
+    fn of(self, key: PublicKey) -> RegisteredKey {
+        let Self { not_before, expires, revoked, comment } = self;
+        RegisteredKey { key, not_before, expires, revoked, comment }
+    }
 }
 
 /// Reads the folders, and goes on after a fault.
@@ -439,7 +450,7 @@ struct Entry {
     folder: bool,
 }
 
-/// An agent or principal as it lies there.
+/// An organisation, agent or principal as it lies there.
 #[derive(Default)]
 struct Member {
     /// The TOML beside the folder.
@@ -448,8 +459,15 @@ struct Member {
 }
 
 impl Reader {
-    fn organisation(&mut self, dir: &Path) -> (Organisation, HashMap<Fingerprint, PathBuf>) {
-        let mut organisation = Organisation::default();
+    fn organisation(&mut self, member: &Member) -> Option<(Organisation, HashMap<Fingerprint, PathBuf>)> {
+        let about = member.about.as_deref();
+        let Some(dir) = &member.folder else {
+            // One letter too many in its name, and what it narrows would stay wide open.
+            about.inspect(|file| self.fault(file, "no folder of this name beside it: this is said of no organisation"));
+            return None;
+        };
+        let accept_from = about.and_then(|file| self.document(file, |document| accept_from(&document.root())));
+        let mut organisation = Organisation { accept_from: accept_from.flatten(), ..Organisation::default() };
         // A key has one holder within an organisation; in another it may have another.
         let mut holders = HashMap::new();
         for entry in self.list(dir) {
@@ -466,20 +484,23 @@ impl Reader {
                         organisation.principals.insert(id, record);
                     }
                 }
-                _ => self.unexpected(&entry, "only the folders agents and principals are accepted here"),
+                ("user-ca", true) => organisation.authorities = self.authorities(&entry.path, &mut holders),
+                _ => self.unexpected(&entry, "only the folders agents, principals and user-ca are accepted here"),
             }
         }
-        (organisation, holders)
+        Some((organisation, holders))
     }
 
     fn agent(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Agent {
-        let description = member.about.as_deref().and_then(|file| {
+        let about = member.about.as_deref().and_then(|file| {
             self.document(file, |document| {
-                let description = document.root().optional("description").and_then(|item| item.string());
-                Some(description.map(str::to_owned))
+                let root = document.root();
+                let description = root.optional("description").and_then(|item| item.string());
+                Some((description.map(str::to_owned), accept_from(&root)?))
             })
         });
-        Agent { description: description.flatten(), keys: self.keys(member, holders) }
+        let (description, accept_from) = about.unwrap_or_default();
+        Agent { description, accept_from, keys: self.keys(member, holders) }
     }
 
     fn principal(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> PrincipalRecord {
@@ -488,8 +509,15 @@ impl Reader {
                 let root = document.root();
                 let agents = root.required("agents").map(|item| read_all(&item));
                 let targets = root.optional("targets").map(|item| read_all(&item));
-                let expires = root.optional("expires").and_then(|item| item.timestamp());
-                Some((Grant { agents: agents?, targets }, expires))
+                let window = Window {
+                    not_before: root.optional("not_before").and_then(|item| item.timestamp()),
+                    expires: root.optional("expires").and_then(|item| item.timestamp()),
+                };
+                if let Err(error) = window.check() {
+                    root.fault("expires", error.to_string());
+                }
+                let accept_from = accept_from(&root);
+                Some((Grant { agents: agents?, targets }, window, accept_from?))
             }),
             (None, Some(folder)) => {
                 let mut file = folder.clone().into_os_string();
@@ -499,14 +527,50 @@ impl Reader {
             }
             (None, None) => None,
         };
-        let (grant, expires) = about.unwrap_or_default();
-        PrincipalRecord { grant, expires, keys: self.keys(member, holders) }
+        let (grant, window, accept_from) = about.unwrap_or_default();
+        let Window { not_before, expires } = window;
+        PrincipalRecord { grant, not_before, expires, accept_from, keys: self.keys(member, holders) }
     }
 
     fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
+        let Some(folder) = &member.folder else { return Vec::new() };
+        let mut registered = Vec::new();
+        for (path, about) in self.pairs(folder) {
+            let Some(key) = self.claim(&path, holders) else { continue };
+            let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
+            registered.push(about.of(key));
+        }
+        registered
+    }
+
+    /// The CAs of an organisation.
+    fn authorities(&mut self, folder: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<Authority> {
+        let mut authorities = Vec::new();
+        for (path, about) in self.pairs(folder) {
+            let Some(key) = self.claim(&path, holders) else { continue };
+            let Some(file) = about else {
+                let missing = "nothing beside it says which principals this CA may certify (principals = [\"…\"] in a .toml of the \
+                               same name)";
+                self.fault(&path, missing);
+                continue;
+            };
+            let read = self.document(&file, |document| {
+                let about = AboutKey::read(document);
+                let root = document.root();
+                let principals = root.required("principals").and_then(|item| item.list(Item::parse));
+                let revocations = root.revocations();
+                Some((about?, principals?, revocations?))
+            });
+            let Some((about, principals, revocations)) = read else { continue };
+            authorities.push(Authority { registered: about.of(key), principals, revocations });
+        }
+        authorities
+    }
+
+    /// The keys of a folder, each with the TOML beside it.
+    fn pairs(&mut self, folder: &Path) -> Vec<(PathBuf, Option<PathBuf>)> {
         let mut keys = BTreeMap::new();
         let mut abouts = BTreeMap::new();
-        let Some(folder) = &member.folder else { return Vec::new() };
         for entry in self.list(folder) {
             match entry.name.rsplit_once('.') {
                 Some((stem, "pub" | "pem")) if !entry.folder => {
@@ -520,25 +584,24 @@ impl Reader {
                 _ => self.unexpected(&entry, "accepted here are public keys (.pub, .pem) and a .toml of the same name"),
             }
         }
-        let mut registered = Vec::new();
-        for (stem, path) in keys {
-            let about = abouts.remove(&stem);
-            let Some(key) = self.key(&path) else { continue };
-            if let Some(first) = holders.insert(key.fingerprint(), path.clone()) {
-                let problem = format!(
-                    "this key is registered in this organisation already, in {}: a key has one holder",
-                    first.display()
-                );
-                self.fault(&path, problem);
-            }
-            let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
-            let AboutKey { not_before, expires, revoked, comment } = about;
-            registered.push(RegisteredKey { key, not_before, expires, revoked, comment });
-        }
+        let pairs: Vec<_> = keys.into_iter().map(|(stem, path)| (path, abouts.remove(&stem))).collect();
         for path in abouts.values() {
             self.fault(path, "no key of this name beside it (.pub or .pem)");
         }
-        registered
+        pairs
+    }
+
+    /// Reads a key, which has one holder in its organisation.
+    fn claim(&mut self, path: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Option<PublicKey> {
+        let key = self.key(path)?;
+        if let Some(first) = holders.insert(key.fingerprint(), path.to_owned()) {
+            let problem = format!(
+                "this key is registered in this organisation already, in {}: a key has one holder",
+                first.display()
+            );
+            self.fault(path, problem);
+        }
+        Some(key)
     }
 
     fn key(&mut self, path: &Path) -> Option<PublicKey> {
@@ -561,7 +624,7 @@ impl Reader {
         self.document(file, AboutKey::read)
     }
 
-    /// The agents or principals of a folder: `ID/`, `ID.toml`, or both.
+    /// The organisations, agents or principals of a folder: `ID/`, `ID.toml`, or both.
     fn members<T: FromStr<Err: std::error::Error + 'static> + Ord>(&mut self, dir: &Path) -> BTreeMap<T, Member> {
         let mut members: BTreeMap<T, Member> = BTreeMap::new();
         for entry in self.list(dir) {
@@ -580,20 +643,6 @@ impl Reader {
             }
         }
         members
-    }
-
-    fn folder_named<T: FromStr<Err: std::error::Error + 'static>>(&mut self, entry: Entry) -> Option<(T, PathBuf)> {
-        if !entry.folder {
-            self.unexpected(&entry, "only folders are accepted here");
-            return None;
-        }
-        match entry.name.parse() {
-            Ok(id) => Some((id, entry.path)),
-            Err(error) => {
-                self.fault(&entry.path, Chain(&error).to_string());
-                None
-            }
-        }
     }
 
     /// What lies in a folder, sorted by name.
@@ -643,6 +692,14 @@ impl Reader {
 
     fn fault(&mut self, path: &Path, problem: impl Into<String>) {
         self.faults.append(Faults::file(path, problem));
+    }
+}
+
+/// Where somebody is accepted from: `Some(None)` where nothing is said of it, `None` where it is wrong. An empty list is.
+fn accept_from(table: &Table<'_>) -> Option<Option<Networks>> {
+    match table.optional("accept_from") {
+        Some(item) => item.list(Item::parse::<Network>).and_then(Networks::new).map(Some),
+        None => Some(None),
     }
 }
 

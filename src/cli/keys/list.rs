@@ -63,6 +63,9 @@ fn object(listed: &Listed, now: Timestamp) -> serde_json::Value {
     let (role, name) = match &listed.role {
         crate::registry::Role::Agent(id) => ("agent", id.as_str()),
         crate::registry::Role::Principal(id) => ("principal", id.as_str()),
+        crate::registry::Role::Authority => {
+            ("user-ca", listed.file.file_stem().and_then(|name| name.to_str()).unwrap_or(""))
+        }
     };
     json!({
         "organisation": listed.organisation.as_str(),

@@ -15,10 +15,11 @@ use tracing::{debug, warn};
 
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
-use crate::gateway::broker::{self, Admission, Answer, Public, Request};
+use crate::gateway::broker::{self, Admission, Answer, Request};
 use crate::gateway::{Gateway, Local};
 use crate::limits;
 use crate::tunnel::splice::Side;
+use crate::tunnel::ssh::Public;
 
 /// A socket that no thread has been told of yet.
 struct Socket(std::net::TcpStream);
@@ -93,11 +94,11 @@ pub(in crate::gateway) async fn accept(
         };
         let request = Request {
             principal: door.principal.clone(),
-            key: None,
+            credential: None,
             agent: door.agent.clone(),
             target: Ok(door.target.clone()),
             asked: door.target.to_string(),
-            client: client.to_string(),
+            client,
             door: "local",
             asserted_by: Some(format!("local {}", door.listen)),
             over: None,
