@@ -48,7 +48,7 @@ use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, Priva
 use crate::limits;
 use crate::network::Networks;
 use crate::registry::Registry;
-use crate::registry::file::{Files, Reload};
+use crate::registry::file::{Files, Reload, writable_by_others};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
@@ -297,6 +297,9 @@ pub async fn run(
 ) -> Result<Outcome, RunError> {
     let registry = Files::open(config.registry.clone())
         .map_err(|source| RunError::Registry { path: config.registry.clone(), source })?;
+    for path in writable_by_others(&config.registry) {
+        warn!("others than its owner may write {}, and so say who gets in: run `chmod o-w` on it", path.display());
+    }
     // With listeners that it shares, this process is meant to take the place of another.
     let successor = !inherited.is_empty();
     let mut listeners = Vec::new();

@@ -535,6 +535,12 @@ pub const EXPIRIES_LOOKED_AT: Duration = Duration::from_secs(3600);
 /// makes more. A gateway that goes on talks to nobody.
 pub const KEY_NOTICES_PER_LINK: usize = 16;
 
+/// How often `caponier keys rotate` asks a gateway whether an agent has come with its new key.
+pub const ROTATION_POLL: Duration = Duration::from_millis(500);
+
+/// Files of a registry that others may write and that are named one by one: more are as bad.
+pub const EXPOSED_SHOWN: usize = 5;
+
 /// How often the configuration file and the files that it names are looked at.
 pub const CONFIG_POLL: Duration = Duration::from_secs(1);
 
