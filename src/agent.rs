@@ -45,6 +45,7 @@ use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey,
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
+use crate::policy::window::Window;
 use crate::reload::{Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::task::{Crew, CrewError, Load, Tasks};
@@ -130,6 +131,8 @@ pub struct Orchestrator {
     pub key: PublicKey,
     /// The principals that it may speak for; without them it is its own principal.
     pub asserts: Option<Vec<PrincipalPattern>>,
+    /// When it may.
+    pub window: Window,
 }
 
 /// Why an agent could not run.

@@ -1,13 +1,15 @@
 //! Who is who: identifiers, keys and fingerprints.
 //!
 //! Promised: an identifier that exists is well formed, so that no other module ever checks one, and none can break out
-//! of a path, a log line or a wire format. Keys are in [`key`].
+//! of a path, a log line or a wire format. Keys are in [`key`], what CAs say of them in [`certificate`].
 
+pub mod certificate;
 pub mod key;
 
 use std::fmt;
 use std::str::FromStr;
 
+pub use certificate::{Certificate, CertificateError, Credential};
 pub use key::{Algorithm, KeyError, PrivateKey, PublicKey};
 
 /// Why a text is no identifier.

@@ -48,6 +48,23 @@ pub const GATEWAY_WORKERS: usize = 2;
 /// Logins refused on one connection before it is closed; an ssh-agent with a dozen keys still gets to the right one.
 pub const LOGIN_ATTEMPTS: usize = 16;
 
+/// Keys that one connection may ask about without an attempt being counted, because they were acknowledged: where
+/// certificates are accepted that is every key, and the answer costs a signature's verification. An ssh-agent holds fewer.
+pub const LOGIN_PROBES: usize = 64;
+
+/// Longest OpenSSH certificate: with the largest keys accepted and a hundred principals it is half of this.
+pub const CERTIFICATE_MAX: usize = 16 * 1024;
+
+/// Longest key id of a certificate, so that it is told whole in the trail.
+pub const CERTIFICATE_KEY_ID_MAX: usize = 256;
+
+/// Most principals of a certificate, and most options: as many as OpenSSH reads.
+pub const CERTIFICATE_NAMES_MAX: usize = 256;
+
+/// What rests on a certificate looks at the clock at least this often: a timer for its end does not notice that the clock was
+/// set meanwhile.
+pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
+
 /// What a refused login waits: constant, so that a refusal does not tell by its time what was wrong.
 pub const LOGIN_REFUSAL_DELAY: Duration = Duration::from_millis(50);
 

@@ -13,6 +13,7 @@
 pub mod grant;
 pub mod guard;
 pub mod rule;
+pub mod window;
 
 use std::fmt;
 
@@ -72,6 +73,10 @@ pub enum Reason {
     Port,
     /// Agent: a rule names the host or address and the port, but not the principal.
     Principal,
+    /// A rule fits the request, or at the gateway the principal is registered, but not yet.
+    NotYetValid,
+    /// Agent: a rule fits the request, but no longer.
+    Expired,
     /// Agent: a rule fits the request, but the name has no address.
     NoAddress,
     /// Agent: a rule fits the request, but none of the name's addresses lies in its `within`.
@@ -94,6 +99,8 @@ impl Reason {
             Self::NoRule => "no_rule",
             Self::Port => "port",
             Self::Principal => "principal",
+            Self::NotYetValid => "not_yet_valid",
+            Self::Expired => "expired",
             Self::NoAddress => "no_address",
             Self::OutsideWithin => "outside_within",
             Self::ReservedAddress => "reserved_address",

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -304,7 +305,7 @@ impl GuestLogin {
             self.refuse("malformed_user", Some(key), None);
             return None;
         };
-        match self.agent.state.current().admits(&organisation, &key) {
+        match self.agent.state.current().admits(&organisation, &key, Timestamp::now()) {
             Ok(()) => Some((organisation, key)),
             Err(reason) => {
                 self.refuse(reason, Some(key), Some(organisation));

@@ -4,8 +4,10 @@
 //! later one, by where it leads already: nothing is looked up again.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
+
+use jiff::Timestamp;
 
 use super::{Config, Limits, Listen, Orchestrator};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
@@ -80,24 +82,35 @@ impl State {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
     }
 
-    /// What holds for whoever logged in for an organisation with a key, if that still may.
+    /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.
+    ///
+    /// # Errors
+    /// If it may not, with the word that the audit uses.
     pub(super) fn orchestrator(
         &self,
         organisation: &OrganisationId,
         key: &Fingerprint,
-    ) -> Option<(&Served, &Orchestrator)> {
-        let served = self.organisations.get(organisation)?;
-        Some((served, served.orchestrators.get(key)?))
+        now: Timestamp,
+    ) -> Result<(&Served, &Orchestrator), &'static str> {
+        let served = self.organisations.get(organisation).ok_or("unknown_key")?;
+        let orchestrator = served.orchestrators.get(key).ok_or("unknown_key")?;
+        orchestrator.window.at(now).map_err(|closed| closed.reason().as_str())?;
+        Ok((served, orchestrator))
     }
 
-    /// Whether this key may log in for this organisation; if not, the word that the audit uses.
-    pub(super) fn admits(&self, organisation: &OrganisationId, key: &Fingerprint) -> Result<(), &'static str> {
+    /// Whether a key may log in for an organisation that it names itself; if not, the word that the audit uses.
+    pub(super) fn admits(
+        &self,
+        organisation: &OrganisationId,
+        key: &Fingerprint,
+        now: Timestamp,
+    ) -> Result<(), &'static str> {
         let Some(served) = self.organisations.get(organisation) else { return Err("unknown_organisation") };
-        if served.orchestrators.contains_key(key) {
-            return Ok(());
+        let elsewhere = || self.organisations.values().any(|served| served.orchestrators.contains_key(key));
+        if !served.orchestrators.contains_key(key) && elsewhere() {
+            return Err("other_organisation");
         }
-        let elsewhere = self.organisations.values().any(|served| served.orchestrators.contains_key(key));
-        Err(if elsewhere { "other_organisation" } else { "unknown_key" })
+        self.orchestrator(organisation, key, now).map(|_| ())
     }
 
     /// Whether a link that was made under `other` is made as one would be now, so that it need not be replaced.
@@ -110,11 +123,11 @@ impl State {
         self.same_identity(other) && self.proxy == other.proxy
     }
 
-    /// Whether a forward that was permitted to `addresses` would be still.
-    pub(super) fn allows(&self, case: &Case<'_>, addresses: &[IpAddr], guard: &Guard) -> bool {
-        self.orchestrator(case.organisation, case.key).is_some_and(|(served, orchestrator)| {
+    /// Whether a forward that was permitted to `addresses` would be still, at the time `now`.
+    pub(super) fn allows(&self, case: &Case<'_>, addresses: &[SocketAddr], guard: &Guard, now: Timestamp) -> bool {
+        self.orchestrator(case.organisation, case.key, now).is_ok_and(|(served, orchestrator)| {
             speaker(orchestrator, case.key, case.claimed).as_ref() == Ok(case.principal)
-                && served.allow.reconsider(case.principal, case.target, addresses, guard).is_ok()
+                && served.allow.reconsider(case.principal, case.target, addresses, guard, now).is_ok()
         })
     }
 }
@@ -169,7 +182,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
         };
         changes.compare(format_args!("gateway {id} "), &gateways(before), &gateways(after));
         let orchestrators = |organisation: &super::Organisation| -> BTreeMap<_, _> {
-            organisation.orchestrators.iter().map(|one| (one.key.fingerprint(), one.asserts.clone())).collect()
+            organisation.orchestrators.iter().map(|one| (one.key.fingerprint(), one.clone())).collect()
         };
         changes.compare(format_args!("orchestrator {id} "), &orchestrators(before), &orchestrators(after));
         let rules = |organisation: &super::Organisation| -> BTreeMap<_, _> {
@@ -216,6 +229,7 @@ mod tests {
     use crate::audit::Sink;
     use crate::identity::{Algorithm, PublicKey};
     use crate::policy::rule::{PrincipalPattern, Reach, Rule};
+    use crate::policy::window::Window;
 
     fn key() -> PublicKey {
         PrivateKey::generate(Algorithm::Ed25519).public()
@@ -223,12 +237,13 @@ mod tests {
 
     fn orchestrator(key: &PublicKey, asserts: Option<&[&str]>) -> Orchestrator {
         let pattern = |text: &&str| text.parse::<PrincipalPattern>().expect("a pattern");
-        Orchestrator { key: key.clone(), asserts: asserts.map(|asserts| asserts.iter().map(pattern).collect()) }
+        let asserts = asserts.map(|asserts| asserts.iter().map(pattern).collect());
+        Orchestrator { key: key.clone(), asserts, window: Window::default() }
     }
 
     fn rule(name: &str, network: &str) -> Rule {
         let reach = Reach::Addresses(vec![network.parse().expect(network)]);
-        Rule { name: name.to_owned(), reach, ports: vec![5432], principals: None }
+        Rule { name: name.to_owned(), reach, ports: vec![5432], principals: None, window: Window::default() }
     }
 
     fn organisation(id: &str, gateways: &[&str], orchestrators: &[Orchestrator], rules: &[Rule]) -> Organisation {
@@ -328,7 +343,8 @@ mod tests {
             target: &target,
         };
         let allows = |state: &State| {
-            state.allows(&case, &["10.0.0.1".parse().expect("an address")], &Guard::new(state.ways_out.clone(), []))
+            let guard = Guard::new(state.ways_out.clone(), []);
+            state.allows(&case, &["10.0.0.1:5432".parse().expect("an address")], &guard, Timestamp::now())
         };
         assert!(allows(&with(&[asserting(Some(&["ci-*"]))], &[db()])));
         assert!(allows(&with(
@@ -355,7 +371,10 @@ mod tests {
         // A key that was its own principal is not, once it speaks for others.
         let own = Principal::Key(key);
         let case = Case { claimed: None, principal: &own, ..case };
-        let allows = |state: &State| state.allows(&case, &["10.0.0.1".parse().expect("an address")], &Guard::default());
+        let allows = |state: &State| {
+            let address = "10.0.0.1:5432".parse().expect("an address");
+            state.allows(&case, &[address], &Guard::default(), Timestamp::now())
+        };
         assert!(allows(&with(&[asserting(None)], &[db()])));
         assert!(!allows(&with(&[asserting(Some(&["*"]))], &[db()])));
     }

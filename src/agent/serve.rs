@@ -4,11 +4,12 @@
 //! splice → record the end. The permit that the decision yields is what the dial consumes.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::BytesMut;
+use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,7 +25,7 @@ use crate::drain::{Count, Departure, Ticket};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::Decision;
-use crate::policy::rule::Permit;
+use crate::policy::rule::{Lookup, Permit};
 use crate::resolve;
 use crate::target::{Host, Target};
 use crate::task::apart;
@@ -250,10 +251,10 @@ impl OrchestratorLogin {
     fn knows(&self, user: &str, key: &PublicKey) -> bool {
         let key = key.fingerprint();
         let reason = if user == self.post.name.organisation.as_str() {
-            if self.agent.state.current().orchestrator(&self.post.name.organisation, &key).is_some() {
-                return true;
+            match self.agent.state.current().orchestrator(&self.post.name.organisation, &key, Timestamp::now()) {
+                Ok(_) => return true,
+                Err(reason) => reason,
             }
-            "unknown_key"
         } else {
             "other_organisation"
         };
@@ -426,7 +427,7 @@ impl Session {
     /// Whether the configuration still has what the session came by, and the key that it was logged in with.
     fn stands(&self, state: &State) -> bool {
         self.guest.as_ref().is_none_or(|guest| state.listens_to(guest.client.ip()))
-            && state.orchestrator(&self.organisation, &self.orchestrator).is_some()
+            && state.orchestrator(&self.organisation, &self.orchestrator, Timestamp::now()).is_ok()
     }
 
     /// Waits until the configuration no longer has the way that the session came by, or the key that it was logged in with.
@@ -438,12 +439,19 @@ impl Session {
     }
 
     /// Whether a forward that was permitted to `addresses` would be still, in this session.
-    fn allows(&self, state: &State, case: &Case<'_>, addresses: &[IpAddr]) -> bool {
-        !self.dismissed.is_cancelled() && self.stands(state) && state.allows(case, addresses, &self.agent.guard(state))
+    fn allows(&self, state: &State, case: &Case<'_>, addresses: &[SocketAddr]) -> bool {
+        !self.dismissed.is_cancelled()
+            && self.stands(state)
+            && state.allows(case, addresses, &self.agent.guard(state), Timestamp::now())
     }
 
     /// Waits until a state that `changes` has not seen yet no longer allows what was permitted.
-    async fn no_longer_allows(&self, mut changes: watch::Receiver<Arc<State>>, case: &Case<'_>, addresses: &[IpAddr]) {
+    async fn no_longer_allows(
+        &self,
+        mut changes: watch::Receiver<Arc<State>>,
+        case: &Case<'_>,
+        addresses: &[SocketAddr],
+    ) {
         loop {
             tokio::select! {
                 () = self.dismissed.cancelled() => return,
@@ -545,6 +553,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let key = session.orchestrator;
     // Decided on the state that holds now, and from then on again on each that this has not seen.
     let (state, changes) = agent.state.follow();
+    let now = Timestamp::now();
     let originator = Originator::parse(&opening.originator);
     let mut record = crate::audit::Opening {
         forward: ForwardId::random().to_string(),
@@ -577,8 +586,12 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
             return refusal.deny(RefusalCode::Malformed, "malformed_originator", &claimed).await;
         }
     };
-    let Some((served, orchestrator)) = state.orchestrator(&session.organisation, &key) else {
-        return refusal.deny(RefusalCode::Denied, "revoked", "the configuration no longer has the link's key").await;
+    let (served, orchestrator) = match state.orchestrator(&session.organisation, &key, now) {
+        Ok(served) => served,
+        Err(reason) => {
+            let detail = format!("the configuration no longer lets the session's key log in: {reason}");
+            return refusal.deny(RefusalCode::Denied, "revoked", &detail).await;
+        }
     };
     let principal = match live::speaker(orchestrator, &key, claimed) {
         Ok(principal) => principal,
@@ -606,29 +619,34 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
 
     let guard = agent.guard(&state);
     let allow = &served.allow;
-    if let Err(denial) = allow.consider(&principal, &target, &guard) {
-        return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
-    }
+    let lookup = match allow.consider(&principal, &target, &guard, now) {
+        Ok(lookup) => lookup,
+        Err(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+    };
     let deadline = Instant::now() + limits::OPEN_TIMEOUT;
-    let resolved: Vec<IpAddr> = match &target.host {
-        Host::Address(address) => vec![*address],
-        Host::Name(name) => match resolve::lookup(name).await {
-            Ok(addresses) => addresses,
+    let resolved: Vec<SocketAddr> = match (lookup, &target.host) {
+        (Lookup::Address(address), _) => vec![address],
+        (Lookup::Addresses, Host::Name(name)) => match resolve::lookup(name).await {
+            Ok(addresses) => addresses.into_iter().map(|address| SocketAddr::new(address, target.port)).collect(),
             Err(error) => {
                 let detail = Chain(&error).to_string();
                 return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
             }
         },
+        (Lookup::Addresses | Lookup::Service, _) => {
+            let detail = "services cannot be looked up".to_owned();
+            return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
+        }
     };
-    refusal.record.resolved.clone_from(&resolved);
-    let permit = match allow.decide(&principal, &target, &resolved, &guard) {
+    refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
+    let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
         Decision::Deny(denial) => {
             return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
         }
     };
     refusal.record.rule = Some(permit.rule().to_owned());
-    refusal.record.refused = permit.refused().to_vec();
+    refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
 
     let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut entry = match agent.trail.open(refusal.record.clone()).await {
@@ -674,7 +692,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let stop = CancellationToken::new();
     let mut cut = None;
     // Of all that were permitted, the one that counts from here on.
-    let addresses = [address.ip()];
+    let addresses = [address];
     let (end, remains) = {
         let splice =
             splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, agent.limits().forward, &stop);
@@ -730,10 +748,8 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
 
 /// Dials the permitted addresses in turn; what was permitted is what is dialled.
 async fn dial(permit: Permit) -> io::Result<(TcpStream, SocketAddr)> {
-    let port = permit.target().port;
     let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for address in permit.addresses() {
-        let address = SocketAddr::new(*address, port);
+    for &address in permit.addresses() {
         match connect::dial(address).await {
             Ok(stream) => return Ok((stream, address)),
             Err(error) => last = error,

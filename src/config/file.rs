@@ -20,6 +20,7 @@ use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
+use crate::policy::window::Window;
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
 use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
@@ -156,7 +157,8 @@ fn agent_organisation(
                 Some(key)
             });
             let asserts = optional(table.optional("asserts"), |item| item.list(asserted));
-            Some(Orchestrator { key: key?, asserts: asserts? })
+            let window = window(table);
+            Some(Orchestrator { key: key?, asserts: asserts?, window: window? })
         })
         .collect();
     let allow = allowlist(table);
@@ -176,6 +178,18 @@ fn asserted(item: &Item<'_>) -> Option<PrincipalPattern> {
         }
         pattern @ PrincipalPattern::Pattern(_) => Some(pattern),
     }
+}
+
+/// When what a table grants holds; always, if it says nothing.
+fn window(table: &Table<'_>) -> Option<Window> {
+    let not_before = optional(table.optional("not_before"), Item::timestamp);
+    let expires = optional(table.optional("expires"), Item::timestamp);
+    let window = Window { not_before: not_before?, expires: expires? };
+    if let Err(error) = window.check() {
+        table.fault("expires", error.to_string());
+        return None;
+    }
+    Some(window)
 }
 
 fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
@@ -244,7 +258,8 @@ fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
     };
     let ports = table.required("ports").and_then(|item| item.list(|item| item.integer(1..=65_535)));
     let principals = optional(table.optional("principals"), |item| item.list(Item::parse::<PrincipalPattern>));
-    Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals? })
+    let window = window(table);
+    Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals?, window: window? })
 }
 
 fn local(

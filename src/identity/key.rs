@@ -8,8 +8,8 @@
 //! What the bytes are decides, not what the PEM label says: tools exist that write PKCS#8 under `RSA PRIVATE KEY` and
 //! SPKI under `RSA PUBLIC KEY`. `text` takes texts apart, `der` tells ASN.1 structures from each other.
 //!
-//! Absent: passphrases (an agent starts unattended; use the file system's or a secret store's protection), certificates
-//! and PuTTY's format.
+//! Absent: passphrases (an agent starts unattended; use the file system's or a secret store's protection), certificates,
+//! which are no keys ([`super::certificate`]), and PuTTY's format.
 
 mod der;
 mod text;
@@ -33,6 +33,20 @@ use self::text::{Block, Contents};
 use super::Fingerprint;
 use crate::limits::FILE_MAX;
 use crate::secret::{self, Secret, random};
+
+/// The wire form of the one OpenSSH certificate that a file holds, still to be decoded.
+pub(super) fn read_certificate(path: &Path) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    open(path).and_then(|file| contents(&file)).and_then(|text| certificate_blob(&text)).map_err(|fault| fault.at(path))
+}
+
+/// As [`read_certificate`], from text.
+pub(super) fn certificate_blob(text: &str) -> Result<Zeroizing<Vec<u8>>, KeyError> {
+    match text::read(text)? {
+        Contents::Line(line) if line.kind.contains("-cert-v01@") => line.blob(),
+        Contents::Line(_) => Err(KeyError::Form("it is a plain key; a CA makes a certificate of it (`ssh-keygen -s`)")),
+        Contents::Block(_) => Err(KeyError::Form("it is PEM, and certificates of SSH are one line")),
+    }
+}
 
 /// What kind of key to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -9,12 +9,14 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
+use jiff::Timestamp;
 
 use super::guard::{Guard, opens};
+use super::window::{NeverOpen, Window};
 use super::{Decision, Denial, Reason, join, list};
 use crate::identity::{Fingerprint, ID_MAX, IdError, Pattern, Principal};
 use crate::target::{Host, Name, Target, normal};
@@ -30,6 +32,8 @@ pub struct Rule {
     pub ports: Vec<u16>,
     /// For whom; everyone of the organisation, if omitted.
     pub principals: Option<Vec<PrincipalPattern>>,
+    /// When.
+    pub window: Window,
 }
 
 /// What a rule reaches: hosts by name, or literal addresses. Never both.
@@ -88,6 +92,9 @@ pub enum RuleError {
     /// A list of principals without any.
     #[error("the list is empty: the rule would never allow anything (leave it out to allow the whole organisation)")]
     Principals,
+    /// A window that never opens.
+    #[error(transparent)]
+    Window(#[from] NeverOpen),
 }
 
 impl RuleError {
@@ -102,6 +109,7 @@ impl RuleError {
             Self::HostBits { key, .. } => key,
             Self::Ports | Self::PortZero => "ports",
             Self::Principals => "principals",
+            Self::Window(_) => "expires",
         }
     }
 }
@@ -135,13 +143,13 @@ impl Rule {
         if self.principals.as_ref().is_some_and(Vec::is_empty) {
             return Err(RuleError::Principals);
         }
-        Ok(())
+        Ok(self.window.check()?)
     }
 
     /// The addresses of the request that this rule permits, or how close it came.
     ///
     /// `addresses` is what is known of them: `None` before the lookup of a name.
-    fn judge(&self, request: &Request<'_>, addresses: Option<&[IpAddr]>) -> Result<Vec<IpAddr>, Denial> {
+    fn judge(&self, request: &Request<'_>, addresses: Option<&[SocketAddr]>) -> Result<Vec<SocketAddr>, Denial> {
         let Request { principal, target, .. } = request;
         self.names(&target.host)?;
         if !self.ports.contains(&target.port) {
@@ -160,6 +168,9 @@ impl Rule {
             let detail =
                 format!("rule {} has {target}, but not for {principal} (it has {})", self.name, list(principals));
             return Err(Denial::new(Reason::Principal, detail));
+        }
+        if let Err(closed) = self.window.at(request.now) {
+            return Err(Denial::new(closed.reason(), format!("rule {} has {target}, but {closed}", self.name)));
         }
         let Some(addresses) = addresses else { return Ok(Vec::new()) };
         let mut permitted = Vec::new();
@@ -209,9 +220,15 @@ impl Rule {
         Err(Denial::new(Reason::NoRule, miss))
     }
 
-    fn admits(&self, address: IpAddr, request: &Request<'_>) -> Result<(), Denial> {
-        if request.guard.holds_address(address, request.target.port) {
+    fn admits(&self, address: SocketAddr, request: &Request<'_>) -> Result<(), Denial> {
+        let port = address.port();
+        let address = address.ip();
+        if request.guard.holds_address(address, port) {
             return Err(own_gateway(request.target, address));
+        }
+        if port != request.target.port {
+            let detail = format!("rule {} has {}, but it leads to port {port}", self.name, request.target);
+            return Err(Denial::new(Reason::Port, detail));
         }
         let mut too_wide = None;
         for network in self.reach.networks().iter().filter(|network| network.contains(&address)) {
@@ -283,6 +300,17 @@ impl fmt::Display for PrincipalPattern {
     }
 }
 
+/// What is to be looked up before a request can be decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lookup {
+    /// Nothing: the target is this literal address.
+    Address(SocketAddr),
+    /// The addresses of the target's name; the port is the target's.
+    Addresses,
+    /// The SRV records of the target's name, and the addresses of the hosts in them; the ports are the records'.
+    Service,
+}
+
 /// The rules of one organisation. The default has none and denies everything.
 #[derive(Debug, Clone, Default)]
 pub struct Allowlist {
@@ -348,7 +376,8 @@ impl Allowlist {
         }
         for (index, rule) in rules.iter().enumerate() {
             let same = |other: &&Rule| {
-                (&other.reach, &other.ports, &other.principals) == (&rule.reach, &rule.ports, &rule.principals)
+                (&other.reach, &other.ports, &other.principals, other.window)
+                    == (&rule.reach, &rule.ports, &rule.principals, rule.window)
             };
             if let Some(first) = rules.iter().take(index).find(same) {
                 return Err(AllowlistError::Same { index, first: first.name.clone(), name: rule.name.clone() });
@@ -363,18 +392,26 @@ impl Allowlist {
         &self.rules
     }
 
-    /// Whether a request has a chance: to be asked before a name is looked up. For a literal address this is the whole
-    /// decision, without the permit.
+    /// Whether a request has a chance, and what is to be looked up for it: to be asked before a name is looked up. For a literal
+    /// address this is the whole decision, without the permit.
     ///
     /// # Errors
     /// The denial, if no address that the name could have would be permitted.
-    pub fn consider(&self, principal: &Principal, target: &Target, guard: &Guard) -> Result<(), Denial> {
-        let request = Request { principal, target, guard };
-        match target.host {
-            Host::Address(address) => self.judge(&request, Some(&[normal(address)])),
-            Host::Name(_) => self.judge(&request, None),
+    pub fn consider(
+        &self,
+        principal: &Principal,
+        target: &Target,
+        guard: &Guard,
+        now: Timestamp,
+    ) -> Result<Lookup, Denial> {
+        let request = Request { principal, target, guard, now };
+        match &target.host {
+            Host::Address(address) => {
+                let address = SocketAddr::new(normal(*address), target.port);
+                self.judge(&request, Some(&[address])).map(|_| Lookup::Address(address))
+            }
+            Host::Name(_) => self.judge(&request, None).map(|_| Lookup::Addresses),
         }
-        .map(drop)
     }
 
     /// Decides on a request whose name has been looked up.
@@ -386,15 +423,16 @@ impl Allowlist {
         &self,
         principal: &Principal,
         target: &Target,
-        resolved: &[IpAddr],
+        resolved: &[SocketAddr],
         guard: &Guard,
+        now: Timestamp,
     ) -> Decision<Permit> {
-        let request = Request { principal, target, guard };
+        let request = Request { principal, target, guard, now };
         let mut addresses = Vec::new();
         match target.host {
-            Host::Address(address) => addresses.push(normal(address)),
+            Host::Address(address) => addresses.push(SocketAddr::new(normal(address), target.port)),
             Host::Name(_) => {
-                for address in resolved.iter().copied().map(normal) {
+                for address in resolved.iter().map(|address| SocketAddr::new(normal(address.ip()), address.port())) {
                     if !addresses.contains(&address) {
                         addresses.push(address);
                     }
@@ -425,13 +463,18 @@ impl Allowlist {
         &self,
         principal: &Principal,
         target: &Target,
-        addresses: &[IpAddr],
+        addresses: &[SocketAddr],
         guard: &Guard,
+        now: Timestamp,
     ) -> Result<(), Denial> {
-        self.decide(principal, target, addresses, guard).into_result().map(drop)
+        self.decide(principal, target, addresses, guard, now).into_result().map(drop)
     }
 
-    fn judge(&self, request: &Request<'_>, addresses: Option<&[IpAddr]>) -> Result<(&Rule, Vec<IpAddr>), Denial> {
+    fn judge(
+        &self,
+        request: &Request<'_>,
+        addresses: Option<&[SocketAddr]>,
+    ) -> Result<(&Rule, Vec<SocketAddr>), Denial> {
         if request.guard.holds(request.target) {
             return Err(own_gateway(request.target, &request.target.host));
         }
@@ -463,8 +506,8 @@ impl Allowlist {
 pub struct Permit {
     target: Target,
     rule: String,
-    addresses: Vec<IpAddr>,
-    refused: Vec<IpAddr>,
+    addresses: Vec<SocketAddr>,
+    refused: Vec<SocketAddr>,
 }
 
 impl Permit {
@@ -482,13 +525,13 @@ impl Permit {
 
     /// The addresses that may be dialled, in the order of the lookup; at least one, each once.
     #[must_use]
-    pub fn addresses(&self) -> &[IpAddr] {
+    pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
     /// The addresses that the name has as well, and that must not be dialled. For the audit.
     #[must_use]
-    pub fn refused(&self) -> &[IpAddr] {
+    pub fn refused(&self) -> &[SocketAddr] {
         &self.refused
     }
 }
@@ -498,6 +541,7 @@ struct Request<'a> {
     principal: &'a Principal,
     target: &'a Target,
     guard: &'a Guard,
+    now: Timestamp,
 }
 
 /// The denial of what came closest to being allowed; where several came equally close, all of their details.

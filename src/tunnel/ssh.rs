@@ -82,6 +82,9 @@ pub enum HandshakeError {
     /// The host key is not accepted.
     #[error("the peer's host key is not one that is accepted for it")]
     HostKey,
+    /// One of our own ends without strict key exchange, or somebody between who has taken it out of the offer.
+    #[error("the peer does not keep to strict key exchange, which all of our ends do: somebody may stand between")]
+    NotStrict,
     /// Anything else.
     #[error("the SSH handshake failed")]
     Ssh(#[source] russh::Error),
@@ -195,6 +198,7 @@ where
     let host_key = Arc::new(Mutex::new(handler::HostKey::Unseen));
     let handler = handler::Client {
         check: options.host_key,
+        strict: matches!(options.flow, Flow::Credit),
         host_key: host_key.clone(),
         failures: failures.clone(),
         report: options.report,
@@ -223,6 +227,7 @@ where
             Ok(Stranger { handle, control, failures, host_key, flow: options.flow, cut })
         }
         (_, handler::HostKey::Refused) => Err(HandshakeError::HostKey),
+        (_, handler::HostKey::NotStrict) => Err(HandshakeError::NotStrict),
         (Err(russh::Error::Disconnect | russh::Error::HUP), _) => Err(HandshakeError::Closed),
         (Err(russh::Error::IO(error)), _) if error.kind() == io::ErrorKind::UnexpectedEof => {
             Err(HandshakeError::Closed)

@@ -15,6 +15,7 @@ use caponier::gateway::{self, Inherited};
 use caponier::identity::{Algorithm, PrivateKey};
 use caponier::limits;
 use caponier::policy::rule::Allowlist;
+use caponier::policy::window::Window;
 use caponier::reload::Reloads;
 use caponier::systemd::Supervisor;
 use caponier::task::Tasks;
@@ -281,11 +282,16 @@ impl Linked {
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
                 gateways: vec![gateway.parse().expect("a url")],
-                orchestrators: vec![agent::Orchestrator { key: login_key.public(), asserts: None }],
+                orchestrators: vec![agent::Orchestrator {
+                    key: login_key.public(),
+                    asserts: None,
+                    window: Window::default(),
+                }],
                 allow: Allowlist::new(Vec::new()).expect("an allowlist"),
             }],
             drain: Duration::ZERO,
             // Most opens are refused without a record, which is quick.
+            listen: None,
             limits: agent::Limits { opens_per_second_per_organisation: 1, ..agent::Limits::default() },
             audit: Sink::File(folder.path().join("trail")),
         };
@@ -349,7 +355,6 @@ async fn a_gateway_that_goes_away_on_every_link_does_not_make_the_agent_spin() {
 
 /// The library keeps some kilobytes of each open for as long as its session lives.
 #[tokio::test]
-#[ignore = "a hundred thousand opens take a minute: to be run by name, with --ignored"]
 async fn a_gateway_that_opens_without_end_on_one_link_is_cut() {
     let agent = Linked::start().await;
     let gateway = Arc::new(agent.link().await);

@@ -85,6 +85,7 @@ async fn nobody_holds_a_gateway_beyond_its_deadline_or_its_second_signal() {
         }
         // Two signals that come before the first was seen are one: whoever is impatient says it again and again.
         while signals == 3 && !site.program(Side::Gateway).has_ended() {
+            assert!(began.elapsed() < SLACK, "the third signal does not end it");
             site.program(Side::Gateway).signal("TERM");
             sleep(Duration::from_millis(50)).await;
         }

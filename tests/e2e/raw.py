@@ -29,6 +29,10 @@ from paramiko.ssh_exception import SSHException
 
 logging.getLogger("paramiko").addHandler(logging.NullHandler())
 
+# OpenSSH's PROTOCOL, section 1.10, as a server offers it. With AES-GCM, whose nonces do not count from the first packet, to
+# offer it is all there is to do: nothing is sent in the first exchange that does not belong there.
+STRICT = "kex-strict-s-v00@openssh.com"
+
 GCM = {"aes128-gcm@openssh.com": 16, "aes256-gcm@openssh.com": 32}
 WINDOW = 2 * 1024 * 1024
 
@@ -122,6 +126,7 @@ class Ssh(paramiko.Transport):
         **{name: {"class": None, "mode": None, "block-size": 16, "key-size": size} for name, size in GCM.items()},
     )
     _preferred_ciphers = tuple(GCM)
+    _kex_info = dict(paramiko.Transport._kex_info, **{STRICT: None})
 
     def __init__(self, sock, identification, first):
         super().__init__(sock)
@@ -306,13 +311,17 @@ class Peer:
             "cipher": self.ssh.remote_cipher,
         }
 
-    def do_server(self, identification, key, admit=True, within=10, certificate=None, disguise=False, **offers):
+    def do_server(
+        self, identification, key, admit=True, within=10, certificate=None, disguise=False, strict=True, **offers
+    ):
         """The key exchange, as its server, and a login; answers once that is there, or will not be."""
         self.start(identification, 80, offers)
         host_key = private_key(key)
         if certificate:
             self.present(host_key, certificate, disguise)
         self.ssh.add_server_key(host_key)
+        if strict:
+            self.ssh._preferred_kex += (STRICT,)
         self.admit = Admit(admit)
         exchanged = threading.Event()
         self.ssh.start_server(exchanged, self.admit)

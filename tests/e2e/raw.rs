@@ -1434,6 +1434,26 @@ async fn an_agents_key_counts_for_its_own_name_alone() {
     .await;
 }
 
+/// What is taken out of the first exchange can go unnoticed without it (CVE-2023-48795).
+#[tokio::test]
+async fn an_agent_without_strict_key_exchange_gets_no_login() {
+    limited(60, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        let from = peer.ask(json!({"do": "connect", "port": world.port})).await["local"].clone();
+        let server = json!({"do": "server", "identification": AGENT_LINE, "key": world.path("agent"), "strict": false});
+        let login = peer.ask(server).await;
+        assert_eq!((&login["logins"], &login["open"]), (&json!([]), &json!(false)), "{login}");
+        let record = world.entry("gateway", |it| it["event"] == "auth.refused" && it["client"] == from).await;
+        let detail = record["detail"].as_str().unwrap_or_default();
+        assert!(record["reason"] == "handshake" && detail.contains("strict key exchange"), "{record}");
+        // The same with it is a link.
+        world.link(&mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn an_agent_that_refuses_the_login_gets_no_other() {
     limited(60, async {

@@ -16,12 +16,14 @@ fn all<T: FromStr<Err: fmt::Debug>>(texts: &[&str]) -> Vec<T> {
 
 fn hosts(name: &str, hosts: &[&str], within: &[&str], ports: &[u16], principals: Option<&[&str]>) -> Rule {
     let reach = Reach::Hosts { hosts: all(hosts), within: all(within) };
-    Rule { name: name.into(), reach, ports: ports.to_vec(), principals: principals.map(all) }
+    let window = Window::default();
+    Rule { name: name.into(), reach, ports: ports.to_vec(), principals: principals.map(all), window }
 }
 
 fn addresses(name: &str, networks: &[&str], ports: &[u16], principals: Option<&[&str]>) -> Rule {
     let reach = Reach::Addresses(all(networks));
-    Rule { name: name.into(), reach, ports: ports.to_vec(), principals: principals.map(all) }
+    let window = Window::default();
+    Rule { name: name.into(), reach, ports: ports.to_vec(), principals: principals.map(all), window }
 }
 
 /// Rules as somebody careful writes them.
@@ -55,12 +57,26 @@ fn guard() -> Guard {
 fn decide(rules: Vec<Rule>, principal: &str, target: &str, resolved: &[&str]) -> Result<Permit, Denial> {
     let principal = principal.parse().expect(principal);
     let target = target.parse().expect(target);
-    Allowlist::new(rules).expect("an allowlist").decide(&principal, &target, &all(resolved), &guard()).into_result()
+    let resolved = found(&target, resolved);
+    Allowlist::new(rules).expect("an allowlist").decide(&principal, &target, &resolved, &guard(), now()).into_result()
 }
 
-fn consider(rules: Vec<Rule>, principal: &str, target: &str) -> Result<(), Denial> {
+fn consider(rules: Vec<Rule>, principal: &str, target: &str) -> Result<Lookup, Denial> {
     let principal = principal.parse().expect(principal);
-    Allowlist::new(rules).expect("an allowlist").consider(&principal, &target.parse().expect(target), &guard())
+    Allowlist::new(rules).expect("an allowlist").consider(&principal, &target.parse().expect(target), &guard(), now())
+}
+
+fn now() -> Timestamp {
+    "2027-01-01T00:00:00Z".parse().expect("a moment")
+}
+
+/// What a lookup gives: addresses with the target's port, unless they come with one.
+fn found(target: &Target, addresses: &[&str]) -> Vec<SocketAddr> {
+    let one = |text: &&str| match text.parse::<IpAddr>() {
+        Ok(address) => SocketAddr::new(address, target.port),
+        Err(_) => text.parse().expect(text),
+    };
+    addresses.iter().map(one).collect()
 }
 
 type Refusal<'a> = (&'a str, &'a str, &'a str, &'a [&'a str], Reason);
@@ -74,7 +90,7 @@ fn refuses(rules: fn() -> Vec<Rule>, (case, principal, target, resolved, reason)
     let late = matches!(reason, Reason::NoAddress | Reason::OutsideWithin | Reason::ReservedAddress)
         || target == "alias.internal:443";
     match consider(rules(), principal, target) {
-        Ok(()) => assert!(by_name && late, "{case}: looked up"),
+        Ok(_) => assert!(by_name && late, "{case}: looked up"),
         Err(considered) => assert_eq!(considered.reason, reason, "{case}: {}", considered.detail),
     }
 }
@@ -136,7 +152,8 @@ fn reconsiders_by_address_and_by_the_newest_rules() {
         let principal = principal.parse().expect(principal);
         let target = target.parse().expect(target);
         let rules = Allowlist::new(rules).expect("an allowlist");
-        rules.reconsider(&principal, &target, &all(&[dialled]), &guard()).map_err(|denial| denial.reason)
+        let dialled = found(&target, &[dialled]);
+        rules.reconsider(&principal, &target, &dialled, &guard(), now()).map_err(|denial| denial.reason)
     };
     let (db, old) = ("orders.db.internal:5432", "10.30.4.7:3306");
     for (case, rules, principal, target, dialled, expected) in [
@@ -304,9 +321,10 @@ fn permits_what_one_rule_allows() {
         consider(careless(), principal, target).expect(case);
         let permit = decide(careless(), principal, target, resolved).expect(case);
         assert_eq!(permit.rule(), rule, "{case}");
-        assert_eq!(permit.addresses(), all::<IpAddr>(permitted), "{case}");
-        assert_eq!(permit.refused(), all::<IpAddr>(refused), "{case}");
-        assert_eq!(permit.target(), &target.parse().expect(target), "{case}");
+        let target = target.parse().expect(target);
+        assert_eq!(permit.addresses(), found(&target, permitted), "{case}");
+        assert_eq!(permit.refused(), found(&target, refused), "{case}");
+        assert_eq!(permit.target(), &target, "{case}");
     }
 }
 
@@ -314,8 +332,9 @@ fn permits_what_one_rule_allows() {
 fn no_rules_allow_nothing() {
     let (principal, target) = ("p".parse().expect("a principal"), "db:1".parse().expect("a target"));
     let none = Allowlist::new(Vec::new()).expect("an allowlist");
-    assert_eq!(none.consider(&principal, &target, &Guard::default()).map_err(|d| d.reason), Err(Reason::NoRule));
-    let decision = none.decide(&principal, &target, &all(&["10.0.0.1"]), &Guard::default()).into_result();
+    assert_eq!(none.consider(&principal, &target, &Guard::default(), now()).map_err(|d| d.reason), Err(Reason::NoRule));
+    let resolved = found(&target, &["10.0.0.1"]);
+    let decision = none.decide(&principal, &target, &resolved, &Guard::default(), now()).into_result();
     let detail = decision.expect_err("denied").detail;
     assert_eq!(detail, "no rule has the host db; the allowlist has no rules");
 }
@@ -331,12 +350,12 @@ fn two_rules_do_not_add_up() {
     let principal = "p".parse().expect("a principal");
     let decide = |port: u16, resolved: &[&str]| {
         let target = Target::from_wire("x.internal", port.into()).expect("a target");
-        list.decide(&principal, &target, &all(resolved), &Guard::default()).into_result()
+        list.decide(&principal, &target, &found(&target, resolved), &Guard::default(), now()).into_result()
     };
     assert_eq!(decide(1, &["10.2.0.1"]).expect_err("denied").reason, Reason::OutsideWithin);
     assert_eq!(decide(2, &["10.1.0.1"]).expect_err("denied").reason, Reason::OutsideWithin);
     let permit = decide(1, &["10.3.0.1", "10.1.0.1"]).expect("permitted");
-    assert_eq!((permit.rule(), permit.addresses()), ("a", &all::<IpAddr>(&["10.1.0.1"])[..]));
+    assert_eq!((permit.rule(), permit.addresses()), ("a", &all(&["10.1.0.1:1"])[..]));
     let permit = decide(1, &["10.3.0.1"]).expect("permitted by the later rule");
     assert_eq!(permit.rule(), "c");
 }
@@ -394,7 +413,8 @@ fn denials_name_the_closest_miss() {
         assert_eq!(decide(careless(), principal, target, resolved).expect_err(target).detail, detail);
     }
     let list = Allowlist::new(vec![hosts("db", &["db.internal"], &["10.20.0.0/16"], &[1], None)]).expect("a list");
-    let denial = list.consider(&"p".parse().expect("p"), &"10.20.0.5:1".parse().expect("a target"), &Guard::default());
+    let denial =
+        list.consider(&"p".parse().expect("p"), &"10.20.0.5:1".parse().expect("a target"), &Guard::default(), now());
     assert_eq!(
         denial.expect_err("denied").detail,
         "no rule has an address network that holds 10.20.0.5; rule db reaches that network by name only: \
@@ -514,6 +534,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         reach,
         ports,
         principals,
+        window: Window::default(),
     })
 }
 
@@ -536,7 +557,7 @@ proptest! {
         mut rules in prop::collection::vec(any_rule(), 0..5),
         principal in any_principal(),
         target in any_target(),
-        resolved in prop::collection::vec(any_address(), 0..5),
+        resolved in prop::collection::vec((any_address(), 1..4_u16), 0..5),
         own in prop::collection::vec((any_address(), 1..4_u16), 0..3),
     ) {
         for (index, rule) in rules.iter_mut().enumerate() {
@@ -544,8 +565,9 @@ proptest! {
         }
         let Ok(list) = Allowlist::new(rules.clone()) else { return Ok(()) };
         let guard = Guard::new([], own.iter().map(|&own| own.into()));
-        let considered = list.consider(&principal, &target, &guard);
-        match list.decide(&principal, &target, &resolved, &guard) {
+        let resolved: Vec<SocketAddr> = resolved.into_iter().map(SocketAddr::from).collect();
+        let considered = list.consider(&principal, &target, &guard, now());
+        match list.decide(&principal, &target, &resolved, &guard, now()) {
             Decision::Allow(permit) => {
                 prop_assert!(considered.is_ok());
                 prop_assert_eq!(permit.target(), &target);
@@ -554,13 +576,16 @@ proptest! {
                 prop_assert!(fits(rule, &principal, &target));
                 for address in permit.addresses() {
                     match target.host {
-                        Host::Address(literal) => prop_assert_eq!(*address, literal),
-                        Host::Name(_) => prop_assert!(resolved.iter().any(|one| normal(*one) == *address)),
+                        Host::Address(literal) => prop_assert_eq!(*address, SocketAddr::new(literal, target.port)),
+                        Host::Name(_) => prop_assert!(
+                            resolved.iter().any(|one| (normal(one.ip()), one.port()) == (address.ip(), target.port))
+                        ),
                     }
                     prop_assert!(!permit.refused().contains(address));
-                    prop_assert!(!own.iter().any(|(one, port)| normal(*one) == *address && *port == target.port));
+                    let address = address.ip();
+                    prop_assert!(!own.iter().any(|(one, port)| normal(*one) == address && *port == target.port));
                     let network = rule.reach.networks().iter().find(|network| {
-                        network.contains(address) && reserved(*address).iter().all(|r| r.range.contains(*network))
+                        network.contains(&address) && reserved(address).iter().all(|r| r.range.contains(*network))
                     });
                     prop_assert!(network.is_some(), "{address} is in none of {rule:?}");
                 }
@@ -570,7 +595,10 @@ proptest! {
                 // An ordinary address that a fitting rule holds is not refused for no reason.
                 let candidates = match target.host {
                     Host::Address(literal) => vec![literal],
-                    Host::Name(_) => resolved.iter().copied().map(normal).collect(),
+                    Host::Name(_) => {
+                        let fitting = resolved.iter().filter(|one| one.port() == target.port);
+                        fitting.map(|one| normal(one.ip())).collect()
+                    }
                 };
                 for address in candidates {
                     let free = reserved(address).is_empty() && !guard.holds_address(address, target.port);

@@ -23,10 +23,15 @@ pub(super) enum HostKey {
     Unseen,
     Refused,
     Accepted(PublicKey),
+    /// It may have been accepted, but the key exchange was not strict.
+    NotStrict,
 }
 
 pub(super) struct Client {
     pub(super) check: HostKeyCheck,
+    /// Whether the peer has to keep to strict key exchange (OpenSSH's PROTOCOL §1.10). The library offers it and does not
+    /// demand it; a stock peer may lack it, and loses nothing by that with the ciphers that are left.
+    pub(super) strict: bool,
     pub(super) host_key: Arc<Mutex<HostKey>>,
     pub(super) failures: Failures,
     pub(super) report: Report,
@@ -68,6 +73,19 @@ impl client::Handler for Client {
         *self.host_key.lock().unwrap_or_else(PoisonError::into_inner) =
             accepted.map_or(HostKey::Refused, HostKey::Accepted);
         Ok(judged)
+    }
+
+    async fn kex_done(
+        &mut self,
+        _secret: Option<&[u8]>,
+        names: &russh::Names,
+        _session: &mut client::Session,
+    ) -> Result<(), Error> {
+        if self.strict && !names.strict_kex() {
+            *self.host_key.lock().unwrap_or_else(PoisonError::into_inner) = HostKey::NotStrict;
+            return Err(Error::Kex);
+        }
+        Ok(())
     }
 
     async fn channel_open_failure(
