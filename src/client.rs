@@ -406,6 +406,7 @@ async fn log_in(
                 pin.holds(key)
             }
         }),
+        host_certificate: None,
         keepalive: limits::LINK_KEEPALIVE,
         flow: if greeted.peer == Peer::Door { Flow::Credit } else { Flow::Stock },
         report: Arc::new(|violation| warn!(?violation, "the server asked for something it never may; refused")),

@@ -12,7 +12,7 @@ mod file;
 mod resources;
 
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::document::{Document, Fault, Faults};
 use crate::{agent, client, gateway, provision};
@@ -65,11 +65,27 @@ pub fn load(path: &Path) -> Result<Loaded, Faults> {
     load_with(path, std::env::vars_os())
 }
 
+/// As [`load`]; and all files that were read for it, or would have been, for whoever follows their changes: the file itself
+/// first, which goes by no key, then others by the keys that name them.
+pub fn load_noting_files(path: &Path) -> (Result<Loaded, Faults>, Vec<(String, PathBuf)>) {
+    let mut files = vec![(String::new(), path.to_owned())];
+    let loaded = load_into(path, std::env::vars_os(), &mut files);
+    (loaded, files)
+}
+
 /// As [`load`], with these variables for an environment.
 ///
 /// # Errors
 /// With every fault in either, if there is one.
 pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Loaded, Faults> {
+    load_into(path, variables, &mut Vec::new())
+}
+
+fn load_into(
+    path: &Path,
+    variables: impl IntoIterator<Item = (OsString, OsString)>,
+    files: &mut Vec<(String, PathBuf)>,
+) -> Result<Loaded, Faults> {
     let mut document = Document::read(path)?;
     // The file alone says what it is: a variable that was meant for another component must not change that.
     let kinds = [("agent", Kind::Agent), ("gateway", Kind::Gateway), ("provision", Kind::Resources)];
@@ -116,10 +132,12 @@ pub fn load_with(path: &Path, variables: impl IntoIterator<Item = (OsString, OsS
     match read {
         Kind::Agent => {
             let config = file::agent(&document.root());
+            files.extend(document.files());
             document.finish(config).map(|(config, log)| Loaded::Agent(Box::new(config), log))
         }
         Kind::Gateway => {
             let config = file::gateway(&document.root());
+            files.extend(document.files());
             document.finish(config).map(|(config, log)| Loaded::Gateway(Box::new(config), log))
         }
         Kind::Resources => {
@@ -436,7 +454,9 @@ mod tests {
             Ok(Loaded::Agent(config, _)) => {
                 assert!(config.organisations[0].gateways.is_empty());
                 let listen = config.listen.expect("a listener");
-                assert_eq!((listen.address.to_string().as_str(), listen.accept_from.len()), ("[::]:22", 1));
+                assert_eq!(listen.address.to_string(), "[::]:22");
+                assert!(listen.accept_from.contain("10.1.2.3".parse().expect("an address")));
+                assert!(!listen.accept_from.contain("11.1.2.3".parse().expect("an address")));
             }
             other => panic!("{other:?}"),
         }
@@ -456,6 +476,41 @@ mod tests {
             (2, "listen = [\"443\"]", 2, "an address with a port is wanted"),
             (2, "listen = [\"localhost:443\"]", 2, "an address with a port is wanted"),
             (2, "listen = [\"[::]:443\",\n\"[::]:443\"]", 3, "is there already, at line 2"),
+            (2, "", 1, "gateway.listen: this key is missing, and there is no [[listener]]"),
+            (17, "principal = \"a\"\n[[listener]]\nuser_ca = true", 18, "listener[0].address: this key is missing"),
+            (17, "principal = \"a\"\n[[listener]]\naddress = \"0.0.0.0:443\"", 19, "is there already, at line 2"),
+            (17, "principal = \"a\"\n[[listener]]\naddress = \"127.0.0.1:15432\"", 14, "is there already, at line 19"),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\naccept_from = []",
+                20,
+                "at least one element",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\naccept_from = [\"10.0.0.1/8\"]",
+                20,
+                "write 10.0.0.0/8",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nproxy_protocol_from = []",
+                20,
+                "at least one element",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nproxy_protocol_from = [\"10.0.0.1\"]",
+                20,
+                "10.0.0.1/32",
+            ),
+            (17, "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nuser_ca = \"yes\"", 20, "true or false"),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\naccept = []",
+                20,
+                "listener[0].accept: unknown key",
+            ),
             (3, "host_key = \"garbage\"", 3, "gateway.host_key: key file"),
             (3, "", 1, "gateway.host_key: this key is missing"),
             (4, "registry = \"absent\"", 4, "no folder"),
@@ -752,12 +807,33 @@ mod tests {
         let text = format!("{}\n[log]\nformat = \"json\"", place.gateway());
         let Ok(Loaded::Gateway(config, log)) = place.load(&text, &[]) else { panic!("in order") };
         assert_eq!(log.format, LogFormat::Json);
-        assert_eq!(config.listen, ["0.0.0.0:443".parse().expect("an address")]);
+        assert_eq!(config.listen, [gateway::Listener::plain("0.0.0.0:443".parse().expect("an address"))]);
         assert_eq!(config.registry, place.dir.path().join("registry"));
         assert_eq!(config.organisations.len(), 2);
         assert_eq!(config.local[0].target.to_string(), "orders.db.internal:5432");
         assert_eq!(config.audit, Sink::Stdout);
         assert!(config.admin_socket.is_none());
+    }
+
+    #[test]
+    fn listeners_of_which_more_is_said_stand_beside_plain_ones_or_alone() {
+        let place = Place::new();
+        let more = "\n[[listener]]\naddress = \"[::]:443\"\naccept_from = [\"10.0.0.0/8\"]\nproxy_protocol_from = \
+                    [\"::ffff:192.0.2.7/128\"]\nuser_ca = true";
+        let beside = format!("{}{more}", place.gateway());
+        let alone = beside.replace("listen = [\"0.0.0.0:443\"]\n", "");
+        for (text, addresses) in [(beside, &["0.0.0.0:443", "[::]:443"][..]), (alone, &["[::]:443"])] {
+            let Ok(Loaded::Gateway(config, _)) = place.load(&text, &[]) else { panic!("in order: {text}") };
+            let listening: Vec<_> = config.listen.iter().map(|listener| listener.address.to_string()).collect();
+            assert_eq!(listening, addresses);
+            let last = config.listen.last().expect("a listener");
+            assert!(last.certificates);
+            let holds = |networks: &Option<crate::network::Networks>, address: &str| {
+                networks.as_ref().is_some_and(|networks| networks.contain(address.parse().expect("an address")))
+            };
+            assert!(holds(&last.accept_from, "10.1.1.1") && !holds(&last.accept_from, "192.0.2.7"));
+            assert!(holds(&last.balancers, "192.0.2.7") && !holds(&last.balancers, "10.1.1.1"));
+        }
     }
 
     #[test]

@@ -151,6 +151,8 @@ pub struct Document {
     file: PathBuf,
     root: TableNode,
     faults: RefCell<Faults>,
+    /// Files that are read because of what stands here, by the keys that name them.
+    files: RefCell<Vec<(String, PathBuf)>>,
     /// What settings in the environment begin with.
     prefix: String,
     /// Variables that begin like settings but hold no `__`.
@@ -188,6 +190,7 @@ impl Document {
             file: file.into(),
             root: TableNode::of(table.get_ref(), &lines),
             faults: RefCell::default(),
+            files: RefCell::default(),
             prefix: String::new(),
             stray: BTreeSet::new(),
         })
@@ -237,6 +240,12 @@ impl Document {
     #[must_use]
     pub fn file(&self) -> &Path {
         &self.file
+    }
+
+    /// The files that were asked for with [`Item::file`], by the keys that name them.
+    #[must_use]
+    pub fn files(&self) -> Vec<(String, PathBuf)> {
+        self.files.borrow().clone()
     }
 
     /// The top-level table.
@@ -573,6 +582,14 @@ impl<'a> Item<'a> {
             return self.reject("no path holds a NUL character");
         }
         Some(self.document.file.parent().unwrap_or(Path::new("")).join(path))
+    }
+
+    /// As [`Item::path`], of a file that is read at once: what it holds counts as part of the document ([`Document::files`]).
+    #[must_use]
+    pub fn file(&self) -> Option<PathBuf> {
+        let path = self.path()?;
+        self.document.files.borrow_mut().push((self.place.key.clone(), path.clone()));
+        Some(path)
     }
 
     /// The elements of a list.

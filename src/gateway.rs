@@ -45,6 +45,7 @@ use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::network::Networks;
 use crate::registry::Registry;
 use crate::registry::file::{Files, Reload};
 use crate::reload::{Changes, Fresh, Live, Reloads};
@@ -62,7 +63,7 @@ pub use inherit::{InheritError, Inherited};
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Where agents and clients connect.
-    pub listen: Vec<SocketAddr>,
+    pub listen: Vec<Listener>,
     /// The SSH door's host key.
     pub host_key: PrivateKey,
     /// The directory of the registry.
@@ -79,6 +80,27 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much anybody may have.
     pub limits: Limits,
+}
+
+/// Where agents and clients connect, and what holds for those who do it there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// The address.
+    pub address: SocketAddr,
+    /// From where connections are accepted; from others nothing is read, and nothing is sent to them.
+    pub accept_from: Option<Networks>,
+    /// The balancers before it, which begin each connection with a PROXY protocol header. Nobody else may.
+    pub balancers: Option<Networks>,
+    /// Whether principals may log in with certificates here.
+    pub certificates: bool,
+}
+
+impl Listener {
+    /// A listener that narrows nothing.
+    #[must_use]
+    pub fn plain(address: SocketAddr) -> Self {
+        Self { address, accept_from: None, balancers: None, certificates: false }
+    }
 }
 
 /// How much anybody may have at once or in a second. What is refused for one of these says which, by its name here.
@@ -236,8 +258,8 @@ pub async fn run(
     // With listeners that it shares, this process is meant to take the place of another.
     let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
-    for address in &config.listen {
-        listeners.push(listen(*address, &mut inherited)?);
+    for listener in &config.listen {
+        listeners.push(listen(listener.address, &mut inherited)?);
     }
     let mut local = Vec::new();
     for door in &config.local {
@@ -275,8 +297,8 @@ pub async fn run(
     watch_registry(&gateway, registry);
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
-    for listener in listeners {
-        accept(&gateway, intake::accept(gateway.clone(), listener));
+    for (index, listener) in listeners.into_iter().enumerate() {
+        accept(&gateway, intake::accept(gateway.clone(), listener, index));
     }
     let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
     let host_key = config.host_key.public().fingerprint();

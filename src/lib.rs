@@ -37,7 +37,7 @@
 //! | 1 | [`reload`] | configurations that are read again |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
-//! | 0 | [`target`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
 //! | 0 | [`chain`], [`task`] | printing causes; owning tasks |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
@@ -155,6 +155,7 @@ pub mod drain;
 pub mod gateway;
 pub mod identity;
 pub mod limits;
+pub mod network;
 pub mod policy;
 pub mod postgres;
 pub mod provision;

@@ -63,6 +63,8 @@ pub enum Reason {
     NotRegistered,
     /// Gateway: the principal's registration has ended.
     PrincipalExpired,
+    /// Gateway: the principal is not accepted from where it comes.
+    SourceNetwork,
     /// Gateway: the grant does not name this agent.
     AgentNotGranted,
     /// Gateway: the grant names the agent, but not this target.
@@ -94,6 +96,7 @@ impl Reason {
         match self {
             Self::NotRegistered => "not_registered",
             Self::PrincipalExpired => "principal_expired",
+            Self::SourceNetwork => "source_network",
             Self::AgentNotGranted => "agent_not_granted",
             Self::TargetNotGranted => "target_not_granted",
             Self::NoRule => "no_rule",

@@ -9,16 +9,19 @@
 //!
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
+pub mod expiry;
 pub mod file;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 use tokio::sync::watch;
 
 use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, Principal, PrincipalId, PublicKey};
+use crate::network::{self, Networks};
 use crate::policy::grant::{Grant, Pass};
 use crate::policy::{Decision, Denial, Reason};
 use crate::target::Target;
@@ -48,6 +51,8 @@ pub struct Organisation {
     pub agents: BTreeMap<AgentId, Agent>,
     /// Its principals.
     pub principals: BTreeMap<PrincipalId, PrincipalRecord>,
+    /// Where all of them are accepted from; each may be narrowed further. `None` narrows nothing.
+    pub accept_from: Option<Networks>,
 }
 
 /// A registered agent.
@@ -55,6 +60,8 @@ pub struct Organisation {
 pub struct Agent {
     /// A note for people.
     pub description: Option<String>,
+    /// Where it is accepted from.
+    pub accept_from: Option<Networks>,
     /// Its host keys: several while one replaces another. Without any the agent is known but cannot link.
     pub keys: Vec<RegisteredKey>,
 }
@@ -66,6 +73,8 @@ pub struct PrincipalRecord {
     pub grant: Grant,
     /// From when on it may use nothing.
     pub expires: Option<Timestamp>,
+    /// Where it is accepted from. Who comes in by a loopback door comes from loopback.
+    pub accept_from: Option<Networks>,
     /// Its keys. Without any only the gateway's own configuration can act as this principal.
     pub keys: Vec<RegisteredKey>,
 }
@@ -75,7 +84,9 @@ pub struct PrincipalRecord {
 pub struct RegisteredKey {
     /// The key.
     pub key: PublicKey,
-    /// From when on it does not count.
+    /// From when on it counts.
+    pub not_before: Option<Timestamp>,
+    /// From when on it does not count any more.
     pub expires: Option<Timestamp>,
     /// Whether it was withdrawn. A revoked key stays registered so that the audit can say what it was.
     pub revoked: bool,
@@ -92,6 +103,8 @@ pub enum Refusal {
     OtherHolder,
     /// The key is registered in other organisations only.
     OtherOrganisation,
+    /// The key or its principal does not count yet.
+    NotYetValid,
     /// The key or its principal has expired.
     Expired,
     /// The key was revoked.
@@ -102,6 +115,8 @@ pub enum Refusal {
     UnknownAgent,
     /// The principal has no grant for the agent.
     NotGranted,
+    /// All would be well, but not from that address.
+    SourceNetwork,
 }
 
 impl Refusal {
@@ -112,11 +127,13 @@ impl Refusal {
             Self::UnknownKey => "unknown_key",
             Self::OtherHolder => "other_holder",
             Self::OtherOrganisation => "other_organisation",
+            Self::NotYetValid => "not_yet_valid",
             Self::Expired => "expired",
             Self::Revoked => "revoked",
             Self::UnknownOrganisation => "unknown_organisation",
             Self::UnknownAgent => "unknown_agent",
             Self::NotGranted => "not_granted",
+            Self::SourceNetwork => "source_network",
         }
     }
 }
@@ -161,17 +178,18 @@ impl Snapshot {
         self.organisation(&name.organisation).is_ok_and(|organisation| organisation.agents.contains_key(&name.agent))
     }
 
-    /// Whether `key` is, at the time `now`, a host key of exactly this agent.
+    /// Whether `key` is, at the time `now`, a host key of exactly this agent, which may link from the address `from`.
     ///
     /// # Errors
     /// If it is not, with the true reason.
-    pub fn agent(&self, name: &AgentName, key: &Fingerprint, now: Timestamp) -> Result<(), Refusal> {
+    pub fn agent(&self, name: &AgentName, key: &Fingerprint, from: IpAddr, now: Timestamp) -> Result<(), Refusal> {
         let organisation = self.organisation(&name.organisation)?;
         let agent = organisation.agents.get(&name.agent).ok_or(Refusal::UnknownAgent)?;
         match self.role(&name.organisation, key)? {
-            Role::Agent(id) if *id == name.agent => active(&agent.keys, key, now),
-            _ => Err(Refusal::OtherHolder),
+            Role::Agent(id) if *id == name.agent => active(&agent.keys, key, now)?,
+            _ => return Err(Refusal::OtherHolder),
         }
+        organisation.accepts(agent.accept_from.as_ref(), from).then_some(()).ok_or(Refusal::SourceNetwork)
     }
 
     /// The principal of this organisation whom `key` stands for at the time `now`.
@@ -194,23 +212,33 @@ impl Snapshot {
         Ok(id.clone())
     }
 
-    /// The principal whom `key` stands for, if it may use this agent at the time `now`.
+    /// The principal whom `key` stands for, if it may use this agent at the time `now` from the address `from`.
     ///
     /// # Errors
-    /// If the key stands for nobody, the agent is not registered, or the grant does not name it.
-    pub fn admits(&self, agent: &AgentName, key: &Fingerprint, now: Timestamp) -> Result<PrincipalId, Refusal> {
+    /// If the key stands for nobody, the agent is not registered, the grant does not name it, or the principal is not
+    /// accepted from there. The last only if all else is well: in the trail it means a good key in a wrong place.
+    pub fn admits(
+        &self,
+        agent: &AgentName,
+        key: &Fingerprint,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<PrincipalId, Refusal> {
         let id = self.principal(&agent.organisation, key, now)?;
         let organisation = self.organisation(&agent.organisation)?;
         if !organisation.agents.contains_key(&agent.agent) {
             return Err(Refusal::UnknownAgent);
         }
         match organisation.principals.get(&id) {
-            Some(record) if record.grant.covers(&agent.agent) => Ok(id),
-            _ => Err(Refusal::NotGranted),
+            Some(record) if !record.grant.covers(&agent.agent) => Err(Refusal::NotGranted),
+            Some(record) if !organisation.accepts(record.accept_from.as_ref(), from) => Err(Refusal::SourceNetwork),
+            Some(_) => Ok(id),
+            None => Err(Refusal::NotGranted),
         }
     }
 
-    /// Decides whether a principal of the agent's organisation may ask that agent for `target` at the time `now`.
+    /// Decides whether a principal of the agent's organisation may ask that agent for `target` at the time `now`, from the
+    /// address `from`.
     ///
     /// The principal is the caller's word: who came with a key is first looked up with [`Snapshot::admits`], and again
     /// whenever the registry changes, because this does not know which key was shown.
@@ -219,6 +247,7 @@ impl Snapshot {
         principal: &PrincipalId,
         agent: &AgentName,
         target: &Target,
+        from: IpAddr,
         now: Timestamp,
     ) -> Decision<Pass> {
         let deny = |reason, detail: String| Decision::Deny(Denial::new(reason, detail));
@@ -234,16 +263,19 @@ impl Snapshot {
         if !organisation.agents.contains_key(&agent.agent) {
             return deny(Reason::NotRegistered, format!("no agent {agent}"));
         }
+        if !organisation.accepts(record.accept_from.as_ref(), from) {
+            return deny(Reason::SourceNetwork, format!("principal {principal} is not accepted from {from}"));
+        }
         record.grant.decide(&Principal::Named(principal.clone()), agent, target)
     }
 
-    /// Whether some key or principal that was good at `since` is expired at `now`.
+    /// Whether the validity of some key or principal has begun or ended after `since`, and not after `now`.
     #[must_use]
     pub fn expires_within(&self, since: Timestamp, now: Timestamp) -> bool {
         self.organisations.values().any(|organisation| {
-            let of_keys = organisation.keys().filter_map(|(_, key)| key.expires);
-            let of_principals = organisation.principals.values().filter_map(|record| record.expires);
-            of_keys.chain(of_principals).any(|expires| since < expires && expires <= now)
+            let of_keys = organisation.keys().flat_map(|(_, key)| [key.not_before, key.expires]);
+            let of_principals = organisation.principals.values().map(|record| record.expires);
+            of_keys.chain(of_principals).flatten().any(|at| since < at && at <= now)
         })
     }
 
@@ -260,6 +292,11 @@ impl Snapshot {
 }
 
 impl Organisation {
+    /// Whether a member with this `accept_from` is accepted from the address: the organisation's holds as well.
+    fn accepts(&self, of_member: Option<&Networks>, from: IpAddr) -> bool {
+        network::admits(self.accept_from.as_ref(), from) && network::admits(of_member, from)
+    }
+
     fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
         let agents =
             self.agents.iter().flat_map(|(id, agent)| agent.keys.iter().map(move |key| (Role::Agent(id.clone()), key)));
@@ -268,6 +305,14 @@ impl Organisation {
             .iter()
             .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
         agents.chain(principals)
+    }
+}
+
+impl RegisteredKey {
+    /// Whether the key is good at the time `now`.
+    #[must_use]
+    pub fn counts(&self, now: Timestamp) -> bool {
+        !self.revoked && self.not_before.is_none_or(|from| from <= now) && !expired(self.expires, now)
     }
 }
 
@@ -309,6 +354,7 @@ fn active(keys: &[RegisteredKey], fingerprint: &Fingerprint, now: Timestamp) -> 
     let registered = keys.iter().find(|registered| registered.key.fingerprint() == *fingerprint);
     match registered.ok_or(Refusal::UnknownKey)? {
         registered if registered.revoked => Err(Refusal::Revoked),
+        registered if registered.not_before.is_some_and(|from| now < from) => Err(Refusal::NotYetValid),
         registered if expired(registered.expires, now) => Err(Refusal::Expired),
         _ => Ok(()),
     }
@@ -324,12 +370,14 @@ mod tests {
     use super::*;
     use crate::identity::{Algorithm, PrivateKey};
 
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
     fn key() -> PublicKey {
         PrivateKey::generate(Algorithm::Ed25519).public()
     }
 
     fn good(key: &PublicKey) -> RegisteredKey {
-        RegisteredKey { key: key.clone(), expires: None, revoked: false, comment: None }
+        RegisteredKey { key: key.clone(), not_before: None, expires: None, revoked: false, comment: None }
     }
 
     fn at(text: &str) -> Timestamp {
@@ -383,21 +431,32 @@ mod tests {
                     PrincipalRecord {
                         grant: grant(&["prod-*", "gone"], Some(&["db:5432"])),
                         expires: None,
+                        accept_from: None,
                         keys: vec![good(&ci), RegisteredKey { expires, ..good(&ci_expiring) }, good(&shared)],
                     },
                 ),
-                (id("leaver"), PrincipalRecord { grant: grant(&["*"], None), expires, keys: vec![good(&leaver)] }),
+                (
+                    id("leaver"),
+                    PrincipalRecord {
+                        grant: grant(&["*"], None),
+                        expires,
+                        keys: vec![good(&leaver)],
+                        ..PrincipalRecord::default()
+                    },
+                ),
                 (id("nobody"), PrincipalRecord::default()),
             ]
             .into(),
+            accept_from: None,
         };
         let globex = Organisation {
             agents: [(id("prod-eu"), Agent { keys: vec![good(&other)], ..Agent::default() })].into(),
             principals: [(
                 id("visitor"),
-                PrincipalRecord { grant: grant(&["*"], None), expires: None, keys: vec![good(&shared)] },
+                PrincipalRecord { grant: grant(&["*"], None), keys: vec![good(&shared)], ..PrincipalRecord::default() },
             )]
             .into(),
+            accept_from: None,
         };
         let snapshot =
             Snapshot::new([(id("acme"), acme), (id("globex"), globex)].into()).expect("no key is there twice");
@@ -421,7 +480,7 @@ mod tests {
             ("revoked", "acme/prod-eu", &world.revoked, before, Refusal::Revoked),
             ("expired", "acme/prod-eu", &world.expiring, after, Refusal::Expired),
         ] {
-            let answer = world.snapshot.agent(&id(name), &key.fingerprint(), now);
+            let answer = world.snapshot.agent(&id(name), &key.fingerprint(), HERE, now);
             assert_eq!(answer, Err(refusal), "{case}");
         }
     }
@@ -430,7 +489,8 @@ mod tests {
     fn knows_agents_by_each_of_their_keys() {
         let world = world();
         for key in [&world.eu, &world.expiring] {
-            let answer = world.snapshot.agent(&id("acme/prod-eu"), &key.fingerprint(), at("2026-12-31T23:59:59Z"));
+            let answer =
+                world.snapshot.agent(&id("acme/prod-eu"), &key.fingerprint(), HERE, at("2026-12-31T23:59:59Z"));
             assert_eq!(answer, Ok(()));
         }
     }
@@ -451,9 +511,47 @@ mod tests {
             ("granted agent that is not there", "acme/gone", &world.ci, before, Refusal::UnknownAgent),
             ("agent that is not granted", "acme/test", &world.ci, before, Refusal::NotGranted),
         ] {
-            let answer = world.snapshot.admits(&id(name), &key.fingerprint(), now);
+            let answer = world.snapshot.admits(&id(name), &key.fingerprint(), HERE, now);
             assert_eq!(answer, Err(refusal), "{case}");
         }
+    }
+
+    #[test]
+    fn every_network_that_is_written_must_hold() {
+        let mut world = world();
+        let now = at("2026-12-01T00:00:00Z");
+        let networks = |texts: &[&str]| Networks::new(texts.iter().map(|text| id(text)).collect());
+        let acme = world.snapshot.organisations.get_mut(&id::<OrganisationId>("acme")).expect("acme");
+        acme.accept_from = networks(&["10.0.0.0/8", "2001:db8::/32"]);
+        acme.agents.get_mut(&id::<AgentId>("prod-eu")).expect("an agent").accept_from = networks(&["10.1.0.0/16"]);
+        let ci = acme.principals.get_mut(&id::<PrincipalId>("ci")).expect("a principal");
+        ci.accept_from = networks(&["10.2.0.0/16", "192.0.2.0/24"]);
+        for (case, from, agent, principal, without_own) in [
+            ("the organisation's alone", "10.3.0.1", false, false, true),
+            ("the agent's too", "10.1.0.1", true, false, true),
+            ("the principal's too", "10.2.0.1", false, true, true),
+            ("mapped", "::ffff:10.2.0.1", false, true, true),
+            ("the principal's alone", "192.0.2.1", false, false, false),
+            ("IPv6", "2001:db8::1", false, false, true),
+            ("none", "203.0.113.1", false, false, false),
+        ] {
+            let (snapshot, from) = (&world.snapshot, id(from));
+            let of = |allowed| if allowed { None } else { Some(Refusal::SourceNetwork) };
+            let name = id("acme/prod-eu");
+            assert_eq!(snapshot.agent(&name, &world.eu.fingerprint(), from, now).err(), of(agent), "{case}");
+            assert_eq!(snapshot.admits(&name, &world.ci.fingerprint(), from, now).err(), of(principal), "{case}");
+            assert_eq!(snapshot.admits(&name, &world.leaver.fingerprint(), from, now).err(), of(without_own), "{case}");
+            let denial = snapshot.decide(&id("ci"), &name, &id("db:5432"), from, now).into_result().err();
+            assert_eq!(denial.map(|denial| denial.reason), (!principal).then_some(Reason::SourceNetwork), "{case}");
+            // Another organisation knows nothing of it.
+            assert_eq!(snapshot.agent(&id("globex/prod-eu"), &world.other.fingerprint(), from, now), Ok(()), "{case}");
+        }
+        // Whatever else is wrong is said first.
+        let elsewhere = id("203.0.113.1");
+        let revoked = world.snapshot.agent(&id("acme/prod-eu"), &world.revoked.fingerprint(), elsewhere, now);
+        assert_eq!(revoked, Err(Refusal::Revoked));
+        let other = world.snapshot.admits(&id("acme/test"), &world.ci.fingerprint(), elsewhere, now);
+        assert_eq!(other, Err(Refusal::NotGranted));
     }
 
     #[test]
@@ -461,8 +559,8 @@ mod tests {
         let world = world();
         let now = at("2026-12-01T00:00:00Z");
         let key = world.shared.fingerprint();
-        assert_eq!(world.snapshot.admits(&id("acme/prod-eu"), &key, now), Ok(id("ci")));
-        assert_eq!(world.snapshot.admits(&id("globex/prod-eu"), &key, now), Ok(id("visitor")));
+        assert_eq!(world.snapshot.admits(&id("acme/prod-eu"), &key, HERE, now), Ok(id("ci")));
+        assert_eq!(world.snapshot.admits(&id("globex/prod-eu"), &key, HERE, now), Ok(id("visitor")));
         assert_eq!(world.snapshot.principal(&id("globex"), &key, now), Ok(id("visitor")));
     }
 
@@ -480,12 +578,12 @@ mod tests {
             ("other agent", "ci", "acme/test", "db:5432", before, Reason::AgentNotGranted),
             ("other target", "ci", "acme/prod-eu", "db:22", before, Reason::TargetNotGranted),
         ] {
-            let denial = world.snapshot.decide(&id(principal), &id(agent), &id(target), now).into_result();
+            let denial = world.snapshot.decide(&id(principal), &id(agent), &id(target), HERE, now).into_result();
             assert_eq!(denial.expect_err(case).reason, reason, "{case}");
         }
-        let pass = world.snapshot.decide(&id("ci"), &id("acme/prod-eu"), &id("db:5432"), before).into_result();
+        let pass = world.snapshot.decide(&id("ci"), &id("acme/prod-eu"), &id("db:5432"), HERE, before).into_result();
         assert_eq!(pass.expect("allowed").agent(), &id::<AgentName>("acme/prod-eu"));
-        let pass = world.snapshot.decide(&id("leaver"), &id("acme/test"), &id("any:1"), before);
+        let pass = world.snapshot.decide(&id("leaver"), &id("acme/test"), &id("any:1"), HERE, before);
         assert!(pass.into_result().is_ok());
     }
 
@@ -494,9 +592,9 @@ mod tests {
         let snapshot = Snapshot::default();
         let now = Timestamp::UNIX_EPOCH;
         let key = key().fingerprint();
-        assert_eq!(snapshot.agent(&id("acme/prod-eu"), &key, now), Err(Refusal::UnknownOrganisation));
-        assert_eq!(snapshot.admits(&id("acme/prod-eu"), &key, now), Err(Refusal::UnknownOrganisation));
-        assert!(snapshot.decide(&id("ci"), &id("acme/prod-eu"), &id("db:1"), now).into_result().is_err());
+        assert_eq!(snapshot.agent(&id("acme/prod-eu"), &key, HERE, now), Err(Refusal::UnknownOrganisation));
+        assert_eq!(snapshot.admits(&id("acme/prod-eu"), &key, HERE, now), Err(Refusal::UnknownOrganisation));
+        assert!(snapshot.decide(&id("ci"), &id("acme/prod-eu"), &id("db:1"), HERE, now).into_result().is_err());
     }
 
     #[test]
@@ -513,7 +611,11 @@ mod tests {
                 principals: [(id("a"), record.clone()), (id("b"), record.clone())].into(),
                 ..Organisation::default()
             },
-            Organisation { agents: [(id("a"), agent)].into(), principals: [(id("b"), record)].into() },
+            Organisation {
+                agents: [(id("a"), agent)].into(),
+                principals: [(id("b"), record)].into(),
+                accept_from: None,
+            },
             Organisation {
                 agents: [(id("a"), Agent { keys: vec![good(&key), good(&key)], ..Agent::default() })].into(),
                 ..Organisation::default()

@@ -1,20 +1,28 @@
-//! A configuration that is read again while the program runs, when SIGHUP asks for it.
+//! A configuration that is read again while the program runs: when SIGHUP asks for it, or when a file that it was read from
+//! ([`sources`]) says something else than when it was read last.
 //!
-//! Promised: it is read on a thread that may block, so that a file system that hangs holds nothing up but the reading;
+//! Promised: a change of the files is taken up within five seconds without being asked for, once it has come to rest; a
+//! state is read once, whether it is in order or not, save that SIGHUP has any state read. It is read on a thread that may block, so that a file system that hangs holds nothing up but the reading;
 //! requests that come meanwhile are one request; who stops waiting for one and waits again gets what was read for it; and a
 //! service manager can be told when a reload is under way. What a new configuration means is its program's business: see
 //! `agent` and `gateway`.
 
+pub mod sources;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use self::sources::{Digest, Settling, Sources};
 use crate::document::Faults;
+use crate::limits;
 use crate::task::Tasks;
 
 /// A configuration that was read again and is in order.
@@ -35,17 +43,46 @@ pub enum Phase {
     Settled,
 }
 
-/// Requests to read the configuration again, and how to read it.
+/// Reasons to read the configuration again, and how to read it.
 pub struct Reloads<C> {
-    asked: Option<(Signal, Load<C>)>,
+    asked: Option<Asked<C>>,
     /// What is being read for a request.
-    reading: Option<JoinHandle<Result<Fresh<C>, Faults>>>,
+    reading: Option<JoinHandle<Read<C>>>,
     tell: Tell,
+}
+
+struct Asked<C> {
+    signal: Signal,
+    load: Load<C>,
+    file: PathBuf,
+    watched: Watched,
+    settling: Settling,
+}
+
+/// The files that a configuration was read from, and what they held then.
+#[derive(Debug, Clone, Default)]
+pub struct Watched {
+    sources: Arc<Mutex<Sources>>,
+    read: Option<Digest>,
 }
 
 type Tell = Box<dyn Fn(Phase) + Send + Sync>;
 
-type Load<C> = Arc<dyn Fn() -> Result<Fresh<C>, Faults> + Send + Sync>;
+type Load<C> = Arc<dyn Fn() -> (Result<Fresh<C>, Faults>, Vec<PathBuf>) + Send + Sync>;
+
+type Read<C> = (Result<Fresh<C>, Faults>, Option<Digest>);
+
+impl Watched {
+    /// Has `load` read the configuration in `file` for the first time. `load` also says which files it was read from.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn read<T>(file: &Path, load: impl Fn() -> (Result<T, Faults>, Vec<PathBuf>)) -> Result<(T, Self), Faults> {
+        let mut sources = Sources::default();
+        let (loaded, read) = sources::read_steadily(&mut sources, file, load);
+        Ok((loaded?, Self { sources: Arc::new(Mutex::new(sources)), read }))
+    }
+}
 
 impl<C> fmt::Debug for Reloads<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -54,13 +91,19 @@ impl<C> fmt::Debug for Reloads<C> {
 }
 
 impl<C: Send + 'static> Reloads<C> {
-    /// From now on SIGHUP is a request and no longer ends the process. `load` may block.
+    /// From now on SIGHUP is a request, and no longer ends the process; and so is a change of the files that the configuration
+    /// in `file` was read from. `load` may block; it also says which files it has read, or would have.
     ///
     /// # Errors
     /// If the signal cannot be had.
-    pub fn on_hangup(load: impl Fn() -> Result<Fresh<C>, Faults> + Send + Sync + 'static) -> io::Result<Self> {
-        let load: Load<C> = Arc::new(load);
-        Ok(Self { asked: Some((signal(SignalKind::hangup())?, load)), reading: None, tell: Box::new(|_| ()) })
+    pub fn following(
+        file: PathBuf,
+        watched: Watched,
+        load: impl Fn() -> (Result<Fresh<C>, Faults>, Vec<PathBuf>) + Send + Sync + 'static,
+    ) -> io::Result<Self> {
+        let signal = signal(SignalKind::hangup())?;
+        let asked = Asked { signal, load: Arc::new(load), file, watched, settling: Settling::default() };
+        Ok(Self { asked: Some(asked), reading: None, tell: Box::new(|_| ()) })
     }
 
     /// No request ever comes: for a program within another, to which signals belong.
@@ -75,7 +118,7 @@ impl<C: Send + 'static> Reloads<C> {
         Self { tell: Box::new(tell), ..self }
     }
 
-    /// Waits for a request and reads. The caller says [`Reloads::settled`] when it has taken over what was read, or has
+    /// Waits for a request, or for the files to be other than what was read last, and reads. The caller says [`Reloads::settled`] when it has taken over what was read, or has
     /// refused it. Never comes back where no request can come any more. May be dropped; then nothing is lost.
     ///
     /// # Errors
@@ -85,19 +128,25 @@ impl<C: Send + 'static> Reloads<C> {
             let reading = match &mut self.reading {
                 Some(reading) => reading,
                 none => {
-                    let Some((asked, load)) = &mut self.asked else { return std::future::pending().await };
-                    if asked.recv().await.is_none() {
-                        return std::future::pending().await;
-                    }
+                    let Some(asked) = &mut self.asked else { return std::future::pending().await };
+                    asked.next(tasks).await;
                     (self.tell)(Phase::Reloading);
-                    let load = load.clone();
-                    none.insert(tasks.spawn_blocking(move || load()))
+                    let (load, file, sources) = (asked.load.clone(), asked.file.clone(), asked.watched.sources.clone());
+                    none.insert(tasks.spawn_blocking(move || {
+                        let mut sources = sources.lock().unwrap_or_else(PoisonError::into_inner);
+                        sources::read_steadily(&mut sources, &file, || load())
+                    }))
                 }
             };
             let read = reading.await;
             self.reading = None;
             match read {
-                Ok(read) => return read,
+                Ok((read, digest)) => {
+                    if let Some(asked) = &mut self.asked {
+                        asked.watched.read = digest;
+                    }
+                    return read;
+                }
                 // The reading panicked, or the runtime is going down: what is in force stays in force.
                 Err(_) => self.settled(),
             }
@@ -107,6 +156,30 @@ impl<C: Send + 'static> Reloads<C> {
     /// The reload is over.
     pub fn settled(&self) {
         (self.tell)(Phase::Settled);
+    }
+}
+
+impl<C> Asked<C> {
+    /// Waits for SIGHUP, or for the files to have changed and come to rest. May be dropped; then nothing is lost.
+    async fn next(&mut self, tasks: &Tasks) {
+        loop {
+            let wait = self.settling.next(limits::CONFIG_POLL);
+            tokio::select! {
+                asked = self.signal.recv() => match asked {
+                    Some(()) => return,
+                    // The runtime is going down.
+                    None => std::future::pending().await,
+                },
+                () = tokio::time::sleep(wait) => {}
+            }
+            let sources = self.watched.sources.clone();
+            let looking = tasks.spawn_blocking(move || sources.lock().unwrap_or_else(PoisonError::into_inner).look());
+            // A file system that hangs holds up a request, too, which would hang like it.
+            let Ok(seen) = looking.await else { continue };
+            if self.settling.is_due(self.watched.read, seen, Instant::now()) {
+                return;
+            }
+        }
     }
 }
 
@@ -210,6 +283,13 @@ impl fmt::Display for Changes {
 mod tests {
     use super::*;
 
+    fn following<C: Send + 'static>(
+        load: impl Fn() -> (Result<Fresh<C>, Faults>, Vec<PathBuf>) + Send + Sync + 'static,
+    ) -> Reloads<C> {
+        let ((), watched) = Watched::read(Path::new("none"), || (Ok(()), Vec::new())).expect("nothing to read");
+        Reloads::following("none".into(), watched, load).expect("the signal")
+    }
+
     fn things(pairs: &[(&'static str, u8)]) -> BTreeMap<&'static str, u8> {
         pairs.iter().copied().collect()
     }
@@ -238,11 +318,10 @@ mod tests {
         let held = std::sync::Mutex::new(held);
         let load = move || {
             held.lock().expect("no panic").recv().ok();
-            Ok(Fresh { config: 7, restart: Vec::new() })
+            (Ok(Fresh { config: 7, restart: Vec::new() }), Vec::new())
         };
         let (tell, mut told) = tokio::sync::mpsc::channel(4);
-        let mut reloads =
-            Reloads::on_hangup(load).expect("the signal").telling(move |phase| tell.try_send(phase).expect("room"));
+        let mut reloads = following(load).telling(move |phase| tell.try_send(phase).expect("room"));
         let tasks = Tasks::new();
         let this = rustix::process::getpid();
         rustix::process::kill_process(this, rustix::process::Signal::HUP).expect("a signal");

@@ -1,35 +1,117 @@
-//! Names to addresses, through the system's resolver.
+//! Names to addresses, through the system's resolver or through DNS servers that the configuration names.
 //!
-//! Promised: a name with a dot in it is absolute. It is handed to the resolver with a trailing dot, so that no search
-//! domain is ever appended and `orders.db.internal` cannot turn into `orders.db.internal.example.com`. A name without a
-//! dot is looked up as the system is configured to. A lookup ends within [`RESOLVE_TIMEOUT`] and yields at most
-//! [`ADDRESSES_PER_NAME`] addresses, in normal form, each once, in the resolver's order.
+//! Promised: a name with a dot in it is absolute, so that no search domain is ever appended and `orders.db.internal` cannot
+//! turn into `orders.db.internal.example.com`. A lookup ends within its time and yields at most [`ADDRESSES_PER_NAME`]
+//! addresses, in normal form, each once, of the families that are wanted, these taking turns.
 //!
-//! The C library does not find a name with a trailing dot in the hosts file. For names with a dot that file is
-//! therefore read here, before the resolver is asked, which is the order that nearly every system is configured for.
+//! Through the system's resolver nothing is cached, and a name without a dot is looked up as the system is configured to.
+//! Through servers of the owner's choosing every name is absolute, and asked for there alone: neither the hosts file nor
+//! any other configuration of the system counts, so that the configuration alone says who is believed. What they answer is
+//! used again for as long as they say, but no longer than the configuration does; what lives for no time is not kept.
+//! Services (SRV records, RFC 2782) can be asked for only there.
 //!
-//! A lookup whose time has run out keeps a thread until the system's resolver gives up as well, which may take it half a
-//! minute. So each name is looked up once at a time: who asks for it meanwhile shares that answer, and a name that nobody
-//! answers holds one thread, however often a gateway asks for it. All names together hold at most [`LOOKUPS_MAX`].
-//!
-//! Absent: nothing is cached, and whether an address may be dialled is for `policy` to say.
+//! Absent: DNSSEC, which is for the servers to check. And whether an address may be dialled is for `policy` to say, on every
+//! answer anew, cached or not.
+
+mod answer;
+mod cache;
+mod hosts;
+mod servers;
+mod service;
+mod shared;
+mod system;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::{self, Read};
-use std::net::{IpAddr, ToSocketAddrs};
-use std::path::Path;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::time::timeout;
 
-use crate::limits::{ADDRESSES_PER_NAME, HOSTS_MAX, LOOKUPS_MAX, RESOLVE_TIMEOUT};
+use crate::limits::{
+    ADDRESSES_PER_NAME, ALIASES_MAX, ANSWER_LIFE, FAMILY_PATIENCE, LOOKUPS_MAX, RESOLVE_TIMEOUT, SERVICE_TARGETS,
+};
 use crate::target::{Name, normal};
+use crate::task::{Tasks, all};
+use answer::{Kind, Records};
+use servers::{Failure, Found, Servers};
+
+/// How names are looked up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The DNS servers to ask, in this order; the system's resolver, if there are none.
+    pub servers: Vec<SocketAddr>,
+    /// How long a lookup may take.
+    pub timeout: Duration,
+    /// The longest that an answer of these servers is used again.
+    pub life: Duration,
+    /// Which addresses are wanted, and which first.
+    pub family: Family,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { servers: Vec::new(), timeout: RESOLVE_TIMEOUT, life: ANSWER_LIFE, family: Family::Any }
+    }
+}
+
+/// Which families of addresses are wanted, and which first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Family {
+    /// Both; the one first that the system puts first, of configured servers IPv6 (RFC 8305 §4).
+    #[default]
+    Any,
+    /// Both, IPv4 first.
+    PreferIpv4,
+    /// Both, IPv6 first.
+    PreferIpv6,
+    /// IPv4 alone.
+    Ipv4,
+    /// IPv6 alone.
+    Ipv6,
+}
+
+impl Family {
+    /// Leaves out what is not wanted and has the families take turns (RFC 8305 §4), each in its own order.
+    #[must_use]
+    pub fn arrange(self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+        self.take_turns(addresses.iter().copied(), SocketAddr::is_ipv4)
+    }
+
+    fn take_turns<T>(self, addresses: impl IntoIterator<Item = T>, is_ipv4: impl Fn(&T) -> bool) -> Vec<T> {
+        let mut addresses = addresses.into_iter().filter(|one| self.wants(is_ipv4(one))).peekable();
+        let ipv4_first = match self {
+            Self::Any => addresses.peek().is_some_and(&is_ipv4),
+            Self::PreferIpv4 | Self::Ipv4 => true,
+            Self::PreferIpv6 | Self::Ipv6 => false,
+        };
+        let (first, second): (Vec<T>, Vec<T>) = addresses.partition(|one| is_ipv4(one) == ipv4_first);
+        let mut turns = Vec::with_capacity(first.len() + second.len());
+        let (mut first, mut second) = (first.into_iter(), second.into_iter());
+        loop {
+            let before = turns.len();
+            turns.extend(first.next());
+            turns.extend(second.next());
+            if turns.len() == before {
+                return turns;
+            }
+        }
+    }
+
+    fn wants(self, ipv4: bool) -> bool {
+        match self {
+            Self::Any | Self::PreferIpv4 | Self::PreferIpv6 => true,
+            Self::Ipv4 => ipv4,
+            Self::Ipv6 => !ipv4,
+        }
+    }
+}
 
 /// Why a name has no addresses.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveError {
-    /// The resolver said so, or could not be asked.
+    /// The system's resolver said so, or could not be asked.
     #[error("could not look up {name}")]
     System {
         /// The name.
@@ -38,320 +120,254 @@ pub enum ResolveError {
         #[source]
         source: io::Error,
     },
-    /// The resolver found the name, but no address.
+    /// None of the servers gave an answer that could be used.
+    #[error("could not look up {name}: {told}")]
+    Servers {
+        /// The name.
+        name: Name,
+        /// What each server did instead.
+        told: String,
+    },
+    /// There is no such name.
+    #[error("could not look up {name}: there is no such name")]
+    Absent {
+        /// The name.
+        name: Name,
+    },
+    /// The name exists, but has no address, or none of the family that is wanted.
     #[error("could not look up {name}: it exists, but has no address")]
     Empty {
         /// The name.
         name: Name,
     },
-    /// Too many other lookups wait for the resolver.
-    #[error("could not look up {name}: {LOOKUPS_MAX} other names wait for the resolver already")]
+    /// There is such a service, but nothing that could be connected to.
+    #[error("could not look up {name}: no instance of the service has a host, a port and an address")]
+    NoInstance {
+        /// The name.
+        name: Name,
+    },
+    /// Services can only be asked for at servers that the configuration names.
+    #[error("could not look up {name}: the system's resolver knows no services; name DNS servers in [agent.resolver]")]
+    NoServers {
+        /// The name.
+        name: Name,
+    },
+    /// The name's aliases lead nowhere.
+    #[error("could not look up {name}: more than {ALIASES_MAX} aliases, or aliases in a circle")]
+    Aliases {
+        /// The name.
+        name: Name,
+    },
+    /// Too many other lookups wait.
+    #[error("could not look up {name}: {LOOKUPS_MAX} other names are waited for already")]
     Busy {
         /// The name.
         name: Name,
     },
-    /// The resolver did not answer in time.
-    #[error("could not look up {name}: no answer within {} s", RESOLVE_TIMEOUT.as_secs())]
+    /// There was no answer in time.
+    #[error("could not look up {name}: no answer within {} s", .limit.as_secs())]
     Timeout {
         /// The name.
         name: Name,
+        /// The time it had.
+        limit: Duration,
     },
 }
 
-/// Looks a name up.
+/// Looks a name up through the system's resolver.
 ///
 /// # Errors
 /// If there is no address, or no answer in time.
 pub async fn lookup(name: &Name) -> Result<Vec<IpAddr>, ResolveError> {
-    in_time(name, share(&UNDER_WAY, name, ask)).await
+    Resolver::system(&Config::default()).addresses(name).await
 }
 
-async fn in_time<T>(name: &Name, work: impl Future<Output = Result<T, ResolveError>>) -> Result<T, ResolveError> {
-    tokio::time::timeout(RESOLVE_TIMEOUT, work)
-        .await
-        .unwrap_or_else(|_| Err(ResolveError::Timeout { name: name.clone() }))
+/// Looks names up as a configuration says.
+pub struct Resolver {
+    servers: Option<Servers>,
+    timeout: Duration,
+    family: Family,
 }
 
-/// The lookups under way, each with those who wait for it.
-type UnderWay = Mutex<HashMap<Name, watch::Receiver<Option<Found>>>>;
+impl fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Resolver").field("servers", &self.servers.is_some()).finish_non_exhaustive()
+    }
+}
 
-/// Addresses, or what the resolver said; its error cannot be shared as it is.
-type Found = Result<Vec<IpAddr>, (io::ErrorKind, String)>;
+impl Resolver {
+    /// A resolver with an empty cache. Its lookups are tasks of `tasks`.
+    #[must_use]
+    pub fn new(config: &Config, tasks: &Tasks) -> Self {
+        let servers =
+            (!config.servers.is_empty()).then(|| Servers::new(&config.servers, config.timeout, config.life, tasks));
+        Self { servers, ..Self::system(config) }
+    }
 
-/// Joins the lookup of `name` that is under way, or begins one on a thread of its own.
-async fn share(
-    under_way: &'static UnderWay,
-    name: &Name,
-    ask: impl FnOnce(&Name) -> io::Result<Vec<IpAddr>> + Send + 'static,
-) -> Result<Vec<IpAddr>, ResolveError> {
-    let (mut answer, lookup) = {
-        let mut lookups = under_way.lock().unwrap_or_else(PoisonError::into_inner);
-        match lookups.get(name) {
-            Some(answer) => (answer.clone(), None),
-            None if lookups.len() >= LOOKUPS_MAX => return Err(ResolveError::Busy { name: name.clone() }),
-            None => {
-                let (sender, answer) = watch::channel(None);
-                lookups.insert(name.clone(), answer.clone());
-                (answer, Some(Lookup { under_way, name: name.clone(), sender }))
+    /// The system's resolver, whatever servers the configuration names.
+    #[must_use]
+    pub fn system(config: &Config) -> Self {
+        Self { servers: None, timeout: config.timeout, family: config.family }
+    }
+
+    /// Which families are wanted, and which first.
+    #[must_use]
+    pub fn family(&self) -> Family {
+        self.family
+    }
+
+    /// The addresses of a name, in the order in which they are to be tried.
+    ///
+    /// # Errors
+    /// If there is none, or no answer in time.
+    pub async fn addresses(&self, name: &Name) -> Result<Vec<IpAddr>, ResolveError> {
+        let found = self.in_time(name, async {
+            match &self.servers {
+                Some(servers) => self.ask_for_addresses(servers, name).await,
+                None => system::addresses(name).await,
+            }
+        });
+        let addresses = tidy(found.await?, self.family);
+        if addresses.is_empty() { Err(ResolveError::Empty { name: name.clone() }) } else { Ok(addresses) }
+    }
+
+    /// Where the instances of a service are, in the order in which they are to be tried: by priority, drawn by weight among
+    /// those of one priority, and the addresses of each as [`Resolver::addresses`] has them.
+    ///
+    /// # Errors
+    /// If there is none, no answer in time, or nobody who could be asked.
+    pub async fn service(&self, name: &Name) -> Result<Vec<SocketAddr>, ResolveError> {
+        let Some(servers) = &self.servers else { return Err(ResolveError::NoServers { name: name.clone() }) };
+        self.in_time(name, self.ask_for_service(servers, name)).await
+    }
+
+    async fn in_time<T>(
+        &self,
+        name: &Name,
+        work: impl Future<Output = Result<T, ResolveError>>,
+    ) -> Result<T, ResolveError> {
+        let late = |_| Err(ResolveError::Timeout { name: name.clone(), limit: self.timeout });
+        timeout(self.timeout, work).await.unwrap_or_else(late)
+    }
+
+    /// Asks for both families side by side, as far as they are wanted.
+    async fn ask_for_addresses(&self, servers: &Servers, name: &Name) -> Result<Vec<IpAddr>, ResolveError> {
+        let ask = |kind| servers.find(name.as_str(), kind);
+        let answers = match self.family {
+            Family::Ipv4 => vec![ask(Kind::Ipv4).await],
+            Family::Ipv6 => vec![ask(Kind::Ipv6).await],
+            Family::Any | Family::PreferIpv4 | Family::PreferIpv6 => {
+                let (mut ipv4, mut ipv6) = (std::pin::pin!(ask(Kind::Ipv4)), std::pin::pin!(ask(Kind::Ipv6)));
+                tokio::select! {
+                    first = &mut ipv6 => {
+                        let second = patiently(&first, ipv4).await;
+                        [Some(first), second].into_iter().flatten().collect()
+                    }
+                    first = &mut ipv4 => {
+                        let second = patiently(&first, ipv6).await;
+                        [second, Some(first)].into_iter().flatten().collect()
+                    }
+                }
+            }
+        };
+        let (mut addresses, mut exists, mut failure) = (Vec::new(), true, None);
+        for answer in answers {
+            match answer {
+                Ok(Found::Records(Records::Addresses(found))) => addresses.extend(found),
+                Ok(Found::Records(Records::Instances(_))) => {}
+                Ok(Found::Nothing { exists: false }) => exists = false,
+                Ok(Found::Nothing { exists: true }) => {}
+                Err(error) => failure = Some(error),
             }
         }
-    };
-    // Not under the lock: a runtime that is going down drops the lookup at once.
-    if let Some(lookup) = lookup {
-        begin(lookup, ask);
-    }
-    let found = match answer.wait_for(Option::is_some).await {
-        Ok(found) => found.clone(),
-        // The thread panicked, or the runtime is going down.
-        Err(_) => None,
-    };
-    match found.unwrap_or_else(|| Err((io::ErrorKind::Interrupted, "the lookup was broken off".to_owned()))) {
-        Ok(addresses) if addresses.is_empty() => Err(ResolveError::Empty { name: name.clone() }),
-        Ok(addresses) => Ok(addresses),
-        Err((kind, text)) => Err(ResolveError::System { name: name.clone(), source: io::Error::new(kind, text) }),
-    }
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "nobody can wait for it: the system's resolver cannot be told to stop, and the runtime's end leaves it behind"
-)]
-fn begin(lookup: Lookup, ask: impl FnOnce(&Name) -> io::Result<Vec<IpAddr>> + Send + 'static) {
-    tokio::task::spawn_blocking(move || {
-        let found = ask(&lookup.name).map_err(|error| (error.kind(), error.to_string()));
-        lookup.sender.send_replace(Some(found));
-    });
-}
-
-/// A lookup under way; when it goes, the next who asks for the name begins another.
-struct Lookup {
-    under_way: &'static UnderWay,
-    name: Name,
-    sender: watch::Sender<Option<Found>>,
-}
-
-impl Drop for Lookup {
-    fn drop(&mut self) {
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
-    }
-}
-
-/// Asks the hosts file where the system would not, then the system. Blocks.
-fn ask(name: &Name) -> io::Result<Vec<IpAddr>> {
-    if is_absolute(name)
-        && let Some(text) = read_hosts(Path::new(HOSTS))
-    {
-        let listed = tidy(in_hosts(&text, name));
-        if !listed.is_empty() {
-            return Ok(listed);
+        match failure {
+            _ if !addresses.is_empty() => Ok(addresses),
+            Some(failure) => Err(self.failed(name, failure)),
+            None if !exists => Err(ResolveError::Absent { name: name.clone() }),
+            None => Err(ResolveError::Empty { name: name.clone() }),
         }
     }
-    let found = (spelling(name).as_str(), 0).to_socket_addrs()?;
-    Ok(tidy(found.map(|address| address.ip())))
+
+    async fn ask_for_service(&self, servers: &Servers, name: &Name) -> Result<Vec<SocketAddr>, ResolveError> {
+        let instances = match servers.find(name.as_str(), Kind::Service).await {
+            Ok(Found::Records(Records::Instances(instances))) => service::order(instances, service::draw),
+            Ok(Found::Nothing { exists: false }) => return Err(ResolveError::Absent { name: name.clone() }),
+            Ok(_) => return Err(ResolveError::NoInstance { name: name.clone() }),
+            Err(failure) => return Err(self.failed(name, failure)),
+        };
+        let mut hosts: Vec<&Name> = Vec::new();
+        for (host, _) in &instances {
+            if !hosts.contains(&host) && hosts.len() < SERVICE_TARGETS {
+                hosts.push(host);
+            }
+        }
+        let lookups: Vec<_> = hosts.iter().map(|host| self.ask_for_addresses(servers, host)).collect();
+        let found = all(lookups).await;
+        let mut known = HashMap::new();
+        let mut failure = None;
+        for (host, found) in hosts.into_iter().zip(found) {
+            match found {
+                Ok(addresses) => drop(known.insert(host, tidy(addresses, self.family))),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        let mut places = Vec::new();
+        for (host, port) in &instances {
+            for address in known.get(host).into_iter().flatten() {
+                let place = SocketAddr::new(*address, *port);
+                if places.len() < ADDRESSES_PER_NAME && !places.contains(&place) {
+                    places.push(place);
+                }
+            }
+        }
+        if places.is_empty() {
+            return Err(failure.unwrap_or_else(|| ResolveError::NoInstance { name: name.clone() }));
+        }
+        Ok(places)
+    }
+
+    fn failed(&self, name: &Name, failure: Failure) -> ResolveError {
+        let name = name.clone();
+        match failure {
+            Failure::Servers(told) => ResolveError::Servers { name, told },
+            Failure::Aliases => ResolveError::Aliases { name },
+            Failure::Timeout => ResolveError::Timeout { name, limit: self.timeout },
+            Failure::Busy => ResolveError::Busy { name },
+            Failure::BrokenOff => ResolveError::Servers { name, told: "the lookup was broken off".to_owned() },
+        }
+    }
+}
+
+/// Waits for the second family: for a while, where there are addresses already.
+async fn patiently(
+    first: &Result<Found, Failure>,
+    second: impl Future<Output = Result<Found, Failure>>,
+) -> Option<Result<Found, Failure>> {
+    match first {
+        Ok(Found::Records(_)) => timeout(FAMILY_PATIENCE, second).await.ok(),
+        _ => Some(second.await),
+    }
 }
 
 fn is_absolute(name: &Name) -> bool {
     name.as_str().contains('.')
 }
 
-/// The name as the system's resolver is to get it.
-fn spelling(name: &Name) -> String {
-    if is_absolute(name) { format!("{name}.") } else { name.to_string() }
-}
-
-fn tidy(found: impl Iterator<Item = IpAddr>) -> Vec<IpAddr> {
-    let mut addresses = Vec::new();
-    for address in found.map(normal) {
-        if addresses.len() == ADDRESSES_PER_NAME {
-            break;
-        }
-        if !addresses.contains(&address) {
+/// Normal form, each once, as many as are wanted of each family, and of all.
+fn tidy(found: impl IntoIterator<Item = IpAddr>, family: Family) -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = Vec::new();
+    let mut count = [0; 2];
+    for address in found.into_iter().map(normal) {
+        let count = &mut count[usize::from(address.is_ipv4())];
+        if *count < ADDRESSES_PER_NAME && !addresses.contains(&address) {
+            *count += 1;
             addresses.push(address);
         }
     }
+    let mut addresses = family.take_turns(addresses, IpAddr::is_ipv4);
+    addresses.truncate(ADDRESSES_PER_NAME);
     addresses
 }
 
-/// The hosts file, if there is one of a sensible size that can be read; the C library does not mind its absence either.
-fn read_hosts(path: &Path) -> Option<String> {
-    let mut bytes = Vec::new();
-    File::open(path).ok()?.take(HOSTS_MAX + 1).read_to_end(&mut bytes).ok()?;
-    // A file cut short could end in the middle of a longer name.
-    if bytes.len() as u64 > HOSTS_MAX {
-        return None;
-    }
-    Some(String::from_utf8_lossy(&bytes).into_owned())
-}
-
-/// The addresses that a hosts file (hosts(5)) gives to `name`. Lines that do not begin with an address are passed over.
-fn in_hosts<'a>(text: &'a str, name: &'a Name) -> impl Iterator<Item = IpAddr> + 'a {
-    text.lines().filter_map(move |line| {
-        let line = line.split('#').next().unwrap_or_default();
-        let mut words = line.split_ascii_whitespace();
-        let address = words.next()?.parse().ok()?;
-        let named = |word: &str| word.strip_suffix('.').unwrap_or(word).eq_ignore_ascii_case(name.as_str());
-        words.any(named).then_some(address)
-    })
-}
-
-static UNDER_WAY: LazyLock<UnderWay> = LazyLock::new(Mutex::default);
-
-const HOSTS: &str = "/etc/hosts";
-
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, mpsc};
-    use std::time::Duration;
-
-    use super::*;
-
-    fn name(text: &str) -> Name {
-        text.parse().expect(text)
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn gives_up_in_time() {
-        let never = std::future::pending::<Result<(), ResolveError>>();
-        let error = in_time(&name("db.internal"), never).await.expect_err("no answer");
-        assert_eq!(error.to_string(), "could not look up db.internal: no answer within 5 s");
-    }
-
-    #[test]
-    fn no_search_domain_applies_to_names_with_dots() {
-        assert_eq!(spelling(&name("orders.db.internal")), "orders.db.internal.");
-        assert_eq!(spelling(&name("Orders.DB.internal.")), "orders.db.internal.");
-        assert_eq!(spelling(&name("db")), "db");
-    }
-
-    #[test]
-    fn addresses_are_normal_distinct_bounded_and_in_order() {
-        let found = ["10.0.0.2", "::ffff:10.0.0.1", "10.0.0.1", "10.0.0.2", "2001:db8::1"];
-        let found = tidy(found.iter().map(|text| text.parse().expect(text)));
-        assert_eq!(found.iter().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.2", "10.0.0.1", "2001:db8::1"]);
-        let many = (0..=u16::MAX).map(|low| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, low]));
-        assert_eq!(tidy(many).len(), ADDRESSES_PER_NAME);
-    }
-
-    #[test]
-    fn reads_the_hosts_file_exactly() {
-        let text = "# 10.0.0.9 db.internal\n\
-                    10.0.0.1\tdb.internal db # db.other\n\
-                    \n\
-                    10.0.0.2 evil.db.internal db.internal.evil.com\n\
-                    nonsense db.internal\n\
-                    fe80::1%lo db.internal\n\
-                    db.internal 10.0.0.3\n\
-                    2001:db8::1  x DB.Internal.\n\
-                    10.0.0.4 db.internal# glued\n\
-                    10.0.0.5 # db.internal";
-        let found = |host: &str| in_hosts(text, &name(host)).map(|a| a.to_string()).collect::<Vec<_>>();
-        assert_eq!(found("internal"), [""; 0]);
-        assert_eq!(found("db.other"), [""; 0]);
-        assert_eq!(found("db.internal"), ["10.0.0.1", "2001:db8::1", "10.0.0.4"]);
-        assert_eq!(found("evil.db.internal"), ["10.0.0.2"]);
-    }
-
-    /// A resolver that answers when it is told to, and counts how often it was asked.
-    struct Slow {
-        under_way: &'static UnderWay,
-        asked: Arc<AtomicUsize>,
-        answer: mpsc::SyncSender<()>,
-        told: Arc<Mutex<mpsc::Receiver<()>>>,
-    }
-
-    impl Slow {
-        fn new() -> Self {
-            let (answer, told) = mpsc::sync_channel(LOOKUPS_MAX);
-            Self {
-                under_way: Box::leak(Box::default()),
-                asked: Arc::default(),
-                answer,
-                told: Arc::new(Mutex::new(told)),
-            }
-        }
-
-        async fn lookup(&self, text: &str) -> Result<Vec<IpAddr>, ResolveError> {
-            let (asked, told) = (self.asked.clone(), self.told.clone());
-            let ask = move |_: &Name| {
-                asked.fetch_add(1, Ordering::SeqCst);
-                let told = told.lock().unwrap_or_else(PoisonError::into_inner);
-                told.recv_timeout(Duration::from_secs(20)).map_err(io::Error::other)?;
-                Ok(vec![IpAddr::from([10, 0, 0, 1])])
-            };
-            share(self.under_way, &name(text), ask).await
-        }
-
-        /// Asks, and gives up at once, as an open does when its time has run out.
-        async fn abandon(&self, text: &str) {
-            assert!(tokio::time::timeout(Duration::ZERO, self.lookup(text)).await.is_err(), "{text} was answered");
-        }
-
-        fn answer(&self) {
-            self.answer.send(()).expect("a resolver");
-        }
-
-        fn under_way(&self) -> usize {
-            self.under_way.lock().expect("whole").len()
-        }
-    }
-
-    #[tokio::test]
-    async fn a_slow_name_asked_for_again_and_again_holds_one_thread() {
-        let slow = Slow::new();
-        for _ in 0..2_000 {
-            slow.abandon("db.internal").await;
-        }
-        assert_eq!(slow.under_way(), 1);
-        let tell = async {
-            tokio::task::yield_now().await;
-            slow.answer();
-        };
-        let (one, other, ()) = tokio::join!(slow.lookup("db.internal"), slow.lookup("DB.internal."), tell);
-        for found in [one, other] {
-            assert_eq!(found.expect("an answer"), [IpAddr::from([10, 0, 0, 1])]);
-        }
-        assert_eq!(slow.asked.load(Ordering::SeqCst), 1);
-    }
-
-    #[tokio::test]
-    async fn names_that_nobody_answers_are_bounded_and_let_go() {
-        let slow = Slow::new();
-        for index in 0..LOOKUPS_MAX {
-            slow.abandon(&format!("db-{index}.internal")).await;
-        }
-        let one_more = slow.lookup("more.internal").await.expect_err("too many");
-        assert!(matches!(one_more, ResolveError::Busy { .. }), "{one_more}");
-        (0..LOOKUPS_MAX).for_each(|_| slow.answer());
-        while slow.under_way() > 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-        slow.answer();
-        assert!(slow.lookup("more.internal").await.is_ok());
-    }
-
-    #[tokio::test]
-    async fn a_lookup_that_panics_is_an_error_and_not_a_name_lost() {
-        let under_way: &'static UnderWay = Box::leak(Box::default());
-        let broken = share(under_way, &name("db.internal"), |_| panic!("the resolver broke")).await;
-        assert!(matches!(broken, Err(ResolveError::System { .. })), "{broken:?}");
-        let found = share(under_way, &name("db.internal"), |_| Ok(vec![IpAddr::from([10, 0, 0, 1])])).await;
-        assert!(found.is_ok(), "{found:?}");
-    }
-
-    #[test]
-    fn a_hosts_file_that_is_missing_or_huge_is_passed_over() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let huge = dir.path().join("huge");
-        std::fs::write(&huge, vec![b'\n'; 1 + usize::try_from(HOSTS_MAX).expect("a size")]).expect("written");
-        assert_eq!(read_hosts(&huge), None);
-        assert_eq!(read_hosts(&dir.path().join("hosts")), None);
-        assert_eq!(read_hosts(dir.path()), None);
-    }
-
-    #[tokio::test]
-    async fn the_system_knows_localhost() {
-        let found = lookup(&name("localhost")).await.expect("addresses");
-        assert!(found.iter().all(IpAddr::is_loopback), "{found:?}");
-    }
-}
+mod tests;

@@ -7,6 +7,7 @@
 //! [`Worker`]; see there.
 
 mod crew;
+mod race;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crew::{Carried, Crew, CrewError, Load, Threads, Worker};
+pub use race::{all, staggered};
 
 /// Runs `future` so that it is polled only when it was woken itself, and not whenever something else wakes the task that
 /// it is a part of: for what waits for the rare beside what happens all the time.

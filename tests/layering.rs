@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: each row only from those before it. The lowest row of the design has three steps here: what needs
 /// nothing, the keys that need bounds and secrets, the reader of documents that hold ids.
 const ROWS: &[(&str, &[&str])] = &[
-    ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "chain", "task"]),
+    ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "network", "chain", "task"]),
     ("0, second step", &["identity", "systemd"]),
     ("0, third step", &["document", "drain"]),
     ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),
@@ -36,6 +36,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("anyhow", &["main", "cli"]),
     ("toml", &["document", "config"]),
     ("listenfd", &["gateway::inherit"]),
+    ("hickory_resolver", &["resolve"]),
 ];
 
 /// A source file: its path below `src/`, and its text.

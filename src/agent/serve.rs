@@ -151,6 +151,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         said: true,
         head: greeted.head,
         key: state.key.clone(),
+        certificate: None,
         control_channel: true,
         keepalive: limits::LINK_KEEPALIVE,
         keepalive_max: 1,

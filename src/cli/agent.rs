@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use super::{Exit, ExitWith, running};
 use crate::agent;
-use crate::config::{self, Loaded};
+use crate::config::Loaded;
 
 /// Run an agent: dial out to its gateways and forward what its allowlist permits, until SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
@@ -32,7 +32,7 @@ pub struct Args {
 /// # Errors
 /// If the configuration has faults, or the agent cannot run.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = config::load(&args.config).exit_with(Exit::Usage)?;
+    let (loaded, watched) = running::load(&args.config).exit_with(Exit::Usage)?;
     let Loaded::Agent(config, log) = loaded else {
         return Err(anyhow::anyhow!("{} is not an agent's configuration: it has no [agent]", args.config.display()))
             .exit_with(Exit::Usage);
@@ -40,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     running::start_log(log);
     running::raise_descriptors();
     let outcome = running::serve(async |stop, supervisor| {
-        let reloads = running::reloads(args.config, "an agent", log, &supervisor, |loaded| match loaded {
+        let reloads = running::reloads((args.config, watched), "an agent", log, &supervisor, |loaded| match loaded {
             Loaded::Agent(config, log) => Some((config, log)),
             _ => None,
         })?;

@@ -7,7 +7,7 @@ use anyhow::Context;
 use tracing::info;
 
 use super::{Exit, ExitWith, running};
-use crate::config::{self, Loaded};
+use crate::config::Loaded;
 use crate::gateway;
 
 /// Run a gateway: let agents link and principals in, and decide about every forward, until SIGTERM or SIGINT.
@@ -34,7 +34,7 @@ pub struct Args {
 /// # Errors
 /// If the configuration has faults, or the gateway cannot run.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let loaded = config::load(&args.config).exit_with(Exit::Usage)?;
+    let (loaded, watched) = running::load(&args.config).exit_with(Exit::Usage)?;
     let Loaded::Gateway(config, log) = loaded else {
         return Err(anyhow::anyhow!("{} is not a gateway's configuration: it has no [gateway]", args.config.display()))
             .exit_with(Exit::Usage);
@@ -55,7 +55,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let addresses: Vec<_> = listening.iter().map(ToString::to_string).collect();
             supervisor.ready(&format!("listening on {}", addresses.join(", ")));
         };
-        let reloads = running::reloads(args.config, "a gateway", log, &supervisor, |loaded| match loaded {
+        let reloads = running::reloads((args.config, watched), "a gateway", log, &supervisor, |loaded| match loaded {
             Loaded::Gateway(config, log) => Some((config, log)),
             _ => None,
         })?;

@@ -1,7 +1,7 @@
 //! What the commands that run for long have in common: one thread, its log, the signals that end it, and the service manager
 //! that watches it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -13,7 +13,7 @@ use crate::config::{self, Loaded, Log, LogFormat};
 use crate::document::Faults;
 use crate::drain::Stop;
 use crate::limits;
-use crate::reload::{Fresh, Phase, Reloads};
+use crate::reload::{Fresh, Phase, Reloads, Watched};
 use crate::systemd::Supervisor;
 use crate::task::Tasks;
 use crate::telemetry;
@@ -37,27 +37,47 @@ pub(super) fn start_log(log: Log) {
     telemetry::start(format, Level::INFO);
 }
 
-/// From now on SIGHUP asks for the configuration to be read again. `pick` takes out of it what the program runs with, and
-/// `what` is what that is called; `log` is how the log is written, which stays as it is. The `supervisor` hears of each
-/// reload.
+/// Reads a configuration for the first time, and notes from which files.
+///
+/// # Errors
+/// With every fault of it.
+pub(super) fn load(file: &Path) -> Result<(Loaded, Watched), Faults> {
+    Watched::read(file, || noting(file))
+}
+
+fn noting(file: &Path) -> (Result<Loaded, Faults>, Vec<PathBuf>) {
+    let (loaded, files) = config::load_noting_files(file);
+    (loaded, files.into_iter().map(|(_, file)| file).collect())
+}
+
+/// From now on SIGHUP asks for the configuration to be read again, and so does a change of the files that it was read from.
+/// `pick` takes out of it what the program runs with, and `what` is what that is called; `log` is how the log is written,
+/// which stays as it is. The `supervisor` hears of each reload.
 ///
 /// # Errors
 /// If the signal cannot be had.
 pub(super) fn reloads<C: Send + 'static>(
-    file: PathBuf,
+    (file, watched): (PathBuf, Watched),
     what: &'static str,
     log: Log,
     supervisor: &Supervisor,
     pick: fn(Loaded) -> Option<(Box<C>, Log)>,
 ) -> anyhow::Result<Reloads<C>> {
-    let load = move || {
-        let (config, newest) = pick(config::load(&file)?)
-            .ok_or_else(|| Faults::file(&file, format!("this is no longer {what}'s configuration")))?;
-        let restart = if newest == log { Vec::new() } else { vec!["log"] };
-        Ok(Fresh { config: *config, restart })
+    let load = {
+        let file = file.clone();
+        move || {
+            let (loaded, files) = noting(&file);
+            let fresh = loaded.and_then(|loaded| {
+                let (config, newest) = pick(loaded)
+                    .ok_or_else(|| Faults::file(&file, format!("this is no longer {what}'s configuration")))?;
+                let restart = if newest == log { Vec::new() } else { vec!["log"] };
+                Ok(Fresh { config: *config, restart })
+            });
+            (fresh, files)
+        }
     };
     let supervisor = supervisor.clone();
-    let reloads = Reloads::on_hangup(load).context("could not listen for SIGHUP")?;
+    let reloads = Reloads::following(file, watched, load).context("could not listen for SIGHUP")?;
     Ok(reloads.telling(move |phase| match phase {
         Phase::Reloading => supervisor.reloading(),
         Phase::Settled => supervisor.reloaded(),

@@ -19,6 +19,7 @@ use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
+use crate::network::{Network, Networks};
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
@@ -68,7 +69,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
 /// Where an agent listens itself, and from where it accepts: neither has a default.
 fn listener(table: &Table<'_>) -> Option<Listen> {
     let address = table.required("address").and_then(|item| address(&item));
-    let accept_from = table.required("accept_from").and_then(|item| item.list(source));
+    let accept_from = table.required("accept_from").and_then(|item| networks(&item));
     Some(Listen { address: address?, accept_from: accept_from? })
 }
 
@@ -76,13 +77,7 @@ fn listener(table: &Table<'_>) -> Option<Listen> {
 pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let table = root.required_table("gateway")?;
     let mut addresses = Once::new("address");
-    let listen = table.required("listen").and_then(|item| {
-        item.list(|item| {
-            let address = address(item)?;
-            // Port 0 is another port each time.
-            (address.port() == 0 || addresses.first(address, item)).then_some(address)
-        })
-    });
+    let listen = listeners(root, &table, &mut addresses);
     let mut keys = Keys::default();
     let host_key = table.required("host_key").and_then(|item| {
         let key = private_key(&item)?;
@@ -262,6 +257,40 @@ fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
     Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals?, window: window? })
 }
 
+/// Where a gateway listens: plain addresses, and those of which more is said.
+fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAddr>) -> Option<Vec<gateway::Listener>> {
+    // Port 0 is another port each time.
+    let mut read = |item: &Item<'_>| address(item).filter(|at| at.port() == 0 || addresses.first(*at, item));
+    let plain = optional(table.optional("listen"), |item| item.list(&mut read));
+    let tables = root.tables("listener");
+    if tables.is_empty() && matches!(plain, Some(None)) {
+        table.fault("listen", "this key is missing, and there is no [[listener]]: nobody could connect");
+        return None;
+    }
+    let more: Vec<_> = tables
+        .iter()
+        .map(|table| {
+            let address = table.required("address").and_then(|item| read(&item));
+            let accept_from = optional(table.optional("accept_from"), networks);
+            let balancers = optional(table.optional("proxy_protocol_from"), networks);
+            let certificates = optional(table.optional("user_ca"), |item| item.boolean());
+            Some(gateway::Listener {
+                address: address?,
+                accept_from: accept_from?,
+                balancers: balancers?,
+                certificates: certificates?.unwrap_or(false),
+            })
+        })
+        .collect();
+    let plain = plain?.unwrap_or_default().into_iter().map(gateway::Listener::plain).map(Some);
+    plain.chain(more).collect()
+}
+
+/// Networks, at least one.
+fn networks(item: &Item<'_>) -> Option<Networks> {
+    item.list(Item::parse::<Network>).and_then(Networks::new)
+}
+
 fn local(
     table: &Table<'_>,
     organisations: Option<&Once<OrganisationId>>,
@@ -436,7 +465,7 @@ fn credentials(item: &Item<'_>) -> Option<Credentials> {
 
 /// Reads a file that only its owner can read. `what` says what is in it.
 pub(super) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
-    let path = item.path()?;
+    let path = item.file()?;
     let private = |metadata: &Metadata| {
         let (path, mode) = (path.display(), metadata.mode() & 0o7777);
         if secret::is_private(metadata) {
@@ -458,7 +487,7 @@ fn organisation_id(table: &Table<'_>, ids: &mut Once<OrganisationId>) -> Option<
 }
 
 pub(super) fn private_key(item: &Item<'_>) -> Option<PrivateKey> {
-    match PrivateKey::read(&item.path()?) {
+    match PrivateKey::read(&item.file()?) {
         Ok(key) => Some(key),
         Err(error) => item.reject(Chain(&error).to_string()),
     }
@@ -497,15 +526,6 @@ fn network(item: &Item<'_>) -> Option<IpNet> {
         Ok(address) => item.reject(format!("a network is wanted: write {} for this one address", IpNet::from(address))),
         Err(_) => item.reject("a network is wanted, such as 10.20.0.0/16 or 2001:db8::/32"),
     }
-}
-
-/// A network from which connections are accepted.
-fn source(item: &Item<'_>) -> Option<IpNet> {
-    let network = network(item)?;
-    if network == network.trunc() {
-        return Some(network);
-    }
-    item.reject(format!("{network} has bits beyond its prefix: write {}", network.trunc()))
 }
 
 /// The host's name, with what a replica's name cannot hold replaced.

@@ -6,6 +6,7 @@
 //! failed is a record of its own; who is allowed, and finds no link, waits for one for [`limits::LINK_PATIENCE`]. Who is
 //! not allowed is refused before any of this, and so learns nothing of who is linked.
 
+use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
@@ -43,7 +44,7 @@ pub(super) struct Request {
     /// The same as it was asked for.
     pub(super) asked: String,
     /// Where the principal connects from.
-    pub(super) client: String,
+    pub(super) client: SocketAddr,
     /// Which kind of door.
     pub(super) door: &'static str,
     /// On whose word the principal rests, where that is not its own key.
@@ -102,7 +103,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         principal: Some(Principal::Named(request.principal.clone())),
         asserted_by: request.asserted_by.clone(),
         key: request.key,
-        client: Some(request.client.clone()),
+        client: Some(request.client.to_string()),
         door: Some(request.door),
         target: request.target.as_ref().map_or_else(|_| request.asked.clone(), ToString::to_string),
         ..audit::Opening::default()
@@ -117,7 +118,8 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
             Err(denied("organisation_not_served", detail, Public::NotAllowed))
         }
         (Ok(target), None) => {
-            match gateway.registry.current().decide(&request.principal, &request.agent, target, Timestamp::now()) {
+            let (snapshot, from) = (gateway.registry.current(), request.client.ip());
+            match snapshot.decide(&request.principal, &request.agent, target, from, Timestamp::now()) {
                 Decision::Allow(pass) => {
                     match gateway.quotas.forward(&gateway.limits(), &request.agent.organisation, &request.principal) {
                         Ok(counted) => Ok((pass, target, counted)),
@@ -254,16 +256,17 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
 
 async fn no_longer_registered(gateway: &Gateway, request: &Request, target: &Target) {
     let mut changed = gateway.registry.changed();
+    let from = request.client.ip();
     loop {
         let now = Timestamp::now();
         let snapshot = gateway.registry.current();
         let key_holds = match &request.key {
             Some(key) => {
-                snapshot.admits(&request.agent, key, now).is_ok_and(|principal| principal == request.principal)
+                snapshot.admits(&request.agent, key, from, now).is_ok_and(|principal| principal == request.principal)
             }
             None => true,
         };
-        let decision = snapshot.decide(&request.principal, &request.agent, target, now);
+        let decision = snapshot.decide(&request.principal, &request.agent, target, from, now);
         if !key_holds || matches!(decision, Decision::Deny(_)) {
             return;
         }
@@ -285,7 +288,7 @@ async fn reach(
     let begun = time::Instant::now();
     let deadline = begun + limits::OPENING_TIMEOUT;
     let originator =
-        Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.clone() };
+        Originator { forward: id.clone(), principal: request.principal.clone(), client: request.client.to_string() };
     let mut tried = Vec::new();
     let mut last = None;
     while let Some(ride) = next(gateway, request, &tried, begun + limits::LINK_PATIENCE).await {

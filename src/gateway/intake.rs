@@ -31,8 +31,8 @@ use crate::tunnel::listen;
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
-/// Accepts until the gateway drains.
-pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
+/// Accepts at a main listener, which has this place in the configuration, until the gateway drains.
+pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, index: usize) {
     let stop = gateway.drain.begun().clone();
     loop {
         let accepted = tokio::select! {
@@ -42,8 +42,13 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
             accepted = listen::accept(&listener) => accepted,
         };
         let (stream, address) = accepted;
+        if !gateway.state.current().accepts(index, address.ip()) {
+            debug!("turned a connection away: the listener does not accept its address");
+            gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "source_network");
+            continue;
+        }
         match gateway.room.seat(address.ip()) {
-            Ok(seat) => hand_over(&gateway, stream, address, seat),
+            Ok(seat) => hand_over(&gateway, stream, Entrance { listener: index, address }, seat),
             Err(full) => {
                 debug!(?full, "turned a connection away: too many have not logged in");
                 gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_connections");
@@ -52,7 +57,16 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener) {
     }
 }
 
-fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, address: SocketAddr, seat: Seat) {
+/// How a connection came in.
+#[derive(Debug, Clone, Copy)]
+struct Entrance {
+    /// At which main listener.
+    listener: usize,
+    /// From where.
+    address: SocketAddr,
+}
+
+fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, entrance: Entrance, seat: Seat) {
     let deadline = Instant::now() + limits::LOGIN_GRACE;
     let worker = gateway.crew.lightest().clone();
     // From here on, so that many who come at once are spread.
@@ -66,7 +80,7 @@ fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, address: SocketAddr, sea
     worker.spawn(&tasks, async move {
         let _carried = carried;
         match TcpStream::from_std(stream) {
-            Ok(stream) => greet(gateway, there, stream, address, deadline, seat).await,
+            Ok(stream) => greet(gateway, there, stream, entrance, deadline, seat).await,
             Err(error) => warn!(%error, "could not hand a connection over to its thread"),
         }
     });
@@ -76,7 +90,7 @@ async fn greet(
     gateway: Arc<Gateway>,
     worker: Worker,
     mut stream: TcpStream,
-    address: SocketAddr,
+    Entrance { listener, address }: Entrance,
     deadline: Instant,
     seat: Seat,
 ) {
@@ -110,7 +124,8 @@ async fn greet(
         debug!("turned a connection away: too many handshakes came before it");
         return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_handshakes");
     };
-    let admitted = Admitted { address, greeted, deadline, seat, place };
+    let certificates = gateway.state.current().listener(listener).is_some_and(|listener| listener.certificates);
+    let admitted = Admitted { address, listener, certificates, greeted, deadline, seat, place };
     // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link waits for
     // most of its life, a thousand times over.
     match admitted.greeted.peer.clone() {
@@ -121,8 +136,13 @@ async fn greet(
 
 /// A connection that may shake hands.
 pub(super) struct Admitted {
-    /// Where it comes from.
+    /// Where it comes from; behind a balancer, where the balancer says.
     pub(super) address: SocketAddr,
+    /// The main listener that it came in by.
+    pub(super) listener: usize,
+    /// Whether principals may log in with certificates there.
+    #[allow(dead_code, reason = "certificates are refused everywhere so far")]
+    pub(super) certificates: bool,
     /// What it has said.
     pub(super) greeted: Greeted,
     /// When it has to have logged in.
@@ -136,7 +156,7 @@ pub(super) struct Admitted {
 type Claim = (AgentName, Option<ReplicaId>);
 
 async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted: Admitted, (name, replica): Claim) {
-    let Admitted { address, greeted, deadline, seat, place } = admitted;
+    let Admitted { address, listener, greeted, deadline, seat, place, .. } = admitted;
     let stop = gateway.tasks.stopping().clone();
     let establishing =
         place.during(timeout_at(deadline, Box::pin(establish(&gateway, stream, greeted, address, &name))));
@@ -191,6 +211,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
         biased;
         () = no_longer_registered(&gateway, &link) => ("revoked", false),
         () = gateway.state.until(|state| !state.serves(&peer.name.organisation)) => ("revoked", false),
+        () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => ("revoked", false),
         () = gone.cancelled() => ("lost", false),
         () = stop.cancelled() => ("stopped", false),
         reason = last_forward(&link, &told) => (reason, true),
@@ -255,7 +276,7 @@ async fn establish(
         move |key: &crate::identity::PublicKey| {
             let fingerprint = key.fingerprint();
             let served = gateway.state.current().serves(&name.organisation);
-            let judged = gateway.registry.current().agent(&name, &fingerprint, Timestamp::now());
+            let judged = gateway.registry.current().agent(&name, &fingerprint, address.ip(), Timestamp::now());
             let reason = match judged {
                 Ok(()) if served => return true,
                 Ok(()) => "organisation_not_served",
@@ -284,6 +305,7 @@ async fn establish(
         said: greeted.said.is_some(),
         head: greeted.head,
         host_key,
+        host_certificate: None,
         keepalive: limits::LINK_KEEPALIVE,
         flow: ssh::Flow::Credit,
         report,
@@ -438,7 +460,8 @@ fn farewell(link: &Link, standing: Standing) -> Option<Control> {
 async fn no_longer_registered(gateway: &Gateway, link: &Link) {
     let mut changed = gateway.registry.changed();
     loop {
-        if gateway.registry.current().agent(&link.peer.name, &link.peer.key, Timestamp::now()).is_err() {
+        let Linked { name, key, address, .. } = &link.peer;
+        if gateway.registry.current().agent(name, key, address.ip(), Timestamp::now()).is_err() {
             return;
         }
         if changed.changed().await.is_err() {

@@ -3,11 +3,12 @@
 //! Promised: pure functions, no I/O, no waiting.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Config, Limits, Local};
+use super::{Config, Limits, Listener, Local};
 use crate::identity::{OrganisationId, PrivateKey};
+use crate::network;
 use crate::reload::Changes;
 
 /// What holds now. It does not change.
@@ -16,6 +17,8 @@ pub(super) struct State {
     pub(super) host_key: PrivateKey,
     /// How much anybody may have.
     pub(super) limits: Limits,
+    /// The main listeners; each has one place in the list for good.
+    listeners: Vec<Listener>,
     login_keys: HashMap<OrganisationId, PrivateKey>,
     /// How long forwards that run may go on after the signal to end.
     pub(super) drain: Duration,
@@ -27,6 +30,7 @@ impl State {
             host_key: config.host_key.clone(),
             drain: config.drain,
             limits: config.limits,
+            listeners: config.listen.clone(),
             login_keys: config
                 .organisations
                 .iter()
@@ -38,6 +42,16 @@ impl State {
     /// Whether an organisation's agents are served.
     pub(super) fn serves(&self, organisation: &OrganisationId) -> bool {
         self.login_keys.contains_key(organisation)
+    }
+
+    /// What holds at a main listener.
+    pub(super) fn listener(&self, index: usize) -> Option<&Listener> {
+        self.listeners.get(index)
+    }
+
+    /// Whether a main listener accepts connections from an address.
+    pub(super) fn accepts(&self, listener: usize, from: IpAddr) -> bool {
+        self.listener(listener).is_some_and(|listener| network::admits(listener.accept_from.as_ref(), from))
     }
 
     /// The key that logs in to an organisation's agents.
@@ -62,6 +76,11 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     if old.host_key.public() != key {
         changes.change(format_args!("host_key {}", key.fingerprint()));
     }
+    for (old, new) in old.listen.iter().zip(&new.listen) {
+        if old != new {
+            changes.change(format_args!("listener {}", new.address));
+        }
+    }
     if old.drain != new.drain {
         changes.change("drain_s");
     }
@@ -74,9 +93,12 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
 /// Settings of `new` that a running gateway cannot take over; they are put back to what they were.
 pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
     let mut kept = Vec::new();
-    if new.listen != old.listen {
+    let addresses = |config: &Config| -> Vec<_> { config.listen.iter().map(|listener| listener.address).collect() };
+    if addresses(new) != addresses(old) {
         kept.push("gateway.listen");
-        new.listen.clone_from(&old.listen);
+        // What is said of those that stay holds all the same: a network that was taken out is out.
+        let said = |listener: &Listener| new.listen.iter().find(|new| new.address == listener.address).cloned();
+        new.listen = old.listen.iter().map(|listener| said(listener).unwrap_or_else(|| listener.clone())).collect();
     }
     if new.registry != old.registry {
         kept.push("gateway.registry");

@@ -1,23 +1,23 @@
 //! The registry in folders: public keys as files, and TOML beside them for what is not a key.
 //!
 //! ```text
+//! organisations/acme.toml                             optional: accept_from, for all principals and agents of it
 //! organisations/acme/agents/prod-eu/2026-11.pub       an OpenSSH or PEM public key (.pub or .pem)
-//! organisations/acme/agents/prod-eu/2026-11.toml      optional: expires, revoked, comment of that key
-//! organisations/acme/agents/prod-eu.toml              optional: description
+//! organisations/acme/agents/prod-eu/2026-11.toml      optional: not_before, expires, revoked, comment of that key
+//! organisations/acme/agents/prod-eu.toml              optional: description, accept_from
 //! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
-//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires
+//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires, accept_from
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
-//! state that changes while it is read is read again. Files whose names begin with a dot or with `README` are passed
-//! over, every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
+//! state that changes while it is read is read again. Files whose names begin with a dot are passed
+//! over, and so is a `README` (`.md`, `.txt`, `.rst`); every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
 //! is swapped as a whole (as Kubernetes does with mounted secrets) is seen as one change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -32,10 +32,14 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
 use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
 use crate::chain::Chain;
-use crate::document::{Document, Faults, Item, read_text};
+use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, PublicKey};
-use crate::limits::{REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX};
+use crate::limits::{
+    FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX,
+};
+use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
+use crate::reload::sources::Stamp;
 use crate::task::Tasks;
 
 /// Reads a registry once.
@@ -50,9 +54,9 @@ pub fn load(dir: &Path) -> Result<Snapshot, Faults> {
         match entry {
             Entry { name, path, folder: true } if name == "organisations" => {
                 found = true;
-                for entry in reader.list(&path) {
-                    if let Some((id, path)) = reader.folder_named(entry) {
-                        organisations.insert(id, reader.organisation(&path));
+                for (id, member) in reader.members(&path) {
+                    if let Some(organisation) = reader.organisation(&member) {
+                        organisations.insert(id, organisation);
                     }
                 }
             }
@@ -152,7 +156,7 @@ impl Files {
         let mut poll = interval(pace.poll);
         poll.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut looked_at = Timestamp::now();
-        let mut seen = None;
+        let mut seen: Option<Seen> = None;
         let mut rejected: Option<(Faults, Instant)> = None;
         // What changed between opening and watching shows at the first tick, which comes at once.
         loop {
@@ -173,8 +177,10 @@ impl Files {
             }
 
             let dir = self.dir.clone();
-            // A change that the system told of is read even if the signature is the same: clocks of files are coarse.
-            let known = if told { None } else { seen };
+            // A change that the system told of is read even if the signature is the same, and any signature is read once more
+            // some time after it was seen first: clocks of files are coarse, and one change may hide another.
+            let doubtful = told || seen.is_some_and(|seen| seen.is_doubtful());
+            let known = if doubtful { None } else { seen.map(|seen| seen.signature) };
             let mut look = tasks.spawn_blocking(move || look(&dir, known));
             let mut asked = Instant::now();
             let look = loop {
@@ -191,7 +197,8 @@ impl Files {
             };
             // The reading panicked or the runtime is going down; the last good state holds, the next tick tries again.
             let Ok(Some((signature, result))) = look else { continue };
-            if !told && seen.is_some() && pace.told {
+            let differs = seen.is_some_and(|seen| Some(seen.signature) != signature);
+            if !told && differs && pace.told {
                 // The watch missed this: perhaps the watched folder was itself replaced.
                 let told_so_far = matches!(watcher, Some(Ok(_)));
                 watcher = Some(arm(&self.dir, woken));
@@ -199,7 +206,10 @@ impl Files {
                     report(Reload::PollOnly(error.to_string()));
                 }
             }
-            seen = signature;
+            seen = signature.map(|signature| match seen {
+                Some(seen) if seen.signature == signature && !told => Seen { confirmed: doubtful, ..seen },
+                _ => Seen { signature, since: Instant::now(), confirmed: false },
+            });
             match result {
                 Ok(snapshot) => {
                     let mended = rejected.take().is_some();
@@ -229,6 +239,22 @@ impl Files {
             self.version.send_modify(|version| *version += 1);
         }
         *looked_at = now;
+    }
+}
+
+/// The state that was read last.
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    signature: u64,
+    /// When it was first read.
+    since: Instant,
+    /// Whether it has been read again after the clocks of files had moved on.
+    confirmed: bool,
+}
+
+impl Seen {
+    fn is_doubtful(&self) -> bool {
+        !self.confirmed && self.since.elapsed() >= FILE_CLOCK
     }
 }
 
@@ -308,8 +334,7 @@ fn signature(dir: &Path) -> u64 {
             path.hash(&mut hasher);
             match std::fs::metadata(&path) {
                 Ok(data) => {
-                    let times = (data.mtime(), data.mtime_nsec(), data.ctime(), data.ctime_nsec());
-                    (data.dev(), data.ino(), data.len(), times).hash(&mut hasher);
+                    Stamp::of(&data).hash(&mut hasher);
                     if data.is_dir() && depth > 0 {
                         left.push((path, depth - 1));
                     }
@@ -331,6 +356,32 @@ fn accepted(snapshot: &Snapshot) -> Reload {
     }
 }
 
+/// What stands beside a key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct AboutKey {
+    pub(super) not_before: Option<Timestamp>,
+    pub(super) expires: Option<Timestamp>,
+    pub(super) revoked: bool,
+    pub(super) comment: Option<String>,
+}
+
+impl AboutKey {
+    pub(super) fn read(document: &Document) -> Option<Self> {
+        let root = document.root();
+        let not_before = root.optional("not_before").and_then(|item| item.timestamp());
+        let end = root.optional("expires");
+        let expires = end.as_ref().and_then(Item::timestamp);
+        if let (Some(from), Some(to), Some(end)) = (not_before, expires, &end)
+            && to <= from
+        {
+            end.fault("it must lie after not_before: as it stands, the key never counts");
+        }
+        let revoked = root.optional("revoked").and_then(|item| item.boolean()).unwrap_or(false);
+        let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
+        Some(Self { not_before, expires, revoked, comment })
+    }
+}
+
 /// Reads the folders, and goes on after a fault.
 #[derive(Default)]
 struct Reader {
@@ -345,7 +396,7 @@ struct Entry {
     folder: bool,
 }
 
-/// An agent or principal as it lies there.
+/// An organisation, agent or principal as it lies there.
 #[derive(Default)]
 struct Member {
     /// The TOML beside the folder.
@@ -354,8 +405,15 @@ struct Member {
 }
 
 impl Reader {
-    fn organisation(&mut self, dir: &Path) -> Organisation {
-        let mut organisation = Organisation::default();
+    fn organisation(&mut self, member: &Member) -> Option<Organisation> {
+        let about = member.about.as_deref();
+        let Some(dir) = &member.folder else {
+            // One letter too many in its name, and what it narrows would stay wide open.
+            about.inspect(|file| self.fault(file, "no folder of this name beside it: this is said of no organisation"));
+            return None;
+        };
+        let accept_from = about.and_then(|file| self.document(file, |document| accept_from(&document.root())));
+        let mut organisation = Organisation { accept_from: accept_from.flatten(), ..Organisation::default() };
         // A key has one holder within an organisation; in another it may have another.
         let mut holders = HashMap::new();
         for entry in self.list(dir) {
@@ -375,17 +433,19 @@ impl Reader {
                 _ => self.unexpected(&entry, "only the folders agents and principals are accepted here"),
             }
         }
-        organisation
+        Some(organisation)
     }
 
     fn agent(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Agent {
-        let description = member.about.as_deref().and_then(|file| {
+        let about = member.about.as_deref().and_then(|file| {
             self.document(file, |document| {
-                let description = document.root().optional("description").and_then(|item| item.string());
-                Some(description.map(str::to_owned))
+                let root = document.root();
+                let description = root.optional("description").and_then(|item| item.string());
+                Some((description.map(str::to_owned), accept_from(&root)?))
             })
         });
-        Agent { description: description.flatten(), keys: self.keys(member, holders) }
+        let (description, accept_from) = about.unwrap_or_default();
+        Agent { description, accept_from, keys: self.keys(member, holders) }
     }
 
     fn principal(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> PrincipalRecord {
@@ -395,7 +455,8 @@ impl Reader {
                 let agents = root.required("agents").map(|item| read_all(&item));
                 let targets = root.optional("targets").map(|item| read_all(&item));
                 let expires = root.optional("expires").and_then(|item| item.timestamp());
-                Some((Grant { agents: agents?, targets }, expires))
+                let accept_from = accept_from(&root);
+                Some((Grant { agents: agents?, targets }, expires, accept_from?))
             }),
             (None, Some(folder)) => {
                 let mut file = folder.clone().into_os_string();
@@ -405,8 +466,8 @@ impl Reader {
             }
             (None, None) => None,
         };
-        let (grant, expires) = about.unwrap_or_default();
-        PrincipalRecord { grant, expires, keys: self.keys(member, holders) }
+        let (grant, expires, accept_from) = about.unwrap_or_default();
+        PrincipalRecord { grant, expires, accept_from, keys: self.keys(member, holders) }
     }
 
     fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
@@ -437,8 +498,9 @@ impl Reader {
                 );
                 self.fault(&path, problem);
             }
-            let (expires, revoked, comment) = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
-            registered.push(RegisteredKey { key, expires, revoked, comment });
+            let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
+            let AboutKey { not_before, expires, revoked, comment } = about;
+            registered.push(RegisteredKey { key, not_before, expires, revoked, comment });
         }
         for path in abouts.values() {
             self.fault(path, "no key of this name beside it (.pub or .pem)");
@@ -462,17 +524,11 @@ impl Reader {
         }
     }
 
-    fn about_key(&mut self, file: &Path) -> Option<(Option<Timestamp>, bool, Option<String>)> {
-        self.document(file, |document| {
-            let root = document.root();
-            let expires = root.optional("expires").and_then(|item| item.timestamp());
-            let revoked = root.optional("revoked").and_then(|item| item.boolean()).unwrap_or(false);
-            let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
-            Some((expires, revoked, comment))
-        })
+    fn about_key(&mut self, file: &Path) -> Option<AboutKey> {
+        self.document(file, AboutKey::read)
     }
 
-    /// The agents or principals of a folder: `ID/`, `ID.toml`, or both.
+    /// The organisations, agents or principals of a folder: `ID/`, `ID.toml`, or both.
     fn members<T: FromStr<Err: std::error::Error + 'static> + Ord>(&mut self, dir: &Path) -> BTreeMap<T, Member> {
         let mut members: BTreeMap<T, Member> = BTreeMap::new();
         for entry in self.list(dir) {
@@ -491,20 +547,6 @@ impl Reader {
             }
         }
         members
-    }
-
-    fn folder_named<T: FromStr<Err: std::error::Error + 'static>>(&mut self, entry: Entry) -> Option<(T, PathBuf)> {
-        if !entry.folder {
-            self.unexpected(&entry, "only folders are accepted here");
-            return None;
-        }
-        match entry.name.parse() {
-            Ok(id) => Some((id, entry.path)),
-            Err(error) => {
-                self.fault(&entry.path, Chain(&error).to_string());
-                None
-            }
-        }
     }
 
     /// What lies in a folder, sorted by name.
@@ -557,15 +599,24 @@ impl Reader {
     }
 }
 
+/// Where somebody is accepted from: `Some(None)` where nothing is said of it, `None` where it is wrong. An empty list is.
+fn accept_from(table: &Table<'_>) -> Option<Option<Networks>> {
+    match table.optional("accept_from") {
+        Some(item) => item.list(Item::parse::<Network>).and_then(Networks::new).map(Some),
+        None => Some(None),
+    }
+}
+
 /// The elements of a list that may be empty: written out, an empty list grants nothing.
 fn read_all<T: FromStr<Err: std::error::Error + 'static>>(item: &Item<'_>) -> Vec<T> {
     item.items().iter().filter_map(Item::parse).collect()
 }
 
-/// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README.md`.
+/// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README`, `README.md`. A key
+/// with such a name (`README.pub`) is a key.
 fn is_passed_over(path: &Path) -> bool {
     let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-    name.starts_with(b".") || name.starts_with(b"README")
+    name.starts_with(b".") || [&b"README"[..], b"README.md", b"README.txt", b"README.rst"].contains(&name)
 }
 
 fn file_name(path: &Path) -> String {

@@ -24,6 +24,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use russh::keys::agent::AgentIdentity;
+use russh::keys::signature::Signer as _;
+use russh::keys::ssh_key::Signature;
 use russh::keys::{HashAlg, PrivateKeyWithHashAlg};
 use russh::{
     ChannelOpenFailure, ChannelReadHalf, ChannelWriteHalf, Preferred, SshId, cipher, client, compression, kex, mac,
@@ -40,7 +43,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::transport::{Control, CutOnDrop, Transport};
 use super::wire::{self, ForwardId, RefusalCode};
-use crate::identity::{PrivateKey, PublicKey};
+use crate::identity::{Certificate, PrivateKey, PublicKey};
 use crate::limits;
 use crate::target::Target;
 use crate::task::Tasks;
@@ -58,6 +61,9 @@ pub type Report = Arc<dyn Fn(Violation) + Send + Sync>;
 /// Judges a host key; it must not wait.
 pub type HostKeyCheck = Box<dyn Fn(&PublicKey) -> bool + Send + Sync>;
 
+/// Judges a host certificate, whose CA has signed it; it must not wait.
+pub type HostCertificateCheck = Box<dyn Fn(&Certificate) -> bool + Send + Sync>;
+
 /// How to be a client on a stream.
 pub struct ClientOptions {
     /// Our identification string.
@@ -66,8 +72,10 @@ pub struct ClientOptions {
     pub said: bool,
     /// What was read from the stream already, to be replayed.
     pub head: Bytes,
-    /// Which host keys are accepted. Host certificates never are.
+    /// Which host keys are accepted.
     pub host_key: HostKeyCheck,
+    /// Which host certificates are accepted, in the place of their keys. Without this none is asked for or accepted.
+    pub host_certificate: Option<HostCertificateCheck>,
     /// Keepalives are sent this often.
     pub keepalive: Duration,
     /// Whether the peer is one of our ends.
@@ -173,6 +181,7 @@ type Failures = Arc<Mutex<HashMap<ForwardId, String>>>;
 
 /// A session in the client role whose login is still to come.
 pub struct Stranger {
+    certificate: Option<Certificate>,
     handle: client::Handle<handler::Client>,
     control: Control,
     failures: Failures,
@@ -196,8 +205,10 @@ where
     let stream = Box::new(Transport::new(stream, &control, options.head, unsaid));
     let failures = Failures::default();
     let host_key = Arc::new(Mutex::new(handler::HostKey::Unseen));
+    let preferred = preferred(options.host_certificate.is_some());
     let handler = handler::Client {
         check: options.host_key,
+        check_certificate: options.host_certificate,
         strict: matches!(options.flow, Flow::Credit),
         host_key: host_key.clone(),
         failures: failures.clone(),
@@ -211,7 +222,7 @@ where
         window_size: options.flow.window(),
         maximum_packet_size: options.flow.packet(),
         channel_buffer_size: limits::CHANNEL_QUEUE,
-        preferred: preferred(),
+        preferred,
         inactivity_timeout: Some(options.keepalive * 5),
         keepalive_interval: Some(options.keepalive),
         keepalive_max: 1,
@@ -224,7 +235,7 @@ where
         std::mem::replace(&mut *host_key.lock().unwrap_or_else(PoisonError::into_inner), handler::HostKey::Unseen);
     match (result, seen) {
         (Ok(handle), handler::HostKey::Accepted(host_key)) => {
-            Ok(Stranger { handle, control, failures, host_key, flow: options.flow, cut })
+            Ok(Stranger { certificate: None, handle, control, failures, host_key, flow: options.flow, cut })
         }
         (_, handler::HostKey::Refused) => Err(HandshakeError::HostKey),
         (_, handler::HostKey::NotStrict) => Err(HandshakeError::NotStrict),
@@ -244,6 +255,12 @@ impl Stranger {
         &self.host_key
     }
 
+    /// Logs in with this certificate, where it is accepted, before the plain key is tried.
+    #[must_use]
+    pub fn with_certificate(self, certificate: Option<Certificate>) -> Self {
+        Self { certificate, ..self }
+    }
+
     /// Logs in as `user` with `key`. Dropping the future cuts the session. Opens that outlive their requester belong to
     /// `tasks`, and so many of them may be under way at once.
     ///
@@ -256,14 +273,39 @@ impl Stranger {
         tasks: &Tasks,
         opens: usize,
     ) -> Result<Client, LoginError> {
+        if let Some(certificate) = self.certificate.take()
+            && self.log_in_certified(user, key, &certificate).await?
+        {
+            return Ok(self.logged_in(tasks, opens));
+        }
         // For RSA, SHA-512: every server worth talking to has had it since 2016. Other keys ignore it.
         let key = PrivateKeyWithHashAlg::new(key.as_ssh().clone(), Some(HashAlg::Sha512));
         let result = self.handle.authenticate_publickey(user, key).await.map_err(LoginError::Ssh)?;
         if !result.success() {
             return Err(LoginError::Refused { user: user.to_owned() });
         }
+        Ok(self.logged_in(tasks, opens))
+    }
+
+    /// Whether the peer accepts the certificate.
+    async fn log_in_certified(
+        &mut self,
+        user: &str,
+        key: &PrivateKey,
+        certificate: &Certificate,
+    ) -> Result<bool, LoginError> {
+        let hash = certificate.subject().as_ssh().algorithm().is_rsa().then_some(HashAlg::Sha512);
+        let mut holder = Holder(key.clone());
+        let whole = certificate.as_ssh().clone();
+        match self.handle.authenticate_certificate_with(user, whole, hash, &mut holder).await {
+            Ok(result) => Ok(result.success()),
+            Err(NotSigned(error)) => Err(LoginError::Ssh(error)),
+        }
+    }
+
+    fn logged_in(self, tasks: &Tasks, opens: usize) -> Client {
         self.cut.disarm();
-        Ok(Client {
+        Client {
             handle: Arc::new(self.handle),
             control: self.control,
             failures: self.failures,
@@ -272,7 +314,38 @@ impl Stranger {
             host_key: self.host_key,
             flow: self.flow,
             tasks: tasks.clone(),
-        })
+        }
+    }
+}
+
+/// Signs logins by certificate: the library's own way does so with SHA-1 where the key is an RSA key.
+struct Holder(PrivateKey);
+
+struct NotSigned(russh::Error);
+
+impl From<russh::SendError> for NotSigned {
+    fn from(_: russh::SendError) -> Self {
+        Self(russh::Error::SendError)
+    }
+}
+
+impl russh::Signer for Holder {
+    type Error = NotSigned;
+
+    /// What is to be signed, with the signature after it: for RSA one with SHA-512.
+    async fn auth_sign(
+        &mut self,
+        _key: &AgentIdentity,
+        _hash: Option<HashAlg>,
+        mut to_sign: Vec<u8>,
+    ) -> Result<Vec<u8>, NotSigned> {
+        let failed = || NotSigned(russh::Error::WrongServerSig);
+        let signature: Signature = self.0.as_ssh().try_sign(&to_sign).map_err(|_| failed())?;
+        let signature = Vec::<u8>::try_from(signature).map_err(|_| failed())?;
+        let len = u32::try_from(signature.len()).map_err(|_| failed())?;
+        to_sign.extend_from_slice(&len.to_be_bytes());
+        to_sign.extend_from_slice(&signature);
+        Ok(to_sign)
     }
 }
 
@@ -426,11 +499,19 @@ impl Drop for Noted {
 
 /// Decides about logins. The methods run inside of the session and must not wait.
 pub trait Login: Send + 'static {
-    /// Whether `key` could log in as `user`, before anything is signed.
+    /// Whether `key` could log in as `user`, before anything is signed. The library asks this of certificates too, with the bare
+    /// key: who accepts certificates must say yes to every key here.
     fn offered(&mut self, user: &str, key: &PublicKey) -> bool;
     /// Whether `key`, whose signature has been verified, logs in as `user`.
     fn verified(&mut self, user: &str, key: &PublicKey) -> bool;
-    /// A key or method was refused before it came to [`Login::offered`].
+    /// Whether the holder of this certificate logs in as `user`. The signatures of the CA and of the holder have been verified;
+    /// nothing else has. Nobody does who does not say otherwise.
+    fn certified(&mut self, user: &str, certificate: &Certificate) -> bool {
+        let _ = certificate;
+        self.unfit(user, "certificate_not_accepted");
+        false
+    }
+    /// A key, certificate or method was refused before it came to any of the others.
     fn unfit(&mut self, user: &str, why: &'static str);
 }
 
@@ -444,6 +525,8 @@ pub struct ServerOptions {
     pub head: Bytes,
     /// The only host key.
     pub key: PrivateKey,
+    /// A certificate for it, shown to those who ask for one.
+    pub certificate: Option<Certificate>,
     /// Whether one session channel with the control subsystem is accepted.
     pub control_channel: bool,
     /// Keepalives are sent this often, also before login: never more often than the login may take.
@@ -513,6 +596,7 @@ where
         channels: Arc::new(Semaphore::new(options.channels)),
         control_sender: options.control_channel.then_some(control_sender),
         session: None,
+        probes: 0,
         unheard: unheard.clone(),
         control: control.clone(),
         tasks: tasks.clone(),
@@ -524,13 +608,13 @@ where
         // The `none` probe that every OpenSSH login begins with.
         auth_rejection_time_initial: Some(Duration::ZERO),
         keys: vec![options.key.as_ssh().as_ref().clone()],
-        certificates: Vec::new(),
+        certificates: options.certificate.iter().map(|certificate| certificate.as_ssh().clone()).collect(),
         window_size: options.flow.window(),
         maximum_packet_size: options.flow.packet(),
         channel_buffer_size: limits::CHANNEL_QUEUE,
         event_buffer_size: limits::SESSION_QUEUE,
         limits: rekey_limits(),
-        preferred: preferred(),
+        preferred: preferred(false),
         max_auth_attempts: limits::LOGIN_ATTEMPTS,
         inactivity_timeout: Some(options.keepalive * 5),
         keepalive_interval: Some(options.keepalive),
@@ -681,8 +765,17 @@ fn rekey_limits() -> russh::Limits {
     }
 }
 
-fn preferred() -> Preferred {
+fn preferred(host_certificates: bool) -> Preferred {
     use russh::keys::{Algorithm, EcdsaCurve};
+    // What a server announces as acceptable for user keys, too.
+    let keys = vec![
+        Algorithm::Ed25519,
+        Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
+        Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
+        Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
+        Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
+        Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
+    ];
     Preferred {
         kex: vec![
             kex::MLKEM768X25519_SHA256,
@@ -694,17 +787,8 @@ fn preferred() -> Preferred {
             kex::EXTENSION_OPENSSH_STRICT_KEX_AS_SERVER,
         ]
         .into(),
-        // What a server announces as acceptable for user keys, too.
-        key: vec![
-            Algorithm::Ed25519,
-            Algorithm::Ecdsa { curve: EcdsaCurve::NistP256 },
-            Algorithm::Ecdsa { curve: EcdsaCurve::NistP384 },
-            Algorithm::Ecdsa { curve: EcdsaCurve::NistP521 },
-            Algorithm::Rsa { hash: Some(HashAlg::Sha512) },
-            Algorithm::Rsa { hash: Some(HashAlg::Sha256) },
-        ]
-        .into(),
-        host_key_certificates: Vec::new().into(),
+        host_key_certificates: if host_certificates { keys.clone() } else { Vec::new() }.into(),
+        key: keys.into(),
         cipher: vec![cipher::AES_128_GCM, cipher::AES_256_GCM].into(),
         // Never used: the ciphers authenticate by themselves. The negotiation wants a name all the same.
         mac: vec![mac::HMAC_SHA512_ETM, mac::HMAC_SHA256_ETM].into(),

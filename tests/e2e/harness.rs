@@ -552,6 +552,12 @@ impl Site {
         self.start_gateway().await;
     }
 
+    /// Starts the gateway with the configuration that is there.
+    pub(crate) async fn start_gateway_as_written(&mut self) {
+        self.gateway = None;
+        self.start_gateway().await;
+    }
+
     /// Starts another gateway on the same listeners, while the one before goes on. Its trail is a file of its own, of which
     /// the name is returned beside the one before.
     pub(crate) async fn succeed_gateway(&mut self) -> (Program, String) {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use caponier::agent;
 use caponier::audit::Sink;
 use caponier::drain::Stop;
-use caponier::gateway::{self, Inherited};
+use caponier::gateway::{self, Inherited, Listener};
 use caponier::identity::{Algorithm, PrivateKey};
 use caponier::limits;
 use caponier::policy::rule::Allowlist;
@@ -66,7 +66,7 @@ impl Site {
         write(&registry.join("organisations/acme/principals/ci/key.pub"), &principal_key.public().to_openssh());
         write(&registry.join("organisations/acme/principals/ci.toml"), "agents = [\"prod-eu\"]\n");
         let config = gateway::Config {
-            listen: vec!["127.0.0.1:0".parse().expect("an address")],
+            listen: vec![Listener::plain("127.0.0.1:0".parse().expect("an address"))],
             host_key: PrivateKey::generate(Algorithm::Ed25519),
             registry,
             admin_socket: None,

@@ -18,4 +18,5 @@ mod pumps;
 mod raw;
 mod reload;
 mod replicas;
+mod sources;
 mod threads;

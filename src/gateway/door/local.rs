@@ -98,7 +98,7 @@ pub(in crate::gateway) async fn accept(
             agent: door.agent.clone(),
             target: Ok(door.target.clone()),
             asked: door.target.to_string(),
-            client: client.to_string(),
+            client,
             door: "local",
             asserted_by: Some(format!("local {}", door.listen)),
             over: None,

@@ -3,13 +3,14 @@
 //! Promised: a key that is unknown, of another organisation, expired, revoked or not granted the agent, and an agent that
 //! does not exist, are refused with the same bytes after the same delay; the trail has the true reason.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
 use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use crate::audit::{Event, Kind};
@@ -45,6 +46,7 @@ struct Logins {
 struct DoorLogin {
     gateway: Arc<Gateway>,
     logins: Arc<Mutex<Logins>>,
+    from: IpAddr,
 }
 
 impl DoorLogin {
@@ -54,7 +56,7 @@ impl DoorLogin {
             self.refuse("malformed_user", Some(key), None);
             return None;
         };
-        match self.gateway.registry.current().admits(&agent, &key, Timestamp::now()) {
+        match self.gateway.registry.current().admits(&agent, &key, self.from, Timestamp::now()) {
             Ok(principal) => Some(Guest { principal, key, agent }),
             Err(refusal) => {
                 self.refuse(Refusal::as_str(refusal), Some(key), Some(agent));
@@ -100,15 +102,16 @@ impl Answer for Channel {
 
 /// Serves one connection to its end.
 pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, admitted: Admitted) {
-    let Admitted { address, greeted, deadline, seat, place } = admitted;
+    let Admitted { address, listener, greeted, deadline, seat, place, .. } = admitted;
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
-    let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone() };
+    let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone(), from: address.ip() };
     let options = ServerOptions {
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
         head: greeted.head,
         key: gateway.state.current().host_key.clone(),
+        certificate: None,
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
@@ -167,11 +170,13 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let _present = gateway.drain.greet();
     let forwards = Count::default();
     let mut goodbye = false;
+    // Fires when the listener no longer accepts the address, which takes the session's forwards along.
+    let withdrawn = CancellationToken::new();
     loop {
         tokio::select! {
             opening = server.opens.recv() => {
                 let Some(opening) = opening else { break };
-                match request(&guest, address, &opening, gateway.drain.admit()).admit(&gateway) {
+                match request(&guest, address, &opening, gateway.drain.admit(), &withdrawn).admit(&gateway) {
                     Admission::Judge(request) => {
                         let (gateway, gone, counted) = (gateway.clone(), gone.clone(), forwards.enter());
                         let tasks = gateway.tasks.clone();
@@ -190,8 +195,13 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
                 }
             }
             () = gone.cancelled() => break,
-            () = no_longer_admitted(&gateway, &guest) => {
+            () = no_longer_admitted(&gateway, &guest, address.ip()) => {
                 // The forwards see the same change of the registry and say so; nothing is left but the session.
+                tokio::task::yield_now().await;
+                break;
+            }
+            () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => {
+                withdrawn.cancel();
                 tokio::task::yield_now().await;
                 break;
             }
@@ -223,14 +233,20 @@ async fn spent(gateway: &Gateway, forwards: &Count) {
     forwards.none().await;
 }
 
-fn request(guest: &Guest, address: SocketAddr, opening: &Opening, ticket: Option<Ticket>) -> Request {
+fn request(
+    guest: &Guest,
+    address: SocketAddr,
+    opening: &Opening,
+    ticket: Option<Ticket>,
+    withdrawn: &CancellationToken,
+) -> Request {
     Request {
         principal: guest.principal.clone(),
         key: Some(guest.key),
         agent: guest.agent.clone(),
         target: Target::from_wire(&opening.host, opening.port),
         asked: format!("{}:{}", opening.host, opening.port),
-        client: address.to_string(),
+        client: address,
         door: "ssh",
         asserted_by: None,
         over: opening.over.map(|over| match over {
@@ -238,7 +254,7 @@ fn request(guest: &Guest, address: SocketAddr, opening: &Opening, ticket: Option
             Over::Opens => "pending_opens_per_session",
         }),
         ticket,
-        withdrawn: None,
+        withdrawn: Some(withdrawn.clone()),
     }
 }
 
@@ -265,10 +281,10 @@ fn record_stranger(gateway: &Gateway, address: SocketAddr, logins: &Mutex<Logins
 }
 
 /// Waits until the registry no longer admits the guest.
-async fn no_longer_admitted(gateway: &Gateway, guest: &Guest) {
+async fn no_longer_admitted(gateway: &Gateway, guest: &Guest, from: IpAddr) {
     let mut changed = gateway.registry.changed();
     loop {
-        let admitted = gateway.registry.current().admits(&guest.agent, &guest.key, Timestamp::now());
+        let admitted = gateway.registry.current().admits(&guest.agent, &guest.key, from, Timestamp::now());
         if admitted.as_ref() != Ok(&guest.principal) {
             return;
         }

@@ -100,7 +100,7 @@ impl Watched {
 
 fn knows(files: &Files, key: &PublicKey) -> Result<(), Refusal> {
     let name = "acme/prod-eu".parse().expect("a name");
-    files.current().agent(&name, &key.fingerprint(), Timestamp::now())
+    files.current().agent(&name, &key.fingerprint(), [127, 0, 0, 1].into(), Timestamp::now())
 }
 
 #[test]
@@ -111,10 +111,14 @@ fn reads_what_the_design_shows() {
         "organisations/acme/agents/prod-eu/2025.toml",
         "expires = 2026-12-01T00:00:00Z\nrevoked = true\ncomment = \"lost\"\n",
     );
-    tree.write("organisations/acme/agents/prod-eu.toml", "description = \"Frankfurt\"\n");
+    tree.write("organisations/acme.toml", "accept_from = [\"10.0.0.0/8\"]\n");
+    tree.write(
+        "organisations/acme/agents/prod-eu.toml",
+        "description = \"Frankfurt\"\naccept_from = [\"10.1.0.0/16\", \"2001:db8::/32\"]\n",
+    );
     tree.write(
         "organisations/acme/principals/ci.toml",
-        "agents = [\"prod-*\"]\ntargets = [\"db:5432\", \"web:*\"]\nexpires = 2027-01-01T00:00:00Z\n",
+        "agents = [\"prod-*\"]\ntargets = [\"db:5432\", \"web:*\"]\nexpires = 2027-01-01T00:00:00Z\naccept_from = [\"::ffff:10.2.0.0/112\"]\n",
     );
     tree.write("organisations/acme/agents/keyless.toml", "");
     tree.write("organisations/README.md", "# Words");
@@ -135,6 +139,16 @@ fn reads_what_the_design_shows() {
     assert_eq!(ci.keys.len(), 1);
     assert_eq!(ci.grant.targets.as_ref().map(Vec::len), Some(2));
     assert!(ci.expires.is_some());
+    for (accept_from, inside, outside) in [
+        (&acme.accept_from, "10.9.0.1", "11.0.0.1"),
+        (&agent.accept_from, "10.1.0.1", "10.2.0.1"),
+        (&ci.accept_from, "10.2.0.1", "10.1.0.1"),
+    ] {
+        let networks = accept_from.as_ref().expect("networks");
+        assert!(networks.contain(inside.parse().expect("an address")), "{networks:?}");
+        assert!(!networks.contain(outside.parse().expect("an address")), "{networks:?}");
+    }
+    assert!(acme.agents[&"keyless".parse().expect("an id")].accept_from.is_none());
     assert!(acme.agents[&"keyless".parse().expect("an id")].keys.is_empty());
     assert_eq!(snapshot.organisations().len(), 2);
 }
@@ -150,7 +164,20 @@ fn every_kind_of_fault_is_found() {
         ("organisations/acme/agents/X.toml", "", "agents/X.toml", "agent ids are"),
         ("organisations/acme/principals/a b/.k", "", "principals/a b", "principal ids are"),
         ("organisations/acme/machines/.k", "", "acme/machines", "this folder does not belong here"),
-        ("organisations/acme.toml", "", "organisations/acme.toml", "this file does not belong here"),
+        ("organisations/acne.toml", "", "organisations/acne.toml", "no folder of this name beside it"),
+        ("organisations/notes.txt", "", "organisations/notes.txt", "this file does not belong here"),
+        ("organisations/Acme.toml", "", "organisations/Acme.toml", "organisation ids are"),
+        ("organisations/acme.toml", "agents = []", "organisations/acme.toml:1", "agents: unknown key"),
+        ("organisations/acme.toml", "accept_from = []", "acme.toml:1", "at least one element"),
+        ("organisations/acme.toml", "accept_from = [\"10.0.0.1\"]", "acme.toml:1", "write 10.0.0.1/32"),
+        ("organisations/acme/agents/prod-eu.toml", "accept_from = []", "prod-eu.toml:1", "at least one element"),
+        ("organisations/acme/agents/prod-eu.toml", "accept_from = \"*\"", "prod-eu.toml:1", "a list is wanted"),
+        (
+            "organisations/acme/principals/ci.toml",
+            "agents = [\"*\"]\naccept_from = [\"10.1.0.0/8\"]",
+            "ci.toml:2",
+            "accept_from[0]: this has bits set beyond its prefix: write 10.0.0.0/8",
+        ),
         ("stray.txt", "", "stray.txt", "this file does not belong here"),
         ("organisations/acme/agents/prod-eu/notes.txt", "", "notes.txt", "does not belong here"),
         ("organisations/acme/agents/prod-eu/deep/x.pub", &good, "prod-eu/deep", "does not belong here"),
@@ -197,6 +224,60 @@ fn every_kind_of_fault_is_found() {
         assert!(faults.lines().any(|line| line.contains(file) && line.contains(problem)), "{path}: {faults}");
         assert!(!faults.contains("AAAA"), "{path}: {faults}");
     }
+}
+
+#[test]
+fn a_key_counts_between_its_dates() {
+    let (tree, key) = Tree::good();
+    let about = "organisations/acme/agents/prod-eu/2026-11.toml";
+    tree.write(about, "not_before = 2027-01-01T00:00:00Z\nexpires = 2027-02-01T00:00:00Z\n");
+    let snapshot = tree.load().expect("in good order");
+    let name = "acme/prod-eu".parse().expect("a name");
+    let of = |now: &str| snapshot.agent(&name, &key.fingerprint(), now.parse().expect(now));
+    assert_eq!(of("2026-12-31T23:59:59Z"), Err(Refusal::NotYetValid));
+    assert_eq!(of("2027-01-01T00:00:00Z"), Ok(()));
+    assert_eq!(of("2027-02-01T00:00:00Z"), Err(Refusal::Expired));
+    let within = |since: &str, now: &str| snapshot.expires_within(since.parse().expect(since), now.parse().expect(now));
+    assert!(within("2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z"));
+    assert!(!within("2027-01-01T00:00:00Z", "2027-01-31T00:00:00Z"));
+    assert!(within("2027-01-31T00:00:00Z", "2027-02-01T00:00:00Z"));
+    for expires in ["2027-01-01T00:00:00Z", "2026-01-01T00:00:00Z"] {
+        tree.write(about, &format!("expires = {expires}\nnot_before = 2027-01-01T00:00:00Z\n"));
+        let faults = tree.load().expect_err("it never counts").to_string();
+        assert!(faults.contains("2026-11.toml:1: expires: it must lie after not_before"), "{faults}");
+    }
+}
+
+#[test]
+fn a_key_that_is_called_like_a_readme_is_a_key() {
+    let (tree, _) = Tree::good();
+    let key = tree.key("organisations/acme/agents/prod-eu/README.pub");
+    tree.write("organisations/acme/agents/prod-eu/README.md", "# Words");
+    tree.write("organisations/acme/README", "Words");
+    let snapshot = tree.load().expect("in good order");
+    let name = "acme/prod-eu".parse().expect("a name");
+    assert_eq!(snapshot.agent(&name, &key.fingerprint(), Timestamp::now()), Ok(()));
+    tree.write("organisations/acme/agents/prod-eu/README.pub", "");
+    assert!(tree.load().is_err(), "an empty key is a fault, whatever it is called");
+}
+
+/// The clock of a file system need not move between two changes, and the system need not tell of the second.
+#[tokio::test]
+async fn a_change_that_leaves_sizes_and_times_alone_is_found() {
+    let (tree, key) = Tree::good();
+    let about = "organisations/acme/agents/prod-eu/2026-11.toml";
+    tree.write(about, "revoked = false\n");
+    let mut watched = Watched::start(tree.0.path(), false);
+    tree.write(about, "revoked = true \n");
+    watched.accepted().await;
+    assert_eq!(knows(&watched.files, &key), Err(Refusal::Revoked));
+    watched.stop().await;
+    let mut seen = Seen { signature: 1, since: Instant::now(), confirmed: false };
+    assert!(!seen.is_doubtful(), "it was just read");
+    seen.since -= FILE_CLOCK;
+    assert!(seen.is_doubtful(), "it is read once more, though it looks the same");
+    seen.confirmed = true;
+    assert!(!seen.is_doubtful());
 }
 
 #[test]

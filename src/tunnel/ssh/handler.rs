@@ -12,8 +12,11 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use super::{Control, ControlChannel, Failures, Half, HostKeyCheck, Login, Opening, Over, Report, Violation};
-use crate::identity::PublicKey;
+use super::{
+    Control, ControlChannel, Failures, Half, HostCertificateCheck, HostKeyCheck, Login, Opening, Over, Report,
+    Violation,
+};
+use crate::identity::{Certificate, PublicKey};
 use crate::limits;
 use crate::task::Tasks;
 use crate::tunnel::wire;
@@ -29,6 +32,7 @@ pub(super) enum HostKey {
 
 pub(super) struct Client {
     pub(super) check: HostKeyCheck,
+    pub(super) check_certificate: Option<HostCertificateCheck>,
     /// Whether the peer has to keep to strict key exchange (OpenSSH's PROTOCOL §1.10). The library offers it and does not
     /// demand it; a stock peer may lack it, and loses nothing by that with the ciphers that are left.
     pub(super) strict: bool,
@@ -62,12 +66,18 @@ impl client::Handler for Client {
     type Error = Error;
 
     async fn check_server_key(&mut self, key: &PublicKeyOrCertificate) -> Result<bool, Error> {
-        let accepted = match key {
-            PublicKeyOrCertificate::PublicKey { key, .. } => {
-                PublicKey::from_ssh(key.clone()).ok().filter(|key| (self.check)(key))
+        let plain = |key: russh::keys::PublicKey| PublicKey::from_ssh(key).ok().filter(|key| (self.check)(key));
+        let accepted = match (key, &self.check_certificate) {
+            (PublicKeyOrCertificate::PublicKey { key, .. }, _) => plain(key.clone()),
+            (PublicKeyOrCertificate::Certificate(whole), Some(check)) => {
+                let certified = Certificate::from_ssh(whole).ok().filter(|certificate| check(certificate));
+                // The exchange was signed with the bare key, which may be known for itself.
+                certified
+                    .map(|certificate| certificate.subject().clone())
+                    .or_else(|| plain(whole.public_key().clone().into()))
             }
-            // A host certificate would let a CA say who an agent is; here only the registry does.
-            PublicKeyOrCertificate::Certificate(_) => None,
+            // A host certificate would let a CA say who an agent is; there only the registry does.
+            (PublicKeyOrCertificate::Certificate(_), None) => None,
         };
         let judged = accepted.is_some();
         *self.host_key.lock().unwrap_or_else(PoisonError::into_inner) =
@@ -204,6 +214,8 @@ pub(super) struct BoxedServer {
     pub(super) control_sender: Option<oneshot::Sender<ControlChannel>>,
     /// The session channel, and what grants it the subsystem.
     pub(super) session: Option<(ChannelId, CancellationToken)>,
+    /// How many keys were acknowledged before anything was signed, which the library does not count.
+    pub(super) probes: usize,
     pub(super) unheard: Arc<AtomicU64>,
     pub(super) control: Control,
     pub(super) tasks: Tasks,
@@ -241,8 +253,14 @@ impl server::Handler for BoxedServer {
     type Error = Error;
 
     async fn auth_publickey_offered(&mut self, user: &str, offer: PublicKeyOffer<'_>) -> Result<Auth, Error> {
+        if self.probes >= limits::LOGIN_PROBES {
+            // As any other refusal, of which the library counts as many as there may be attempts.
+            self.login.unfit(user, "too_many_probes");
+            return Ok(Auth::reject());
+        }
         let fit = self.fit(user, offer.public_key, offer.algorithm);
         let accepted = fit.is_some_and(|key| self.login.offered(user, &key));
+        self.probes += usize::from(accepted);
         Ok(if accepted { Auth::Accept } else { Auth::reject() })
     }
 
@@ -252,13 +270,15 @@ impl server::Handler for BoxedServer {
         Ok(if accepted { Auth::Accept } else { Auth::reject() })
     }
 
-    async fn auth_openssh_certificate(
-        &mut self,
-        user: &str,
-        _certificate: &russh::keys::Certificate,
-    ) -> Result<Auth, Error> {
-        self.login.unfit(user, "certificate");
-        Ok(Auth::reject())
+    async fn auth_openssh_certificate(&mut self, user: &str, whole: &russh::keys::Certificate) -> Result<Auth, Error> {
+        let accepted = match Certificate::from_ssh(whole) {
+            Ok(certificate) => self.login.certified(user, &certificate),
+            Err(error) => {
+                self.login.unfit(user, error.reason());
+                false
+            }
+        };
+        Ok(if accepted { Auth::Accept } else { Auth::reject() })
     }
 
     async fn auth_password(&mut self, user: &str, _password: &str) -> Result<Auth, Error> {
