@@ -7,7 +7,8 @@
 //! A configuration that is read again is taken over whole or not at all; what it no longer allows is closed at once, what
 //! it does not touch goes on, and a changed identity is taken on without a gap.
 //!
-//! What waits on what: one task takes over new configurations ([`live`]), one task per organisation and gateway keeps a link
+//! What waits on what: one task takes over new configurations ([`live`]), one waits for the times that they give, and has
+//! everything judged again when one has come; one task per organisation and gateway keeps a link
 //! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
 //! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
 //! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
@@ -20,6 +21,7 @@
 mod dial;
 mod listen;
 mod live;
+mod reach;
 mod serve;
 mod usage;
 
@@ -30,6 +32,7 @@ use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -47,6 +50,7 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
 use crate::reload::{Fresh, Live, Reloads};
+use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::admit::{Handshakes, Room};
@@ -75,6 +79,8 @@ pub struct Config {
     pub limits: Limits,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+    /// How the names of targets are looked up.
+    pub resolver: resolve::Config,
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its
@@ -215,8 +221,8 @@ pub async fn run(
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
-        started: u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default(),
-        state: Live::new(State::new(&config)),
+        started: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
+        state: Live::new(State::new(&config, Arc::new(Resolver::new(&config.resolver, &tasks)))),
         trail: trail.clone(),
         tasks: tasks.clone(),
         crew: crew.clone(),
@@ -232,6 +238,7 @@ pub async fn run(
     posts.fit(&agent, &config);
     listening.fit(&agent, config.listen.as_ref(), prepared);
     tasks.spawn(follow(agent.clone(), config, reloads, posts, listening));
+    tasks.spawn(keep_time(agent.clone()));
     let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
         move || {
@@ -301,9 +308,14 @@ async fn follow(
             Ok((Fresh { config: mut new, mut restart }, prepared)) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
+                // With what it knows already, unless it is to be asked otherwise from now on.
+                let resolver = match new.resolver == config.resolver {
+                    true => agent.state.current().resolver.clone(),
+                    false => Arc::new(Resolver::new(&new.resolver, &agent.tasks)),
+                };
                 config = new;
                 // First the state, by which forwards and links judge themselves, then the links that come and go.
-                agent.state.replace(State::new(&config));
+                agent.state.replace(State::new(&config, resolver));
                 posts.fit(&agent, &config);
                 listening.fit(&agent, config.listen.as_ref(), prepared);
                 info!("the configuration was read again and is in force: {changes}");
@@ -321,6 +333,26 @@ async fn follow(
             error!(error = %Chain(&error), "could not record a change of the configuration");
         }
         reloads.settled();
+    }
+}
+
+/// Has all that runs judged again at each moment at which a rule or a key begins or ceases to hold, until the stop.
+async fn keep_time(agent: Arc<Agent>) {
+    let stop = agent.tasks.stopping().clone();
+    let mut looked_at = Timestamp::now();
+    loop {
+        let (state, mut changes) = agent.state.follow();
+        let wait = state.next_look(looked_at);
+        tokio::select! {
+            () = tokio::time::sleep(wait.unwrap_or_default()), if wait.is_some() => {}
+            Ok(()) = changes.changed() => {}
+            () = stop.cancelled() => return,
+        }
+        let now = Timestamp::now();
+        if agent.state.current().changes_between(looked_at, now) {
+            agent.state.tell_again();
+        }
+        looked_at = now;
     }
 }
 

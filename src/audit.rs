@@ -42,7 +42,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::identity::{AgentId, Fingerprint, OrganisationId, Principal, ReplicaId};
+use crate::identity::{AgentId, Certificate, Credential, Fingerprint, OrganisationId, Principal, ReplicaId};
 use crate::limits::{
     ADDRESSES_PER_NAME, FORWARD_ID_MAX, STRANGER_PERIOD, STRANGER_RECORDS, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY,
     TRAIL_TEXT_MAX,
@@ -378,6 +378,8 @@ pub struct Opening {
     pub asserted_by: Option<String>,
     /// The key that the principal logged in with.
     pub key: Option<Fingerprint>,
+    /// The certificate of that key, where it was that which counted.
+    pub certificate: Option<Certificate>,
     /// Where the principal connects from.
     pub client: Option<String>,
     /// Which kind of door was used.
@@ -665,6 +667,16 @@ impl Event {
         self
     }
 
+    /// What was shown: the key, and of a certificate who signed it, and what the CA calls it.
+    #[must_use]
+    pub fn credential(self, credential: &Credential) -> Self {
+        let mut event = self.key(credential.key());
+        if let Some(certificate) = credential.certificate() {
+            event.0.certified(certificate);
+        }
+        event
+    }
+
     /// The peer's address.
     #[must_use]
     pub fn client(mut self, client: impl fmt::Display) -> Self {
@@ -747,6 +759,14 @@ struct Record {
     asserted_by: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<String>,
+    /// The CA of the key's certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ca: Option<String>,
+    /// A text, since readers of JSON commonly lose the last digits of such numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    serial: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    key_id: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -805,6 +825,12 @@ impl Record {
         Self { time: now(), event, side: side.as_str(), ..Self::default() }
     }
 
+    fn certified(&mut self, certificate: &Certificate) {
+        self.ca = text(certificate.authority().fingerprint());
+        self.serial = text(certificate.serial());
+        self.key_id = text(certificate.key_id());
+    }
+
     /// The line, with its newline.
     fn line(&self) -> Vec<u8> {
         // Strings, numbers and maps with string keys always serialise.
@@ -816,6 +842,14 @@ impl Record {
 
 impl Opening {
     fn record(&self, side: Side, event: &'static str) -> Record {
+        let mut record = self.plain_record(side, event);
+        if let Some(certificate) = &self.certificate {
+            record.certified(certificate);
+        }
+        record
+    }
+
+    fn plain_record(&self, side: Side, event: &'static str) -> Record {
         Record {
             forward: text(&self.forward),
             peer_forward: self.peer_forward.as_deref().and_then(text),

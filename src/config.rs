@@ -9,6 +9,7 @@
 //! save the `principals` of an allow rule.
 
 mod file;
+mod resolver;
 mod resources;
 
 use std::ffi::OsString;
@@ -165,6 +166,7 @@ mod tests {
     use super::*;
     use crate::audit::Sink;
     use crate::identity::{Algorithm, PrivateKey};
+    use crate::resolve;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::PermissionsExt;
     use tempfile::TempDir;
@@ -316,6 +318,7 @@ mod tests {
         let private = key(PrivateKey::generate(Algorithm::Ed25519).to_openssh().expose());
         let host = PrivateKey::read(&place.dir.path().join("host")).expect("host key").public();
         let again = good.lines().skip(11).take(6).collect::<Vec<_>>().join("\n");
+        let deny = |rest: &str| format!("ports = [1]\n[[organisation.deny]]\nname = \"no-x\"\n{rest}");
         let second = |id: &str, key: &str| {
             format!(
                 "ports = [1]\n[[organisation]]\nid = \"{id}\"\ngateways = [\"ssh://g\"]\n[[organisation.orchestrator]]\n{key}"
@@ -372,7 +375,16 @@ mod tests {
             (13, "name = \"a b\"", 13, "a rule's name is"),
             (14, "hosts = [\"10.1.2.3\"]", 14, "make a rule with addresses"),
             (14, "hosts = [\"0177.0.0.1\"]", 14, "make a rule with addresses"),
-            (14, "hosts = [\"*.internal\"]", 14, "the host has a character"),
+            (14, "hosts = [\"*\"]", 14, "the last label must be spelt out"),
+            (14, "hosts = [\"db.**\"]", 14, "the last label must be spelt out"),
+            (14, "hosts = [\"orders*.internal\"]", 14, "a wildcard is a whole label"),
+            (14, "hosts = [\"10.20.*\"]", 14, "make a rule with addresses"),
+            (14, "hosts = [\"büro.internal\"]", 14, "the host has a character"),
+            (14, "hosts = [\"_pg._tcp.internal\"]", 14, "_pg._tcp.internal is the name of a service"),
+            (14, "services = [\"db.internal\"]", 14, "db.internal is not the name of a service"),
+            (14, "services = [\"*._tcp.internal\"]", 14, "the host has a character"),
+            (14, "services = []", 14, "at least one element"),
+            (14, "hosts = [\"db\"]\nservices = [\"_pg._tcp.internal\"]", 15, "hosts and services in one rule"),
             (14, "hosts = []", 14, "at least one element"),
             (14, "", 15, "within belongs to hosts"),
             (15, "", 12, "within: this key is missing: hosts needs"),
@@ -382,6 +394,29 @@ mod tests {
             (15, "within = [\"10.0.0.0/8\"]\naddresses = [\"10.0.0.0/8\"]", 16, "hosts and addresses in one rule"),
             (16, "ports = []", 16, "at least one element"),
             (16, "ports = [0]", 16, "from 1 to 65535"),
+            (16, "ports = [-1]", 16, "or a range as a string"),
+            (16, "ports = [5432, \"6010-6000\"]", 16, "ports[1]: the range ends before it begins"),
+            (16, "ports = [\"0-10\"]", 16, "port 0 cannot be connected to"),
+            (16, "ports = [\"\"]", 16, "this is empty"),
+            (16, "ports = [\"6000 - 6010\"]", 16, "ports are written as"),
+            (16, "ports = [\"+1\"]", 16, "ports are written as"),
+            (16, "ports = [\"*\"]", 16, "ports are written as"),
+            (16, "ports = [1.5]", 16, "a whole number is wanted"),
+            (16, "ports = [5432]\nnot_before = 2027-01-01", 17, "allow[0].not_before: a date and time with an offset"),
+            (16, "ports = [5432]\nexpires = 1", 17, "allow[0].expires: a date and time with an offset"),
+            (
+                16,
+                "ports = [5432]\nnot_before = 2027-01-01T00:00:00Z\nexpires = 2027-01-01T00:00:00Z",
+                18,
+                "allow[0].expires: it would never hold",
+            ),
+            (
+                11,
+                "expires = 2027-01-01T00:00:00Z\nnot_before = 2028-01-01T00:00:00Z",
+                11,
+                "orchestrator[0].expires: it would never hold",
+            ),
+            (11, "expire = 2027-01-01T00:00:00Z", 11, "did you mean expires?"),
             (16, "ports = [65536]", 16, "from 1 to 65535"),
             (16, "ports = \"5432\"", 16, "a list is wanted"),
             (16, "", 12, "ports: this key is missing"),
@@ -410,6 +445,15 @@ mod tests {
                 23,
                 "rule \"again\" says the same as rule \"orders-db\"",
             ),
+            (21, &deny("hosts = [\"db\"]"), 22, "deny[0].ports: this key is missing"),
+            (21, &deny("ports = [1]"), 22, "deny[0].hosts: this rule denies nothing"),
+            (21, &deny("ports = [1]\naddresses = [\"10.0.0.1/8\"]"), 25, "10.0.0.1/8 has bits beyond its prefix"),
+            (21, &deny("ports = [1]\nhosts = [\"*\"]"), 25, "deny[0].hosts[0]: the last label"),
+            (21, &deny("ports = [1]\nhosts = []"), 25, "at least one element"),
+            (21, &deny("ports = [1]\nhosts = [\"db\"]\nwithin = [\"10.0.0.0/8\"]"), 26, "deny[0].within: unknown key"),
+            (21, &deny("ports = [1]\nhosts = [\"db\"]\nprincipals = []"), 26, "at least one element"),
+            (21, &deny("ports = [1]\nhosts = [\"db\"]").replace("no-x", "legacy"), 23, "rule legacy is there already"),
+            (21, &deny("ports = [1]\nhosts = [\"db\"]").replace("no-x", "a b"), 23, "a rule's name is"),
             (21, "ports = [1]\n[log]\nformat = \"xml\"", 23, "log.format: one of \"text\", \"json\" is wanted"),
             (21, "ports = [1]\n[local]\nx = 1", 22, "local: unknown key"),
             (8, "", 6, "gateways: this key is missing"),
@@ -589,6 +633,54 @@ mod tests {
             place.refuses(&gateway, 4, &lines, 6, problem);
         }
         place.refuses(&gateway, 4, "registry = \"registry\"\nlimits = 5", 5, "gateway.limits: a table is wanted");
+    }
+
+    #[test]
+    fn faults_of_the_resolver_are_found_where_they_are() {
+        let place = Place::new();
+        let agent = place.agent();
+        let nine: Vec<_> = (1..10).map(|last| format!("\"10.0.0.{last}:53\"")).collect();
+        for (key, value, problem) in [
+            ("servers", "[]".to_owned(), "at least one element is wanted"),
+            ("servers", "[\"10.0.0.2\"]".to_owned(), "an address with a port is wanted"),
+            ("servers", "[\"dns.internal:53\"]".to_owned(), "an address with a port is wanted"),
+            ("servers", "[\"10.0.0.2:0\"]".to_owned(), "the address and port of one DNS server"),
+            ("servers", "[\"0.0.0.0:53\"]".to_owned(), "the address and port of one DNS server"),
+            ("servers", "[\"[ff02::fb]:5353\"]".to_owned(), "the address and port of one DNS server"),
+            ("servers", "[\"10.0.0.2:53\", \"10.0.0.2:53\"]".to_owned(), "10.0.0.2:53 is listed already"),
+            ("servers", format!("[{}]", nine.join(", ")), "at most 8 servers"),
+            ("timeout_s", "0".to_owned(), "from 1 to 10 is wanted"),
+            ("timeout_s", "11".to_owned(), "a forward needs the rest of its time"),
+            ("family", "\"ipv5\"".to_owned(), "one of \"any\", \"prefer-ipv4\", \"prefer-ipv6\", \"ipv4\", \"ipv6\""),
+            ("cache_ttl_max_s", "60".to_owned(), "is never cached here: name servers too"),
+            ("cache_ttl_max_s", "86401\nservers = [\"10.0.0.2:53\"]".to_owned(), "from 0 to 86400 is wanted"),
+            ("search", "[\"example.com\"]".to_owned(), "unknown key: accepted here are"),
+        ] {
+            let lines = format!("host_key = \"host\"\n[agent.resolver]\n{key} = {value}");
+            place.refuses(&agent, 3, &lines, 5, &format!("agent.resolver.{key}"));
+            place.refuses(&agent, 3, &lines, 5, problem);
+        }
+    }
+
+    #[test]
+    fn the_resolver_is_the_systems_unless_servers_are_named() {
+        let place = Place::new();
+        assert_eq!(place.load_agent(&[]).resolver, resolve::Config::default());
+        let resolver = place
+            .load_agent(&[
+                ("CAPONIER_AGENT__RESOLVER__FAMILY", "prefer-ipv4"),
+                ("CAPONIER_AGENT__RESOLVER__TIMEOUT_S", "2"),
+                ("CAPONIER_AGENT__RESOLVER__SERVERS__0", "10.0.0.2:53"),
+                ("CAPONIER_AGENT__RESOLVER__CACHE_TTL_MAX_S", "0"),
+            ])
+            .resolver;
+        let wanted = resolve::Config {
+            servers: vec!["10.0.0.2:53".parse().expect("an address")],
+            timeout: std::time::Duration::from_secs(2),
+            life: std::time::Duration::ZERO,
+            family: resolve::Family::PreferIpv4,
+        };
+        assert_eq!(resolver, wanted);
     }
 
     #[test]
@@ -799,6 +891,48 @@ mod tests {
         assert_eq!(organisation.orchestrators[0].asserts.as_ref().map(Vec::len), Some(2));
         let names: Vec<_> = organisation.allow.rules().iter().map(|rule| rule.name.as_str()).collect();
         assert_eq!(names, ["orders-db", "legacy"]);
+    }
+
+    #[test]
+    fn rules_of_an_agent_are_read_in_every_form() {
+        let place = Place::new();
+        let more = [
+            "not_before = 2027-01-01T00:00:00Z",
+            "expires = \"2027-01-02T01:00:00+01:00\"",
+            "[[organisation.allow]]",
+            "name = \"patterns\"",
+            "hosts = [\"*.EU.db.internal.\", \"**.shard.internal\"]",
+            "within = [\"10.21.0.0/16\"]",
+            "ports = [5432, \"6000-6010\", \"7000\"]",
+            "[[organisation.allow]]",
+            "name = \"service\"",
+            "services = [\"_postgresql._tcp.db.internal\"]",
+            "within = [\"10.22.0.0/16\"]",
+            "ports = [\"5432-5440\"]",
+            "[[organisation.deny]]",
+            "name = \"no-metadata\"",
+            "hosts = [\"_ldap._tcp.db.internal\", \"**.secret.internal\"]",
+            "addresses = [\"10.20.9.0/24\", \"::ffff:10.20.8.0/120\"]",
+            "ports = [\"1-65535\"]",
+            "principals = [\"ci-*\"]",
+            "expires = 2030-01-01T00:00:00Z",
+        ];
+        let config = match place.load(&format!("{}\n{}", place.agent(), more.join("\n")), &[]) {
+            Ok(Loaded::Agent(config, _)) => config,
+            other => panic!("{other:?}"),
+        };
+        let allow = &config.organisations[0].allow;
+        let [_, legacy, patterns, service] = allow.rules() else { panic!("four rules") };
+        assert_eq!(legacy.window.to_string(), "from 2027-01-01T00:00:00Z until 2027-01-02T00:00:00Z");
+        let ports: Vec<_> = patterns.ports.iter().map(ToString::to_string).collect();
+        assert_eq!(ports, ["5432", "6000-6010", "7000"]);
+        let written = format!("{patterns:?} {service:?}");
+        for part in ["*.eu.db.internal", "**.shard.internal", "_postgresql._tcp.db.internal"] {
+            assert!(written.contains(part), "{written}");
+        }
+        let [deny] = allow.denies() else { panic!("one deny rule") };
+        let addresses: Vec<_> = deny.addresses.iter().map(ToString::to_string).collect();
+        assert_eq!((deny.hosts.len(), addresses), (2, vec!["10.20.9.0/24".to_owned(), "10.20.8.0/24".to_owned()]));
     }
 
     #[test]

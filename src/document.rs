@@ -18,6 +18,8 @@
 //! Settings may also come from the environment ([`Document::overlay_environment`]): they take the place of the file's
 //! before anything is read, and faults about them name the variable.
 
+mod revocations;
+
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -572,6 +574,12 @@ impl<'a> Item<'a> {
         }
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         self.reject(format!("one of {} is wanted", names.join(", ")))
+    }
+
+    /// Whether this is a string, whatever it stands for.
+    #[must_use]
+    pub fn is_text(&self) -> bool {
+        matches!(self.node.value, Value::String(_))
     }
 
     /// A path; a relative one starts where the document's file lies.

@@ -100,6 +100,9 @@
 //! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, then for the configuration to be read on a
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
+//! **Agent: keeping time** (`agent::keep_time`): waits for the next moment at which a rule or an orchestrator's key begins or
+//! ceases to hold, looks at the clock every [`limits::CLOCK_LOOK`] besides, and then has everything that runs judged again.
+//!
 //! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
 //! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway (which may
 //! be going away), or to be made with a key or name that is no longer the agent's; after a failure for a jittered time that

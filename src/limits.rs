@@ -13,6 +13,9 @@ pub const IDENTIFICATION_PATIENCE: Duration = Duration::from_millis(300);
 /// The longest identification string, with its line end (RFC 4253 §4.2).
 pub const IDENTIFICATION_MAX: usize = 255;
 
+/// A balancer's PROXY protocol header: its addresses, and with room to spare what else balancers tell of a connection.
+pub const PROXY_HEADER_MAX: usize = 2 * 1024;
+
 /// Connections that have not logged in yet, over the whole gateway.
 pub const UNAUTHENTICATED_MAX: usize = 256;
 
@@ -398,6 +401,10 @@ pub const ADMIN_ANSWER_MAX: usize = 64 * 1024 * 1024;
 
 /// A key file, a configuration or a registry file; anything larger is not one.
 pub const FILE_MAX: u64 = 1024 * 1024;
+
+/// How often an agent whose configuration gives times looks at the clock: its owner may set the clock, and it goes on while a
+/// machine sleeps, which no timer notices. So a time is noticed at most this late.
+pub const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
 /// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
 pub const WAYS_OUT: usize = 1_024;

@@ -10,8 +10,11 @@
 //!
 //! Absent: names are not resolved here, and nothing is dialled or recorded.
 
+pub mod deny;
 pub mod grant;
 pub mod guard;
+pub mod pattern;
+pub mod ports;
 pub mod rule;
 pub mod window;
 
@@ -48,11 +51,13 @@ pub struct Denial {
     pub reason: Reason,
     /// What came closest and where it ended, for the operator who reads the audit.
     pub detail: String,
+    /// The name of the deny rule that said so, if one did.
+    pub rule: Option<String>,
 }
 
 impl Denial {
     pub(crate) fn new(reason: Reason, detail: impl Into<String>) -> Self {
-        Self { reason, detail: detail.into() }
+        Self { reason, detail: detail.into(), rule: None }
     }
 }
 
@@ -85,6 +90,8 @@ pub enum Reason {
     OutsideWithin,
     /// Agent: a rule fits, but the address belongs to a range that no network wider than the range opens.
     ReservedAddress,
+    /// Agent: a deny rule holds. No other rule opens what it denies.
+    DenyRule,
     /// Agent: one of the agent's own gateways, or its upstream proxy. No rule opens these.
     OwnGateway,
 }
@@ -107,6 +114,7 @@ impl Reason {
             Self::NoAddress => "no_address",
             Self::OutsideWithin => "outside_within",
             Self::ReservedAddress => "reserved_address",
+            Self::DenyRule => "deny_rule",
             Self::OwnGateway => "own_gateway",
         }
     }

@@ -9,6 +9,7 @@
 //!
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
+pub mod authority;
 pub mod expiry;
 pub mod file;
 
@@ -20,11 +21,14 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::sync::watch;
 
+use crate::identity::certificate::Flaw;
 use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, Principal, PrincipalId, PublicKey};
 use crate::network::{self, Networks};
 use crate::policy::grant::{Grant, Pass};
 use crate::policy::{Decision, Denial, Reason};
 use crate::target::Target;
+
+pub use authority::Authority;
 
 /// Where snapshots come from.
 pub trait Registry: Send + Sync + 'static {
@@ -51,6 +55,8 @@ pub struct Organisation {
     pub agents: BTreeMap<AgentId, Agent>,
     /// Its principals.
     pub principals: BTreeMap<PrincipalId, PrincipalRecord>,
+    /// The CAs that may certify its principals.
+    pub authorities: Vec<Authority>,
     /// Where all of them are accepted from; each may be narrowed further. `None` narrows nothing.
     pub accept_from: Option<Networks>,
 }
@@ -117,6 +123,8 @@ pub enum Refusal {
     NotGranted,
     /// All would be well, but not from that address.
     SourceNetwork,
+    /// What is wrong is the certificate.
+    Certificate(Flaw),
 }
 
 impl Refusal {
@@ -134,6 +142,7 @@ impl Refusal {
             Self::UnknownAgent => "unknown_agent",
             Self::NotGranted => "not_granted",
             Self::SourceNetwork => "source_network",
+            Self::Certificate(flaw) => flaw.as_str(),
         }
     }
 }
@@ -225,14 +234,29 @@ impl Snapshot {
         now: Timestamp,
     ) -> Result<PrincipalId, Refusal> {
         let id = self.principal(&agent.organisation, key, now)?;
+        self.admits_principal(agent, &id, from, now)?;
+        Ok(id)
+    }
+
+    /// Whether this principal may use this agent, however it has shown who it is.
+    fn admits_principal(
+        &self,
+        agent: &AgentName,
+        id: &PrincipalId,
+        from: IpAddr,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
         let organisation = self.organisation(&agent.organisation)?;
+        if organisation.principals.get(id).is_some_and(|record| expired(record.expires, now)) {
+            return Err(Refusal::Expired);
+        }
         if !organisation.agents.contains_key(&agent.agent) {
             return Err(Refusal::UnknownAgent);
         }
-        match organisation.principals.get(&id) {
+        match organisation.principals.get(id) {
             Some(record) if !record.grant.covers(&agent.agent) => Err(Refusal::NotGranted),
             Some(record) if !organisation.accepts(record.accept_from.as_ref(), from) => Err(Refusal::SourceNetwork),
-            Some(_) => Ok(id),
+            Some(_) => Ok(()),
             None => Err(Refusal::NotGranted),
         }
     }
@@ -304,7 +328,8 @@ impl Organisation {
             .principals
             .iter()
             .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
-        agents.chain(principals)
+        let authorities = self.authorities.iter().map(|authority| (Role::Authority, &authority.registered));
+        agents.chain(principals).chain(authorities)
     }
 }
 
@@ -338,6 +363,7 @@ struct Holder {
 enum Role {
     Agent(AgentId),
     Principal(PrincipalId),
+    Authority,
 }
 
 impl fmt::Display for Role {
@@ -345,6 +371,7 @@ impl fmt::Display for Role {
         match self {
             Self::Agent(id) => write!(f, "agent {id}"),
             Self::Principal(id) => write!(f, "principal {id}"),
+            Self::Authority => f.write_str("a user CA"),
         }
     }
 }
@@ -447,7 +474,7 @@ mod tests {
                 (id("nobody"), PrincipalRecord::default()),
             ]
             .into(),
-            accept_from: None,
+            ..Organisation::default()
         };
         let globex = Organisation {
             agents: [(id("prod-eu"), Agent { keys: vec![good(&other)], ..Agent::default() })].into(),
@@ -456,7 +483,7 @@ mod tests {
                 PrincipalRecord { grant: grant(&["*"], None), keys: vec![good(&shared)], ..PrincipalRecord::default() },
             )]
             .into(),
-            accept_from: None,
+            ..Organisation::default()
         };
         let snapshot =
             Snapshot::new([(id("acme"), acme), (id("globex"), globex)].into()).expect("no key is there twice");
@@ -614,7 +641,7 @@ mod tests {
             Organisation {
                 agents: [(id("a"), agent)].into(),
                 principals: [(id("b"), record)].into(),
-                accept_from: None,
+                ..Organisation::default()
             },
             Organisation {
                 agents: [(id("a"), Agent { keys: vec![good(&key), good(&key)], ..Agent::default() })].into(),

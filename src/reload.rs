@@ -204,6 +204,11 @@ impl<T> Live<T> {
         self.0.send_replace(Arc::new(value));
     }
 
+    /// Has everybody who follows the value look at it again: what it says about a moment may have changed.
+    pub fn tell_again(&self) {
+        self.0.send_modify(|_| ());
+    }
+
     /// What holds now, and a receiver that is told of every value after it.
     #[must_use]
     pub fn follow(&self) -> (Arc<T>, watch::Receiver<Arc<T>>) {

@@ -139,6 +139,15 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is the name of a service (RFC 2782), as in `_postgresql._tcp.db.internal`: what it stands for is in SRV
+    /// records, which name hosts and ports.
+    #[must_use]
+    pub fn is_service(&self) -> bool {
+        let mut labels = self.0.splitn(3, '.');
+        let service = labels.next().is_some_and(|label| label.len() > 1 && label.starts_with('_'));
+        service && labels.next() == Some("_tcp") && labels.next().is_some()
+    }
 }
 
 impl FromStr for Name {
@@ -314,6 +323,23 @@ mod tests {
             ("10.0.0.1", "10.0.0.1"),
         ] {
             assert_eq!(text.parse::<Host>().map(|host| host.to_string()).as_deref(), Ok(normal), "{text}");
+        }
+    }
+
+    #[test]
+    fn services_have_a_form_of_their_own() {
+        for (text, service) in [
+            ("_postgresql._tcp.db.internal", true),
+            ("_PostgreSQL._TCP.internal.", true),
+            ("_postgresql._tcp", false),
+            ("_._tcp.db.internal", false),
+            ("postgresql._tcp.db.internal", false),
+            ("_postgresql.tcp.db.internal", false),
+            ("_postgresql._udp.db.internal", false),
+            ("x._postgresql._tcp.db.internal", false),
+            ("db.internal", false),
+        ] {
+            assert_eq!(text.parse::<Name>().expect(text).is_service(), service, "{text}");
         }
     }
 

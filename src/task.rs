@@ -16,12 +16,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use crew::{Carried, Crew, CrewError, Load, Threads, Worker};
 pub use race::{all, staggered};
+
+/// Waits until the clock says `at`; without it, for ever. The clock is looked at again after each `look`, because clocks are set
+/// and machines sleep, which timers do not notice.
+pub async fn reached(at: Option<Timestamp>, look: Duration) {
+    let Some(at) = at else { return std::future::pending().await };
+    while let Some(left) = Duration::try_from(at.duration_since(Timestamp::now())).ok().filter(|left| !left.is_zero()) {
+        tokio::time::sleep(left.min(look)).await;
+    }
+}
 
 /// Runs `future` so that it is polled only when it was woken itself, and not whenever something else wakes the task that
 /// it is a part of: for what waits for the rare beside what happens all the time.

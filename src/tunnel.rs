@@ -3,6 +3,7 @@
 //! - [`connect`] reaches the other end over TCP, through an HTTP proxy if need be;
 //! - [`listen`] waits for the other end, where it is that which dials;
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
+//! - [`proxied`] reads whose connection a balancer passes on;
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
 //! - [`wire`] is everything that our two ends say to each other inside of SSH;
@@ -14,6 +15,7 @@ pub mod bridge;
 pub mod connect;
 pub mod listen;
 pub mod pool;
+pub mod proxied;
 pub mod splice;
 pub mod ssh;
 pub mod transport;

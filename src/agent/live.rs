@@ -1,19 +1,23 @@
 //! What an agent goes by, as one value that a reload replaces; and what differs from one to the next.
 //!
 //! Promised: pure functions, no I/O, no waiting. Every forward is decided on the newest state, and decided again on each
-//! later one, by where it leads already: nothing is looked up again.
+//! later one, by where it leads already: nothing is looked up again. The same is done at each moment that a state names,
+//! when something begins or ceases to hold ([`State::changes_between`]).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::{Config, Limits, Listen, Orchestrator};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
+use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::Allowlist;
 use crate::reload::Changes;
+use crate::resolve::Resolver;
 use crate::target::Target;
 use crate::tunnel::connect::Proxy;
 
@@ -33,6 +37,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     /// The listener, if there is one.
     listen: Option<Listen>,
+    /// How the names of targets are looked up, and what is known of them already.
+    pub(super) resolver: Arc<Resolver>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -46,7 +52,7 @@ pub(super) struct Served {
 pub(super) type NotAsserted = (&'static str, &'static str);
 
 impl State {
-    pub(super) fn new(config: &Config) -> Self {
+    pub(super) fn new(config: &Config, resolver: Arc<Resolver>) -> Self {
         let ways_out = config
             .organisations
             .iter()
@@ -73,6 +79,7 @@ impl State {
             ways_out,
             limits: config.limits,
             listen: config.listen.clone(),
+            resolver,
             organisations,
         }
     }
@@ -98,6 +105,29 @@ impl State {
         Ok((served, orchestrator))
     }
 
+    /// How long from `now` on the clock need not be looked at; for as long as this state holds, if it gives no times. Never
+    /// longer than [`limits::CLOCK_LOOK`], because clocks are set.
+    pub(super) fn next_look(&self, now: Timestamp) -> Option<Duration> {
+        self.next_change(Timestamp::MIN)?;
+        let until = |at: Timestamp| Duration::try_from(at.duration_since(now)).unwrap_or_default();
+        Some(self.next_change(now).map_or(limits::CLOCK_LOOK, until).min(limits::CLOCK_LOOK))
+    }
+
+    /// Whether something begins or ceases to hold between two moments, whichever of them is the later.
+    pub(super) fn changes_between(&self, one: Timestamp, other: Timestamp) -> bool {
+        self.next_change(one.min(other)).is_some_and(|at| at <= one.max(other))
+    }
+
+    /// The first moment after `after` at which a rule or a key begins or ceases to hold.
+    fn next_change(&self, after: Timestamp) -> Option<Timestamp> {
+        let organisations = self.organisations.values();
+        let changes = organisations.flat_map(|served| {
+            let of_keys = served.orchestrators.values().flat_map(|orchestrator| orchestrator.window.edges());
+            of_keys.filter(|at| *at > after).chain(served.allow.next_change(after))
+        });
+        changes.min()
+    }
+
     /// Whether a key may log in for an organisation that it names itself; if not, the word that the audit uses.
     pub(super) fn admits(
         &self,
@@ -110,7 +140,7 @@ impl State {
         if !served.orchestrators.contains_key(key) && elsewhere() {
             return Err("other_organisation");
         }
-        self.orchestrator(organisation, key, now).map(|_| ())
+        self.orchestrator(organisation, key, now).map(drop)
     }
 
     /// Whether a link that was made under `other` is made as one would be now, so that it need not be replaced.
@@ -189,6 +219,10 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
             organisation.allow.rules().iter().map(|rule| (rule.name.clone(), rule.clone())).collect()
         };
         changes.compare(format_args!("rule {id}/"), &rules(before), &rules(after));
+        let denies = |organisation: &super::Organisation| -> BTreeMap<_, _> {
+            organisation.allow.denies().iter().map(|deny| (deny.name.clone(), deny.clone())).collect()
+        };
+        changes.compare(format_args!("deny rule {id}/"), &denies(before), &denies(after));
     }
     let single = |changes: &mut Changes, what: &str, differs: bool| {
         if differs {
@@ -200,6 +234,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
     single(&mut changes, "proxy", old.proxy != new.proxy);
     single(&mut changes, "limits", old.limits != new.limits);
+    single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
     let listener = |config: &Config| -> BTreeMap<_, _> {
         config.listen.iter().map(|listen| (listen.address, listen.accept_from.clone())).collect()
@@ -243,7 +278,13 @@ mod tests {
 
     fn rule(name: &str, network: &str) -> Rule {
         let reach = Reach::Addresses(vec![network.parse().expect(network)]);
-        Rule { name: name.to_owned(), reach, ports: vec![5432], principals: None, window: Window::default() }
+        Rule {
+            name: name.to_owned(),
+            reach,
+            ports: vec![5432.try_into().expect("a port")],
+            principals: None,
+            window: Window::default(),
+        }
     }
 
     fn organisation(id: &str, gateways: &[&str], orchestrators: &[Orchestrator], rules: &[Rule]) -> Organisation {
@@ -264,9 +305,14 @@ mod tests {
             organisations,
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
+            resolver: crate::resolve::Config::default(),
             audit: Sink::Stdout,
             listen: None,
         }
+    }
+
+    fn state(config: &Config) -> State {
+        State::new(config, Arc::new(Resolver::system(&config.resolver)))
     }
 
     #[test]
@@ -299,11 +345,12 @@ mod tests {
         new.organisations[0].orchestrators = vec![orchestrator(&second, None)];
         new.key = PrivateKey::generate(Algorithm::Ed25519);
         new.replica = "two".parse().expect("an id");
+        new.resolver.servers = vec!["10.0.0.2:53".parse().expect("an address")];
         assert_eq!(
             changes(&old, &new).to_string(),
             format!(
                 "gone: gateway acme ssh://g:443, orchestrator acme {}; new: gateway acme ssh://other:443, orchestrator acme {}; \
-                 changed: host_key {}, replica two",
+                 changed: host_key {}, replica two, resolver",
                 first.fingerprint(),
                 second.fingerprint(),
                 new.key.public().fingerprint()
@@ -329,7 +376,7 @@ mod tests {
         let asserting = |asserts: Option<&[&str]>| orchestrator(&ours, asserts);
         let db = || rule("db", "10.0.0.0/24");
         let with = |orchestrators: &[Orchestrator], rules: &[Rule]| {
-            State::new(&config(vec![organisation("acme", &["ssh://10.0.0.7:5432"], orchestrators, rules)]))
+            state(&config(vec![organisation("acme", &["ssh://10.0.0.7:5432"], orchestrators, rules)]))
         };
         let target: Target = "10.0.0.1:5432".parse().expect("a target");
         let claimed: PrincipalId = "ci-1".parse().expect("an id");
@@ -352,7 +399,7 @@ mod tests {
             &[rule("renamed", "10.0.0.1/32")]
         )));
         for (case, state) in [
-            ("no organisation", State::new(&config(vec![]))),
+            ("no organisation", state(&config(vec![]))),
             ("no key", with(&[orchestrator(&other, Some(&["*"]))], &[db()])),
             ("not asserted", with(&[asserting(Some(&["cd-*"]))], &[db()])),
             ("no asserts", with(&[asserting(None)], &[db()])),
@@ -360,7 +407,7 @@ mod tests {
             ("another network", with(&[asserting(Some(&["*"]))], &[rule("db", "10.0.0.2/32")])),
             (
                 "a gateway of its own",
-                State::new(&config(vec![super::super::Organisation {
+                state(&config(vec![super::super::Organisation {
                     gateways: vec!["ssh://10.0.0.1:5432".parse().expect("a gateway")],
                     ..organisation_of(&ours, &[db()])
                 }])),
@@ -379,6 +426,34 @@ mod tests {
         assert!(!allows(&with(&[asserting(Some(&["*"]))], &[db()])));
     }
 
+    #[test]
+    fn the_clock_is_looked_at_when_something_changes_and_often_enough_besides() {
+        let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).expect("a moment");
+        let window = |from: i64, until: i64| Window { not_before: Some(at(from)), expires: Some(at(until)) };
+        let key = Orchestrator { window: window(0, 100), ..orchestrator(&key(), None) };
+        let timed = Rule { window: window(50, 60), ..rule("db", "10.0.0.1/32") };
+        let held = state(&config(vec![organisation("acme", &[], &[key], &[timed])]));
+        let changes: Vec<_> = std::iter::successors(held.next_change(at(-1)), |at| held.next_change(*at)).collect();
+        assert_eq!(changes, [at(0), at(50), at(60), at(100)]);
+        for (one, other, expected) in [
+            (-1, 0, true),
+            (0, 49, false),
+            (0, 50, true),
+            (55, 49, true),
+            (60, 50, true),
+            (60, 61, false),
+            (101, 500, false),
+        ] {
+            assert_eq!(held.changes_between(at(one), at(other)), expected, "{one} {other}");
+        }
+        let half = std::time::Duration::from_millis(500);
+        assert_eq!(held.next_look(at(50) - half), Some(half));
+        assert_eq!(held.next_look(at(10)), Some(limits::CLOCK_LOOK));
+        assert_eq!(held.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
+        let timeless = state(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
+        assert_eq!(timeless.next_look(at(0)), None);
+    }
+
     fn organisation_of(key: &PublicKey, rules: &[Rule]) -> Organisation {
         organisation("acme", &[], &[orchestrator(key, Some(&["*"]))], rules)
     }
@@ -386,12 +461,12 @@ mod tests {
     #[test]
     fn a_link_is_made_anew_for_another_identity_and_a_dial_for_another_way() {
         let old = config(vec![organisation_of(&key(), &[])]);
-        let state = State::new(&old);
+        let before = state(&old);
         let differs = |change: &dyn Fn(&mut Config)| {
             let mut new = old.clone();
             change(&mut new);
-            let new = State::new(&new);
-            (!new.same_identity(&state), !new.same_way(&state))
+            let new = state(&new);
+            (!new.same_identity(&before), !new.same_way(&before))
         };
         assert_eq!(differs(&|_| ()), (false, false));
         assert_eq!(differs(&|config| config.organisations.clear()), (false, false));

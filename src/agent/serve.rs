@@ -11,22 +11,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::BytesMut;
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::live::{self, Case, State};
+use super::reach::reach;
 use super::{Agent, Post};
 use crate::audit::{Ending, Event, Kind, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
 use crate::identity::{Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
 use crate::limits;
-use crate::policy::Decision;
-use crate::policy::rule::{Lookup, Permit};
-use crate::resolve;
+use crate::policy::rule::Lookup;
+use crate::policy::{Decision, Denial};
 use crate::target::{Host, Target};
 use crate::task::apart;
 use crate::tunnel::admit::{self, GreetError};
@@ -622,29 +621,32 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let allow = &served.allow;
     let lookup = match allow.consider(&principal, &target, &guard, now) {
         Ok(lookup) => lookup,
-        Err(denial) => return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await,
+        Err(denial) => return refusal.denied(denial).await,
     };
     let deadline = Instant::now() + limits::OPEN_TIMEOUT;
-    let resolved: Vec<SocketAddr> = match (lookup, &target.host) {
-        (Lookup::Address(address), _) => vec![address],
-        (Lookup::Addresses, Host::Name(name)) => match resolve::lookup(name).await {
-            Ok(addresses) => addresses.into_iter().map(|address| SocketAddr::new(address, target.port)).collect(),
-            Err(error) => {
-                let detail = Chain(&error).to_string();
-                return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
-            }
-        },
-        (Lookup::Addresses | Lookup::Service, _) => {
-            let detail = "services cannot be looked up".to_owned();
+    let resolver = &state.resolver;
+    let found = match (lookup, &target.host) {
+        (Lookup::Address(address), _) => Ok(vec![address]),
+        (_, Host::Address(address)) => Ok(vec![SocketAddr::new(*address, target.port)]),
+        (Lookup::Addresses, Host::Name(name)) => resolver
+            .addresses(name)
+            .await
+            .map(|found| found.into_iter().map(|address| SocketAddr::new(address, target.port)).collect()),
+        (Lookup::Service, Host::Name(name)) => resolver.service(name).await,
+    };
+    let resolved: Vec<SocketAddr> = match found {
+        Ok(resolved) => resolved,
+        Err(error) => {
+            let detail = Chain(&error).to_string();
             return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
         }
     };
+    // A service's instances have an order of their own.
+    let turns = matches!(lookup, Lookup::Addresses).then(|| resolver.family());
     refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => {
-            return refusal.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
-        }
+        Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
     refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
@@ -665,7 +667,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return refusal.answer(RefusalCode::Denied, "revoked").await;
         }
-        dialled = timeout_at(deadline, dial(permit)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
+        dialled = timeout_at(deadline, reach(permit, turns)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
         why = agent.drain.cut() => {
             entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
             return refusal.answer(RefusalCode::Draining, "the agent goes away").await;
@@ -747,18 +749,6 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     remains.leave().await;
 }
 
-/// Dials the permitted addresses in turn; what was permitted is what is dialled.
-async fn dial(permit: Permit) -> io::Result<(TcpStream, SocketAddr)> {
-    let mut last = io::Error::from(io::ErrorKind::NotFound);
-    for &address in permit.addresses() {
-        match connect::dial(address).await {
-            Ok(stream) => return Ok((stream, address)),
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
 /// A forward that has not been granted yet, and all that is needed to refuse it.
 struct Refusal<'a> {
     session: &'a Session,
@@ -768,6 +758,12 @@ struct Refusal<'a> {
 }
 
 impl Refusal<'_> {
+    /// Records what the policy said, then tells the gateway.
+    async fn denied(mut self, denial: Denial) {
+        self.record.rule = denial.rule;
+        self.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
+    }
+
     /// Records a denial, then tells the peer. A gateway's operator may read the reason, which both trails then share.
     async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
         debug!(reason, detail, "denied a forward");

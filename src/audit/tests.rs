@@ -558,6 +558,7 @@ async fn records_have_stable_names_in_a_stable_order() {
         principal: "ci".parse().ok(),
         asserted_by: Some("local".to_owned()),
         key: None,
+        certificate: None,
         client: Some("192.0.2.1:1".to_owned()),
         door: Some("ssh"),
         target: "db:5432".to_owned(),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+use super::resolver::resolver;
 use super::{Log, LogFormat};
 use crate::agent::{Listen, Orchestrator};
 use crate::audit::Sink;
@@ -20,6 +21,9 @@ use crate::gateway::Local;
 use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::network::{Network, Networks};
+use crate::policy::deny::Deny;
+use crate::policy::pattern::{HostPattern, HostPatternError};
+use crate::policy::ports::Ports;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
@@ -51,6 +55,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         tables.iter().map(|table| agent_organisation(table, listen.is_some(), &mut ids, &mut keys)).collect();
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let resolver = resolver(&table);
     let (audit, log) = (audit(root), log(root));
     let config = agent::Config {
         id: id?,
@@ -62,6 +67,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         audit: audit?,
         limits: limits?,
         listen: listen?,
+        resolver: resolver?,
     };
     Some((config, log?))
 }
@@ -200,16 +206,16 @@ fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
         }
     }
     let complete = rules.len() == tables.len();
+    let tables = organisation.tables("deny");
+    let denials: Vec<_> = tables.iter().map(|table| deny(table, &mut names)).collect();
     // Rules that contradict each other are taken out one by one, so that the next one is found too.
     let mut consistent = true;
-    loop {
+    let allowlist = loop {
         match Allowlist::new(rules.iter().map(|(rule, _)| rule.clone()).collect()) {
-            Ok(allowlist) => return (complete && consistent).then_some(allowlist),
+            Ok(allowlist) => break (complete && consistent).then_some(allowlist),
             Err(error) => {
                 consistent = false;
-                let (AllowlistError::Rule { index, .. }
-                | AllowlistError::Name { index, .. }
-                | AllowlistError::Same { index, .. }) = error;
+                let index = error.index();
                 // Names were compared above, over the faulty rules too.
                 if !matches!(error, AllowlistError::Name { .. }) {
                     rules[index].1.fault("name", Chain(&error).to_string());
@@ -217,41 +223,98 @@ fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
                 rules.remove(index);
             }
         }
+    };
+    match allowlist?.denying(denials.into_iter().collect::<Option<_>>()?) {
+        Ok(allowlist) => Some(allowlist),
+        Err(error) => {
+            tables[error.index()].fault("name", Chain(&error).to_string());
+            None
+        }
     }
 }
 
-fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
-    let name = table.required("name").and_then(|item| {
+fn deny(table: &Table<'_>, names: &mut Once<String>) -> Option<Deny> {
+    let name = rule_name(table, names);
+    let hosts = optional(table.optional("hosts"), |item| item.list(host));
+    let addresses = optional(table.optional("addresses"), |item| item.list(network));
+    let ports = ports(table);
+    let principals = optional(table.optional("principals"), |item| item.list(Item::parse::<PrincipalPattern>));
+    let window = window(table);
+    let deny = Deny {
+        name: name?,
+        hosts: hosts?.unwrap_or_default(),
+        addresses: addresses?.unwrap_or_default(),
+        ports: ports?,
+        principals: principals?,
+        window: window?,
+    };
+    if let Err(error) = deny.check() {
+        table.fault(error.key(), Chain(&error).to_string());
+        return None;
+    }
+    Some(deny)
+}
+
+fn rule_name(table: &Table<'_>, names: &mut Once<String>) -> Option<String> {
+    table.required("name").and_then(|item| {
         let name = item.string()?.to_owned();
         names.first(name.clone(), &item).then_some(name)
-    });
-    let hosts = table.optional("hosts");
-    let within = table.optional("within");
-    let addresses = table.optional("addresses");
-    let read_hosts = hosts.as_ref().map(|item| item.list(host));
-    let read_within = within.as_ref().map(|item| item.list(network));
-    let read_addresses = addresses.as_ref().map(|item| item.list(network));
-    let reach = match (read_hosts, read_within, read_addresses) {
-        (Some(hosts), Some(within), None) => hosts.zip(within).map(|(hosts, within)| Reach::Hosts { hosts, within }),
-        (None, None, Some(networks)) => networks.map(Reach::Addresses),
-        (Some(_), None, None) => {
+    })
+}
+
+fn ports(table: &Table<'_>) -> Option<Vec<Ports>> {
+    table.required("ports")?.list(|item| {
+        if item.is_text() {
+            return item.parse();
+        }
+        let port: u16 = item.integer_because(1..=65_535, "or a range as a string, such as \"6000-6010\"")?;
+        Ports::try_from(port).ok()
+    })
+}
+
+fn rule(table: &Table<'_>, names: &mut Once<String>) -> Option<Rule> {
+    let name = rule_name(table, names);
+    let hosts = table.optional("hosts").map(|item| item.list(host));
+    let services = table.optional("services").map(|item| item.list(Item::parse::<Name>));
+    let within = table.optional("within").map(|item| item.list(network));
+    let addresses = table.optional("addresses").map(|item| item.list(network));
+    let reach = match (hosts, services, within, addresses) {
+        (Some(hosts), None, Some(within), None) => {
+            hosts.zip(within).map(|(hosts, within)| Reach::Hosts { hosts, within })
+        }
+        (None, Some(services), Some(within), None) => {
+            services.zip(within).map(|(services, within)| Reach::Services { services, within })
+        }
+        (None, None, None, Some(networks)) => networks.map(Reach::Addresses),
+        (Some(_), Some(_), _, _) => {
+            table.fault("services", "hosts and services in one rule: make two rules of it");
+            None
+        }
+        (Some(_), None, _, Some(_)) | (None, Some(_), _, Some(_)) => {
+            let names = if table.optional("hosts").is_some() { "hosts" } else { "services" };
+            table.fault("addresses", format!("{names} and addresses in one rule: make two rules of it"));
+            None
+        }
+        (Some(_), None, None, None) => {
             table.fault("within", "this key is missing: hosts needs the networks in which their addresses must lie");
             None
         }
-        (Some(_), _, Some(_)) => {
-            table.fault("addresses", "hosts and addresses in one rule: make two rules of it");
+        (None, Some(_), None, None) => {
+            table.fault("within", "this key is missing: services needs the networks in which their addresses must lie");
             None
         }
-        (None, Some(_), _) => {
-            table.fault("within", "within belongs to hosts; a rule by address has its networks in addresses");
+        (None, None, Some(_), _) => {
+            let problem = "within belongs to hosts or services; a rule by address has its networks in addresses";
+            table.fault("within", problem);
             None
         }
-        (None, None, None) => {
-            table.fault("hosts", "this rule names nothing: give hosts with within, or addresses");
+        (None, None, None, None) => {
+            let problem = "this rule names nothing: give hosts with within, services with within, or addresses";
+            table.fault("hosts", problem);
             None
         }
     };
-    let ports = table.required("ports").and_then(|item| item.list(|item| item.integer(1..=65_535)));
+    let ports = ports(table);
     let principals = optional(table.optional("principals"), |item| item.list(Item::parse::<PrincipalPattern>));
     let window = window(table);
     Some(Rule { name: name?, reach: reach?, ports: ports?, principals: principals?, window: window? })
@@ -500,17 +563,17 @@ fn public_key(item: &Item<'_>) -> Option<PublicKey> {
     }
 }
 
-fn address(item: &Item<'_>) -> Option<SocketAddr> {
+pub(super) fn address(item: &Item<'_>) -> Option<SocketAddr> {
     match item.string()?.parse() {
         Ok(address) => Some(address),
         Err(_) => item.reject("an address with a port is wanted, such as 0.0.0.0:443 or [::]:443"),
     }
 }
 
-fn host(item: &Item<'_>) -> Option<Name> {
+fn host(item: &Item<'_>) -> Option<HostPattern> {
     match item.string()?.parse() {
-        Ok(name) => Some(name),
-        Err(TargetError::Numeric) => {
+        Ok(pattern) => Some(pattern),
+        Err(HostPatternError::Numeric | HostPatternError::Name(TargetError::Numeric)) => {
             item.reject("a name is wanted, and this is or looks like an address: make a rule with addresses")
         }
         Err(error) => item.reject(error.to_string()),

@@ -20,13 +20,13 @@ use super::roster::{Link, NoRide, Ride, Standing};
 use crate::audit::{self, Counters, Ending, Entry, Event, Kind};
 use crate::chain::Chain;
 use crate::drain::Ticket;
-use crate::identity::{AgentName, Fingerprint, Principal, PrincipalId};
+use crate::identity::{AgentName, Credential, Principal, PrincipalId};
 use crate::limits;
 use crate::policy::Decision;
 use crate::policy::grant::Pass;
 use crate::registry::Registry;
 use crate::target::{Target, TargetError};
-use crate::task::apart;
+use crate::task::{apart, reached};
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::{OpenError, Public};
 use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
@@ -35,8 +35,8 @@ use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
 pub(super) struct Request {
     /// Who is asking; the door has made sure of that.
     pub(super) principal: PrincipalId,
-    /// The key it was made sure with, where there is one.
-    pub(super) key: Option<Fingerprint>,
+    /// What it was made sure with, where there is anything.
+    pub(super) credential: Option<Credential>,
     /// Which agent is to serve it.
     pub(super) agent: AgentName,
     /// Where to, or why that could not be read.
@@ -102,7 +102,8 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         agent: Some(request.agent.agent.clone()),
         principal: Some(Principal::Named(request.principal.clone())),
         asserted_by: request.asserted_by.clone(),
-        key: request.key,
+        key: request.credential.as_ref().map(Credential::key),
+        certificate: request.credential.as_ref().and_then(Credential::certificate).cloned(),
         client: Some(request.client.to_string()),
         door: Some(request.door),
         target: request.target.as_ref().map_or_else(|_| request.asked.clone(), ToString::to_string),
@@ -257,22 +258,23 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
 async fn no_longer_registered(gateway: &Gateway, request: &Request, target: &Target) {
     let mut changed = gateway.registry.changed();
     let from = request.client.ip();
+    let expires = request.credential.as_ref().and_then(Credential::expires);
     loop {
         let now = Timestamp::now();
         let snapshot = gateway.registry.current();
-        let key_holds = match &request.key {
-            Some(key) => {
-                snapshot.admits(&request.agent, key, from, now).is_ok_and(|principal| principal == request.principal)
-            }
-            None => true,
-        };
+        let key_holds = request.credential.as_ref().is_none_or(|credential| {
+            snapshot.admits_credential(&request.agent, credential, from, now).as_ref() == Ok(&request.principal)
+        });
         let decision = snapshot.decide(&request.principal, &request.agent, target, from, now);
         if !key_holds || matches!(decision, Decision::Deny(_)) {
             return;
         }
-        if changed.changed().await.is_err() {
-            // The registry is going away with the gateway, which ends the forward itself.
-            return std::future::pending().await;
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() {
+                // The registry is going away with the gateway, which ends the forward itself.
+                return std::future::pending().await;
+            },
+            () = reached(expires, limits::CERTIFICATE_LOOK) => {}
         }
     }
 }

@@ -141,7 +141,6 @@ pub(super) struct Admitted {
     /// The main listener that it came in by.
     pub(super) listener: usize,
     /// Whether principals may log in with certificates there.
-    #[allow(dead_code, reason = "certificates are refused everywhere so far")]
     pub(super) certificates: bool,
     /// What it has said.
     pub(super) greeted: Greeted,

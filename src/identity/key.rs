@@ -288,7 +288,7 @@ impl PublicKey {
         match russh::keys::PublicKey::from_bytes(blob) {
             Ok(key) => Self::from_ssh(key),
             Err(russh::keys::ssh_key::Error::AlgorithmUnknown) => Err(KeyError::Algorithm(text::printable(kind))),
-            Err(error) => Err(KeyError::Damaged { what: WHAT, detail: error.to_string() }),
+            Err(error) => Err(KeyError::Damaged { what: WHAT, detail: text::unquoted(&error) }),
         }
     }
 
@@ -479,7 +479,7 @@ impl PrivateKey {
             Err(Error::UnknownAlgorithm(oid)) => {
                 return Err(KeyError::Algorithm(der::name(&oid.to_string())));
             }
-            Err(error) => return Err(KeyError::Damaged { what, detail: error.to_string() }),
+            Err(error) => return Err(KeyError::Damaged { what, detail: text::unquoted(&error) }),
         };
         judge(key.public_key().key_data())?;
         match key.key_data() {

@@ -7,9 +7,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use super::pattern::{HostPattern, HostPatternError};
+use super::ports::{Ports, PortsError};
 use super::{Decision, Denial, Reason, list};
 use crate::identity::{AgentId, AgentName, Pattern, Principal};
-use crate::target::{Host, Target, TargetError};
+use crate::target::{Host, Target, TargetError, normal};
 
 /// What the registry lets one principal do within its organisation. The default grants nothing.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -48,7 +50,7 @@ impl Grant {
         if let Some(targets) = &self.targets
             && !targets.iter().any(|pattern| pattern.matches(target))
         {
-            let ports: Vec<_> = targets.iter().filter(|pattern| pattern.host == target.host).collect();
+            let ports: Vec<_> = targets.iter().filter(|pattern| pattern.has(&target.host)).collect();
             let detail = if targets.is_empty() {
                 format!("the grant of {principal} has an empty list of targets")
             } else if ports.is_empty() {
@@ -92,45 +94,88 @@ impl Pass {
     }
 }
 
-/// A target in a grant: `host:port`, or `host:*` for every port of that host. IPv6 addresses stand in brackets.
+/// A target in a grant: `host:port`, `host:first-last`, or `host:*` for every port of that host. The host is a literal
+/// address, IPv6 ones in brackets, or a pattern for names ([`super::pattern`]).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TargetPattern {
-    host: Host,
-    port: Option<u16>,
+    host: HostSet,
+    ports: Option<Ports>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum HostSet {
+    Address(IpAddr),
+    Names(HostPattern),
 }
 
 impl TargetPattern {
-    /// Whether `target` has exactly this host, and this port or any.
+    /// Whether `target` has this host, and one of these ports.
     #[must_use]
     pub fn matches(&self, target: &Target) -> bool {
-        self.host == target.host && self.port.is_none_or(|port| port == target.port)
+        self.has(&target.host) && self.ports.is_none_or(|ports| ports.contains(target.port))
+    }
+
+    fn has(&self, host: &Host) -> bool {
+        match (&self.host, host) {
+            (HostSet::Address(ours), Host::Address(address)) => *ours == normal(*address),
+            (HostSet::Names(pattern), Host::Name(name)) => pattern.grants(name),
+            (HostSet::Address(_), Host::Name(_)) | (HostSet::Names(_), Host::Address(_)) => false,
+        }
     }
 }
 
 /// Why a text is no target pattern.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a target is written HOST:PORT, or HOST:* for every port, with an IPv6 address in brackets")]
-pub struct TargetPatternError(#[source] TargetError);
+pub enum TargetPatternError {
+    /// Not two parts with a colon between.
+    #[error(
+        "a target is written HOST:PORT, HOST:FIRST-LAST or HOST:* for every port, with an IPv6 address in brackets"
+    )]
+    Form,
+    /// The host.
+    #[error("the host of this target cannot be used")]
+    Host(#[source] TargetError),
+    /// The host, which stands for several names.
+    #[error("the host of this target cannot be used")]
+    Pattern(#[source] HostPatternError),
+    /// The port.
+    #[error("the port of this target cannot be used: `*` stands for every port")]
+    Ports(#[source] PortsError),
+}
 
 impl FromStr for TargetPattern {
     type Err = TargetPatternError;
 
     fn from_str(text: &str) -> Result<Self, TargetPatternError> {
-        // The host's syntax is that of a target; any valid port lets its parser read it.
-        let any_port = text.strip_suffix(":*").map(|host| format!("{host}:1"));
-        let target: Target = any_port.as_deref().unwrap_or(text).parse().map_err(TargetPatternError)?;
-        Ok(Self { host: target.host, port: if any_port.is_some() { None } else { Some(target.port) } })
+        let (host, ports) = text.rsplit_once(':').ok_or(TargetPatternError::Form)?;
+        let ports = match ports {
+            "*" => None,
+            ports => Some(ports.parse().map_err(TargetPatternError::Ports)?),
+        };
+        let host = if host.contains('*') {
+            HostSet::Names(host.parse().map_err(TargetPatternError::Pattern)?)
+        } else {
+            // The host's syntax is that of a target, brackets included; any valid port lets its parser read it.
+            let target: Target = format!("{host}:1").parse().map_err(TargetPatternError::Host)?;
+            match target.host {
+                Host::Address(address) => HostSet::Address(address),
+                Host::Name(name) => HostSet::Names(HostPattern::from(name)),
+            }
+        };
+        Ok(Self { host, ports })
     }
 }
 
 impl fmt::Display for TargetPattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.port {
-            Some(port) => Target { host: self.host.clone(), port }.fmt(f),
-            None => match &self.host {
-                Host::Address(IpAddr::V6(address)) => write!(f, "[{address}]:*"),
-                host => write!(f, "{host}:*"),
-            },
+        match &self.host {
+            HostSet::Address(IpAddr::V6(address)) => write!(f, "[{address}]:")?,
+            HostSet::Address(address) => write!(f, "{address}:")?,
+            HostSet::Names(pattern) => write!(f, "{pattern}:")?,
+        }
+        match self.ports {
+            Some(ports) => ports.fmt(f),
+            None => f.write_str("*"),
         }
     }
 }
@@ -170,6 +215,54 @@ mod tests {
             ("other host", &["*"], db, "acme/prod-eu", "stock.db.internal:5432", Reason::TargetNotGranted),
             ("suffix trick", &["*"], db, "acme/prod-eu", "orders.db.internal.evil.com:5432", Reason::TargetNotGranted),
             ("prefix trick", &["*"], db, "acme/prod-eu", "evilorders.db.internal:5432", Reason::TargetNotGranted),
+            (
+                "no label for the wildcard",
+                &["*"],
+                Some(&["*.db.internal:5432"]),
+                "acme/prod-eu",
+                "db.internal:5432",
+                Reason::TargetNotGranted,
+            ),
+            (
+                "two labels for the wildcard",
+                &["*"],
+                Some(&["*.db.internal:5432"]),
+                "acme/prod-eu",
+                "a.b.db.internal:5432",
+                Reason::TargetNotGranted,
+            ),
+            (
+                "suffix trick on a wildcard",
+                &["*"],
+                Some(&["**.db.internal:*"]),
+                "acme/prod-eu",
+                "a.db.internal.evil.com:5432",
+                Reason::TargetNotGranted,
+            ),
+            (
+                "literal for a wildcard",
+                &["*"],
+                Some(&["*.db.internal:*"]),
+                "acme/prod-eu",
+                "10.20.0.5:5432",
+                Reason::TargetNotGranted,
+            ),
+            (
+                "service for a wildcard",
+                &["*"],
+                Some(&["**.db.internal:*"]),
+                "acme/prod-eu",
+                "_pg._tcp.db.internal:5432",
+                Reason::TargetNotGranted,
+            ),
+            (
+                "port beside the range",
+                &["*"],
+                Some(&["db:5432-5440"]),
+                "acme/prod-eu",
+                "db:5441",
+                Reason::TargetNotGranted,
+            ),
             ("literal for a name", &["*"], db, "acme/prod-eu", "10.20.0.5:5432", Reason::TargetNotGranted),
             (
                 "name for a literal",
@@ -221,6 +314,10 @@ mod tests {
             (&["*"], Some(&["db.internal:*"]), "db.internal:65535"),
             (&["*"], Some(&["[2001:db8::1]:*"]), "[2001:DB8:0::1]:443"),
             (&["*"], Some(&["10.0.0.1:443"]), "[::ffff:10.0.0.1]:443"),
+            (&["*"], Some(&["*.db.internal:5432"]), "orders.db.internal:5432"),
+            (&["*"], Some(&["**.db.internal:*"]), "a.b.db.internal:1"),
+            (&["*"], Some(&["db:5432-5440"]), "db:5440"),
+            (&["*"], Some(&["_pg._tcp.db.internal:5432"]), "_pg._tcp.db.internal:5432"),
         ] {
             let agent: AgentName = "acme/prod-eu".parse().expect("an agent");
             let target: Target = target.parse().expect(target);
@@ -241,7 +338,21 @@ mod tests {
             "db:0",
             "db:65536",
             "db:**",
-            "*.db:1",
+            "*.*:1",
+            "db.*:1",
+            "d*:1",
+            "10.20.*:1",
+            "*.db:",
+            "db:2-1",
+            "db:0-1",
+            "db:1-",
+            "db:1-2-3",
+            "db:+1",
+            "db:01",
+            "0177.0.0.1:1",
+            "fe80::1:1",
+            "[fe80::1%eth0]:1",
+            "[10.0.0.1]:1",
             "::1:*",
             "2130706433:*",
             "d b:*",
@@ -253,6 +364,10 @@ mod tests {
             ("db:*", "db:*"),
             ("[2001:DB8::0001]:*", "[2001:db8::1]:*"),
             ("[::ffff:10.0.0.1]:*", "10.0.0.1:*"),
+            ("*.DB.Internal.:5432", "*.db.internal:5432"),
+            ("**.db.internal:*", "**.db.internal:*"),
+            ("db:5432-5440", "db:5432-5440"),
+            ("[2001:DB8::0001]:1-2", "[2001:db8::1]:1-2"),
         ] {
             assert_eq!(
                 text.parse::<TargetPattern>().map(|pattern| pattern.to_string()).as_deref(),

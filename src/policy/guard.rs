@@ -101,7 +101,7 @@ fn reserved_v4(address: Ipv4Addr) -> impl Iterator<Item = (Ipv4Net, &'static str
 }
 
 /// The IPv4 addresses that an address may stand for, each with the octets that hold it.
-fn embedded(address: IpAddr) -> impl Iterator<Item = (Ipv4Addr, Octets)> {
+pub(super) fn embedded(address: IpAddr) -> impl Iterator<Item = (Ipv4Addr, Octets)> {
     let address = match address {
         IpAddr::V4(_) => None,
         IpAddr::V6(address) => Some(address),
@@ -120,7 +120,7 @@ fn image_length(octets: Octets, length: u8) -> u8 {
 }
 
 /// Which octets of an IPv6 address hold an IPv4 address.
-type Octets = [usize; 4];
+pub(super) type Octets = [usize; 4];
 
 const fn v4(a: u8, b: u8, c: u8, d: u8, length: u8) -> Ipv4Net {
     Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length)

@@ -2,12 +2,13 @@
 //!
 //! A rule fits a request if it names the host or address, the port and the principal, all by itself: two rules never
 //! add up. Rules that name hosts never fit a literal address, and rules that name addresses never fit a name, so that
-//! an operator who grants one kind has not granted the other unawares.
+//! an operator who grants one kind has not granted the other unawares; nor do rules that name hosts fit the name of a
+//! service, whose records lead to other hosts and ports. What a deny rule ([`super::deny`]) denies, no rule permits.
 //!
 //! A request by name is decided in two steps: [`Allowlist::consider`] before the lookup, so that nobody can use the
 //! agent to look up names that no rule has, and [`Allowlist::decide`] on what the name resolved to.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
@@ -15,7 +16,10 @@ use std::str::FromStr;
 use ipnet::{IpNet, Ipv4Net};
 use jiff::Timestamp;
 
+use super::deny::Deny;
 use super::guard::{Guard, opens};
+use super::pattern::HostPattern;
+use super::ports::Ports;
 use super::window::{NeverOpen, Window};
 use super::{Decision, Denial, Reason, join, list};
 use crate::identity::{Fingerprint, ID_MAX, IdError, Pattern, Principal};
@@ -28,22 +32,29 @@ pub struct Rule {
     pub name: String,
     /// Which hosts or addresses.
     pub reach: Reach,
-    /// Which ports.
-    pub ports: Vec<u16>,
+    /// Which ports; for a service, those that may be asked for and those that its records may lead to.
+    pub ports: Vec<Ports>,
     /// For whom; everyone of the organisation, if omitted.
     pub principals: Option<Vec<PrincipalPattern>>,
     /// When.
     pub window: Window,
 }
 
-/// What a rule reaches: hosts by name, or literal addresses. Never both.
+/// What a rule reaches: hosts by name, services by name, or literal addresses. Never two of these.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reach {
-    /// Hosts by their exact names.
+    /// Hosts by their names.
     Hosts {
-        /// The names.
-        hosts: Vec<Name>,
+        /// The names, exact or with wildcards.
+        hosts: Vec<HostPattern>,
         /// Where the addresses of these names must lie.
+        within: Vec<IpNet>,
+    },
+    /// Services by their exact names.
+    Services {
+        /// The names, such as `_postgresql._tcp.db.internal`.
+        services: Vec<Name>,
+        /// Where the addresses of the hosts in their records must lie.
         within: Vec<IpNet>,
     },
     /// Literal addresses in these networks.
@@ -53,7 +64,7 @@ pub enum Reach {
 impl Reach {
     fn networks(&self) -> &[IpNet] {
         match self {
-            Self::Hosts { within, .. } => within,
+            Self::Hosts { within, .. } | Self::Services { within, .. } => within,
             Self::Addresses(networks) => networks,
         }
     }
@@ -68,6 +79,18 @@ pub enum RuleError {
     /// A grant by name without names.
     #[error("no host is listed: the rule would never allow anything")]
     Hosts,
+    /// A grant by service without services.
+    #[error("no service is listed: the rule would never allow anything")]
+    Services,
+    /// A service among hosts.
+    #[error("{0} is the name of a service: make a rule with services")]
+    HostIsService(Name),
+    /// A host among services.
+    #[error("{0} is not the name of a service, such as \"_postgresql._tcp.db.internal\"")]
+    NoService(Name),
+    /// A deny rule that names nothing.
+    #[error("this rule denies nothing: give hosts, or addresses, or both")]
+    Nothing,
     /// A grant by name without networks.
     #[error("no network is listed in which the hosts' addresses must lie, such as \"10.20.0.0/16\"")]
     Within,
@@ -84,13 +107,10 @@ pub enum RuleError {
         network: IpNet,
     },
     /// No ports.
-    #[error("no port is listed: the rule would never allow anything")]
+    #[error("no port is listed: the rule would never hold")]
     Ports,
-    /// Port 0.
-    #[error("port 0 cannot be connected to")]
-    PortZero,
     /// A list of principals without any.
-    #[error("the list is empty: the rule would never allow anything (leave it out to allow the whole organisation)")]
+    #[error("the list is empty: the rule would never hold (leave it out to mean the whole organisation)")]
     Principals,
     /// A window that never opens.
     #[error(transparent)]
@@ -103,11 +123,12 @@ impl RuleError {
     pub fn key(&self) -> &'static str {
         match self {
             Self::Name => "name",
-            Self::Hosts => "hosts",
+            Self::Hosts | Self::HostIsService(_) | Self::Nothing => "hosts",
+            Self::Services | Self::NoService(_) => "services",
             Self::Within => "within",
             Self::Addresses => "addresses",
             Self::HostBits { key, .. } => key,
-            Self::Ports | Self::PortZero => "ports",
+            Self::Ports => "ports",
             Self::Principals => "principals",
             Self::Window(_) => "expires",
         }
@@ -120,25 +141,29 @@ impl Rule {
     /// # Errors
     /// The first fault.
     pub fn check(&self) -> Result<(), RuleError> {
-        let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
-        if self.name.is_empty() || self.name.len() > ID_MAX || !self.name.bytes().all(allowed) {
-            return Err(RuleError::Name);
-        }
+        check_name(&self.name)?;
         let key = match &self.reach {
             Reach::Hosts { hosts, .. } if hosts.is_empty() => return Err(RuleError::Hosts),
-            Reach::Hosts { within, .. } if within.is_empty() => return Err(RuleError::Within),
+            Reach::Services { services, .. } if services.is_empty() => return Err(RuleError::Services),
+            Reach::Hosts { within, .. } | Reach::Services { within, .. } if within.is_empty() => {
+                return Err(RuleError::Within);
+            }
             Reach::Addresses(networks) if networks.is_empty() => return Err(RuleError::Addresses),
-            Reach::Hosts { .. } => "within",
+            Reach::Hosts { hosts, .. } => {
+                match hosts.iter().filter_map(HostPattern::name).find(|name| name.is_service()) {
+                    Some(service) => return Err(RuleError::HostIsService(service.clone())),
+                    None => "within",
+                }
+            }
+            Reach::Services { services, .. } => match services.iter().find(|name| !name.is_service()) {
+                Some(name) => return Err(RuleError::NoService(name.clone())),
+                None => "within",
+            },
             Reach::Addresses(_) => "addresses",
         };
-        if let Some(&network) = self.reach.networks().iter().find(|network| network.trunc() != **network) {
-            return Err(RuleError::HostBits { key, network });
-        }
+        check_networks(key, self.reach.networks())?;
         if self.ports.is_empty() {
             return Err(RuleError::Ports);
-        }
-        if self.ports.contains(&0) {
-            return Err(RuleError::PortZero);
         }
         if self.principals.as_ref().is_some_and(Vec::is_empty) {
             return Err(RuleError::Principals);
@@ -152,7 +177,7 @@ impl Rule {
     fn judge(&self, request: &Request<'_>, addresses: Option<&[SocketAddr]>) -> Result<Vec<SocketAddr>, Denial> {
         let Request { principal, target, .. } = request;
         self.names(&target.host)?;
-        if !self.ports.contains(&target.port) {
+        if !self.has_port(target.port) {
             let detail = format!(
                 "rule {} has {}, but not port {} (it has {})",
                 self.name,
@@ -192,14 +217,25 @@ impl Rule {
     fn names(&self, host: &Host) -> Result<(), Denial> {
         let miss = match (&self.reach, host) {
             (Reach::Hosts { hosts, .. }, Host::Name(name)) => {
-                if hosts.contains(name) {
+                if hosts.iter().any(|pattern| pattern.grants(name)) {
                     return Ok(());
                 }
-                let first = |name: &Name| name.as_str().split('.').next().map(str::to_owned);
-                match hosts.iter().find(|host| first(host) == first(name)) {
-                    Some(host) => format!("rule {} has {host}, which is another name", self.name),
-                    None => String::new(),
+                let first = |name: &str| name.split('.').next().map(str::to_owned);
+                let other = hosts.iter().find(|host| first(host.as_str()) == first(name.as_str()));
+                match (hosts.iter().find(|pattern| pattern.denies(name)), other) {
+                    (Some(pattern), _) => format!(
+                        "rule {} has {pattern}, but stands for no service: a service is granted by services",
+                        self.name
+                    ),
+                    (None, Some(host)) => format!("rule {} has {host}, which is another name", self.name),
+                    (None, None) => String::new(),
                 }
+            }
+            (Reach::Services { services, .. }, Host::Name(name)) => {
+                if services.contains(name) {
+                    return Ok(());
+                }
+                String::new()
             }
             (Reach::Addresses(networks), Host::Address(address)) => {
                 let address = normal(*address);
@@ -208,9 +244,14 @@ impl Rule {
                 }
                 String::new()
             }
-            (Reach::Hosts { hosts, within }, Host::Address(address)) => {
+            (Reach::Hosts { within, .. } | Reach::Services { within, .. }, Host::Address(address)) => {
                 if within.iter().any(|network| network.contains(&normal(*address))) {
-                    format!("rule {} reaches that network by name only: ask for {}", self.name, list(hosts))
+                    let names = match &self.reach {
+                        Reach::Services { services, .. } => list(services),
+                        Reach::Hosts { hosts, .. } => list(hosts),
+                        Reach::Addresses(_) => String::new(),
+                    };
+                    format!("rule {} reaches that network by name only: ask for {names}", self.name)
                 } else {
                     String::new()
                 }
@@ -220,20 +261,34 @@ impl Rule {
         Err(Denial::new(Reason::NoRule, miss))
     }
 
+    fn has_port(&self, port: u16) -> bool {
+        self.ports.iter().any(|ports| ports.contains(port))
+    }
+
     fn admits(&self, address: SocketAddr, request: &Request<'_>) -> Result<(), Denial> {
         let port = address.port();
         let address = address.ip();
         if request.guard.holds_address(address, port) {
             return Err(own_gateway(request.target, address));
         }
-        if port != request.target.port {
-            let detail = format!("rule {} has {}, but it leads to port {port}", self.name, request.target);
+        // Only the records of a service have ports of their own.
+        let fits = match self.reach {
+            Reach::Services { .. } => self.has_port(port),
+            Reach::Hosts { .. } | Reach::Addresses(_) => port == request.target.port,
+        };
+        if !fits {
+            let detail = format!(
+                "rule {} has {}, but it leads to port {port} (the rule has {})",
+                self.name,
+                request.target,
+                list(&self.ports)
+            );
             return Err(Denial::new(Reason::Port, detail));
         }
         let mut too_wide = None;
         for network in self.reach.networks().iter().filter(|network| network.contains(&address)) {
             match opens(network, address) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return request.denied(SocketAddr::new(address, port)),
                 Err(reserved) => too_wide = Some((network, reserved)),
             }
         }
@@ -255,6 +310,23 @@ impl Rule {
                 ),
             ),
         })
+    }
+}
+
+/// Whether a rule's name looks well in the audit.
+pub(super) fn check_name(name: &str) -> Result<(), RuleError> {
+    let allowed = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if name.is_empty() || name.len() > ID_MAX || !name.bytes().all(allowed) {
+        return Err(RuleError::Name);
+    }
+    Ok(())
+}
+
+/// Whether networks are written as such.
+pub(super) fn check_networks(key: &'static str, networks: &[IpNet]) -> Result<(), RuleError> {
+    match networks.iter().find(|network| network.trunc() != **network) {
+        Some(&network) => Err(RuleError::HostBits { key, network }),
+        None => Ok(()),
     }
 }
 
@@ -315,6 +387,7 @@ pub enum Lookup {
 #[derive(Debug, Clone, Default)]
 pub struct Allowlist {
     rules: Vec<Rule>,
+    denies: Vec<Deny>,
 }
 
 /// Why rules are no allowlist.
@@ -330,6 +403,25 @@ pub enum AllowlistError {
         /// What is wrong.
         #[source]
         source: RuleError,
+    },
+    /// One of the deny rules is wrong.
+    #[error("deny rule {} (\"{}\") is not usable", .index + 1, .name.escape_default())]
+    Deny {
+        /// Where it stands among the deny rules, from 0.
+        index: usize,
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        #[source]
+        source: RuleError,
+    },
+    /// A deny rule has the name of another rule.
+    #[error("deny rule {} has the name of another rule: \"{name}\"", .index + 1)]
+    DenyName {
+        /// Where it stands among the deny rules, from 0.
+        index: usize,
+        /// The name of both.
+        name: String,
     },
     /// Two rules have one name, so that the audit could not tell them apart.
     #[error("rules {} and {} are both named \"{name}\"", .first + 1, .index + 1)]
@@ -353,6 +445,20 @@ pub enum AllowlistError {
     },
 }
 
+impl AllowlistError {
+    /// Where the rule stands that it is about, from 0: among the rules, or among the deny rules.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        match self {
+            Self::Rule { index, .. }
+            | Self::Name { index, .. }
+            | Self::Same { index, .. }
+            | Self::Deny { index, .. }
+            | Self::DenyName { index, .. } => *index,
+        }
+    }
+}
+
 impl Allowlist {
     /// Makes an allowlist of rules. No rules make one that denies everything.
     ///
@@ -369,7 +475,9 @@ impl Allowlist {
         }
         for rule in &mut rules {
             match &mut rule.reach {
-                Reach::Hosts { within: networks, .. } | Reach::Addresses(networks) => {
+                Reach::Hosts { within: networks, .. }
+                | Reach::Services { within: networks, .. }
+                | Reach::Addresses(networks) => {
                     networks.iter_mut().for_each(|network| *network = normal_network(*network));
                 }
             }
@@ -383,13 +491,44 @@ impl Allowlist {
                 return Err(AllowlistError::Same { index, first: first.name.clone(), name: rule.name.clone() });
             }
         }
-        Ok(Self { rules })
+        Ok(Self { rules, denies: Vec::new() })
+    }
+
+    /// The same allowlist, with these deny rules: what they deny, its rules no longer permit.
+    ///
+    /// # Errors
+    /// If one fails [`Deny::check`], or has the name of another rule.
+    pub fn denying(mut self, mut denies: Vec<Deny>) -> Result<Self, AllowlistError> {
+        let mut names: HashSet<&str> = self.rules.iter().map(|rule| rule.name.as_str()).collect();
+        for (index, deny) in denies.iter().enumerate() {
+            deny.check().map_err(|source| AllowlistError::Deny { index, name: deny.name.clone(), source })?;
+            if !names.insert(&deny.name) {
+                return Err(AllowlistError::DenyName { index, name: deny.name.clone() });
+            }
+        }
+        denies.iter_mut().for_each(Deny::normalise);
+        self.denies = denies;
+        Ok(self)
     }
 
     /// The rules, in the order in which they are tried.
     #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules
+    }
+
+    /// The deny rules. Each of them holds, in whatever order.
+    #[must_use]
+    pub fn denies(&self) -> &[Deny] {
+        &self.denies
+    }
+
+    /// The first moment after `after` at which a rule begins or ceases to hold: until then, all decisions stay as they are.
+    #[must_use]
+    pub fn next_change(&self, after: Timestamp) -> Option<Timestamp> {
+        let rules = self.rules.iter().map(|rule| rule.window);
+        let windows = rules.chain(self.denies.iter().map(|deny| deny.window));
+        windows.flat_map(|window| window.edges()).filter(|edge| *edge > after).min()
     }
 
     /// Whether a request has a chance, and what is to be looked up for it: to be asked before a name is looked up. For a literal
@@ -404,13 +543,16 @@ impl Allowlist {
         guard: &Guard,
         now: Timestamp,
     ) -> Result<Lookup, Denial> {
-        let request = Request { principal, target, guard, now };
+        let request = self.request(principal, target, guard, now);
         match &target.host {
             Host::Address(address) => {
                 let address = SocketAddr::new(normal(*address), target.port);
                 self.judge(&request, Some(&[address])).map(|_| Lookup::Address(address))
             }
-            Host::Name(_) => self.judge(&request, None).map(|_| Lookup::Addresses),
+            Host::Name(name) => {
+                let lookup = if name.is_service() { Lookup::Service } else { Lookup::Addresses };
+                self.judge(&request, None).map(|_| lookup)
+            }
         }
     }
 
@@ -427,7 +569,7 @@ impl Allowlist {
         guard: &Guard,
         now: Timestamp,
     ) -> Decision<Permit> {
-        let request = Request { principal, target, guard, now };
+        let request = self.request(principal, target, guard, now);
         let mut addresses = Vec::new();
         match target.host {
             Host::Address(address) => addresses.push(SocketAddr::new(normal(address), target.port)),
@@ -470,6 +612,17 @@ impl Allowlist {
         self.decide(principal, target, addresses, guard, now).into_result().map(drop)
     }
 
+    fn request<'a>(
+        &'a self,
+        principal: &'a Principal,
+        target: &'a Target,
+        guard: &'a Guard,
+        now: Timestamp,
+    ) -> Request<'a> {
+        let denies = self.denies.iter().filter(|deny| deny.concerns(principal, now)).collect();
+        Request { principal, target, guard, now, denies }
+    }
+
     fn judge(
         &self,
         request: &Request<'_>,
@@ -477,6 +630,9 @@ impl Allowlist {
     ) -> Result<(&Rule, Vec<SocketAddr>), Denial> {
         if request.guard.holds(request.target) {
             return Err(own_gateway(request.target, &request.target.host));
+        }
+        if let Some(deny) = request.denies.iter().find(|deny| deny.denies_target(request.target)) {
+            return Err(denied(deny, format!("deny rule {} has {}", deny.name, request.target)));
         }
         let mut denials = Vec::new();
         for rule in &self.rules {
@@ -542,13 +698,33 @@ struct Request<'a> {
     target: &'a Target,
     guard: &'a Guard,
     now: Timestamp,
+    /// The deny rules that hold for this principal at this moment.
+    denies: Vec<&'a Deny>,
+}
+
+impl Request<'_> {
+    /// Whether a deny rule holds for an address to which the target leads.
+    fn denied(&self, address: SocketAddr) -> Result<(), Denial> {
+        match self.denies.iter().find(|deny| deny.denies(self.target, address)) {
+            Some(deny) => {
+                let detail = format!("{} leads to {}, which deny rule {} has", self.target, address.ip(), deny.name);
+                Err(denied(deny, detail))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// The denial of what came closest to being allowed; where several came equally close, all of their details.
 fn closest(denials: Vec<Denial>) -> Option<Denial> {
     let reason = denials.iter().map(|denial| denial.reason).max()?;
+    let rule = denials.iter().find(|denial| denial.reason == reason).and_then(|denial| denial.rule.clone());
     let details = denials.into_iter().filter(|denial| denial.reason == reason && !denial.detail.is_empty());
-    Some(Denial::new(reason, join(details.map(|denial| denial.detail), "; ")))
+    Some(Denial { rule, ..Denial::new(reason, join(details.map(|denial| denial.detail), "; ")) })
+}
+
+fn denied(deny: &Deny, detail: String) -> Denial {
+    Denial { rule: Some(deny.name.clone()), ..Denial::new(Reason::DenyRule, detail) }
 }
 
 fn own_gateway(target: &Target, address: impl fmt::Display) -> Denial {
@@ -557,7 +733,7 @@ fn own_gateway(target: &Target, address: impl fmt::Display) -> Denial {
 }
 
 /// The form in which policies compare a network: one of IPv4-mapped addresses becomes one of IPv4.
-fn normal_network(network: IpNet) -> IpNet {
+pub(super) fn normal_network(network: IpNet) -> IpNet {
     const MAPPED: u8 = 96;
     match (normal(network.addr()), network.prefix_len().checked_sub(MAPPED)) {
         (IpAddr::V4(address), Some(length)) if matches!(network, IpNet::V6(_)) => {

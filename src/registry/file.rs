@@ -6,6 +6,9 @@
 //! organisations/acme/agents/prod-eu/2026-11.toml      optional: not_before, expires, revoked, comment of that key
 //! organisations/acme/agents/prod-eu.toml              optional: description, accept_from
 //! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
+//! organisations/acme/user-ca/vault.pub                 a CA that certifies principals
+//! organisations/acme/user-ca/vault.toml                required: principals; optional: as beside a key, and revoked_serials,
+//!                                                     revoked_key_ids
 //! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires, accept_from
 //! ```
 //!
@@ -30,7 +33,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use super::{Agent, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
+use super::{Agent, Authority, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
 use crate::chain::Chain;
 use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, PublicKey};
@@ -380,6 +383,11 @@ impl AboutKey {
         let comment = root.optional("comment").and_then(|item| item.string()).map(str::to_owned);
         Some(Self { not_before, expires, revoked, comment })
     }
+
+    fn of(self, key: PublicKey) -> RegisteredKey {
+        let Self { not_before, expires, revoked, comment } = self;
+        RegisteredKey { key, not_before, expires, revoked, comment }
+    }
 }
 
 /// Reads the folders, and goes on after a fault.
@@ -430,7 +438,8 @@ impl Reader {
                         organisation.principals.insert(id, record);
                     }
                 }
-                _ => self.unexpected(&entry, "only the folders agents and principals are accepted here"),
+                ("user-ca", true) => organisation.authorities = self.authorities(&entry.path, &mut holders),
+                _ => self.unexpected(&entry, "only the folders agents, principals and user-ca are accepted here"),
             }
         }
         Some(organisation)
@@ -471,9 +480,44 @@ impl Reader {
     }
 
     fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
+        let Some(folder) = &member.folder else { return Vec::new() };
+        let mut registered = Vec::new();
+        for (path, about) in self.pairs(folder) {
+            let Some(key) = self.claim(&path, holders) else { continue };
+            let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
+            registered.push(about.of(key));
+        }
+        registered
+    }
+
+    /// The CAs of an organisation.
+    fn authorities(&mut self, folder: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<Authority> {
+        let mut authorities = Vec::new();
+        for (path, about) in self.pairs(folder) {
+            let Some(key) = self.claim(&path, holders) else { continue };
+            let Some(file) = about else {
+                let missing = "nothing beside it says which principals this CA may certify (principals = [\"…\"] in a .toml of the \
+                               same name)";
+                self.fault(&path, missing);
+                continue;
+            };
+            let read = self.document(&file, |document| {
+                let about = AboutKey::read(document);
+                let root = document.root();
+                let principals = root.required("principals").and_then(|item| item.list(Item::parse));
+                let revocations = root.revocations();
+                Some((about?, principals?, revocations?))
+            });
+            let Some((about, principals, revocations)) = read else { continue };
+            authorities.push(Authority { registered: about.of(key), principals, revocations });
+        }
+        authorities
+    }
+
+    /// The keys of a folder, each with the TOML beside it.
+    fn pairs(&mut self, folder: &Path) -> Vec<(PathBuf, Option<PathBuf>)> {
         let mut keys = BTreeMap::new();
         let mut abouts = BTreeMap::new();
-        let Some(folder) = &member.folder else { return Vec::new() };
         for entry in self.list(folder) {
             match entry.name.rsplit_once('.') {
                 Some((stem, "pub" | "pem")) if !entry.folder => {
@@ -487,25 +531,24 @@ impl Reader {
                 _ => self.unexpected(&entry, "accepted here are public keys (.pub, .pem) and a .toml of the same name"),
             }
         }
-        let mut registered = Vec::new();
-        for (stem, path) in keys {
-            let about = abouts.remove(&stem);
-            let Some(key) = self.key(&path) else { continue };
-            if let Some(first) = holders.insert(key.fingerprint(), path.clone()) {
-                let problem = format!(
-                    "this key is registered in this organisation already, in {}: a key has one holder",
-                    first.display()
-                );
-                self.fault(&path, problem);
-            }
-            let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
-            let AboutKey { not_before, expires, revoked, comment } = about;
-            registered.push(RegisteredKey { key, not_before, expires, revoked, comment });
-        }
+        let pairs: Vec<_> = keys.into_iter().map(|(stem, path)| (path, abouts.remove(&stem))).collect();
         for path in abouts.values() {
             self.fault(path, "no key of this name beside it (.pub or .pem)");
         }
-        registered
+        pairs
+    }
+
+    /// Reads a key, which has one holder in its organisation.
+    fn claim(&mut self, path: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Option<PublicKey> {
+        let key = self.key(path)?;
+        if let Some(first) = holders.insert(key.fingerprint(), path.to_owned()) {
+            let problem = format!(
+                "this key is registered in this organisation already, in {}: a key has one holder",
+                first.display()
+            );
+            self.fault(path, problem);
+        }
+        Some(key)
     }
 
     fn key(&mut self, path: &Path) -> Option<PublicKey> {

@@ -141,8 +141,9 @@ impl Peer {
             Some((major, comment)) => (major, Some(comment)),
             None => (ours, None),
         };
-        let digits = !major.is_empty() && major.len() <= 9 && major.bytes().all(|byte| byte.is_ascii_digit());
-        let major: u32 = major.parse().ok().filter(|_| digits).ok_or(IdentificationError::Malformed)?;
+        // One version has one spelling: no sign, no leading zero.
+        let spelt = |number: &u32| number.to_string() == major;
+        let major: u32 = major.parse().ok().filter(spelt).ok_or(IdentificationError::Malformed)?;
         if major != MAJOR {
             return Err(IdentificationError::Major(major));
         }
@@ -515,6 +516,8 @@ mod tests {
             ("SSH-2.0-caponier_2 client", IdentificationError::Major(2)),
             ("SSH-2.0-caponier_ client", IdentificationError::Malformed),
             ("SSH-2.0-caponier_+1", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_01", IdentificationError::Malformed),
+            ("SSH-2.0-caponier_4294967297", IdentificationError::Malformed),
             ("SSH-2.0-caponier_1 ", IdentificationError::Malformed),
             ("SSH-2.0-caponier_1 clients", IdentificationError::Malformed),
             ("SSH-2.0-caponier_1 agent=acme", IdentificationError::Malformed),

@@ -292,6 +292,11 @@ impl Drop for Program {
 pub(crate) struct Registry(PathBuf);
 
 impl Registry {
+    /// In this folder.
+    pub(crate) fn at(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
     /// Where the folder of an agent's or a principal's keys is; `whose` is `ORG/agents/NAME` or `ORG/principals/NAME`.
     pub(crate) fn folder(&self, whose: &str) -> PathBuf {
         self.0.join("organisations").join(whose)
@@ -800,7 +805,8 @@ fn is_like(record: &Value, like: &Value) -> bool {
     like.as_object().expect("an object").iter().all(|(field, value)| record[field] == *value)
 }
 
-fn make_key(dir: &Path, name: &str) -> PathBuf {
+/// A key pair in the files `name` and `name.pub`, unless it is there.
+pub(crate) fn make_key(dir: &Path, name: &str) -> PathBuf {
     let path = dir.join(name);
     if !path.exists() {
         let key = PrivateKey::generate(Algorithm::Ed25519);
@@ -810,7 +816,8 @@ fn make_key(dir: &Path, name: &str) -> PathBuf {
     path
 }
 
-fn public(dir: &Path, name: &str) -> String {
+/// The public half of a key pair.
+pub(crate) fn public(dir: &Path, name: &str) -> String {
     fs::read_to_string(dir.join(format!("{name}.pub"))).expect("a public key")
 }
 
@@ -836,5 +843,5 @@ os.environ.update(LISTEN_FDS=str(number), LISTEN_PID=str(os.getpid()))
 os.execv(sys.argv[2], sys.argv[2:])
 ";
 
-const LISTENING: &str = " listening on ";
-const DOOR: &str = " loopback door on ";
+pub(crate) const LISTENING: &str = " listening on ";
+pub(crate) const DOOR: &str = " loopback door on ";

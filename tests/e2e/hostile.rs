@@ -279,6 +279,7 @@ impl Linked {
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
             proxy: None,
+            listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
                 gateways: vec![gateway.parse().expect("a url")],
@@ -293,6 +294,7 @@ impl Linked {
             // Most opens are refused without a record, which is quick.
             listen: None,
             limits: agent::Limits { opens_per_second_per_organisation: 1, ..agent::Limits::default() },
+            resolver: caponier::resolve::Config::default(),
             audit: Sink::File(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());

@@ -238,6 +238,7 @@ class Channel:
 class Peer:
     def __init__(self):
         self.listener = None
+        self.listeners = {}
         self.sock = None
         self.ssh = None
         self.admit = None
@@ -253,12 +254,16 @@ class Peer:
 
     def do_listen(self, address="127.0.0.1", port=0):
         self.listener = socket.create_server((address, port))
-        return {"port": self.listener.getsockname()[1]}
+        port = self.listener.getsockname()[1]
+        self.listeners[port] = self.listener
+        return {"port": port}
 
-    def do_accept(self, within=10):
+    def do_accept(self, within=10, port=None):
+        """A connection to the last listener, or to the one on this port."""
         self.drop()
-        self.listener.settimeout(within)
-        self.sock, peer = self.listener.accept()
+        listener = self.listeners[port] if port else self.listener
+        listener.settimeout(within)
+        self.sock, peer = listener.accept()
         self.sock.settimeout(None)
         return {"from": peer[0]}
 

@@ -19,6 +19,8 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
+use crate::kinds::{self, hex, string};
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Set-up.
 
@@ -26,7 +28,7 @@ use tokio::time::{sleep, timeout};
 const PYTHON: &str = "/usr/bin/python3";
 
 /// What the gateway says to an agent.
-const GATEWAY_LINE: &str = "SSH-2.0-caponier_1 client";
+pub(crate) const GATEWAY_LINE: &str = "SSH-2.0-caponier_1 client";
 
 /// An ordinary wait for something that happens at once.
 const SOON: Duration = Duration::from_secs(10);
@@ -49,14 +51,14 @@ async fn until<T>(what: &str, within: Duration, mut look: impl FnMut() -> Option
 }
 
 /// A running `raw.py`: answers one command at a time.
-struct Peer {
+pub(crate) struct Peer {
     _child: Child,
     input: ChildStdin,
     output: Lines<BufReader<ChildStdout>>,
 }
 
 impl Peer {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/e2e/raw.py");
         let mut child = Command::new(PYTHON)
             .arg(script)
@@ -71,7 +73,7 @@ impl Peer {
     }
 
     /// Sends a command and returns its answer, `{"error": …}` included.
-    async fn try_ask(&mut self, command: Value) -> Value {
+    pub(crate) async fn try_ask(&mut self, command: Value) -> Value {
         let line = format!("{command}\n");
         self.input.write_all(line.as_bytes()).await.expect("raw.py reads");
         let answer = timeout(Duration::from_secs(90), self.output.next_line()).await;
@@ -81,7 +83,7 @@ impl Peer {
     }
 
     /// Sends a command and returns its answer; it is the test's fault if that is an error.
-    async fn ask(&mut self, command: Value) -> Value {
+    pub(crate) async fn ask(&mut self, command: Value) -> Value {
         let answer = self.try_ask(command.clone()).await;
         assert!(answer.get("error").is_none(), "{command}: {answer}");
         answer
@@ -93,14 +95,14 @@ impl Peer {
     }
 
     /// Opens a forward in the name of a gateway.
-    async fn gateway_forward(&mut self, originator: &str, host: &str, port: u16) -> Value {
+    pub(crate) async fn gateway_forward(&mut self, originator: &str, host: &str, port: u16) -> Value {
         self.ask(json!({"do": "open", "type": "direct-tcpip", "host": host, "port": port, "originator": originator,
             "within": 25}))
             .await
     }
 
     /// Sends bytes over an open channel to a target that returns them.
-    async fn echoes(&mut self, opened: &Value) {
+    pub(crate) async fn echoes(&mut self, opened: &Value) {
         assert_eq!(opened["message"], 91, "an allowed forward opens: {opened}");
         let id = &opened["id"];
         self.ask(json!({"do": "send", "id": id, "hex": "6361706f"})).await;
@@ -379,72 +381,19 @@ fn lines(records: &[Value]) -> String {
     records.iter().map(|record| format!("{record}\n")).collect()
 }
 
-/// Bytes in hexadecimal, as `raw.py` takes them.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// An SSH string (RFC 4251 §5) in hexadecimal.
-fn string(text: &str) -> String {
-    format!("{:08x}{}", text.len(), hex(text.as_bytes()))
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
 // What SSH can ask for, and neither side does.
 
-/// Channel types with their bodies: everything but `direct-tcpip`, and `session`, which has a test of its own.
 fn foreign_channels(world: &World) -> Vec<(&'static str, String)> {
-    let socket = string(&world.path("socket").display().to_string());
-    let pair = format!("{}{:08x}{}{:08x}", string("127.0.0.1"), world.echo, string("127.0.0.1"), 1);
-    vec![
-        ("x11", format!("{}{:08x}", string("127.0.0.1"), 6000)),
-        ("auth-agent@openssh.com", String::new()),
-        ("auth-agent", String::new()),
-        ("direct-streamlocal@openssh.com", format!("{socket}{}{:08x}", string(""), 0)),
-        ("forwarded-streamlocal@openssh.com", format!("{socket}{}", string(""))),
-        ("forwarded-tcpip", pair),
-        ("tun@openssh.com", format!("{:08x}{:08x}", 1, 0x7fff_ffff)),
-        ("frobnicate@example.com", String::new()),
-        ("", String::new()),
-    ]
+    kinds::channels(world.echo, world.dir.path())
 }
 
-/// Requests on a channel with their bodies.
 fn channel_requests(world: &World) -> Vec<(&'static str, String)> {
-    let command = format!("touch {}", world.path("executed").display());
-    vec![
-        ("shell", String::new()),
-        ("exec", string(&command)),
-        ("env", format!("{}{}", string("LD_PRELOAD"), string(&command))),
-        ("pty-req", format!("{}{:08x}{:08x}{:08x}{:08x}{}", string("xterm"), 80, 24, 0, 0, string("\0"))),
-        ("subsystem", string("sftp")),
-        ("subsystem", string("control@caponier")),
-        ("subsystem", string("frobnicate")),
-        (
-            "x11-req",
-            format!("00{}{}{:08x}", string("MIT-MAGIC-COOKIE-1"), string("00112233445566778899aabbccddeeff"), 0),
-        ),
-        ("auth-agent-req@openssh.com", String::new()),
-        ("signal", string("KILL")),
-        ("window-change", format!("{:08x}{:08x}{:08x}{:08x}", 80, 24, 0, 0)),
-        ("break", format!("{:08x}", 500)),
-        ("xon-xoff", "01".into()),
-        ("eow@openssh.com", String::new()),
-        ("frobnicate@example.com", String::new()),
-    ]
+    kinds::requests(world.dir.path())
 }
 
 fn global_requests(world: &World) -> Vec<(&'static str, String)> {
-    let socket = string(&world.path("socket").display().to_string());
-    vec![
-        ("tcpip-forward", format!("{}{:08x}", string("127.0.0.1"), 0)),
-        ("tcpip-forward", format!("{}{:08x}", string(""), 2222)),
-        ("cancel-tcpip-forward", format!("{}{:08x}", string("127.0.0.1"), 2222)),
-        ("streamlocal-forward@openssh.com", socket.clone()),
-        ("cancel-streamlocal-forward@openssh.com", socket),
-        ("hostkeys-prove-00@openssh.com", String::new()),
-        ("frobnicate@example.com", String::new()),
-    ]
+    kinds::globals(world.dir.path())
 }
 
 /// How an allowed forward is asked for: plainly at the door, with an originator at the agent.
@@ -454,7 +403,7 @@ async fn allowed(world: &World, peer: &mut Peer, door: bool) -> Value {
 }
 
 /// A well-formed originator with a fresh forward id.
-fn originator(principal: &str) -> String {
+pub(crate) fn originator(principal: &str) -> String {
     format!("caponier1:{}:{principal}:192.0.2.1:40000", caponier::tunnel::wire::ForwardId::random())
 }
 
@@ -803,7 +752,7 @@ async fn a_host_that_is_not_utf8_does_not_end_the_agent() {
 // Logging in to an agent, and speaking for somebody there.
 
 /// The answer to every refused login: failure, public keys may continue, no partial success.
-const LOGIN_FAILURE: &str = "33000000097075626c69636b657900";
+pub(crate) const LOGIN_FAILURE: &str = "33000000097075626c69636b657900";
 
 #[tokio::test]
 async fn the_agent_lets_in_its_organisations_login_key_alone() {

@@ -94,7 +94,7 @@ pub(in crate::gateway) async fn accept(
         };
         let request = Request {
             principal: door.principal.clone(),
-            key: None,
+            credential: None,
             agent: door.agent.clone(),
             target: Ok(door.target.clone()),
             asked: door.target.to_string(),

@@ -1,7 +1,11 @@
-//! The SSH door: stock clients log in as `ORG/AGENT` with a registered key and ask for `direct-tcpip` channels.
+//! The SSH door: stock clients log in as `ORG/AGENT` with a registered key, or where the listener says so with a certificate of
+//! a registered CA, and ask for `direct-tcpip` channels.
 //!
 //! Promised: a key that is unknown, of another organisation, expired, revoked or not granted the agent, and an agent that
-//! does not exist, are refused with the same bytes after the same delay; the trail has the true reason.
+//! does not exist, are refused with the same bytes after the same delay; the trail has the true reason. So is a certificate.
+//!
+//! Before anything is signed, a key is acknowledged only if it may log in as that user. A listener that takes certificates has
+//! to acknowledge every key, because the library asks about a certificate with its bare key; it so tells strangers even less.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering;
@@ -19,10 +23,11 @@ use crate::drain::{Count, Ticket};
 use crate::gateway::Gateway;
 use crate::gateway::broker::{self, Admission, Answer, Request};
 use crate::gateway::intake::Admitted;
-use crate::identity::{AgentName, Fingerprint, PrincipalId, PublicKey};
+use crate::identity::{AgentName, Certificate, Credential, PrincipalId, PublicKey};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
+use crate::task::reached;
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, Public, ServerOptions};
 use crate::tunnel::wire::{self, Peer};
@@ -31,56 +36,80 @@ use crate::tunnel::wire::{self, Peer};
 #[derive(Debug, Clone)]
 struct Guest {
     principal: PrincipalId,
-    key: Fingerprint,
+    credential: Credential,
     agent: AgentName,
 }
 
 #[derive(Default)]
 struct Logins {
     guest: Option<Guest>,
-    /// The last refusal: its true reason, and what is known of who was refused.
-    refused: Option<(&'static str, Option<Fingerprint>, Option<AgentName>)>,
+    /// The last refusal.
+    refused: Option<Refused>,
     refusals: usize,
+}
+
+/// The true reason of a refusal, and what is known of who was refused.
+struct Refused {
+    reason: &'static str,
+    credential: Option<Credential>,
+    agent: Option<AgentName>,
 }
 
 struct DoorLogin {
     gateway: Arc<Gateway>,
     logins: Arc<Mutex<Logins>>,
     from: IpAddr,
+    /// Whether certificates are accepted.
+    certificates: bool,
 }
 
 impl DoorLogin {
-    fn judge(&self, user: &str, key: &PublicKey) -> Option<Guest> {
-        let key = key.fingerprint();
+    fn judge(&self, user: &str, credential: Credential) -> Option<Guest> {
         let Ok(agent) = user.parse::<AgentName>() else {
-            self.refuse("malformed_user", Some(key), None);
+            self.refuse("malformed_user", Some(credential), None);
             return None;
         };
-        match self.gateway.registry.current().admits(&agent, &key, self.from, Timestamp::now()) {
-            Ok(principal) => Some(Guest { principal, key, agent }),
+        let snapshot = self.gateway.registry.current();
+        match snapshot.admits_credential(&agent, &credential, self.from, Timestamp::now()) {
+            Ok(principal) => Some(Guest { principal, credential, agent }),
             Err(refusal) => {
-                self.refuse(Refusal::as_str(refusal), Some(key), Some(agent));
+                self.refuse(Refusal::as_str(refusal), Some(credential), Some(agent));
                 None
             }
         }
     }
 
-    fn refuse(&self, reason: &'static str, key: Option<Fingerprint>, agent: Option<AgentName>) {
+    fn let_in(&self, guest: Option<Guest>) -> bool {
+        let accepted = guest.is_some();
+        if accepted {
+            self.logins.lock().unwrap_or_else(PoisonError::into_inner).guest = guest;
+        }
+        accepted
+    }
+
+    fn refuse(&self, reason: &'static str, credential: Option<Credential>, agent: Option<AgentName>) {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.refused = Some((reason, key, agent));
+        logins.refused = Some(Refused { reason, credential, agent });
         logins.refusals += 1;
     }
 }
 
 impl Login for DoorLogin {
     fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
-        self.judge(user, key).is_some()
+        self.certificates || self.judge(user, Credential::Key(key.fingerprint())).is_some()
     }
 
     fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
-        let Some(guest) = self.judge(user, key) else { return false };
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).guest = Some(guest);
-        true
+        self.let_in(self.judge(user, Credential::Key(key.fingerprint())))
+    }
+
+    fn certified(&mut self, user: &str, certificate: &Certificate) -> bool {
+        let credential = Credential::Certificate(certificate.clone());
+        if self.certificates {
+            return self.let_in(self.judge(user, credential));
+        }
+        self.refuse("certificate_not_accepted", Some(credential), user.parse().ok());
+        false
     }
 
     fn unfit(&mut self, user: &str, why: &'static str) {
@@ -102,10 +131,10 @@ impl Answer for Channel {
 
 /// Serves one connection to its end.
 pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, admitted: Admitted) {
-    let Admitted { address, listener, greeted, deadline, seat, place, .. } = admitted;
+    let Admitted { address, listener, certificates, greeted, deadline, seat, place } = admitted;
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
-    let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone(), from: address.ip() };
+    let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone(), from: address.ip(), certificates };
     let options = ServerOptions {
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
@@ -148,7 +177,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
             .organisation(&guest.agent.organisation)
             .agent(&guest.agent.agent)
             .principal(&guest.principal)
-            .key(guest.key)
+            .credential(&guest.credential)
             .client(address)
             .door("ssh")
     };
@@ -242,7 +271,7 @@ fn request(
 ) -> Request {
     Request {
         principal: guest.principal.clone(),
-        key: Some(guest.key),
+        credential: Some(guest.credential.clone()),
         agent: guest.agent.clone(),
         target: Target::from_wire(&opening.host, opening.port),
         asked: format!("{}:{}", opening.host, opening.port),
@@ -262,9 +291,9 @@ fn record_stranger(gateway: &Gateway, address: SocketAddr, logins: &Mutex<Logins
     let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
     let mut event = Event::new(Kind::AuthRefused).client(address).door("ssh");
     let reason = match &logins.refused {
-        Some((reason, key, agent)) => {
-            if let Some(key) = key {
-                event = event.key(key);
+        Some(Refused { reason, credential, agent }) => {
+            if let Some(credential) = credential {
+                event = event.credential(credential);
             }
             if let Some(agent) = agent {
                 event = event.organisation(&agent.organisation).agent(&agent.agent);
@@ -284,13 +313,17 @@ fn record_stranger(gateway: &Gateway, address: SocketAddr, logins: &Mutex<Logins
 async fn no_longer_admitted(gateway: &Gateway, guest: &Guest, from: IpAddr) {
     let mut changed = gateway.registry.changed();
     loop {
-        let admitted = gateway.registry.current().admits(&guest.agent, &guest.key, from, Timestamp::now());
+        let snapshot = gateway.registry.current();
+        let admitted = snapshot.admits_credential(&guest.agent, &guest.credential, from, Timestamp::now());
         if admitted.as_ref() != Ok(&guest.principal) {
             return;
         }
-        if changed.changed().await.is_err() {
-            // The registry is going away with the gateway, which ends the session itself.
-            return std::future::pending().await;
+        tokio::select! {
+            changed = changed.changed() => if changed.is_err() {
+                // The registry is going away with the gateway, which ends the session itself.
+                return std::future::pending().await;
+            },
+            () = reached(guest.credential.expires(), limits::CERTIFICATE_LOOK) => {}
         }
     }
 }

@@ -469,6 +469,26 @@ fn certificates_within_certificates_do_not_exhaust_the_stack() {
     assert!(matches!(PrivateKey::parse(&pem), Err(KeyError::Certificate(_))));
 }
 
+/// Where lengths are damaged, the library takes other parts for names, and says which it does not know.
+#[test]
+fn regression_a_damaged_private_key_is_not_quoted() {
+    let dir = dir();
+    let string = |bytes: &[u8]| [&(bytes.len() as u32).to_be_bytes(), bytes].concat();
+    let public = [string(b"ssh-ed25519"), string(&[7; 32])].concat();
+    let private = [vec![1; 8], string(b"hunter2\x1b[2J")].concat();
+    let head = [string(b"none"), string(b"none"), string(b""), vec![0, 0, 0, 1]].concat();
+    for parts in [[string(&string(b"hunter2\x1b[2J")), string(&private)], [string(&public), string(&private)]] {
+        let bytes = [OPENSSH_MAGIC, &head, &parts.concat()].concat();
+        let error = PrivateKey::parse(&pem(&dir, &bytes, "OPENSSH PRIVATE KEY")).expect_err("damaged");
+        assert!(matches!(error, KeyError::Damaged { .. }), "{error:?}");
+        assert!(!text(&error).contains("hunter2") && text(&error).contains("copy it again"), "{error}");
+    }
+    let line =
+        format!("ssh-ed25519 {}", sh(&dir, "printf '\\000\\000\\000\\013ssh-ed25519\\377hunter2' | openssl base64 -A"));
+    let error = PublicKey::parse(&line).expect_err("damaged");
+    assert!(!text(&error).contains("hunter2"), "{error}");
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(256))]
 

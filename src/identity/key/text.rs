@@ -2,6 +2,8 @@
 //!
 //! Promised: a text yields exactly one line or one section, or a reason why not. Nothing here judges keys.
 
+use std::fmt::Display;
+
 use rustls_pki_types::PrivatePkcs8KeyDer;
 use rustls_pki_types::pem::PemObject;
 use zeroize::{Zeroize, Zeroizing};
@@ -76,6 +78,14 @@ pub(super) fn read(text: &str) -> Result<Contents<'_>, KeyError> {
 /// What may be shown of a word that came from a file.
 pub(super) fn printable(word: &str) -> String {
     word.chars().map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).take(64).collect()
+}
+
+/// What a library says about contents, up to where it quotes them: in a damaged key anything may stand where a name is
+/// expected.
+pub(super) fn unquoted(error: &impl Display) -> String {
+    let said = error.to_string();
+    let words = said.split(['\'', '"']).next().unwrap_or_default();
+    printable(words.trim_end_matches([' ', ':']))
 }
 
 impl Line<'_> {

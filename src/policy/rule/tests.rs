@@ -17,13 +17,17 @@ fn all<T: FromStr<Err: fmt::Debug>>(texts: &[&str]) -> Vec<T> {
 fn hosts(name: &str, hosts: &[&str], within: &[&str], ports: &[u16], principals: Option<&[&str]>) -> Rule {
     let reach = Reach::Hosts { hosts: all(hosts), within: all(within) };
     let window = Window::default();
-    Rule { name: name.into(), reach, ports: ports.to_vec(), principals: principals.map(all), window }
+    Rule { name: name.into(), reach, ports: self::ports(ports), principals: principals.map(all), window }
 }
 
 fn addresses(name: &str, networks: &[&str], ports: &[u16], principals: Option<&[&str]>) -> Rule {
     let reach = Reach::Addresses(all(networks));
     let window = Window::default();
-    Rule { name: name.into(), reach, ports: ports.to_vec(), principals: principals.map(all), window }
+    Rule { name: name.into(), reach, ports: self::ports(ports), principals: principals.map(all), window }
+}
+
+fn ports(ports: &[u16]) -> Vec<Ports> {
+    ports.iter().map(|port| Ports::try_from(*port).expect("a port")).collect()
 }
 
 /// Rules as somebody careful writes them.
@@ -436,7 +440,6 @@ fn refuses_rules_that_mean_nothing() {
         (addresses("x", &[], &[1], None), "addresses"),
         (addresses("x", &["10.0.0.0/8", "2001:db8::1/64"], &[1], None), "addresses"),
         (Rule { ports: Vec::new(), ..good() }, "ports"),
-        (Rule { ports: vec![1, 0], ..good() }, "ports"),
         (Rule { principals: Some(Vec::new()), ..good() }, "principals"),
     ] {
         assert_eq!(rule.check().map_err(|error| error.key()), Err(key), "{rule:?}");
@@ -524,7 +527,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     let networks = || prop::collection::vec(any_network(), 1..4);
     let reach = prop_oneof![
         (prop::collection::vec(any_name(), 1..3), networks())
-            .prop_map(|(hosts, within)| Reach::Hosts { hosts, within }),
+            .prop_map(|(hosts, within)| Reach::Hosts { hosts: hosts.into_iter().map(Into::into).collect(), within }),
         networks().prop_map(Reach::Addresses),
     ];
     let pattern = prop::sample::select(vec!["a", "a*", "*", KEY]).prop_map(|text| text.parse().expect(text));
@@ -532,7 +535,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     (reach, prop::collection::vec(1..4_u16, 1..3), principals).prop_map(|(reach, ports, principals)| Rule {
         name: String::new(),
         reach,
-        ports,
+        ports: self::ports(&ports),
         principals,
         window: Window::default(),
     })
@@ -541,12 +544,12 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 /// Whether a rule fits, written down a second time and without any of the code above.
 fn fits(rule: &Rule, principal: &Principal, target: &Target) -> bool {
     let reach = match (&rule.reach, &target.host) {
-        (Reach::Hosts { hosts, .. }, Host::Name(name)) => hosts.iter().any(|host| host == name),
+        (Reach::Hosts { hosts, .. }, Host::Name(name)) => hosts.iter().any(|host| host.name() == Some(name)),
         (Reach::Addresses(_), Host::Address(_)) => true,
         _ => false,
     };
     let principals = rule.principals.as_ref().is_none_or(|all| all.iter().any(|pattern| pattern.matches(principal)));
-    reach && rule.ports.contains(&target.port) && principals
+    reach && rule.ports.iter().any(|ports| ports.contains(target.port)) && principals
 }
 
 proptest! {

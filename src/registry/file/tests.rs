@@ -9,6 +9,9 @@ use tokio::sync::mpsc;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
+/// From where keys are shown, where it does not matter.
+const FROM: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
 struct Tree(TempDir);
 
 impl Tree {
@@ -208,7 +211,7 @@ fn every_kind_of_fault_is_found() {
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\ntargets = [\"*:443\"]",
             "ci.toml:2",
-            "targets[0]: a target is written",
+            "targets[0]: the host of this target cannot be used: the last label must be spelt out",
         ),
         (
             "organisations/acme/principals/ci.toml",
@@ -233,7 +236,7 @@ fn a_key_counts_between_its_dates() {
     tree.write(about, "not_before = 2027-01-01T00:00:00Z\nexpires = 2027-02-01T00:00:00Z\n");
     let snapshot = tree.load().expect("in good order");
     let name = "acme/prod-eu".parse().expect("a name");
-    let of = |now: &str| snapshot.agent(&name, &key.fingerprint(), now.parse().expect(now));
+    let of = |now: &str| snapshot.agent(&name, &key.fingerprint(), FROM, now.parse().expect(now));
     assert_eq!(of("2026-12-31T23:59:59Z"), Err(Refusal::NotYetValid));
     assert_eq!(of("2027-01-01T00:00:00Z"), Ok(()));
     assert_eq!(of("2027-02-01T00:00:00Z"), Err(Refusal::Expired));
@@ -256,7 +259,7 @@ fn a_key_that_is_called_like_a_readme_is_a_key() {
     tree.write("organisations/acme/README", "Words");
     let snapshot = tree.load().expect("in good order");
     let name = "acme/prod-eu".parse().expect("a name");
-    assert_eq!(snapshot.agent(&name, &key.fingerprint(), Timestamp::now()), Ok(()));
+    assert_eq!(snapshot.agent(&name, &key.fingerprint(), FROM, Timestamp::now()), Ok(()));
     tree.write("organisations/acme/agents/prod-eu/README.pub", "");
     assert!(tree.load().is_err(), "an empty key is a fault, whatever it is called");
 }
