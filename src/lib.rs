@@ -114,6 +114,10 @@
 //! forward, or until far too many opens have come. Its control channel has a task that waits for messages, and for the drain,
 //! of which it tells the gateway.
 //!
+//! **Agent: a lookup** (`resolve`): of configured servers a task for each question, which waits for their answers until its time is
+//! over; whoever asks the same meanwhile waits for the same task. The DNS library has a task for each server and protocol, which
+//! waits for questions, and goes with the resolver. The system's resolver has a thread for each name, which nobody can stop.
+//!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!

@@ -35,10 +35,10 @@ pub(super) struct State {
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
-    /// The listener, if there is one.
-    listen: Option<Listen>,
     /// How the names of targets are looked up, and what is known of them already.
     pub(super) resolver: Arc<Resolver>,
+    /// The listener, if there is one.
+    listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -78,8 +78,8 @@ impl State {
             drain: config.drain,
             ways_out,
             limits: config.limits,
-            listen: config.listen.clone(),
             resolver,
+            listen: config.listen.clone(),
             organisations,
         }
     }
@@ -87,6 +87,11 @@ impl State {
     /// Whether the agent has a listener, which accepts from there.
     pub(super) fn listens_to(&self, client: IpAddr) -> bool {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
+    }
+
+    /// Who may log in, and for whom.
+    pub(super) fn orchestrators(&self) -> impl Iterator<Item = (&OrganisationId, &Orchestrator)> {
+        self.organisations.iter().flat_map(|(id, served)| served.orchestrators.values().map(move |one| (id, one)))
     }
 
     /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.

@@ -56,6 +56,10 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
     let resolver = resolver(&table);
+    let organisations: Option<Vec<_>> = organisations.into_iter().collect();
+    if organisations.is_some() && resolver.as_ref().is_some_and(|resolver| resolver.servers.is_empty()) {
+        refuse_services(&tables);
+    }
     let (audit, log) = (audit(root), log(root));
     let config = agent::Config {
         id: id?,
@@ -63,11 +67,11 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         key: key?,
         proxy: proxy?,
         drain: drain?,
-        organisations: organisations.into_iter().collect::<Option<_>>()?,
+        organisations: organisations?,
         audit: audit?,
         limits: limits?,
-        listen: listen?,
         resolver: resolver?,
+        listen: listen?,
     };
     Some((config, log?))
 }
@@ -128,6 +132,17 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         limits: limits?,
     };
     Some((config, log?))
+}
+
+/// The system's resolver cannot be asked for services, so that rules for them would never allow anything.
+fn refuse_services(organisations: &[Table<'_>]) {
+    for rule in organisations.iter().flat_map(|organisation| organisation.tables("allow")) {
+        if let Some(services) = rule.optional("services") {
+            services.fault(
+                "services are asked for at DNS servers of your choosing: name some, as servers in [agent.resolver]",
+            );
+        }
+    }
 }
 
 fn agent_organisation(

@@ -1,5 +1,6 @@
 //! Tests with real components, in one binary.
 
+mod dns;
 mod drain;
 mod flow;
 mod harness;
