@@ -19,7 +19,7 @@
 //!
 //! `gateway::broker` is the only way at the gateway, whatever the door; `agent::serve` the only one at the agent. Each
 //! reads from top to bottom like the line above. `client` is the principal's end of the same: `caponier forward` and
-//! `caponier provision` are clients of the SSH door.
+//! `caponier provision` are clients of the SSH door, of an agent that listens, or of any SSH server that forwards.
 //!
 //! # The map
 //!
@@ -117,6 +117,11 @@
 //! **Agent: a lookup** (`resolve`): of configured servers a task for each question, which waits for their answers until its time is
 //! over; whoever asks the same meanwhile waits for the same task. The DNS library has a task for each server and protocol, which
 //! waits for questions, and goes with the resolver. The system's resolver has a thread for each name, which nobody can stop.
+//!
+//! **Agent: the listener** (`agent::listen`), if there is one: waits for connections until the drain or the configuration
+//! withdraws it. One task per connection waits for the identification string, a place among the handshakes, its turn and the
+//! login under one deadline, then for opens, for the configuration to drop its key or network, for its last forward in a
+//! drain, and for the stop.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.

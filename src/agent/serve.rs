@@ -629,7 +629,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let (served, asserts) = match state.orchestrator(&session.organisation, credential, session.from(), now) {
         Ok(served) => served,
         Err(reason) => {
-            let detail = format!("the configuration no longer lets the link's key log in: {reason}");
+            let detail = format!("the configuration no longer lets the session's key log in: {reason}");
             return refusal.deny(RefusalCode::Denied, "revoked", &detail).await;
         }
     };

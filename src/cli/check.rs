@@ -65,7 +65,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             )
         }
         Loaded::Resources(config) => {
-            format!("resources: {} database(s) through {}", config.resources.databases.len(), config.client.agent)
+            let (databases, server) = (config.resources.databases.len(), &config.client.server);
+            format!("resources: {databases} database(s) through {server} as {}", server.user())
         }
     };
     print(&format!("{}: in order ({kind})\n", args.file.display()))?;

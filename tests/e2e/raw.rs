@@ -3,6 +3,7 @@
 
 mod before;
 mod links;
+mod listener;
 
 use std::fs;
 use std::net::SocketAddr;
