@@ -449,7 +449,7 @@ mod tests {
         let half = std::time::Duration::from_millis(500);
         assert_eq!(held.next_look(at(50) - half), Some(half));
         assert_eq!(held.next_look(at(10)), Some(limits::CLOCK_LOOK));
-        assert_eq!(state.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
+        assert_eq!(held.next_look(at(500)), Some(limits::CLOCK_LOOK), "the clock may be set back");
         let timeless = state(&config(vec![organisation("acme", &[], &[], &[rule("db", "10.0.0.1/32")])]));
         assert_eq!(timeless.next_look(at(0)), None);
     }
