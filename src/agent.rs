@@ -19,6 +19,7 @@
 //! link, has the caller's alone.
 
 mod dial;
+mod expiries;
 mod listen;
 mod live;
 mod reach;
@@ -239,6 +240,7 @@ pub async fn run(
     listening.fit(&agent, config.listen.as_ref(), prepared);
     tasks.spawn(follow(agent.clone(), config, reloads, posts, listening));
     tasks.spawn(keep_time(agent.clone()));
+    tasks.spawn(expiries::watch(agent.clone()));
     let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let agent = agent.clone();
         move || {
@@ -387,7 +389,13 @@ impl Posts {
                 let dismissed = CancellationToken::new();
                 self.ways = self.ways.wrapping_add(1);
                 let name = AgentName { organisation, agent: agent.id.clone() };
-                let post = Arc::new(Post { name, gateway, way: self.ways, dismissed: dismissed.clone() });
+                let post = Arc::new(Post {
+                    name,
+                    gateway,
+                    way: self.ways,
+                    dismissed: dismissed.clone(),
+                    noticed: Mutex::default(),
+                });
                 let worker = agent.crew.lightest();
                 let carried = worker.carry(Load::Session);
                 let keeping = dial::keep_linked(agent.clone(), post);
@@ -409,6 +417,8 @@ struct Post {
     way: u32,
     /// Fires when the configuration no longer has it: its links are cut at once.
     dismissed: CancellationToken,
+    /// What it has said of the end of the agent's key.
+    noticed: Mutex<expiries::Noticed>,
 }
 
 impl Agent {

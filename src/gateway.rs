@@ -21,6 +21,7 @@
 mod admin;
 mod broker;
 mod door;
+mod expiries;
 mod inherit;
 mod intake;
 mod lapses;
@@ -295,6 +296,7 @@ pub async fn run(
         unrecorded: Mutex::default(),
     });
     watch_registry(&gateway, registry);
+    tasks.spawn(expiries::watch(gateway.clone()));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
     for (index, listener) in listeners.into_iter().enumerate() {

@@ -485,6 +485,13 @@ pub const REGISTRY_SETTLE_MAX: Duration = Duration::from_secs(2);
 /// revocation is to hold within five seconds, and reading takes time, too.
 pub const REGISTRY_POLL: Duration = Duration::from_secs(3);
 
+/// How often it is looked whether a key has come near its end, at the least: clocks may be set.
+pub const EXPIRIES_LOOKED_AT: Duration = Duration::from_secs(3600);
+
+/// Notices of its key's end that an agent takes to heart on one link: there are three of each key, and an end that is moved
+/// makes more. A gateway that goes on talks to nobody.
+pub const KEY_NOTICES_PER_LINK: usize = 16;
+
 /// How often the configuration file and the files that it names are looked at.
 pub const CONFIG_POLL: Duration = Duration::from_secs(1);
 

@@ -16,6 +16,7 @@ pub mod guard;
 pub mod pattern;
 pub mod ports;
 pub mod rule;
+pub mod trial;
 pub mod window;
 
 use std::fmt;

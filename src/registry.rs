@@ -25,6 +25,7 @@ use crate::identity::certificate::Flaw;
 use crate::identity::{AgentId, AgentName, Fingerprint, OrganisationId, Principal, PrincipalId, PublicKey};
 use crate::network::{self, Networks};
 use crate::policy::grant::{Grant, Pass};
+use crate::policy::window::{Closed, Window};
 use crate::policy::{Decision, Denial, Reason};
 use crate::target::Target;
 
@@ -77,6 +78,8 @@ pub struct Agent {
 pub struct PrincipalRecord {
     /// What it may use.
     pub grant: Grant,
+    /// From when on it may use anything.
+    pub not_before: Option<Timestamp>,
     /// From when on it may use nothing.
     pub expires: Option<Timestamp>,
     /// Where it is accepted from. Who comes in by a loopback door comes from loopback.
@@ -215,10 +218,11 @@ impl Snapshot {
         let Role::Principal(id) = self.role(organisation, key)? else { return Err(Refusal::OtherHolder) };
         let record = principals.get(id).ok_or(Refusal::UnknownKey)?;
         active(&record.keys, key, now)?;
-        if expired(record.expires, now) {
-            return Err(Refusal::Expired);
+        match record.window().at(now) {
+            Ok(()) => Ok(id.clone()),
+            Err(Closed::NotYet(_)) => Err(Refusal::NotYetValid),
+            Err(Closed::Expired(_)) => Err(Refusal::Expired),
         }
-        Ok(id.clone())
     }
 
     /// The principal whom `key` stands for, if it may use this agent at the time `now` from the address `from`.
@@ -281,8 +285,14 @@ impl Snapshot {
         let Some(record) = organisation.principals.get(principal) else {
             return deny(Reason::NotRegistered, format!("no principal {principal} in {}", agent.organisation));
         };
-        if let Some(expires) = record.expires.filter(|expires| *expires <= now) {
-            return deny(Reason::PrincipalExpired, format!("principal {principal} expired at {expires}"));
+        match record.window().at(now) {
+            Ok(()) => {}
+            Err(Closed::NotYet(from)) => {
+                return deny(Reason::NotYetValid, format!("principal {principal} is registered from {from} on"));
+            }
+            Err(Closed::Expired(at)) => {
+                return deny(Reason::PrincipalExpired, format!("principal {principal} expired at {at}"));
+            }
         }
         if !organisation.agents.contains_key(&agent.agent) {
             return deny(Reason::NotRegistered, format!("no agent {agent}"));
@@ -293,13 +303,14 @@ impl Snapshot {
         record.grant.decide(&Principal::Named(principal.clone()), agent, target)
     }
 
-    /// Whether the validity of some key or principal has begun or ended after `since`, and not after `now`.
+    /// Whether the validity of some key or principal begins or ends between two moments, the later one included; `since` is
+    /// the later one if the clock has been set back.
     #[must_use]
     pub fn expires_within(&self, since: Timestamp, now: Timestamp) -> bool {
         self.organisations.values().any(|organisation| {
             let of_keys = organisation.keys().flat_map(|(_, key)| [key.not_before, key.expires]);
-            let of_principals = organisation.principals.values().map(|record| record.expires);
-            of_keys.chain(of_principals).flatten().any(|at| since < at && at <= now)
+            let of_principals = organisation.principals.values().flat_map(|record| [record.not_before, record.expires]);
+            of_keys.chain(of_principals).flatten().any(|at| since.min(now) < at && at <= since.max(now))
         })
     }
 
@@ -330,6 +341,14 @@ impl Organisation {
             .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
         let authorities = self.authorities.iter().map(|authority| (Role::Authority, &authority.registered));
         agents.chain(principals).chain(authorities)
+    }
+}
+
+impl PrincipalRecord {
+    /// When it may use what it may use.
+    #[must_use]
+    pub fn window(&self) -> Window {
+        Window { not_before: self.not_before, expires: self.expires }
     }
 }
 
@@ -457,6 +476,7 @@ mod tests {
                     id("ci"),
                     PrincipalRecord {
                         grant: grant(&["prod-*", "gone"], Some(&["db:5432"])),
+                        not_before: None,
                         expires: None,
                         accept_from: None,
                         keys: vec![good(&ci), RegisteredKey { expires, ..good(&ci_expiring) }, good(&shared)],
@@ -466,6 +486,7 @@ mod tests {
                     id("leaver"),
                     PrincipalRecord {
                         grant: grant(&["*"], None),
+                        not_before: Some(at("2026-01-01T00:00:00Z")),
                         expires,
                         keys: vec![good(&leaver)],
                         ..PrincipalRecord::default()
@@ -525,6 +546,7 @@ mod tests {
     #[test]
     fn refuses_principals_with_the_true_reason() {
         let world = world();
+        let early = at("2025-12-31T23:59:59Z");
         let before = at("2026-12-31T23:59:59Z");
         let after = at("2027-01-01T00:00:00Z");
         for (case, name, key, now, refusal) in [
@@ -534,6 +556,7 @@ mod tests {
             ("key of another organisation", "globex/prod-eu", &world.ci, before, Refusal::OtherOrganisation),
             ("expired key", "acme/prod-eu", &world.ci_expiring, after, Refusal::Expired),
             ("expired principal", "acme/prod-eu", &world.leaver, after, Refusal::Expired),
+            ("principal before its time", "acme/prod-eu", &world.leaver, early, Refusal::NotYetValid),
             ("agent that is not there", "acme/prod-asia", &world.ci, before, Refusal::UnknownAgent),
             ("granted agent that is not there", "acme/gone", &world.ci, before, Refusal::UnknownAgent),
             ("agent that is not granted", "acme/test", &world.ci, before, Refusal::NotGranted),
@@ -594,6 +617,7 @@ mod tests {
     #[test]
     fn decisions_ask_who_exists_before_what_is_granted() {
         let world = world();
+        let early = at("2025-12-31T23:59:59Z");
         let before = at("2026-12-31T23:59:59Z");
         let after = at("2027-01-01T00:00:00Z");
         for (case, principal, agent, target, now, reason) in [
@@ -601,6 +625,7 @@ mod tests {
             ("principal", "visitor", "acme/prod-eu", "db:5432", before, Reason::NotRegistered),
             ("agent", "ci", "acme/gone", "db:5432", before, Reason::NotRegistered),
             ("expired", "leaver", "acme/prod-eu", "db:5432", after, Reason::PrincipalExpired),
+            ("before its time", "leaver", "acme/prod-eu", "db:5432", early, Reason::NotYetValid),
             ("no grant at all", "nobody", "acme/prod-eu", "db:5432", before, Reason::AgentNotGranted),
             ("other agent", "ci", "acme/test", "db:5432", before, Reason::AgentNotGranted),
             ("other target", "ci", "acme/prod-eu", "db:22", before, Reason::TargetNotGranted),
@@ -653,8 +678,11 @@ mod tests {
     }
 
     #[test]
-    fn knows_when_an_expiry_takes_effect() {
+    fn knows_when_a_validity_begins_or_ends() {
         let snapshot = world().snapshot;
+        let (earlier, begin) = (at("2025-12-31T23:59:59Z"), at("2026-01-01T00:00:00Z"));
+        assert!(snapshot.expires_within(earlier, begin));
+        assert!(snapshot.expires_within(begin, earlier), "the clock was set back");
         let [early, before, moment, after] =
             ["2026-01-01T00:00:00Z", "2026-12-31T23:59:59Z", "2027-01-01T00:00:00Z", "2027-01-01T00:00:01Z"].map(at);
         assert!(!snapshot.expires_within(early, before));

@@ -89,6 +89,11 @@ impl State {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
     }
 
+    /// Who may log in, and for whom.
+    pub(super) fn orchestrators(&self) -> impl Iterator<Item = (&OrganisationId, &Orchestrator)> {
+        self.organisations.iter().flat_map(|(id, served)| served.orchestrators.values().map(move |one| (id, one)))
+    }
+
     /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.
     ///
     /// # Errors

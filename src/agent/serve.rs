@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::live::{self, Case, State};
 use super::reach::reach;
-use super::{Agent, Post};
+use super::{Agent, Post, expiries};
 use crate::audit::{Ending, Event, Kind, Resolved, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
@@ -516,6 +516,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
 /// Reads what the gateway says on the control channel, to its end.
 async fn listen(shared: &Shared, mut reader: ssh::Reader) {
     let mut buffer = BytesMut::new();
+    let mut notices = 0;
     while let Some(bytes) = reader.bytes().await {
         buffer.extend_from_slice(&bytes);
         loop {
@@ -534,6 +535,11 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) => {
                     debug!(?message, "the gateway said");
                 }
+                Ok(Some(Control::KeyNotice(notice))) if notices < limits::KEY_NOTICES_PER_LINK => {
+                    notices += 1;
+                    expiries::heed(&shared.post, notice);
+                }
+                Ok(Some(Control::KeyNotice(_))) => debug!("the gateway goes on about the end of a key"),
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
                 Ok(None) => break,
                 Err(error) => {

@@ -8,6 +8,7 @@ use jiff::Timestamp;
 
 use super::{Exit, print, running};
 use crate::gateway::{self, AgentRow, LastError};
+use crate::registry::expiry::Stage;
 
 /// Show the agents of a gateway, linked or not, over its admin socket.
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,9 @@ others of its agent), and never linked (not since the gateway was started).
 
 SINCE is how long the link has been up, or the agent absent. LAST ERROR is what went wrong last and how long ago, in the \
 words of the trail; with a question mark where the other end only claimed to be the agent and did not prove it.
+
+KEY is how long the key of a link has left, or the last one of an agent without a link; the column is there where one has \
+30 days or less.
 
 With --wide: OPENED is the forwards that a link was asked for. CREDIT, HELD and UNSENT are bytes: what the agent has been \
 allowed to make the gateway hold, what of it waits for slow clients, and what waits to be sent to the agent.")]
@@ -61,7 +65,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         (false, true) => table(&WIDE, rows.iter().map(wide))?,
         (false, false) => {
             let now = Timestamp::now();
-            table(&NARROW, rows.iter().map(|row| narrow(row, now)))?
+            // Only where there is something to say: the table is to fit a terminal.
+            match rows.iter().any(|row| ending(row, now).is_some()) {
+                true => table(&NARROW_ENDING, rows.iter().map(|row| narrow_ending(row, now)))?,
+                false => table(&NARROW, rows.iter().map(|row| narrow(row, now)))?,
+            }
         }
     };
     print(&text)?;
@@ -85,7 +93,26 @@ fn narrow(row: &AgentRow, now: Timestamp) -> [String; 6] {
     ]
 }
 
-const WIDE: [&str; 13] = [
+const NARROW_ENDING: [&str; 7] = ["AGENT", "REPLICA", "STATE", "LIVE", "SINCE", "KEY", "LAST ERROR"];
+
+fn narrow_ending(row: &AgentRow, now: Timestamp) -> [String; 7] {
+    let [agent, replica, state, live, since, error] = narrow(row, now);
+    [agent, replica, state, live, since, ending(row, now).unwrap_or_else(unknown), error]
+}
+
+/// How long a key has left that expires soon, in its largest unit.
+fn ending(row: &AgentRow, now: Timestamp) -> Option<String> {
+    let expires = row.expires.as_deref()?.parse::<Timestamp>().ok()?;
+    match Stage::of(expires, now)? {
+        Stage::Expired => Some("expired".to_owned()),
+        Stage::Month | Stage::Week => {
+            let hours = now.duration_until(expires).as_hours();
+            Some(if hours < 48 { format!("{hours}h") } else { format!("{}d", hours / 24) })
+        }
+    }
+}
+
+const WIDE: [&str; 14] = [
     "AGENT",
     "REPLICA",
     "STATE",
@@ -98,10 +125,11 @@ const WIDE: [&str; 13] = [
     "HELD",
     "UNSENT",
     "KEY",
+    "EXPIRES",
     "LAST ERROR",
 ];
 
-fn wide(row: &AgentRow) -> [String; 13] {
+fn wide(row: &AgentRow) -> [String; 14] {
     let error = |error: &LastError| {
         let doubt = if error.claimed { "?" } else { "" };
         let detail = if error.detail.is_empty() { String::new() } else { format!(": {}", error.detail) };
@@ -120,6 +148,7 @@ fn wide(row: &AgentRow) -> [String; 13] {
         row.held.to_string(),
         row.unsent.to_string(),
         known(&row.key),
+        row.expires.as_deref().map_or_else(unknown, second),
         row.last_error.as_ref().map_or_else(unknown, error),
     ]
 }
@@ -182,6 +211,7 @@ mod tests {
             version: Some("0.1.0".to_owned()),
             since: Some("2026-11-21T10:00:00Z".to_owned()),
             key: Some("SHA256:abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG".to_owned()),
+            expires: None,
             live: 1_000,
             opened: 1_000_000,
             credit: 64 << 20,
@@ -222,6 +252,25 @@ mod tests {
         assert!(lines[2].contains("never linked") && lines[2].ends_with("-      unknown_key? 23h"), "{text}");
         let text = table(&WIDE, [row(), never()].iter().map(wide)).expect("a table");
         assert!(text.contains("at 2026-11-21T10:00:00Z from 10.20.30.40:50607: more"), "{text}");
+    }
+
+    #[test]
+    fn the_end_of_a_key_is_shown_where_it_is_near() {
+        let now = "2026-11-22T10:00:00Z".parse().expect("a time");
+        for (expires, shown) in [
+            (None, None),
+            (Some("2027-11-22T10:00:00Z"), None),
+            (Some("2026-12-22T10:00:00Z"), Some("30d")),
+            (Some("2026-11-23T10:00:00Z"), Some("24h")),
+            (Some("2026-11-22T10:00:00Z"), Some("expired")),
+        ] {
+            let row = AgentRow { expires: expires.map(str::to_owned), ..row() };
+            assert_eq!(ending(&row, now).as_deref(), shown, "{expires:?}");
+            if let Some(shown) = shown {
+                let text = table(&NARROW_ENDING, [row].iter().map(|row| narrow_ending(row, now))).expect("a table");
+                assert!(text.contains("SINCE  KEY") && text.contains(shown), "{text}");
+            }
+        }
     }
 
     #[test]

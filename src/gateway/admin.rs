@@ -71,6 +71,9 @@ pub struct AgentRow {
     pub since: Option<String>,
     /// The fingerprint of its host key.
     pub key: Option<String>,
+    /// When that key expires, in RFC 3339; without a link, when the last key does that is registered for the agent. Null
+    /// where there is no such end.
+    pub expires: Option<String>,
     /// How many forwards it carries now.
     pub live: usize,
     /// How many forwards the link was asked for.
@@ -285,13 +288,16 @@ fn rows(gateway: &Gateway, draining: bool) -> Vec<AgentRow> {
         let mut linked = Vec::new();
         // Both are in the order of names.
         while let Some(link) = links.next_if(|link| link.peer.name == name) {
-            rows.push(AgentRow::of_link(&link, &record, draining));
+            let expires = snapshot.agent_key_expires(&name, &link.peer.key);
+            rows.push(AgentRow::of_link(&link, &record, draining).expiring(expires));
             linked.push(link);
         }
         let replicas: Vec<_> = linked.iter().map(|link| &link.peer.replica).collect();
-        rows.extend(missing(&record, &replicas, now).into_iter().map(|seen| AgentRow::absent(seen, &record)));
+        let expires = snapshot.agent_expires(&name, now);
+        let absent = missing(&record, &replicas, now).into_iter().map(|seen| AgentRow::absent(seen, &record));
+        rows.extend(absent.map(|row| row.expiring(expires)));
         if linked.is_empty() && record.replicas.is_empty() {
-            rows.push(AgentRow::never_linked(&name, &record));
+            rows.push(AgentRow::never_linked(&name, &record).expiring(expires));
         }
     }
     rows
@@ -321,6 +327,7 @@ impl AgentRow {
             version: None,
             since: None,
             key: None,
+            expires: None,
             live: 0,
             opened: 0,
             credit: 0,
@@ -328,6 +335,10 @@ impl AgentRow {
             unsent: 0,
             last_error: last.map(LastError::of),
         }
+    }
+
+    fn expiring(self, expires: Option<Timestamp>) -> Self {
+        Self { expires: expires.map(|expires| expires.to_string()), ..self }
     }
 
     fn of_peer(peer: &Peer, since: Timestamp, state: &str, last: Option<&Lapse>) -> Self {

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::lapses::{AGENT_DRAINED, Lapse};
 use super::roster::{Link, Peer as Linked, Process, Standing};
-use super::{Gateway, door};
+use super::{Gateway, door, expiries};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
@@ -352,7 +352,9 @@ async fn establish(
                 return Ok((client, key.public().fingerprint(), control, hello));
             }
             // What an agent has to say before its hello is of no use yet.
-            Some(Control::Drain(_) | Control::Move | Control::Superseded | Control::Unknown(_)) => continue,
+            Some(
+                Control::Drain(_) | Control::Move | Control::Superseded | Control::KeyNotice(_) | Control::Unknown(_),
+            ) => continue,
             None => {}
         }
         match control.reader.bytes().await {
@@ -397,12 +399,13 @@ async fn listen(mut reader: Reader, link: &Link) {
 
 /// Says on the control channel what an agent has to know: that it is to make another link, because the organisation has
 /// another login key than the one that `login` names (the link is then retired by the other, or, where the agent does not
-/// know the new key, stays); that this gateway drains; why the link is retired, where the agent is not behind that, and
+/// know the new key, stays); that this gateway drains; that the link's key comes to its end; why the link is retired, where the agent is not behind that, and
 /// fires `told` after it. Returns when a drain has left the link without a forward.
 async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer, told: &CancellationToken) {
     let Linked { name, replica, .. } = &link.peer;
     let differs = |key: &PrivateKey| key.public().fingerprint() != login;
     let (mut moves, mut drains, mut retires) = (false, false, false);
+    let mut noticed = None;
     loop {
         let message = tokio::select! {
             biased;
@@ -419,6 +422,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: W
                 moves = true;
                 Some(Control::Move)
             }
+            notice = expiries::notice(gateway, link, &mut noticed) => Some(notice),
             // What has been accepted may still need the link; when nothing does, it ends with its last forward.
             () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
         };

@@ -1,4 +1,4 @@
-//! Keys that expire soon: who is to be told, of what, and when. Pure; what time it is comes from the caller.
+//! Keys that expire soon: who is to be told, of what, and when. Pure, save for [`until`]; what time it is comes from the caller.
 //!
 //! Promised: of each key it is said once when it has 30 days left, once when it has 7, and once when it has expired; each
 //! only if the one before has not come meanwhile, so that whoever starts late hears the newest alone. A key that is
@@ -11,6 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{RegisteredKey, Role, Snapshot};
 use crate::identity::{AgentName, Fingerprint, OrganisationId};
+use crate::limits;
 
 /// How near the end of a key is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -45,6 +46,14 @@ impl Stage {
         let begins = STAGES.iter().rev().filter_map(|(_, before)| expires.checked_sub(*before).ok());
         begins.into_iter().find(|at| *at > now)
     }
+}
+
+/// Waits until `next`, as seen at `now`, or for ever where there is none. At most for an hour: the clock may be set meanwhile.
+pub async fn until(next: Option<Timestamp>, now: Timestamp) {
+    let Some(next) = next else { return std::future::pending().await };
+    let left = now.duration_until(next).unsigned_abs().min(limits::EXPIRIES_LOOKED_AT);
+    // A moment later than sooner: it is to be past then.
+    tokio::time::sleep(left + std::time::Duration::from_millis(1)).await;
 }
 
 /// How long something has left, in words.

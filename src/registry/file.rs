@@ -9,7 +9,8 @@
 //! organisations/acme/user-ca/vault.pub                 a CA that certifies principals
 //! organisations/acme/user-ca/vault.toml                required: principals; optional: as beside a key, and revoked_serials,
 //!                                                     revoked_key_ids
-//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, expires, accept_from
+//! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, not_before, expires,
+//!                                                     accept_from
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
@@ -42,6 +43,7 @@ use crate::limits::{
 };
 use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
+use crate::policy::window::Window;
 use crate::reload::sources::Stamp;
 use crate::task::Tasks;
 
@@ -463,9 +465,15 @@ impl Reader {
                 let root = document.root();
                 let agents = root.required("agents").map(|item| read_all(&item));
                 let targets = root.optional("targets").map(|item| read_all(&item));
-                let expires = root.optional("expires").and_then(|item| item.timestamp());
+                let window = Window {
+                    not_before: root.optional("not_before").and_then(|item| item.timestamp()),
+                    expires: root.optional("expires").and_then(|item| item.timestamp()),
+                };
+                if let Err(error) = window.check() {
+                    root.fault("expires", error.to_string());
+                }
                 let accept_from = accept_from(&root);
-                Some((Grant { agents: agents?, targets }, expires, accept_from?))
+                Some((Grant { agents: agents?, targets }, window, accept_from?))
             }),
             (None, Some(folder)) => {
                 let mut file = folder.clone().into_os_string();
@@ -475,8 +483,9 @@ impl Reader {
             }
             (None, None) => None,
         };
-        let (grant, expires, accept_from) = about.unwrap_or_default();
-        PrincipalRecord { grant, expires, accept_from, keys: self.keys(member, holders) }
+        let (grant, window, accept_from) = about.unwrap_or_default();
+        let Window { not_before, expires } = window;
+        PrincipalRecord { grant, not_before, expires, accept_from, keys: self.keys(member, holders) }
     }
 
     fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {

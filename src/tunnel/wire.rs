@@ -13,8 +13,8 @@
 //!
 //! **Control.** On the control channel each message is a length (u32, big endian, of what follows), a kind (u16) and a body,
 //! which is JSON where there is one. Unknown kinds and unknown fields are skipped, so that an end of a later version may say
-//! more: features are announced in `hello`. After `hello`, `drain` may come from either end, and `move` and `superseded`
-//! from the gateway; what each asks for is said at [`Control`].
+//! more: features are announced in `hello`. After `hello`, `drain` may come from either end, and `move`, `superseded` and
+//! `key notice` from the gateway; what each asks for is said at [`Control`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -418,6 +418,8 @@ pub enum Control {
     Move,
     /// From the gateway: another process with this replica name, started later, is linked, and is the one that gets forwards.
     Superseded,
+    /// From the gateway: the key that this link's agent has shown comes to its end there.
+    KeyNotice(KeyNotice),
     /// A kind this version does not know.
     Unknown(u16),
 }
@@ -429,6 +431,13 @@ pub struct Drain {
     pub deadline_s: u32,
 }
 
+/// See [`Control::KeyNotice`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyNotice {
+    /// From when on the key is refused: Unix time in seconds.
+    pub expires: u64,
+}
+
 /// The body of a message that says all by its kind; an object, so that a later version may add to it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Plain {}
@@ -437,6 +446,7 @@ const KIND_HELLO: u16 = 1;
 const KIND_DRAIN: u16 = 2;
 const KIND_MOVE: u16 = 3;
 const KIND_SUPERSEDED: u16 = 4;
+const KIND_KEY_NOTICE: u16 = 5;
 
 impl Control {
     /// Encodes the message with its length.
@@ -447,6 +457,7 @@ impl Control {
             Self::Drain(drain) => (KIND_DRAIN, serde_json::to_vec(drain).unwrap_or_default()),
             Self::Move => (KIND_MOVE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::Superseded => (KIND_SUPERSEDED, serde_json::to_vec(&Plain {}).unwrap_or_default()),
+            Self::KeyNotice(notice) => (KIND_KEY_NOTICE, serde_json::to_vec(notice).unwrap_or_default()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         };
         let mut bytes = BytesMut::with_capacity(body.len() + 6);
@@ -487,6 +498,9 @@ impl Control {
             KIND_MOVE => serde_json::from_slice(&body).map(|Plain {}| Some(Self::Move)).map_err(|_| malformed),
             KIND_SUPERSEDED => {
                 serde_json::from_slice(&body).map(|Plain {}| Some(Self::Superseded)).map_err(|_| malformed)
+            }
+            KIND_KEY_NOTICE => {
+                serde_json::from_slice(&body).map(|notice| Some(Self::KeyNotice(notice))).map_err(|_| malformed)
             }
             kind => Ok(Some(Self::Unknown(kind))),
         }
@@ -647,6 +661,7 @@ mod tests {
             (Control::Drain(Drain { deadline_s: 300 }), &b"\0\0\0\x14\0\x02{\"deadline_s\":300}"[..]),
             (Control::Move, b"\0\0\0\x04\0\x03{}"),
             (Control::Superseded, b"\0\0\0\x04\0\x04{}"),
+            (Control::KeyNotice(KeyNotice { expires: 1_800_000_000 }), b"\0\0\0\x18\0\x05{\"expires\":1800000000}"),
         ] {
             assert_eq!(&message.encode()[..], frozen);
             assert_eq!(Control::decode(&mut BytesMut::from(frozen)), Ok(Some(message)));
@@ -682,6 +697,9 @@ mod tests {
             (KIND_HELLO, format!("{hello}\"started\":-1}}")),
             (KIND_HELLO, format!("{hello}\"started\":\"1\"}}")),
             (KIND_HELLO, format!("{hello}\"way\":4294967296}}")),
+            (KIND_KEY_NOTICE, "{}".to_owned()),
+            (KIND_KEY_NOTICE, "{\"expires\":-1}".to_owned()),
+            (KIND_KEY_NOTICE, "{\"expires\":\"2027-01-01T00:00:00Z\"}".to_owned()),
         ] {
             assert!(Control::decode(&mut framed(kind, body.as_bytes())).is_err(), "{kind}: {body}");
         }
@@ -689,6 +707,7 @@ mod tests {
             (KIND_DRAIN, "{\"deadline_s\":4294967295,\"why\":\"x\"}", Control::Drain(Drain { deadline_s: u32::MAX })),
             (KIND_MOVE, "{\"to\":\"elsewhere\"}", Control::Move),
             (KIND_SUPERSEDED, "{\"by\":\"x\"}", Control::Superseded),
+            (KIND_KEY_NOTICE, "{\"expires\":0,\"key\":\"x\"}", Control::KeyNotice(KeyNotice { expires: 0 })),
         ] {
             assert_eq!(Control::decode(&mut framed(kind, body.as_bytes())), Ok(Some(read)));
         }
@@ -720,7 +739,7 @@ mod tests {
             kind in 0_u16..8,
             body in prop_oneof![
                 proptest::collection::vec(any::<u8>(), 0..300),
-                "\\{\"(deadline_s|instance|started|version)\":[0-9a-f\"{}-]{0,24}\\}".prop_map(String::into_bytes),
+                "\\{\"(deadline_s|instance|started|version|expires)\":[0-9a-f\"{}-]{0,24}\\}".prop_map(String::into_bytes),
             ],
             next in 8_u16..,
         ) {

@@ -219,6 +219,12 @@ fn every_kind_of_fault_is_found() {
             "ci.toml:2",
             "expires: a date and time",
         ),
+        (
+            "organisations/acme/principals/ci.toml",
+            "agents = [\"*\"]\nnot_before = 2027-01-01T00:00:00Z\nexpires = 2027-01-01T00:00:00Z",
+            "ci.toml:3",
+            "expires: it would never hold",
+        ),
         ("organisations/acme/principals/new/x.pub", &good, "principals/new.toml", "missing: it says which agents"),
     ] {
         let (tree, _) = Tree::good();
