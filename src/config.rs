@@ -663,6 +663,14 @@ mod tests {
     }
 
     #[test]
+    fn services_need_servers_to_be_asked_for() {
+        let place = Place::new();
+        let service = "services = [\"_postgresql._tcp.db.internal\"]";
+        let problem = "organisation[0].allow[0].services: services are asked for at DNS servers of your choosing";
+        place.refuses(&place.agent(), 14, service, 14, problem);
+    }
+
+    #[test]
     fn the_resolver_is_the_systems_unless_servers_are_named() {
         let place = Place::new();
         assert_eq!(place.load_agent(&[]).resolver, resolve::Config::default());
@@ -917,7 +925,8 @@ mod tests {
             "principals = [\"ci-*\"]",
             "expires = 2030-01-01T00:00:00Z",
         ];
-        let config = match place.load(&format!("{}\n{}", place.agent(), more.join("\n")), &[]) {
+        let servers = [("CAPONIER_AGENT__RESOLVER__SERVERS__0", "10.0.0.2:53")];
+        let config = match place.load(&format!("{}\n{}", place.agent(), more.join("\n")), &servers) {
             Ok(Loaded::Agent(config, _)) => config,
             other => panic!("{other:?}"),
         };

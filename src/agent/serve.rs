@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::live::{self, Case, State};
 use super::reach::reach;
 use super::{Agent, Post, expiries};
-use crate::audit::{Ending, Event, Kind, TrailError};
+use crate::audit::{Ending, Event, Kind, Resolved, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
 use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
@@ -681,15 +681,19 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
             return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
         }
     };
-    // A service's instances have an order of their own.
+    // A service's instances have ports and an order of their own; and who asks for an address means that one.
     let turns = matches!(lookup, Lookup::Addresses).then(|| resolver.family());
-    refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
+    let on_record = |place: &SocketAddr| match lookup {
+        Lookup::Address(_) | Lookup::Addresses => Resolved::Address(place.ip()),
+        Lookup::Service => Resolved::Instance(*place),
+    };
+    refusal.record.resolved = resolved.iter().map(on_record).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
         Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
-    refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
+    refusal.record.refused = permit.refused().iter().map(on_record).collect();
 
     let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut entry = match agent.trail.open(refusal.record.clone()).await {
