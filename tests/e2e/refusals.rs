@@ -15,6 +15,7 @@ use caponier::tunnel::wire::{ForwardId, RefusalCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::process::Command;
 
 use crate::harness::{LISTENING, caponier, connect, echoes, eventually, run, within};
 use crate::kinds;
@@ -254,6 +255,9 @@ impl Ask {
         login["do"] = "login".into();
         login["user"] = self.user.unwrap_or(user).into();
         login["key"] = json!(yard.key(self.key));
+        if let Some(file) = self.login["certificate"].as_str() {
+            login["certificate"] = json!(yard.path(file));
+        }
         login
     }
 
@@ -380,6 +384,7 @@ fn logins() -> Vec<Case> {
         Case(Field::Time, "the key is not good yet", |ask| ask.key = "early", Login("not_yet_valid")),
         Case(Field::Time, "the key has expired", |ask| ask.key = "lapsed", Login("expired")),
         Case(Field::Time, "the principal has expired", |ask| ask.key = "former", Login("expired")),
+        Case(Field::Time, "the principal does not exist yet", |ask| ask.key = "upcoming", Login("not_yet_valid")),
     ]
 }
 
@@ -390,6 +395,19 @@ fn cases(door: Door) -> Vec<Case> {
         Door::Ssh => {
             cases.extend(logins());
             cases.extend([
+                // The library asks for the bare key first: of one that is registered, the certificate is refused.
+                Case(
+                    Field::Key,
+                    "a certificate of the key, where the listener takes none",
+                    |ask| ask.login = json!({"certificate": "certificate-of-ours"}),
+                    Login("certificate_not_accepted"),
+                ),
+                Case(
+                    Field::Key,
+                    "a certificate of another key, where the listener takes none",
+                    |ask| (ask.key, ask.login) = ("certified", json!({"certificate": "certificate-of-another"})),
+                    Login("unknown_key"),
+                ),
                 Case(Field::Source, "elsewhere", |ask| ask.source = Some("127.9.0.1"), Login("source_network")),
                 Case(Field::Door, "an agent's key", |ask| ask.key = "agent", Login("other_holder")),
                 Case(Field::User, "a replica too", |ask| ask.user = Some("acme/prod-eu/one"), Login("malformed_user")),
@@ -441,6 +459,7 @@ fn cases(door: Door) -> Vec<Case> {
                     Gateway("source_network"),
                 ),
                 Case(Field::Time, "expired", |ask| ask.principal = "former", Gateway("principal_expired")),
+                Case(Field::Time, "not yet", |ask| ask.principal = "upcoming", Gateway("not_yet_valid")),
             ]);
         }
         Door::Client => {
@@ -603,10 +622,22 @@ impl World {
         for (whose, key, toml) in [
             ("acme/principals/bystander", "bystander", "agents = [\"stage-*\"]"),
             ("acme/principals/former", "former", "agents = [\"prod-*\"]\nexpires = \"2020-01-01T00:00:00Z\""),
+            ("acme/principals/upcoming", "upcoming", "agents = [\"prod-*\"]\nnot_before = \"2099-01-01T00:00:00Z\""),
             ("acme/principals/elsewhere", "elsewhere", "agents = [\"prod-*\"]\naccept_from = [\"192.0.2.0/24\"]"),
             ("globex/principals/deployer", "deployer", "agents = [\"*\"]"),
         ] {
             yard.principal(whose, key, toml);
+        }
+        let authority = yard.key("authority");
+        registry.key("acme/user-ca", "authority", &yard.public("authority"));
+        registry.about("acme/user-ca/authority", "principals = [\"*\"]");
+        for (key, file) in [("provisioner", "certificate-of-ours"), ("certified", "certificate-of-another")] {
+            let public = yard.key(key).with_extension("pub");
+            let mut sign = Command::new("ssh-keygen");
+            sign.args(["-q", "-I", key, "-n", "provisioner", "-s"]).arg(&authority).arg(public);
+            run(&mut sign).await.done();
+            // Elsewhere, or the stock client would show it of its own accord.
+            fs::rename(yard.path(&format!("{key}-cert.pub")), yard.path(file)).expect("moved");
         }
         let counted = Counted::new();
         let mut ports = [0; 9];
@@ -852,7 +883,7 @@ async fn to_the_stock_client_one_wrong_field_looks_like_any_other() {
     let known = format!("[127.0.0.1]:{} {}\n", world.door.port(), world.yard.public("gateway"));
     world.yard.write("known_hosts", &known);
     let ssh = |world: &World, ask: &Ask| {
-        let mut command = tokio::process::Command::new("ssh");
+        let mut command = Command::new("ssh");
         command.env_remove("SSH_AUTH_SOCK").args(["-F", "none", "-o", "BatchMode=yes"]);
         command.args(["-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=none", "-o"]);
         command.arg(format!("UserKnownHostsFile={}", world.yard.path("known_hosts").display()));
@@ -1151,6 +1182,10 @@ async fn at_an_agents_own_listener_one_wrong_field_is_enough() {
         peer.echoes(&opened).await;
         peer.ask(json!({"do": "close", "id": opened["id"]})).await;
     }
+    // And nothing but forwards can be asked for.
+    let folder = world.yard.path("");
+    world.faults.extend(kinds::not_refused(&mut peer, world.ports.echo, &folder, || "127.0.0.1".to_owned()).await);
+    assert!(!folder.join("executed").exists(), "a command was executed");
     world.done();
 }
 
