@@ -195,6 +195,11 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         let (_, _, running) = server.split();
         return Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
             Ok(Err(RunError::Ssh(source))) => {
+                let event = Event::new(Kind::AuthRefused)
+                    .organisation(&name.organisation)
+                    .agent(&name.agent)
+                    .detail(format!("{gateway}: {}", Chain(&source)));
+                agent.trail.stranger(event, "handshake");
                 LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
             }
             _ => LinkError::KeyNotAccepted {

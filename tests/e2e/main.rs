@@ -23,6 +23,7 @@ mod pumps;
 mod raw;
 mod refusals;
 mod reload;
+mod replay;
 mod replicas;
 mod sources;
 mod threads;

@@ -411,46 +411,8 @@ pub(crate) fn originator(principal: &str) -> String {
 
 /// Everything that was not refused, in words.
 async fn not_refused(world: &World, peer: &mut Peer, door: bool) -> Vec<String> {
-    let mut faults = Vec::new();
-    for (kind, body) in foreign_channels(world) {
-        let answer = peer.ask(json!({"do": "open", "type": kind, "rest": body, "within": 5})).await;
-        if answer["message"] != 92 {
-            faults.push(format!("channel {kind:?}: {answer}"));
-        }
-    }
-    for (name, body) in global_requests(world) {
-        let answer = peer.ask(json!({"do": "global", "name": name, "rest": body, "within": 5})).await;
-        if answer["message"] != 82 {
-            faults.push(format!("global request {name:?}: {answer}"));
-        }
-        // Without a wish for a reply there must be none, or it would be taken for the next request's.
-        peer.ask(json!({"do": "global", "name": name, "rest": body, "reply": false})).await;
-    }
-    let forward = allowed(world, peer, door).await;
-    if forward["message"] != 91 {
-        faults.push(format!("a forward after foreign channels and global requests: {forward}"));
-        return faults;
-    }
-    for (name, body) in channel_requests(world) {
-        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "reply": false});
-        peer.ask(request).await;
-        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "within": 5});
-        let answer = peer.ask(request).await;
-        if answer["message"] != 100 {
-            faults.push(format!("request {name:?} on a forward: {answer}"));
-            if answer["open"] == false {
-                return faults;
-            }
-        }
-    }
-    peer.echoes(&forward).await;
-    let later = allowed(world, peer, door).await;
-    peer.echoes(&later).await;
-    let late = peer.ask(json!({"do": "next", "messages": [81, 82, 99, 100], "within": 1})).await;
-    if late["nothing"] != true {
-        faults.push(format!("a reply nobody asked for: {late}"));
-    }
-    faults
+    let originator = || if door { "127.0.0.1".to_owned() } else { originator("provisioner") };
+    kinds::not_refused(peer, world.echo, world.dir.path(), originator).await
 }
 
 #[tokio::test]
