@@ -97,7 +97,8 @@
 //! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
 //! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
 //!
-//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, then for the configuration to be read on a
+//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, or for the files of the configuration to have changed and
+//! come to rest, at which it looks every second ([`reload::sources`]); then for the configuration to be read on a
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
 //! **Agent: keeping time** (`agent::keep_time`): waits for the next moment at which a rule or an orchestrator's key begins or
@@ -148,6 +149,9 @@
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.
+//!
+//! **Keys that come to their end** (`agent::expiries`, `gateway::expiries`): one task on each side waits for the next key to
+//! come near its end, and for another state; a link's control channel does the same for its agent's key.
 //!
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!
