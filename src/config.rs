@@ -865,7 +865,8 @@ mod tests {
             "principals = [\"ci-*\"]",
             "expires = 2030-01-01T00:00:00Z",
         ];
-        let config = match place.load(&format!("{}\n{}", place.agent(), more.join("\n")), &[]) {
+        let agent = place.agent().replace("[audit]", "[agent.resolver]\nservers = [\"10.0.0.2:53\"]\n[audit]");
+        let config = match place.load(&format!("{agent}\n{}", more.join("\n")), &[]) {
             Ok(Loaded::Agent(config, _)) => config,
             other => panic!("{other:?}"),
         };

@@ -13,6 +13,7 @@ mod limits;
 mod links;
 mod openssh;
 mod organisations;
+mod policy;
 mod postgres;
 mod postgres_through;
 mod provision;
