@@ -45,6 +45,7 @@ use usage::Usage;
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
+use crate::identity::certificate::Revocations;
 use crate::identity::{AgentId, AgentName, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
@@ -56,6 +57,7 @@ use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Load, Tasks};
+use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::splice::Bounds;
@@ -129,6 +131,8 @@ pub struct Organisation {
     pub gateways: Vec<GatewayUrl>,
     /// Who may log in.
     pub orchestrators: Vec<Orchestrator>,
+    /// Whose certificates may log in.
+    pub authorities: Vec<OrchestratorAuthority>,
     /// What may be reached.
     pub allow: Allowlist,
 }
@@ -183,6 +187,19 @@ pub struct Orchestrator {
     pub window: Window,
 }
 
+/// A CA whose certificates may log in for the organisation that is their only principal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrchestratorAuthority {
+    /// Its key.
+    pub key: PublicKey,
+    /// The principals that its certificates' holders may speak for.
+    pub asserts: Vec<PrincipalPattern>,
+    /// When it counts.
+    pub window: Window,
+    /// What it has signed and counts no more.
+    pub revocations: Revocations,
+}
+
 /// Why an agent could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
@@ -225,6 +242,8 @@ struct Agent {
     usage: Usage,
     /// Who has not logged in at the listener yet.
     room: Room,
+    /// What is held against addresses that come to the listener.
+    penalties: Penalties,
     handshakes: Handshakes,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
@@ -270,6 +289,7 @@ pub async fn run(
         crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
+        penalties: Penalties::default(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),

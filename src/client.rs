@@ -1,7 +1,8 @@
 //! The client side: a session at a gateway's SSH door, for `caponier forward` and `caponier provision`.
 //!
 //! Promised: the gateway's host key is pinned, by a fingerprint or a `known_hosts` file, and never trusted because it is
-//! the first one seen; what the gateway opens toward us is refused.
+//! the first one seen; where a CA is named that vouches for it, a certificate of that CA, with the gateway's name, does as well; what
+//! the gateway opens toward us is refused.
 //!
 //! What waits on what: a [`Session`] is one task of the SSH library. Each listener of [`forward`] has a task that accepts,
 //! and each connection one that moves its bytes; all end with the stop token.
@@ -11,6 +12,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Mutex, Semaphore};
@@ -21,7 +23,8 @@ use tracing::{debug, info, warn};
 use crate::audit::Counters;
 use crate::backoff::Backoff;
 use crate::chain::Chain;
-use crate::identity::{AgentName, Fingerprint, PrivateKey, PublicKey};
+use crate::identity::certificate::{Revocations, Trust, Use};
+use crate::identity::{AgentName, Certificate, Fingerprint, PrivateKey, PublicKey};
 use crate::limits;
 use crate::secret;
 use crate::target::Target;
@@ -47,9 +50,16 @@ pub struct Config {
     pub proxy: Option<Proxy>,
 }
 
-/// Which host keys a gateway may have.
+/// Which host keys a gateway may have, and whose certificates for them.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Pin(Vec<Fingerprint>);
+pub struct Pin {
+    keys: Vec<Fingerprint>,
+    authorities: Vec<PublicKey>,
+    /// Keys that count for nothing, whoever signed them.
+    revoked: Vec<Fingerprint>,
+    /// The name that a certificate must have.
+    host: String,
+}
 
 /// Why a `known_hosts` file does not pin a gateway.
 #[derive(Debug, thiserror::Error)]
@@ -89,10 +99,11 @@ impl Pin {
     /// One key, by fingerprint.
     #[must_use]
     pub fn fingerprint(fingerprint: Fingerprint) -> Self {
-        Self(vec![fingerprint])
+        Self { keys: vec![fingerprint], authorities: Vec::new(), revoked: Vec::new(), host: String::new() }
     }
 
-    /// The keys that an OpenSSH `known_hosts` file has for the gateway, hashed names included, without those it revokes.
+    /// The keys that an OpenSSH `known_hosts` file has for the gateway, hashed names included, and the CAs (`@cert-authority`) whose
+    /// certificates it takes, without those it revokes.
     ///
     /// # Errors
     /// If the file cannot be read or has none.
@@ -116,15 +127,69 @@ impl Pin {
             .map(|key| key.fingerprint())
             .filter(|fingerprint| !revoked.contains(fingerprint))
             .collect();
-        if pinned.is_empty() {
+        let authorities: Vec<PublicKey> = text
+            .lines()
+            .filter_map(|line| line.trim_start().strip_prefix("@cert-authority"))
+            .filter_map(|rest| {
+                let mut words = rest.split_whitespace();
+                let named = names(words.next()?, &target.host.to_string(), target.port);
+                let key = format!("{} {}", words.next()?, words.next()?);
+                PublicKey::parse(&key).ok().filter(|key| named && !revoked.contains(&key.fingerprint()))
+            })
+            .collect();
+        if pinned.is_empty() && authorities.is_empty() {
             return Err(PinError::Unknown { path: path.to_owned(), gateway: target.clone() });
         }
-        Ok(Self(pinned))
+        Ok(Self { keys: pinned, authorities, revoked, host: target.host.to_string() })
     }
 
     fn holds(&self, key: &PublicKey) -> bool {
-        self.0.contains(&key.fingerprint())
+        self.keys.contains(&key.fingerprint())
     }
+
+    fn certifies(&self, certificate: &Certificate, now: Timestamp) -> bool {
+        let trusted = |authority: &PublicKey| {
+            let trust = Trust { authority, revocations: &Revocations::default() };
+            certificate.judge(trust, Use::Host(&self.host), now).is_ok()
+        };
+        !self.revoked.contains(&certificate.subject().fingerprint()) && self.authorities.iter().any(trusted)
+    }
+}
+
+/// Whether the patterns of a line in `known_hosts` (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT") name a host. One that is negated
+/// stands against all others. Hashed names have no patterns, and are not read here.
+fn names(patterns: &str, host: &str, port: u16) -> bool {
+    let name = if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") };
+    let matched =
+        |pattern: &str| matches(pattern.to_ascii_lowercase().as_bytes(), name.to_ascii_lowercase().as_bytes());
+    let (negated, named): (Vec<_>, Vec<_>) = patterns.split(',').partition(|pattern| pattern.starts_with('!'));
+    named.into_iter().any(matched) && !negated.into_iter().any(|pattern| matched(&pattern[1..]))
+}
+
+/// `*` stands for any characters, `?` for one. Takes at most as many steps as both lengths multiplied.
+fn matches(pattern: &[u8], text: &[u8]) -> bool {
+    let (mut at, mut read, mut star) = (0, 0, None);
+    while read < text.len() {
+        match pattern.get(at) {
+            Some(b'*') => {
+                star = Some((at, read));
+                at += 1;
+            }
+            Some(&byte) if byte == b'?' || byte == text[read] => {
+                at += 1;
+                read += 1;
+            }
+            _ => match star {
+                Some((begun, taken)) => {
+                    star = Some((begun, taken + 1));
+                    at = begun + 1;
+                    read = taken + 1;
+                }
+                None => return false,
+            },
+        }
+    }
+    pattern[at..].iter().all(|byte| *byte == b'*')
 }
 
 /// Why there is no session.
@@ -282,7 +347,11 @@ async fn log_in(
                 pin.holds(key)
             }
         }),
-        host_certificate: None,
+        // Only where one could be accepted is one asked for: else the gateway would show it in the place of a key that is pinned.
+        host_certificate: (!config.pin.authorities.is_empty()).then(|| {
+            let pin = config.pin.clone();
+            Box::new(move |certificate: &Certificate| pin.certifies(certificate, Timestamp::now())) as _
+        }),
         keepalive: limits::LINK_KEEPALIVE,
         flow: if greeted.peer == Peer::Door { Flow::Credit } else { Flow::Stock },
         report: Arc::new(|violation| warn!(?violation, "the gateway asked for something it never may; refused")),
@@ -580,5 +649,67 @@ mod tests {
         assert!(matches!(unknown, Err(PinError::Unknown { .. })));
         let missing = Pin::known_hosts(Path::new("/nonexistent"), &"ssh://gateway.example".parse().expect("a url"));
         assert!(matches!(missing, Err(PinError::Read { .. })));
+    }
+
+    #[test]
+    fn a_line_of_known_hosts_names_by_patterns() {
+        for (patterns, host, port, named) in [
+            ("gw.example.com", "gw.example.com", 22, true),
+            ("gw.example.com", "GW.example.com", 22, true),
+            ("gw.example.com", "gw.example.com", 443, false),
+            ("[gw.example.com]:443", "gw.example.com", 443, true),
+            ("*", "gw.example.com", 443, true),
+            ("*.example.com", "gw.example.com", 22, true),
+            ("*.example.com", "example.com", 22, false),
+            ("*.example.com", "gw.example.org", 22, false),
+            ("gw?.example.com", "gw1.example.com", 22, true),
+            ("other,[*.example.com]:443", "gw.example.com", 443, true),
+            ("*.example.com,!gw.example.com", "gw.example.com", 22, false),
+            ("!gw.example.com", "gw.example.com", 22, false),
+            ("!gw.example.com", "other.example.com", 22, false),
+            ("", "gw.example.com", 22, false),
+            ("|1|x|y", "gw.example.com", 22, false),
+            ("*a*b*c*", "xaxbxcx", 22, true),
+            ("*a*b*c*", "xaxcxbx", 22, false),
+        ] {
+            assert_eq!(names(patterns, host, port), named, "{patterns} {host} {port}");
+        }
+    }
+
+    #[test]
+    fn a_ca_of_known_hosts_vouches_for_the_gateway_alone() {
+        use crate::identity::certificate::Kind;
+        use crate::identity::certificate::forge::Forge;
+        let [ca, other, gone] = std::array::from_fn(|_| PrivateKey::generate(Algorithm::Ed25519));
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let line = |key: &PrivateKey| key.public().to_openssh();
+        let text = format!(
+            "@cert-authority *.example {}\n@cert-authority other.test {}\n@revoked * {}\n@cert-authority * {}\n",
+            line(&ca),
+            line(&other),
+            line(&gone),
+            line(&gone)
+        );
+        std::fs::write(file.path(), text).expect("written");
+        let gateway = "ssh://gateway.example:22".parse().expect("a url");
+        let pin = Pin::known_hosts(file.path(), &gateway).expect("pinned");
+        let host = |ca: &PrivateKey| Forge { kind: Kind::Host, ..Forge::new(ca, &["gateway.example"]) };
+        let good = host(&ca);
+        let certifies =
+            |forge: &Forge, second| pin.certifies(&forge.sign(), Timestamp::from_second(second).expect("a time"));
+        assert!(certifies(&good, 1500));
+        for (what, forge) in [
+            ("another name", Forge { principals: vec!["other.example".to_owned()], ..good.clone() }),
+            ("no name", Forge { principals: Vec::new(), ..good.clone() }),
+            ("a user's", Forge { kind: Kind::User, ..good.clone() }),
+            ("a CA of others", host(&other)),
+            ("a CA that was revoked", host(&gone)),
+            ("an unknown CA", host(&PrivateKey::generate(Algorithm::Ed25519))),
+            ("a key that was revoked", Forge { subject: gone.public(), ..good.clone() }),
+        ] {
+            assert!(!certifies(&forge, 1500), "{what}");
+        }
+        assert!(!certifies(&good, 999) && !certifies(&good, 2000));
+        assert!(!pin.holds(&ca.public()), "a CA's key is no host key");
     }
 }
