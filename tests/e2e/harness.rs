@@ -395,6 +395,12 @@ impl Plan {
         self
     }
 
+    /// The agent has this deny rule.
+    pub(crate) fn deny(mut self, toml: &str) -> Self {
+        self.rules.push_str(&format!("[[organisation.deny]]\n{toml}\n"));
+        self
+    }
+
     /// The gateway has a loopback door to this target, on behalf of the provisioner.
     pub(crate) fn door(mut self, target: impl Display) -> Self {
         self.doors.push(target.to_string());

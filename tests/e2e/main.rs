@@ -15,6 +15,7 @@ mod limits;
 mod links;
 mod openssh;
 mod organisations;
+mod policy;
 mod postgres;
 mod postgres_through;
 mod provision;
