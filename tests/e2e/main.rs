@@ -1,5 +1,6 @@
 //! Tests with real components, in one binary.
 
+mod certificates;
 mod dns;
 mod drain;
 mod flow;
