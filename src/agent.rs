@@ -46,15 +46,18 @@ use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::certificate::Revocations;
-use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::identity::{AgentId, AgentName, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
+use crate::policy::{Denial, Reason};
 use crate::reload::{Fresh, Live, Reloads};
 use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
+use crate::target::Target;
 use crate::task::{Crew, CrewError, Load, Tasks};
+use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::splice::Bounds;
@@ -134,6 +137,45 @@ pub struct Organisation {
     pub allow: Allowlist,
 }
 
+impl Config {
+    /// Its own gateways and proxy as they are written, which no forward may reach.
+    #[must_use]
+    pub fn ways_out(&self) -> HashSet<Target> {
+        let gateways = self.organisations.iter().flat_map(|organisation| &organisation.gateways);
+        let gateways = gateways.map(|gateway| gateway.target().clone());
+        gateways.chain(self.proxy.iter().map(|proxy| proxy.endpoint.clone())).collect()
+    }
+}
+
+impl Organisation {
+    /// Whether anybody who may log in at the time `now` may speak for this principal: without that, no rule is asked.
+    ///
+    /// # Errors
+    /// The denial, if nobody may.
+    pub fn speaks_for(&self, principal: &Principal, now: Timestamp) -> Result<(), Denial> {
+        let claimed = match principal {
+            Principal::Named(id) => Some(id),
+            Principal::Key(_) => None,
+        };
+        let speaks = |one: &&Orchestrator| {
+            live::speaker(one, &one.key.fingerprint(), claimed).is_ok_and(|speaker| speaker == *principal)
+        };
+        let mut closed = None;
+        for one in self.orchestrators.iter().filter(speaks) {
+            match one.window.at(now) {
+                Ok(()) => return Ok(()),
+                Err(why) => closed = Some((one.key.fingerprint(), why)),
+            }
+        }
+        Err(match closed {
+            Some((key, why)) => {
+                Denial::new(why.reason(), format!("orchestrator key {key} speaks for {principal}, but {why}"))
+            }
+            None => Denial::new(Reason::PrincipalNotAsserted, format!("no orchestrator key may speak for {principal}")),
+        })
+    }
+}
+
 /// A key that may log in, and for whom it may speak.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Orchestrator {
@@ -200,6 +242,8 @@ struct Agent {
     usage: Usage,
     /// Who has not logged in at the listener yet.
     room: Room,
+    /// What is held against addresses that come to the listener.
+    penalties: Penalties,
     handshakes: Handshakes,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
@@ -245,6 +289,7 @@ pub async fn run(
         crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
+        penalties: Penalties::default(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),

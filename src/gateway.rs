@@ -30,16 +30,16 @@ mod quota;
 mod roster;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
@@ -49,16 +49,17 @@ use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, Priva
 use crate::limits;
 use crate::network::Networks;
 use crate::registry::Registry;
-use crate::registry::file::{Files, Reload};
+use crate::registry::file::{Files, Reload, writable_by_others};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Tasks};
 use crate::tunnel;
+use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, HandshakeCount, LastError, agents, handshakes};
+pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes};
 pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.
@@ -84,6 +85,41 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much anybody may have.
     pub limits: Limits,
+    /// What is held against addresses that nobody logs in from.
+    pub penalties: Penalties,
+}
+
+/// Whether, and to whom, an address is barred after too many failures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Penalties {
+    /// Whether at all.
+    pub enabled: bool,
+    /// To whom nothing is held.
+    pub exempt: Exempt,
+}
+
+/// Addresses that nothing is held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exempt {
+    /// This host's own: what comes through a tunnel or a proxy on it is not its fault.
+    Loopback,
+    /// These, and not even loopback if it is not among them.
+    Networks(Option<Networks>),
+}
+
+impl Exempt {
+    fn contain(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Loopback => address.to_canonical().is_loopback(),
+            Self::Networks(networks) => networks.as_ref().is_some_and(|networks| networks.contain(address)),
+        }
+    }
+}
+
+impl Default for Penalties {
+    fn default() -> Self {
+        Self { enabled: true, exempt: Exempt::Loopback }
+    }
 }
 
 /// Where agents and clients connect, and what holds for those who do it there.
@@ -228,6 +264,7 @@ struct Gateway {
     tasks: Tasks,
     crew: Crew,
     room: Room,
+    penalties: penalty::Penalties,
     handshakes: Handshakes,
     drain: Drain,
     /// The tasks that accept.
@@ -261,6 +298,9 @@ pub async fn run(
 ) -> Result<Outcome, RunError> {
     let registry = Files::open(config.registry.clone())
         .map_err(|source| RunError::Registry { path: config.registry.clone(), source })?;
+    for path in writable_by_others(&config.registry) {
+        warn!("others than its owner may write {}, and so say who gets in: run `chmod o-w` on it", path.display());
+    }
     // With listeners that it shares, this process is meant to take the place of another.
     let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
@@ -295,6 +335,7 @@ pub async fn run(
         tasks: tasks.clone(),
         crew: crew.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        penalties: penalty::Penalties::default(),
         handshakes: Handshakes::new(workers),
         drain: Drain::new(),
         accepting: Count::default(),
@@ -366,6 +407,21 @@ impl Gateway {
     /// What holds now; asked for at the moment of use.
     fn limits(&self) -> Limits {
         self.state.current().limits
+    }
+
+    /// Whether faults are held against an address.
+    fn blames(&self, address: IpAddr) -> bool {
+        self.state.current().blames(address)
+    }
+
+    /// Holds something against an address.
+    fn blame(&self, address: IpAddr, fault: Fault) {
+        if !self.blames(address) {
+            return;
+        }
+        if let Some(bar) = self.penalties.blame(address, fault, Instant::now()) {
+            debug!(?fault, "an address is turned away for {} s", bar.as_secs());
+        }
     }
 }
 

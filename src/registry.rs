@@ -10,6 +10,7 @@
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
 pub mod authority;
+pub mod edit;
 pub mod expiry;
 pub mod file;
 
@@ -332,7 +333,8 @@ impl Organisation {
         network::admits(self.accept_from.as_ref(), from) && network::admits(of_member, from)
     }
 
-    fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
+    /// All keys, those that do not count too, with what each is registered as.
+    pub fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
         let agents =
             self.agents.iter().flat_map(|(id, agent)| agent.keys.iter().map(move |key| (Role::Agent(id.clone()), key)));
         let principals = self
@@ -378,10 +380,13 @@ struct Holder {
 }
 
 /// What a key is registered as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Role {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A host key of this agent.
     Agent(AgentId),
+    /// A key of this principal.
     Principal(PrincipalId),
+    /// A certificate authority.
     Authority,
 }
 

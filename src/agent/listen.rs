@@ -15,7 +15,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -29,7 +28,9 @@ use crate::chain::Chain;
 use crate::drain::{Count, Departure};
 use crate::identity::{Certificate, Credential, OrganisationId, PublicKey};
 use crate::limits;
+use crate::network::Networks;
 use crate::task::{Load, Worker};
+use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::admit::{self, Seat};
 use crate::tunnel::listen;
 use crate::tunnel::ssh::{self, Flow, Login, Over, ServerOptions};
@@ -41,13 +42,12 @@ pub struct Listen {
     /// The address.
     pub address: SocketAddr,
     /// From where connections are accepted.
-    pub accept_from: Vec<IpNet>,
+    pub accept_from: Networks,
 }
 
 impl Listen {
     pub(super) fn accepts(&self, client: IpAddr) -> bool {
-        let client = client.to_canonical();
-        self.accept_from.iter().any(|network| network.contains(&client))
+        self.accept_from.contain(client)
     }
 }
 
@@ -105,13 +105,28 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, withdrawn: Cancellatio
             agent.trail.stranger(refused(address), "source_network");
             continue;
         }
-        match agent.room.seat(address.ip()) {
+        if !address.ip().is_loopback() && !agent.penalties.admits(address.ip(), Instant::now().into_std()) {
+            debug!("turned a connection away: its address has failed too often");
+            agent.trail.stranger(refused(address), "too_many_failures");
+            continue;
+        }
+        match agent.room.seat(Some(address.ip()), Instant::now()) {
             Ok(seat) => hand_over(&agent, stream, address, seat),
             Err(full) => {
                 debug!(?full, "turned a connection away: too many have not logged in");
                 agent.trail.stranger(refused(address), "too_many_connections");
             }
         }
+    }
+}
+
+/// Holds something against an address; not against this host's own, where it would be everybody's behind a tunnel.
+fn blame(agent: &Agent, address: SocketAddr, fault: Fault) {
+    if address.ip().is_loopback() {
+        return;
+    }
+    if let Some(bar) = agent.penalties.blame(address.ip(), fault, Instant::now().into_std()) {
+        debug!(?fault, "an address is turned away for {} s", bar.as_secs());
     }
 }
 
@@ -151,12 +166,16 @@ async fn serve(
     let stop = agent.tasks.stopping().clone();
     let greeted = tokio::select! {
         greeted = admit::greet(&mut stream, Bytes::new(), Some(wire::DOOR_LINE), deadline) => greeted,
+        () = seat.lost().cancelled() => return agent.trail.stranger(refused(address), "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let greeted = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
             debug!(error = %Chain(&error), "turned away a connection");
+            if let Some(fault) = error.fault() {
+                blame(&agent, address, fault);
+            }
             return agent.trail.stranger(refused(address).detail(Chain(&error)), "identification");
         }
     };
@@ -169,6 +188,7 @@ async fn serve(
     // Not before: who says nothing costs a seat, and no place.
     let place = tokio::select! {
         place = timeout_at(deadline, agent.handshakes.begin(worker.number(), address.ip())) => place,
+        () = seat.lost().cancelled() => return agent.trail.stranger(refused(address), "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let Ok(place) = place else {
@@ -200,13 +220,15 @@ async fn serve(
     let timed_out = tokio::select! {
         outcome = place.during(timeout_at(deadline, server.logged_in.cancelled())) => outcome.is_err(),
         () = switch.gone().cancelled() => false,
+        () = seat.lost().cancelled() => return agent.trail.stranger(refused(address), "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let accepted = logins.lock().unwrap_or_else(PoisonError::into_inner).accepted.clone().filter(|_| !timed_out);
     let Some((organisation, orchestrator)) = accepted else {
-        return record_stranger(&agent, address, &logins, timed_out);
+        return record_stranger(&agent, address, &logins, timed_out, switch.is_flooded());
     };
     drop(seat);
+    let _welcome = agent.penalties.welcome(address.ip());
     let event = |kind| {
         Event::new(kind)
             .organisation(&organisation)
@@ -348,10 +370,11 @@ impl Login for GuestLogin {
     }
 }
 
-fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, timed_out: bool) {
+fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, timed_out: bool, flooded: bool) {
     let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
     let mut event = refused(address);
     let reason = match &logins.refused {
+        _ if flooded => "too_much_before_login",
         Some((reason, credential, organisation)) => {
             if let Some(credential) = credential {
                 event = event.credential(credential);
@@ -367,6 +390,7 @@ fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, t
         None if timed_out => "timeout",
         None => "left_before_login",
     };
+    blame(agent, address, Fault::of_login(reason, timed_out));
     agent.trail.stranger(event, reason);
 }
 
@@ -378,7 +402,10 @@ mod tests {
     fn what_comes_from_elsewhere_is_not_accepted() {
         let listen = Listen {
             address: "0.0.0.0:22".parse().expect("an address"),
-            accept_from: ["10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse().expect(network)).to_vec(),
+            accept_from: Networks::new(
+                ["10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse().expect(network)).to_vec(),
+            )
+            .expect("networks"),
         };
         for (client, accepted) in [
             ("10.1.2.3", true),
@@ -392,7 +419,5 @@ mod tests {
         ] {
             assert_eq!(listen.accepts(client.parse().expect(client)), accepted, "{client}");
         }
-        let nothing = Listen { accept_from: Vec::new(), ..listen };
-        assert!(!nothing.accepts("10.1.2.3".parse().expect("an address")));
     }
 }

@@ -58,12 +58,7 @@ pub(super) type NotAsserted = (&'static str, &'static str);
 
 impl State {
     pub(super) fn new(config: &Config, resolver: Arc<Resolver>) -> Self {
-        let ways_out = config
-            .organisations
-            .iter()
-            .flat_map(|organisation| organisation.gateways.iter().map(|gateway| gateway.target().clone()))
-            .chain(config.proxy.iter().map(|proxy| proxy.endpoint.clone()))
-            .collect();
+        let ways_out = config.ways_out();
         let organisations = config
             .organisations
             .iter()

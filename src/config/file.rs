@@ -81,7 +81,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
 /// Where an agent listens itself, and from where it accepts: neither has a default.
 fn listener(table: &Table<'_>) -> Option<Listen> {
     let address = table.required("address").and_then(|item| address(&item));
-    let accept_from = table.required("accept_from").and_then(|item| item.list(source));
+    let accept_from = table.required("accept_from").and_then(|item| networks(&item));
     Some(Listen { address: address?, accept_from: accept_from? })
 }
 
@@ -126,6 +126,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let known = (ids.0.len() == tables.len()).then_some(&ids);
     let local: Vec<_> = root.tables("local").iter().map(|table| local(table, known, &mut addresses)).collect();
     let limits = gateway_limits(&table);
+    let penalties = penalties(&table);
     let (audit, log) = (audit(root), log(root));
     let config = gateway::Config {
         listen: listen?,
@@ -138,8 +139,26 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         local: local.into_iter().collect::<Option<_>>()?,
         audit: audit?,
         limits: limits?,
+        penalties: penalties?,
     };
     Some((config, log?))
+}
+
+/// What is held against addresses that nobody logs in from.
+fn penalties(table: &Table<'_>) -> Option<gateway::Penalties> {
+    let defaults = gateway::Penalties::default();
+    let Some(item) = table.optional("penalties") else { return Some(defaults) };
+    let table = item.table()?;
+    let enabled = optional(table.optional("enabled"), |item| item.boolean());
+    // Written out, an empty list exempts nobody.
+    let exempt = optional(table.optional("exempt"), |item| {
+        let networks: Option<Vec<_>> = item.items().iter().map(Item::parse::<Network>).collect();
+        networks.map(|networks| gateway::Exempt::Networks(Networks::new(networks)))
+    });
+    Some(gateway::Penalties {
+        enabled: enabled?.unwrap_or(defaults.enabled),
+        exempt: exempt?.unwrap_or(defaults.exempt),
+    })
 }
 
 /// The system's resolver cannot be asked for services, so that rules for them would never allow anything.
@@ -673,15 +692,6 @@ fn network(item: &Item<'_>) -> Option<IpNet> {
         Ok(address) => item.reject(format!("a network is wanted: write {} for this one address", IpNet::from(address))),
         Err(_) => item.reject("a network is wanted, such as 10.20.0.0/16 or 2001:db8::/32"),
     }
-}
-
-/// A network from which connections are accepted.
-fn source(item: &Item<'_>) -> Option<IpNet> {
-    let network = network(item)?;
-    if network == network.trunc() {
-        return Some(network);
-    }
-    item.reject(format!("{network} has bits beyond its prefix: write {}", network.trunc()))
 }
 
 /// The host's name, with what a replica's name cannot hold replaced.

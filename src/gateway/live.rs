@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Config, Limits, Listener, Local};
+use super::{Config, Limits, Listener, Local, Penalties};
 use crate::identity::{Certificate, Credential, OrganisationId, PrivateKey};
 use crate::limits;
 use crate::network;
@@ -20,6 +20,7 @@ pub(super) struct State {
     pub(super) host_key: PrivateKey,
     /// How much anybody may have.
     pub(super) limits: Limits,
+    penalties: Penalties,
     /// The main listeners; each has one place in the list for good.
     listeners: Vec<Listener>,
     /// A certificate for it.
@@ -60,6 +61,7 @@ impl State {
             host_key: config.host_key.clone(),
             drain: config.drain,
             limits: config.limits,
+            penalties: config.penalties.clone(),
             listeners: config.listen.clone(),
             host_certificate: config.host_certificate.clone(),
             logins: config
@@ -86,6 +88,18 @@ impl State {
     /// Whether a main listener accepts connections from an address.
     pub(super) fn accepts(&self, listener: usize, from: IpAddr) -> bool {
         self.listener(listener).is_some_and(|listener| network::admits(listener.accept_from.as_ref(), from))
+    }
+
+    /// Whether an address is a balancer's before a main listener.
+    pub(super) fn is_balancer(&self, listener: usize, address: IpAddr) -> bool {
+        let balancers = self.listener(listener).and_then(|listener| listener.balancers.as_ref());
+        balancers.is_some_and(|balancers| balancers.contain(address))
+    }
+
+    /// Whether faults are held against an address. Never against a balancer's, which is everybody's.
+    pub(super) fn blames(&self, address: IpAddr) -> bool {
+        let named = |listener: &Listener| listener.balancers.as_ref().is_some_and(|known| known.contain(address));
+        self.penalties.enabled && !self.penalties.exempt.contain(address) && !self.listeners.iter().any(named)
     }
 
     /// How an organisation's agents are logged in to.
@@ -144,6 +158,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     }
     if old.drain != new.drain {
         changes.change("drain_s");
+    }
+    if old.penalties != new.penalties {
+        changes.change("penalties");
     }
     if old.limits != new.limits {
         changes.change("limits");

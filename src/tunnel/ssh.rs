@@ -305,6 +305,7 @@ impl Stranger {
 
     fn logged_in(self, tasks: &Tasks, opens: usize) -> Client {
         self.cut.disarm();
+        self.control.know();
         Client {
             handle: Arc::new(self.handle),
             control: self.control,

@@ -6,6 +6,8 @@
 //! - everybody who waits for [`Control::gone`] learns when the session has let go of its stream, by whatever way it ended;
 //! - **a session never stops reading because it writes**: what the socket does not take is kept here, up to a bound at which
 //!   the session is cut, and whoever feeds the session waits for [`Control::room`];
+//! - **who has not logged in gets little**: of bytes that are read, of a packet's size and of what waits to be sent, until
+//!   [`Control::know`];
 //! - **a session that has received more than its users take stops reading**, while it goes on writing: see [`Control::hold`].
 //!
 //! The stream also replays what was read before the session began, and holds back what was already said in its place. It
@@ -51,6 +53,10 @@ struct Shared {
     /// Writers that wait for the peer to widen a window, which only reading can bring.
     starving: AtomicUsize,
     reader: Mutex<Option<Waker>>,
+    /// Set once the peer has logged in, or we have.
+    known: AtomicBool,
+    /// Set where it was cut because of what came before that.
+    flooded: AtomicBool,
 }
 
 /// Places for those who have found room and whose message the session has not taken yet.
@@ -68,6 +74,17 @@ impl Control {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The login is over: from here on the bounds of a session hold, and no more those of a stranger.
+    pub fn know(&self) {
+        self.0.known.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the session ended because its peer sent more than a login needs.
+    #[must_use]
+    pub fn is_flooded(&self) -> bool {
+        self.0.flooded.load(Ordering::Relaxed)
     }
 
     /// Makes every further read and write of the session fail.
@@ -245,6 +262,8 @@ pub struct Transport<S> {
     ahead: Option<Ahead>,
     unsaid: usize,
     unsent: BytesMut,
+    /// What the peer may still send before the login.
+    allowance: usize,
     control: Control,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     was_cut: bool,
@@ -261,6 +280,7 @@ impl<S> Transport<S> {
             ahead: None,
             unsaid,
             unsent: BytesMut::new(),
+            allowance: limits::LOGIN_BYTES,
             control: control.clone(),
             cut: Box::pin(control.0.cut.clone().cancelled_owned()),
             was_cut: false,
@@ -275,6 +295,21 @@ impl<S> Transport<S> {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut"));
         }
         Ok(())
+    }
+}
+
+impl<S> Transport<S> {
+    /// Whether somebody who has not logged in may make the session read so much at once: it has made room for it already.
+    fn admit(&self, wanted: usize) -> io::Result<()> {
+        if self.is_known() || wanted <= limits::LOGIN_PACKET_MAX && self.allowance > 0 {
+            return Ok(());
+        }
+        self.control.0.flooded.store(true, Ordering::Relaxed);
+        Err(io::Error::new(io::ErrorKind::InvalidData, "more than a login needs"))
+    }
+
+    fn is_known(&self) -> bool {
+        self.control.0.known.load(Ordering::Relaxed)
     }
 }
 
@@ -348,6 +383,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
         if let Poll::Ready(Err(error)) = this.write_on(cx) {
             return Poll::Ready(Err(error));
         }
+        this.admit(buf.remaining())?;
+        let before = buf.filled().len();
+        let read = this.read_on(cx, buf);
+        this.allowance = this.allowance.saturating_sub(buf.filled().len() - before);
+        read
+    }
+}
+
+impl<S: AsyncRead + Unpin> Transport<S> {
+    /// Reads while the session is open for it, what is to be replayed first.
+    fn read_on(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
         if !this.replay.is_empty() {
             let n = this.replay.len().min(buf.remaining());
             buf.put_slice(&this.replay[..n]);
@@ -388,7 +435,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         if taken < buf.len() {
             this.unsent.extend_from_slice(&buf[taken..]);
             this.tell();
-            if this.unsent.len() > limits::UNSENT_MAX {
+            let most = if this.is_known() { limits::UNSENT_MAX } else { limits::LOGIN_UNSENT };
+            if this.unsent.len() > most {
                 this.control.cut();
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")));
             }
@@ -462,6 +510,7 @@ mod tests {
     async fn writing_never_waits_and_reading_writes_on() {
         let (near, mut far) = tokio::io::duplex(16);
         let control = Control::new();
+        control.know();
         let mut transport = Transport::new(near, &control, Bytes::new(), 0);
         let sent: Vec<u8> = (0..=255).cycle().take(limits::UNSENT_HIGH + 1000).collect();
         transport.write_all(&sent).await.expect("writing never waits");
@@ -481,6 +530,7 @@ mod tests {
     async fn a_peer_that_never_reads_is_cut() {
         let (near, _far) = tokio::io::duplex(16);
         let control = Control::new();
+        control.know();
         let mut transport = Transport::new(near, &control, Bytes::new(), 0);
         let chunk = vec![0; 1024 * 1024];
         let mut result = Ok(());
@@ -488,6 +538,42 @@ mod tests {
             result = transport.write_all(&chunk).await;
         }
         assert_eq!(result.expect_err("too much is unsent").kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_stranger_sends_no_more_than_a_login_needs_and_makes_no_more_be_kept() {
+        // Small packets, until it is too much.
+        let (near, mut far) = tokio::io::duplex(2 * limits::LOGIN_BYTES);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        far.write_all(&vec![0; limits::LOGIN_BYTES + 1]).await.expect("written");
+        let mut packet = [0; 1024];
+        for _ in 0..limits::LOGIN_BYTES / packet.len() {
+            transport.read_exact(&mut packet).await.expect("read");
+        }
+        assert!(!control.is_flooded());
+        assert_eq!(transport.read(&mut packet).await.expect_err("too much").kind(), io::ErrorKind::InvalidData);
+        assert!(control.is_flooded());
+        // A large one, before any of it has come.
+        let (near, _far) = tokio::io::duplex(64);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        let mut packet = vec![0; limits::LOGIN_PACKET_MAX + 1];
+        assert!(transport.read(&mut packet).await.is_err() && control.is_flooded());
+        // And answers that are not taken.
+        let (near, _far) = tokio::io::duplex(16);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        assert!(transport.write_all(&vec![0; limits::LOGIN_UNSENT + 17]).await.is_err());
+        // Who has logged in does all of that.
+        let (near, mut far) = tokio::io::duplex(2 * limits::LOGIN_BYTES);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        control.know();
+        far.write_all(&vec![0; limits::LOGIN_BYTES + 1]).await.expect("written");
+        let mut packet = vec![0; limits::LOGIN_BYTES + 1];
+        transport.read_exact(&mut packet).await.expect("read");
+        transport.write_all(&vec![0; 3 * limits::LOGIN_BYTES]).await.expect("written");
     }
 
     #[tokio::test]

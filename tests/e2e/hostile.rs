@@ -84,6 +84,7 @@ impl Site {
             }],
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
+            penalties: gateway::Penalties::default(),
             audit: Sink::File(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());

@@ -8,6 +8,7 @@ mod harness;
 mod hostile;
 mod hostile_links;
 mod input;
+mod keys;
 mod kinds;
 mod lifecycle;
 mod limits;

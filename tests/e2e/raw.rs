@@ -1,6 +1,7 @@
 //! Peers that do not behave: foreign SSH (Debian's paramiko, driven through `raw.py`) against the door and the agent, and
 //! in the place of either. All of it is refused on the wire and recorded, and costs nobody else their session.
 
+mod before;
 mod links;
 
 use std::fs;
@@ -1880,6 +1881,10 @@ async fn a_login_that_does_not_come_ends_with_its_grace() {
         refused.ask(json!({"do": "connect", "port": world.port})).await;
         refused.ask(json!({"do": "client"})).await;
         refused.ask(json!({"do": "login", "user": "acme/prod-eu", "key": world.path("stranger")})).await;
+        let mut asked = Peer::start();
+        asked.ask(json!({"do": "connect", "port": world.port})).await;
+        asked.ask(json!({"do": "client"})).await;
+        asked.ask(json!({"do": "service"})).await;
         // One that goes on and on, a byte a second.
         let mut dribble = connect("127.0.0.1", world.port).await;
         dribble.write_all(b"SSH-2.0-dribble").await.expect("sent");
@@ -1899,7 +1904,9 @@ async fn a_login_that_does_not_come_ends_with_its_grace() {
                 faults.push(format!("{what} holds the connection"));
             }
         }
-        for (what, mut peer) in [("a key exchange", exchanged), ("a refused login", refused)] {
+        for (what, mut peer) in
+            [("a key exchange", exchanged), ("a request for the login", asked), ("a refused login", refused)]
+        {
             let left = GRACE.saturating_sub(began.elapsed()).max(Duration::from_millis(100));
             let end = peer.ask(json!({"do": "closed", "within": left.as_secs_f64()})).await;
             if end["closed"] != true {

@@ -287,6 +287,7 @@ impl server::Handler for BoxedServer {
     }
 
     async fn auth_succeeded(&mut self, _session: &mut server::Session) -> Result<(), Error> {
+        self.control.know();
         self.logged_in.cancel();
         Ok(())
     }
