@@ -1,6 +1,7 @@
 //! Tests with real components, in one binary.
 
 mod bastion;
+mod certificates;
 mod dns;
 mod drain;
 mod flow;
