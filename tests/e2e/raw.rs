@@ -193,6 +193,8 @@ impl World {
             ("acme/principals/provisioner", "provisioner"),
             ("acme/principals/bystander", "bystander"),
             ("acme/principals/former", "former"),
+            ("acme/principals/withdrawn", "withdrawn"),
+            ("acme/principals/elsewhere", "elsewhere"),
             ("globex/agents/prod-eu", "agent-globex"),
             ("globex/principals/deployer", "deployer"),
         ] {
@@ -206,6 +208,9 @@ impl World {
             ("acme/principals/provisioner.toml", "agents = [\"prod-*\"]\n"),
             ("acme/principals/bystander.toml", "agents = [\"stage-*\"]\n"),
             ("acme/principals/former.toml", "agents = [\"prod-*\"]\nexpires = \"2020-01-01T00:00:00Z\"\n"),
+            ("acme/principals/withdrawn.toml", "agents = [\"prod-*\"]\n"),
+            ("acme/principals/withdrawn/key.toml", "revoked = true\n"),
+            ("acme/principals/elsewhere.toml", "agents = [\"prod-*\"]\naccept_from = [\"192.0.2.0/24\"]\n"),
             ("globex/principals/deployer.toml", "agents = [\"*\"]\n"),
             ("acme/agents/prod-old/key.toml", "revoked = true\n"),
         ] {
@@ -987,6 +992,8 @@ async fn refused_logins_at_the_door_look_alike_and_are_recorded_as_they_were() {
             ("an unknown organisation and key", "initech/prod-eu", "stranger", None),
             ("an agent without a grant", "acme/prod-eu", "bystander", Some("not_granted")),
             ("an expired principal", "acme/prod-eu", "former", Some("expired")),
+            ("a revoked key", "acme/prod-eu", "withdrawn", Some("revoked")),
+            ("a good key from the wrong network", "acme/prod-eu", "elsewhere", Some("source_network")),
             ("an agent's key", "acme/prod-eu", "agent", Some("other_holder")),
             ("the gateway's login key", "acme/prod-eu", "login-acme", Some("unknown_key")),
             ("the gateway's own key", "acme/prod-eu", "gateway", Some("unknown_key")),
