@@ -317,7 +317,6 @@ async fn nothing_is_opened_with_one_thing_wrong() {
         (&["-N", "-R", "0:127.0.0.1:1"], None),
         (&["-N", "-R", "127.0.0.1:2222:127.0.0.1:1"], None),
         (&["-N", "-R", "/tmp/caponier-test-socket:127.0.0.1:1"], None),
-        (&["-W", "/run/some-socket"], None),
     ] {
         let said = run(bastion.ssh("own", "acme", options).args(command)).await;
         assert_eq!(said.code(), 255, "{options:?} {command:?}: {said:?}");

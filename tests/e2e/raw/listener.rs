@@ -5,6 +5,8 @@ use super::*;
 /// An agent that listens, and a peer at it before any byte of SSH.
 async fn listening(peer: &mut Peer) -> World {
     let mut world = World::new().await;
+    // Only so that it is a port; the rules name it.
+    world.port = 9;
     let listen = "[listen]\naddress = \"127.0.0.1:0\"\naccept_from = [\"127.0.0.1/32\"]\n";
     world.start_agent("ssh://127.0.0.1:9", "asserts = [\"provisioner\"]\n", listen);
     world.port = until("the agent listens", SOON, || {
