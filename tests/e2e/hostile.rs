@@ -282,7 +282,6 @@ impl Linked {
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
             proxy: None,
-            resolver: caponier::resolve::Config::default(),
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
