@@ -1,4 +1,4 @@
-//! What the documents point to is there: every file that SECURITY.md names, and every test, in the file that it names it for.
+//! What the documents point to is there: every file that SECURITY.md names, and every test, in the module that it names it for.
 
 use std::fs;
 use std::path::Path;
@@ -25,13 +25,11 @@ fn joins(between: &str) -> bool {
     between.split_whitespace().all(|word| [",", ":", "and", ", and", "with"].contains(&word))
 }
 
-/// The file's text, with that of the tests that lie in a folder beside it.
-fn with_tests(root: &Path, path: &str) -> Option<String> {
-    let mut text = fs::read_to_string(root.join(path)).ok()?;
-    if let Some(module) = path.strip_suffix(".rs") {
-        text.push_str(&fs::read_to_string(root.join(module).join("tests.rs")).unwrap_or_default());
-    }
-    Some(text)
+/// The file's text, with that of what lies in the folder beside it: a module is named as a whole.
+fn with_subtree(root: &Path, path: &str) -> Option<String> {
+    let text = fs::read_to_string(root.join(path)).ok()?;
+    let beside = root.join(path.strip_suffix(".rs").unwrap_or(path));
+    Some(if beside.is_dir() { text + &everything(&beside) } else { text })
 }
 
 fn everything(folder: &Path) -> String {
@@ -56,7 +54,7 @@ fn missing(root: &Path, document: &str) -> Vec<String> {
     for (between, word) in quoted(document) {
         if is_path(word) {
             file = None;
-            match with_tests(root, word) {
+            match with_subtree(root, word) {
                 Some(text) => file = Some((word, text)),
                 None if root.join(word).exists() => {}
                 None => faults.push(format!("{word} does not exist")),
