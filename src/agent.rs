@@ -46,7 +46,7 @@ use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::certificate::Revocations;
-use crate::identity::{AgentId, AgentName, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
+use crate::identity::{AgentId, AgentName, Credential, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
@@ -157,14 +157,18 @@ impl Organisation {
             Principal::Named(id) => Some(id),
             Principal::Key(_) => None,
         };
-        let speaks = |one: &&Orchestrator| {
-            live::speaker(one, &one.key.fingerprint(), claimed).is_ok_and(|speaker| speaker == *principal)
-        };
+        let keys = self.orchestrators.iter().filter(|one| {
+            let credential = Credential::Key(one.key.fingerprint());
+            live::speaker(one.asserts.as_deref(), &credential, claimed).is_ok_and(|speaker| speaker == *principal)
+        });
+        let authorities =
+            self.authorities.iter().filter(|one| one.asserts.iter().any(|pattern| pattern.matches(principal)));
+        let windows = keys.map(|one| (&one.key, one.window)).chain(authorities.map(|one| (&one.key, one.window)));
         let mut closed = None;
-        for one in self.orchestrators.iter().filter(speaks) {
-            match one.window.at(now) {
+        for (key, window) in windows {
+            match window.at(now) {
                 Ok(()) => return Ok(()),
-                Err(why) => closed = Some((one.key.fingerprint(), why)),
+                Err(why) => closed = Some((key.fingerprint(), why)),
             }
         }
         Err(match closed {
