@@ -1,6 +1,7 @@
-//! The agent: dials out to its organisations' gateways, and forwards what its own allowlist permits.
+//! The agent: dials out to its organisations' gateways, or listens for their orchestrators itself, and forwards what its own
+//! allowlist permits.
 //!
-//! Promised: it opens no listening socket; nothing that comes over a link changes its keys or rules; every forward is
+//! Promised: it opens no listening socket but the one that its owner may have asked for; nothing that comes over a link changes its keys or rules; every forward is
 //! decided here, on the resolved address, and the address that was checked is the one dialled; what cannot be recorded is
 //! not opened.
 //!
@@ -9,14 +10,14 @@
 //!
 //! What waits on what: one task takes over new configurations ([`live`]), one waits for the times that they give, and has
 //! everything judged again when one has come; one task per organisation and gateway keeps a link
-//! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
+//! ([`dial`]), one accepts where it listens itself ([`listen`]), one task per link or session there serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
 //! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
 //! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
 //! have been cut, everything else is stopped and waited for, and the trail closed.
 //!
 //! What runs where: whoever keeps a link lives on one thread of a [`Crew`], with all its links and their forwards, as
 //! [`crate::tunnel::ssh`] wants it. There is a thread per link as far as there are processors; the usual agent, with one
-//! link, has the caller's alone.
+//! link, has the caller's alone. One that listens uses all processors, and gives each connection to the lightest thread.
 
 mod dial;
 mod expiries;
@@ -157,15 +158,14 @@ impl Organisation {
             Principal::Named(id) => Some(id),
             Principal::Key(_) => None,
         };
-        let keys = self.orchestrators.iter().filter(|one| {
-            let credential = Credential::Key(one.key.fingerprint());
-            live::speaker(one.asserts.as_deref(), &credential, claimed).is_ok_and(|speaker| speaker == *principal)
-        });
-        let authorities =
-            self.authorities.iter().filter(|one| one.asserts.iter().any(|pattern| pattern.matches(principal)));
-        let windows = keys.map(|one| (&one.key, one.window)).chain(authorities.map(|one| (&one.key, one.window)));
+        let speaks = |asserts: Option<&[PrincipalPattern]>, key: &PublicKey| {
+            let credential = Credential::Key(key.fingerprint());
+            live::speaker(asserts, &credential, claimed).is_ok_and(|speaker| speaker == *principal)
+        };
+        let keys = self.orchestrators.iter().map(|one| (one.asserts.as_deref(), &one.key, &one.window));
+        let authorities = self.authorities.iter().map(|one| (Some(one.asserts.as_slice()), &one.key, &one.window));
         let mut closed = None;
-        for (key, window) in windows {
+        for (_, key, window) in keys.chain(authorities).filter(|(asserts, key, _)| speaks(*asserts, key)) {
             match window.at(now) {
                 Ok(()) => return Ok(()),
                 Err(why) => closed = Some((key.fingerprint(), why)),

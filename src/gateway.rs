@@ -36,6 +36,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -349,6 +350,7 @@ pub async fn run(
     }
     let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
     let host_key = config.host_key.public().fingerprint();
+    let certificates = live::ending_certificates(&config, Timestamp::now());
     tasks.spawn(follow(gateway.clone(), config, reloads, open));
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
@@ -361,6 +363,7 @@ pub async fn run(
         }
     }));
     info!(key = %host_key, listen = ?main, "gateway started");
+    warn_of_certificates(&certificates);
     ready(&main, &doors);
     tokio::select! {
         () = stop.drain().cancelled() => {}
@@ -495,12 +498,19 @@ fn take_over(
         doors.push(door);
     }
     doors.retain(|door| !door.withdrawn.is_cancelled());
+    warn_of_certificates(&live::ending_certificates(&new, Timestamp::now()));
     *config = new;
     info!("the configuration was read again and is in force: {changes}");
     if !restart.is_empty() {
         warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
     }
     Ok(changes)
+}
+
+fn warn_of_certificates(ending: &[String]) {
+    for ending in ending {
+        warn!("{ending}: have it signed anew, and the configuration read again");
+    }
 }
 
 impl OpenDoor {

@@ -565,4 +565,77 @@ mod tests {
         assert_eq!(differs(&|config| config.replica = "two".parse().expect("an id")), (true, true));
         assert_eq!(differs(&|config| config.key = PrivateKey::generate(Algorithm::Ed25519)), (true, true));
     }
+
+    /// A certificate that is good in every field, and then one thing wrong at a time.
+    #[test]
+    fn a_certificate_logs_in_for_the_organisation_that_is_its_only_principal() {
+        use crate::identity::certificate::forge::Forge;
+        use crate::identity::certificate::{Kind, Revocations};
+        let [ca, other_ca] = [(); 2].map(|()| PrivateKey::generate(Algorithm::Ed25519));
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let authority = |key: &PrivateKey| OrchestratorAuthority {
+            key: key.public(),
+            asserts: vec!["ci-*".parse().expect("a pattern")],
+            window: Window { not_before: None, expires: Some(at(1900)) },
+            revocations: Revocations { serials: [666].into(), key_ids: ["gone".to_owned()].into() },
+        };
+        let with = |id: &str, key: &PrivateKey, orchestrators: &[Orchestrator]| Organisation {
+            authorities: vec![authority(key)],
+            ..organisation(id, &[], orchestrators, &[])
+        };
+        let theirs = PrivateKey::generate(Algorithm::Ed25519).public();
+        let organisations = vec![
+            with("acme", &ca, &[]),
+            with("globex", &other_ca, &[orchestrator(&theirs, None)]),
+            organisation("initech", &[], &[], &[]),
+        ];
+        let state = state(&config(organisations));
+        let judge = |forge: &Forge, organisation: &str, second: i64| {
+            let credential = Credential::Certificate(forge.sign());
+            let (organisation, now) = (organisation.parse().expect("an id"), at(second));
+            let judged = state.orchestrator(&organisation, &credential, None, now);
+            assert_eq!(judged.as_ref().err(), state.admits(&organisation, &credential, None, now).as_ref().err());
+            judged.map(|(_, asserts)| asserts.map_or(0, <[_]>::len))
+        };
+        let good = Forge::new(&ca, &["acme"]);
+        assert_eq!(judge(&good, "acme", 1500), Ok(1));
+        let only = |name: &str| vec![(name.to_owned(), String::new())];
+        let wrong = [
+            ("another CA", "certificate_unknown_ca", Forge { authority: other_ca.clone(), ..good.clone() }),
+            (
+                "another organisation",
+                "certificate_principal",
+                Forge { principals: vec!["globex".into()], ..good.clone() },
+            ),
+            (
+                "two organisations",
+                "certificate_principal",
+                Forge { principals: vec!["acme".into(), "globex".into()], ..good.clone() },
+            ),
+            ("no organisation", "certificate_principal", Forge { principals: Vec::new(), ..good.clone() }),
+            ("a host's", "certificate_type", Forge { kind: Kind::Host, ..good.clone() }),
+            ("not yet valid", "certificate_not_yet_valid", Forge { valid_after: 1501, ..good.clone() }),
+            ("expired", "certificate_expired", Forge { valid_before: 1500, ..good.clone() }),
+            ("a serial number", "certificate_revoked", Forge { serial: 666, ..good.clone() }),
+            ("a key id", "certificate_revoked", Forge { key_id: "gone".into(), ..good.clone() }),
+            ("an option", "certificate_option", Forge { options: only("force-command"), ..good.clone() }),
+            (
+                "a network, where nobody knows where the gateway is",
+                "certificate_source_address",
+                Forge { options: vec![("source-address".into(), "0.0.0.0/0".into())], ..good.clone() },
+            ),
+            ("no forwarding", "certificate_no_forwarding", Forge { extensions: Vec::new(), ..good.clone() }),
+            ("another organisation's key", "other_organisation", Forge { subject: theirs, ..good.clone() }),
+        ];
+        for (what, reason, forge) in wrong {
+            assert_eq!(judge(&forge, "acme", 1500), Err(reason), "{what}");
+        }
+        assert_eq!(judge(&good, "acme", 1900), Err("certificate_ca_expired"));
+        // The same elsewhere, with and without a CA of its own.
+        for elsewhere in ["globex", "initech"] {
+            assert_eq!(judge(&good, elsewhere, 1500), Err("certificate_unknown_ca"));
+        }
+        let [acme, initech] = ["acme", "initech"].map(|id| id.parse().expect("an id"));
+        assert!(state.has_authority(&acme) && !state.has_authority(&initech) && state.has_any_authority());
+    }
 }

@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::live::{self, Case, State};
 use super::reach::reach;
 use super::{Agent, Post, expiries};
-use crate::audit::{Ending, Event, Kind, TrailError};
+use crate::audit::{Ending, Event, Kind, Resolved, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
 use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
@@ -195,6 +195,11 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         let (_, _, running) = server.split();
         return Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
             Ok(Err(RunError::Ssh(source))) => {
+                let event = Event::new(Kind::AuthRefused)
+                    .organisation(&name.organisation)
+                    .agent(&name.agent)
+                    .detail(format!("{gateway}: {}", Chain(&source)));
+                agent.trail.stranger(event, "handshake");
                 LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
             }
             _ => LinkError::KeyNotAccepted {
@@ -629,7 +634,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
     let (served, asserts) = match state.orchestrator(&session.organisation, credential, session.from(), now) {
         Ok(served) => served,
         Err(reason) => {
-            let detail = format!("the configuration no longer lets the link's key log in: {reason}");
+            let detail = format!("the configuration no longer lets the session's key log in: {reason}");
             return refusal.deny(RefusalCode::Denied, "revoked", &detail).await;
         }
     };
@@ -681,15 +686,19 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
             return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
         }
     };
-    // A service's instances have an order of their own.
+    // A service's instances have ports and an order of their own; and who asks for an address means that one.
     let turns = matches!(lookup, Lookup::Addresses).then(|| resolver.family());
-    refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
+    let on_record = |place: &SocketAddr| match lookup {
+        Lookup::Address(_) | Lookup::Addresses => Resolved::Address(place.ip()),
+        Lookup::Service => Resolved::Instance(*place),
+    };
+    refusal.record.resolved = resolved.iter().map(on_record).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
         Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
-    refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
+    refusal.record.refused = permit.refused().iter().map(on_record).collect();
 
     let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut entry = match agent.trail.open(refusal.record.clone()).await {

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::{Config, Limits, Listener, Local, Penalties};
 use crate::identity::{Certificate, Credential, OrganisationId, PrivateKey};
+use crate::limits;
 use crate::network;
 use crate::reload::Changes;
 
@@ -110,6 +111,22 @@ impl State {
     pub(super) fn host_certificate(&self, now: Timestamp) -> Option<&Certificate> {
         self.host_certificate.as_ref().filter(|certificate| is_good(certificate, now))
     }
+}
+
+/// Which of the gateway's own certificates end soon, in words.
+pub(super) fn ending_certificates(config: &Config, now: Timestamp) -> Vec<String> {
+    let host = config.host_certificate.as_ref().map(|certificate| ("host_certificate".to_owned(), certificate));
+    let logins = config.organisations.iter().filter_map(|organisation| {
+        let certificate = organisation.login_certificate.as_ref()?;
+        Some((format!("login_certificate of {}", organisation.id), certificate))
+    });
+    let soon = |(what, certificate): (String, &Certificate)| {
+        let expires = certificate.expires().filter(|expires| {
+            Duration::try_from(expires.duration_since(now)).is_ok_and(|left| left < limits::CERTIFICATE_WARNING)
+        });
+        expires.map(|expires| format!("{what} expires at {expires}"))
+    };
+    host.into_iter().chain(logins).filter_map(soon).collect()
 }
 
 /// What differs between two configurations, by ids.

@@ -297,6 +297,7 @@ impl Linked {
             drain: Duration::ZERO,
             // Most opens are refused without a record, which is quick.
             limits: agent::Limits { opens_per_second_per_organisation: 1, ..agent::Limits::default() },
+            resolver: caponier::resolve::Config::default(),
             audit: Sink::File(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());

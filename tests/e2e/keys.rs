@@ -58,7 +58,7 @@ async fn an_orchestrators_key_that_is_taken_away_or_expires_is_cut_without_being
     site.record(Side::Agent, json!({"event": "link.down", "reason": "revoked", "key": fingerprint(&ours)})).await;
 
     // Given back with an end: it serves until then.
-    let expires = in_seconds(4);
+    let expires = in_seconds(8);
     edit(
         &site,
         Side::Agent,
@@ -151,7 +151,7 @@ async fn a_configuration_behind_swapped_links_is_followed() {
 async fn a_key_counts_from_its_date_to_its_date_and_its_end_is_told_ahead() {
     let target = echo().await;
     let mut site = Site::plan().allow(target).door(target).start_gateway().await;
-    let begins = in_seconds(3);
+    let begins = in_seconds(6);
     site.registry().about_key(
         "acme/agents/prod-eu",
         "one",

@@ -1,5 +1,7 @@
 //! Tests with real components, in one binary.
 
+mod bastion;
+mod certificates;
 mod dns;
 mod drain;
 mod flow;
@@ -23,6 +25,7 @@ mod pumps;
 mod raw;
 mod refusals;
 mod reload;
+mod replay;
 mod replicas;
 mod sources;
 mod threads;
