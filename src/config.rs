@@ -902,6 +902,48 @@ mod tests {
     }
 
     #[test]
+    fn odd_spellings_are_refused_in_rules_as_in_requests() {
+        let place = Place::new();
+        let over = "a.".repeat(128);
+        for text in [
+            "0177.0.0.1",
+            "2130706433",
+            "0x7f.1",
+            "127.0.0.1",
+            "127.0.0.1.",
+            "::1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "fe80::1%eth0",
+            "[::1]",
+            "db..internal",
+            "db.internal..",
+            "bücher.example",
+            "１２７.0.0.1",
+            "db\u{3002}internal",
+            "db\\u0000.internal",
+            "db%2einternal",
+            " db.internal",
+            over.as_str(),
+        ] {
+            for rule in ["hosts = [\"orders.db.internal\"]", "[[organisation.deny]]"] {
+                let deny = format!("[[organisation.deny]]\nname = \"no\"\nports = [1]\nhosts = [\"{text}\"]");
+                let agent = match rule {
+                    "[[organisation.deny]]" => format!("{}\n{deny}", place.agent()),
+                    hosts => place.agent().replace(hosts, &format!("hosts = [\"{text}\"]")),
+                };
+                let faults = place.load(&agent, &[]).expect_err(text).to_string();
+                assert!(faults.lines().count() == 1 && faults.contains("hosts[0]: "), "{text}: {faults}");
+            }
+            let gateway = place.gateway().replace("orders.db.internal:5432", &format!("{text}:5432"));
+            let literal = ["127.0.0.1"].contains(&text);
+            assert_eq!(place.load(&gateway, &[]).is_ok(), literal || text == "[::1]", "{text}");
+            let network = place.agent().replace("10.30.4.7/32", &format!("{text}/32"));
+            assert_eq!(place.load(&network, &[]).is_ok(), literal, "{text}");
+        }
+    }
+
+    #[test]
     fn rules_of_an_agent_are_read_in_every_form() {
         let place = Place::new();
         let more = [

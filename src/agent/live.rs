@@ -489,6 +489,34 @@ mod tests {
         assert!(!allows(&with(&[asserting(Some(&["*"]))], &[db()])));
     }
 
+    /// A principal is mandatory on a key with `asserts` and must match; on one without it is refused.
+    #[test]
+    fn a_key_speaks_for_whom_it_may_and_for_nobody_else() {
+        let key = key().fingerprint();
+        let credential = Credential::Key(key);
+        let (refused, missing) = (Err("principal_not_asserted"), Err("principal_missing"));
+        let named = |text: &str| Ok(Principal::Named(text.parse().expect(text)));
+        for (case, asserts, claimed, expected) in [
+            ("exact", Some(&["provisioner"][..]), Some("provisioner"), named("provisioner")),
+            ("pattern", Some(&["ci-*"]), Some("ci-7"), named("ci-7")),
+            ("second pattern", Some(&["x", "ci-*"]), Some("ci-7"), named("ci-7")),
+            ("all", Some(&["*"]), Some("anybody"), named("anybody")),
+            ("itself", None, None, Ok(Principal::Key(key))),
+            ("no principal", Some(&["provisioner"]), None, missing.clone()),
+            ("no principal, though all would do", Some(&["*"]), None, missing),
+            ("another", Some(&["provisioner"]), Some("intruder"), refused.clone()),
+            ("one that begins alike", Some(&["provisioner"]), Some("provisioner2"), refused.clone()),
+            ("one that ends alike", Some(&["ci-*"]), Some("my-ci-7"), refused.clone()),
+            ("a principal on a key that speaks for itself", None, Some("provisioner"), refused),
+        ] {
+            let asserts: Option<Vec<PrincipalPattern>> =
+                asserts.map(|all| all.iter().map(|text| text.parse().expect("a pattern")).collect());
+            let claimed = claimed.map(|text| text.parse::<PrincipalId>().expect(text));
+            let speaks = speaker(asserts.as_deref(), &credential, claimed.as_ref()).map_err(|(reason, _)| reason);
+            assert_eq!(speaks, expected, "{case}");
+        }
+    }
+
     #[test]
     fn the_clock_is_looked_at_when_something_changes_and_often_enough_besides() {
         let at = |second: i64| Timestamp::from_second(1_800_000_000 + second).expect("a moment");
