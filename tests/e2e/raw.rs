@@ -1,6 +1,7 @@
 //! Peers that do not behave: foreign SSH (Debian's paramiko, driven through `raw.py`) against the door and the agent, and
 //! in the place of either. All of it is refused on the wire and recorded, and costs nobody else their session.
 
+mod floods;
 mod links;
 
 use std::fs;
