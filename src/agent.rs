@@ -1,6 +1,7 @@
-//! The agent: dials out to its organisations' gateways, and forwards what its own allowlist permits.
+//! The agent: dials out to its organisations' gateways, or listens for their orchestrators itself, and forwards what its own
+//! allowlist permits.
 //!
-//! Promised: it opens no listening socket; nothing that comes over a link changes its keys or rules; every forward is
+//! Promised: it opens no listening socket but the one that its owner may have asked for; nothing that comes over a link changes its keys or rules; every forward is
 //! decided here, on the resolved address, and the address that was checked is the one dialled; what cannot be recorded is
 //! not opened.
 //!
@@ -9,14 +10,14 @@
 //!
 //! What waits on what: one task takes over new configurations ([`live`]), one waits for the times that they give, and has
 //! everything judged again when one has come; one task per organisation and gateway keeps a link
-//! ([`dial`]), one task per link serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
+//! ([`dial`]), one accepts where it listens itself ([`listen`]), one task per link or session there serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
 //! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
 //! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
 //! have been cut, everything else is stopped and waited for, and the trail closed.
 //!
 //! What runs where: whoever keeps a link lives on one thread of a [`Crew`], with all its links and their forwards, as
 //! [`crate::tunnel::ssh`] wants it. There is a thread per link as far as there are processors; the usual agent, with one
-//! link, has the caller's alone.
+//! link, has the caller's alone. One that listens uses all processors, and gives each connection to the lightest thread.
 
 mod dial;
 mod expiries;
@@ -45,15 +46,19 @@ use usage::Usage;
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
-use crate::identity::{AgentId, AgentName, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::identity::certificate::Revocations;
+use crate::identity::{AgentId, AgentName, Credential, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
+use crate::policy::{Denial, Reason};
 use crate::reload::{Fresh, Live, Reloads};
 use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
+use crate::target::Target;
 use crate::task::{Crew, CrewError, Load, Tasks};
+use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 use crate::tunnel::splice::Bounds;
@@ -127,8 +132,52 @@ pub struct Organisation {
     pub gateways: Vec<GatewayUrl>,
     /// Who may log in.
     pub orchestrators: Vec<Orchestrator>,
+    /// Whose certificates may log in.
+    pub authorities: Vec<OrchestratorAuthority>,
     /// What may be reached.
     pub allow: Allowlist,
+}
+
+impl Config {
+    /// Its own gateways and proxy as they are written, which no forward may reach.
+    #[must_use]
+    pub fn ways_out(&self) -> HashSet<Target> {
+        let gateways = self.organisations.iter().flat_map(|organisation| &organisation.gateways);
+        let gateways = gateways.map(|gateway| gateway.target().clone());
+        gateways.chain(self.proxy.iter().map(|proxy| proxy.endpoint.clone())).collect()
+    }
+}
+
+impl Organisation {
+    /// Whether anybody who may log in at the time `now` may speak for this principal: without that, no rule is asked.
+    ///
+    /// # Errors
+    /// The denial, if nobody may.
+    pub fn speaks_for(&self, principal: &Principal, now: Timestamp) -> Result<(), Denial> {
+        let claimed = match principal {
+            Principal::Named(id) => Some(id),
+            Principal::Key(_) => None,
+        };
+        let speaks = |asserts: Option<&[PrincipalPattern]>, key: &PublicKey| {
+            let credential = Credential::Key(key.fingerprint());
+            live::speaker(asserts, &credential, claimed).is_ok_and(|speaker| speaker == *principal)
+        };
+        let keys = self.orchestrators.iter().map(|one| (one.asserts.as_deref(), &one.key, &one.window));
+        let authorities = self.authorities.iter().map(|one| (Some(one.asserts.as_slice()), &one.key, &one.window));
+        let mut closed = None;
+        for (_, key, window) in keys.chain(authorities).filter(|(asserts, key, _)| speaks(*asserts, key)) {
+            match window.at(now) {
+                Ok(()) => return Ok(()),
+                Err(why) => closed = Some((key.fingerprint(), why)),
+            }
+        }
+        Err(match closed {
+            Some((key, why)) => {
+                Denial::new(why.reason(), format!("orchestrator key {key} speaks for {principal}, but {why}"))
+            }
+            None => Denial::new(Reason::PrincipalNotAsserted, format!("no orchestrator key may speak for {principal}")),
+        })
+    }
 }
 
 /// A key that may log in, and for whom it may speak.
@@ -140,6 +189,19 @@ pub struct Orchestrator {
     pub asserts: Option<Vec<PrincipalPattern>>,
     /// When it may.
     pub window: Window,
+}
+
+/// A CA whose certificates may log in for the organisation that is their only principal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrchestratorAuthority {
+    /// Its key.
+    pub key: PublicKey,
+    /// The principals that its certificates' holders may speak for.
+    pub asserts: Vec<PrincipalPattern>,
+    /// When it counts.
+    pub window: Window,
+    /// What it has signed and counts no more.
+    pub revocations: Revocations,
 }
 
 /// Why an agent could not run.
@@ -184,6 +246,8 @@ struct Agent {
     usage: Usage,
     /// Who has not logged in at the listener yet.
     room: Room,
+    /// What is held against addresses that come to the listener.
+    penalties: Penalties,
     handshakes: Handshakes,
     ways_out: Mutex<WaysOut>,
     /// Fires for all forwards that run when the trail has failed for too long.
@@ -229,6 +293,7 @@ pub async fn run(
         crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
+        penalties: Penalties::default(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),

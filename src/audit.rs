@@ -389,9 +389,19 @@ pub struct Opening {
     /// The rule that allows it.
     pub rule: Option<String>,
     /// What the target's name resolved to.
-    pub resolved: Vec<IpAddr>,
+    pub resolved: Vec<Resolved>,
     /// Those of the resolved addresses that are not permitted.
-    pub refused: Vec<IpAddr>,
+    pub refused: Vec<Resolved>,
+}
+
+/// What a target's name resolved to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Resolved {
+    /// An address; the port is the one that was asked for.
+    Address(IpAddr),
+    /// Where an instance of a service is.
+    Instance(SocketAddr),
 }
 
 /// How a forward came to its end.
@@ -487,7 +497,7 @@ impl Entry {
     }
 
     /// Notes for the closing record what the target's name resolved to, and which of these are not permitted.
-    pub fn resolved(&mut self, resolved: &[IpAddr], refused: &[IpAddr]) {
+    pub fn resolved(&mut self, resolved: &[Resolved], refused: &[Resolved]) {
         self.opening.resolved = resolved.to_vec();
         self.opening.refused = refused.to_vec();
     }
@@ -776,9 +786,9 @@ struct Record {
     #[serde(skip_serializing_if = "Option::is_none")]
     rule: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    resolved: Vec<IpAddr>,
+    resolved: Vec<Resolved>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    refused: Vec<IpAddr>,
+    refused: Vec<Resolved>,
     #[serde(skip_serializing_if = "Option::is_none")]
     dialled: Option<String>,
     /// Bytes.

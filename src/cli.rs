@@ -12,6 +12,7 @@ pub mod check;
 pub mod forward;
 pub mod gateway;
 pub mod keys;
+pub mod policy;
 pub mod provision;
 mod running;
 
@@ -109,6 +110,7 @@ enum Command {
     Check(check::Args),
     Agents(agents::Args),
     Keys(keys::Args),
+    Policy(policy::Args),
 }
 
 impl Command {
@@ -121,6 +123,7 @@ impl Command {
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
+            Self::Policy(args) => policy::run(args),
         }
     }
 }

@@ -510,7 +510,9 @@ mod tests {
             Ok(Loaded::Agent(config, _)) => {
                 assert!(config.organisations[0].gateways.is_empty());
                 let listen = config.listen.expect("a listener");
-                assert_eq!((listen.address.to_string().as_str(), listen.accept_from.len()), ("[::]:22", 1));
+                assert_eq!(listen.address.to_string(), "[::]:22");
+                assert!(listen.accept_from.contain("10.1.2.3".parse().expect("an address")));
+                assert!(!listen.accept_from.contain("11.1.2.3".parse().expect("an address")));
             }
             other => panic!("{other:?}"),
         }
@@ -673,6 +675,14 @@ mod tests {
     }
 
     #[test]
+    fn services_need_servers_to_be_asked_for() {
+        let place = Place::new();
+        let service = "services = [\"_postgresql._tcp.db.internal\"]";
+        let problem = "organisation[0].allow[0].services: services are asked for at DNS servers of your choosing";
+        place.refuses(&place.agent(), 14, service, 14, problem);
+    }
+
+    #[test]
     fn the_resolver_is_the_systems_unless_servers_are_named() {
         let place = Place::new();
         assert_eq!(place.load_agent(&[]).resolver, resolve::Config::default());
@@ -729,6 +739,11 @@ mod tests {
         for (line, lines, at, problem) in [
             (2, "gateway = \"https://g\"", 2, "provision.gateway: a gateway is written ssh://"),
             (3, "agent = \"prod\"", 3, "provision.agent: ORG/AGENT"),
+            (2, "", 1, "provision.gateway: this key is missing"),
+            (3, "", 1, "provision.agent: this key is missing"),
+            (2, "ssh_host = \"bastion\"\ngateway = \"ssh://g\"", 2, "choose one of the two ways"),
+            (2, "ssh_user = \"acme\"", 2, "choose one of the two ways"),
+            (2, "gateway = \"ssh://g\"\nprincipal = \"ci\"", 3, "choose one of the two ways"),
             (4, "identity = \"exposed\"", 4, "chmod 600"),
             (5, "", 1, "provision.known_hosts: this key is missing"),
             (5, "host_key_fingerprint = \"MD5:aa\"", 5, "host_key_fingerprint"),
@@ -738,6 +753,9 @@ mod tests {
             (8, "host = \"0x7f.1\"", 8, "instance.host: the host looks like an address"),
             (9, "user = \"\"", 9, "instance.user: this is empty"),
             (9, "user = \"p\"\npassword = \"hunter2\"", 10, "instance.password: a password does not belong"),
+            (8, "host = \"10.0.0.1\"\nappend_host_to_user = true", 9, "the host is an address"),
+            (9, "user = \"p@orders\"\nappend_host_to_user = true", 10, "give it without"),
+            (9, "user = \"p\"\nappend_host_to_user = 1", 10, "instance.append_host_to_user"),
             (10, "password_file = \"credentials-of-all\"", 10, "can be read by others (mode 0644)"),
             (10, "password_file = \"credentials-of-two\"", 10, "must hold one line"),
             (10, "password_file = \"absent\"", 10, "cannot be read"),
@@ -768,6 +786,48 @@ mod tests {
             (20, "name = \"reader\"\n[[role]]\nname = \"reader\"", 22, "there are two roles"),
         ] {
             place.refuses(&good, line, lines, at, problem);
+        }
+    }
+
+    #[test]
+    fn an_instance_is_reached_by_one_way() {
+        let place = Place::new();
+        let bastion = place.resources().replace(
+            "gateway = \"ssh://gateway.example.com\"\nagent = \"acme/prod-eu\"",
+            "ssh_host = \"bastion.example.com\"\nssh_user = \"acme\"\nid = \"orders\"",
+        );
+        match place.load(&bastion, &[]) {
+            Ok(Loaded::Resources(config)) => {
+                assert_eq!(config.client.server.to_string(), "SSH server bastion.example.com:22");
+                assert_eq!(config.client.server.user(), "acme");
+                assert_eq!(config.resources.instance.login_suffix, None);
+            }
+            other => panic!("{other:?}"),
+        }
+        for (line, lines, at, problem) in [
+            (2, "ssh_host = \"0x7f.1\"", 2, "provision.ssh_host: the host looks like an address"),
+            (2, "ssh_host = \"bastion\"\nssh_port = 0", 3, "provision.ssh_port: a whole number from 1"),
+            (2, "", 1, "provision.ssh_host: this key is missing"),
+            (2, "ssh_host = \"bastion\"\nagent = \"acme/prod\"", 2, "choose one of the two ways"),
+            (3, "", 1, "provision.ssh_user: this key is missing"),
+            (3, "ssh_user = \"a b\"", 3, "provision.ssh_user: a user is"),
+            (3, "ssh_user = \"acme\"\nprincipal = \"A\"", 4, "provision.principal"),
+            (4, "", 1, "provision.id: this key is missing"),
+            (6, "", 1, "provision.known_hosts: this key is missing"),
+            (6, "known_hosts = \"garbage\"", 6, "known_hosts"),
+        ] {
+            place.refuses(&bastion, line, lines, at, problem);
+        }
+        let azure = place.resources().replace("port = 5432", "append_host_to_user = true");
+        match place.load(&azure, &[]) {
+            Ok(Loaded::Resources(config)) => {
+                let instance = &config.resources.instance;
+                assert_eq!(
+                    (instance.user.as_str(), instance.login(&instance.user).as_str()),
+                    ("provisioner", "provisioner@orders")
+                );
+            }
+            other => panic!("{other:?}"),
         }
     }
 
@@ -854,6 +914,48 @@ mod tests {
     }
 
     #[test]
+    fn odd_spellings_are_refused_in_rules_as_in_requests() {
+        let place = Place::new();
+        let over = "a.".repeat(128);
+        for text in [
+            "0177.0.0.1",
+            "2130706433",
+            "0x7f.1",
+            "127.0.0.1",
+            "127.0.0.1.",
+            "::1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "fe80::1%eth0",
+            "[::1]",
+            "db..internal",
+            "db.internal..",
+            "bücher.example",
+            "１２７.0.0.1",
+            "db\u{3002}internal",
+            "db\\u0000.internal",
+            "db%2einternal",
+            " db.internal",
+            over.as_str(),
+        ] {
+            for rule in ["hosts = [\"orders.db.internal\"]", "[[organisation.deny]]"] {
+                let deny = format!("[[organisation.deny]]\nname = \"no\"\nports = [1]\nhosts = [\"{text}\"]");
+                let agent = match rule {
+                    "[[organisation.deny]]" => format!("{}\n{deny}", place.agent()),
+                    hosts => place.agent().replace(hosts, &format!("hosts = [\"{text}\"]")),
+                };
+                let faults = place.load(&agent, &[]).expect_err(text).to_string();
+                assert!(faults.lines().count() == 1 && faults.contains("hosts[0]: "), "{text}: {faults}");
+            }
+            let gateway = place.gateway().replace("orders.db.internal:5432", &format!("{text}:5432"));
+            let literal = ["127.0.0.1"].contains(&text);
+            assert_eq!(place.load(&gateway, &[]).is_ok(), literal || text == "[::1]", "{text}");
+            let network = place.agent().replace("10.30.4.7/32", &format!("{text}/32"));
+            assert_eq!(place.load(&network, &[]).is_ok(), literal, "{text}");
+        }
+    }
+
+    #[test]
     fn rules_of_an_agent_are_read_in_every_form() {
         let place = Place::new();
         let more = [
@@ -877,7 +979,8 @@ mod tests {
             "principals = [\"ci-*\"]",
             "expires = 2030-01-01T00:00:00Z",
         ];
-        let config = match place.load(&format!("{}\n{}", place.agent(), more.join("\n")), &[]) {
+        let servers = [("CAPONIER_AGENT__RESOLVER__SERVERS__0", "10.0.0.2:53")];
+        let config = match place.load(&format!("{}\n{}", place.agent(), more.join("\n")), &servers) {
             Ok(Loaded::Agent(config, _)) => config,
             other => panic!("{other:?}"),
         };

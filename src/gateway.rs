@@ -30,34 +30,36 @@ mod quota;
 mod roster;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use jiff::Timestamp;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
-use crate::identity::{AgentName, OrganisationId, PrincipalId, PrivateKey};
+use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::network::Networks;
 use crate::registry::Registry;
-use crate::registry::file::{Files, Reload};
+use crate::registry::file::{Files, Reload, writable_by_others};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Tasks};
 use crate::tunnel;
+use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, HandshakeCount, LastError, agents, handshakes};
+pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes};
 pub use inherit::{InheritError, Inherited};
 
 /// What a gateway is told by its operator.
@@ -67,6 +69,8 @@ pub struct Config {
     pub listen: Vec<Listener>,
     /// The SSH door's host key.
     pub host_key: PrivateKey,
+    /// A certificate for it, shown to clients that ask for one.
+    pub host_certificate: Option<Certificate>,
     /// The directory of the registry.
     pub registry: PathBuf,
     /// Where the admin socket is made.
@@ -81,6 +85,41 @@ pub struct Config {
     pub audit: audit::Sink,
     /// How much anybody may have.
     pub limits: Limits,
+    /// What is held against addresses that nobody logs in from.
+    pub penalties: Penalties,
+}
+
+/// Whether, and to whom, an address is barred after too many failures.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Penalties {
+    /// Whether at all.
+    pub enabled: bool,
+    /// To whom nothing is held.
+    pub exempt: Exempt,
+}
+
+/// Addresses that nothing is held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exempt {
+    /// This host's own: what comes through a tunnel or a proxy on it is not its fault.
+    Loopback,
+    /// These, and not even loopback if it is not among them.
+    Networks(Option<Networks>),
+}
+
+impl Exempt {
+    fn contain(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Loopback => address.to_canonical().is_loopback(),
+            Self::Networks(networks) => networks.as_ref().is_some_and(|networks| networks.contain(address)),
+        }
+    }
+}
+
+impl Default for Penalties {
+    fn default() -> Self {
+        Self { enabled: true, exempt: Exempt::Loopback }
+    }
 }
 
 /// Where agents and clients connect, and what holds for those who do it there.
@@ -147,6 +186,8 @@ pub struct Organisation {
     pub id: OrganisationId,
     /// The key that logs in to its agents, and to no other organisation's.
     pub login_key: PrivateKey,
+    /// A certificate for it, which is shown first.
+    pub login_certificate: Option<Certificate>,
 }
 
 /// A loopback door: a plain listener that leads to one target.
@@ -223,6 +264,7 @@ struct Gateway {
     tasks: Tasks,
     crew: Crew,
     room: Room,
+    penalties: penalty::Penalties,
     handshakes: Handshakes,
     drain: Drain,
     /// The tasks that accept.
@@ -256,6 +298,9 @@ pub async fn run(
 ) -> Result<Outcome, RunError> {
     let registry = Files::open(config.registry.clone())
         .map_err(|source| RunError::Registry { path: config.registry.clone(), source })?;
+    for path in writable_by_others(&config.registry) {
+        warn!("others than its owner may write {}, and so say who gets in: run `chmod o-w` on it", path.display());
+    }
     // With listeners that it shares, this process is meant to take the place of another.
     let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
@@ -290,6 +335,7 @@ pub async fn run(
         tasks: tasks.clone(),
         crew: crew.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
+        penalties: penalty::Penalties::default(),
         handshakes: Handshakes::new(workers),
         drain: Drain::new(),
         accepting: Count::default(),
@@ -304,6 +350,7 @@ pub async fn run(
     }
     let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
     let host_key = config.host_key.public().fingerprint();
+    let certificates = live::ending_certificates(&config, Timestamp::now());
     tasks.spawn(follow(gateway.clone(), config, reloads, open));
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
@@ -316,6 +363,7 @@ pub async fn run(
         }
     }));
     info!(key = %host_key, listen = ?main, "gateway started");
+    warn_of_certificates(&certificates);
     ready(&main, &doors);
     tokio::select! {
         () = stop.drain().cancelled() => {}
@@ -359,6 +407,21 @@ impl Gateway {
     /// What holds now; asked for at the moment of use.
     fn limits(&self) -> Limits {
         self.state.current().limits
+    }
+
+    /// Whether faults are held against an address.
+    fn blames(&self, address: IpAddr) -> bool {
+        self.state.current().blames(address)
+    }
+
+    /// Holds something against an address.
+    fn blame(&self, address: IpAddr, fault: Fault) {
+        if !self.blames(address) {
+            return;
+        }
+        if let Some(bar) = self.penalties.blame(address, fault, Instant::now()) {
+            debug!(?fault, "an address is turned away for {} s", bar.as_secs());
+        }
     }
 }
 
@@ -435,12 +498,19 @@ fn take_over(
         doors.push(door);
     }
     doors.retain(|door| !door.withdrawn.is_cancelled());
+    warn_of_certificates(&live::ending_certificates(&new, Timestamp::now()));
     *config = new;
     info!("the configuration was read again and is in force: {changes}");
     if !restart.is_empty() {
         warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
     }
     Ok(changes)
+}
+
+fn warn_of_certificates(ending: &[String]) {
+    for ending in ending {
+        warn!("{ending}: have it signed anew, and the configuration read again");
+    }
 }
 
 impl OpenDoor {

@@ -19,7 +19,7 @@
 //!
 //! `gateway::broker` is the only way at the gateway, whatever the door; `agent::serve` the only one at the agent. Each
 //! reads from top to bottom like the line above. `client` is the principal's end of the same: `caponier forward` and
-//! `caponier provision` are clients of the SSH door.
+//! `caponier provision` are clients of the SSH door, of an agent that listens, or of any SSH server that forwards.
 //!
 //! # The map
 //!
@@ -97,7 +97,8 @@
 //! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
 //! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
 //!
-//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, then for the configuration to be read on a
+//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, or for the files of the configuration to have changed and
+//! come to rest, at which it looks every second ([`reload::sources`]); then for the configuration to be read on a
 //! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
 //!
 //! **Agent: keeping time** (`agent::keep_time`): waits for the next moment at which a rule or an orchestrator's key begins or
@@ -117,6 +118,11 @@
 //! **Agent: a lookup** (`resolve`): of configured servers a task for each question, which waits for their answers until its time is
 //! over; whoever asks the same meanwhile waits for the same task. The DNS library has a task for each server and protocol, which
 //! waits for questions, and goes with the resolver. The system's resolver has a thread for each name, which nobody can stop.
+//!
+//! **Agent: the listener** (`agent::listen`), if there is one: waits for connections until the drain or the configuration
+//! withdraws it. One task per connection waits for the identification string, a place among the handshakes, its turn and the
+//! login under one deadline, then for opens, for the configuration to drop its key or network, for its last forward in a
+//! drain, and for the stop.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
@@ -143,6 +149,9 @@
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.
+//!
+//! **Keys that come to their end** (`agent::expiries`, `gateway::expiries`): one task on each side waits for the next key to
+//! come near its end, and for another state; a link's control channel does the same for its agent's key.
 //!
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!

@@ -16,11 +16,43 @@ pub const IDENTIFICATION_MAX: usize = 255;
 /// A balancer's PROXY protocol header: its addresses, and with room to spare what else balancers tell of a connection.
 pub const PROXY_HEADER_MAX: usize = 2 * 1024;
 
+/// From `accept` to the end of that header, which a balancer sends at once.
+pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Connections that have not logged in yet, over the whole gateway.
 pub const UNAUTHENTICATED_MAX: usize = 256;
 
 /// Connections from one address that have not logged in yet.
 pub const UNAUTHENTICATED_PER_ADDRESS: usize = 64;
+
+/// How long a seat among [`UNAUTHENTICATED_MAX`] is one's own when all are taken and nobody has more than others: an
+/// honest login takes a second, and longer only where a key has to be touched.
+pub const SEAT_SURE: Duration = Duration::from_secs(5);
+
+/// Connections that one address makes in a second on average before it is held against it: as many as two threads take up.
+pub const CONNECTIONS_PER_SECOND_PER_ADDRESS: u32 = 200;
+
+/// What may come at once, as the time in which [`CONNECTIONS_PER_SECOND_PER_ADDRESS`] would allow it: a thousand agents
+/// behind one address that come back at the same time, are turned away for want of [seats](UNAUTHENTICATED_PER_ADDRESS) and
+/// try again.
+pub const CONNECTIONS_BURST: Duration = Duration::from_secs(60);
+
+/// What is held against an address without consequences, in the seconds after which it is forgiven: a dozen logins with a
+/// wrong key, which is a person who looks for the right one, or an agent's attempts in its first minutes.
+pub const PENALTY_TOLERANCE: Duration = Duration::from_secs(60);
+
+/// How long an address is turned away the first time: short enough for somebody who has found the mistake.
+pub const PENALTY_FIRST: Duration = Duration::from_secs(15);
+
+/// How long at most: longer keeps out nobody who has other addresses, and whoever gets the address next.
+pub const PENALTY_CAP: Duration = Duration::from_secs(600);
+
+/// By how much less counts what comes from an address from which somebody is logged in: a few agents of many behind it that
+/// are set up wrongly, each of which tries again every [`RECONNECT_CAP`] at least.
+pub const PENALTY_MILD: u32 = 10;
+
+/// Addresses that something is held against: a megabyte or two.
+pub const PENALTIES_MAX: usize = 16_384;
 
 /// Handshakes under way at once over the whole gateway, from the end of the identification strings to the login: a thousand
 /// agents that come back at the same time are let in one after another, each soon, instead of all at once and none in time.
@@ -48,6 +80,17 @@ pub const WORKERS_MAX: usize = 32;
 /// Threads of a gateway at least, also on one processor: handshakes then need not share the one that carries forwards.
 pub const GATEWAY_WORKERS: usize = 2;
 
+/// Bytes that a session takes from its peer before the login: a key exchange is four kilobytes, and an ssh-agent that offers
+/// all of [`LOGIN_ATTEMPTS`] keys with certificates comes to less than half of this.
+pub const LOGIN_BYTES: usize = 128 * 1024;
+
+/// The largest packet before the login: what RFC 4253 §6.1 wants everybody to take. The SSH library makes room for a packet
+/// when its length has come, and keeps a key exchange's twice over, so that this is what a stranger's memory goes by.
+pub const LOGIN_PACKET_MAX: usize = 35_000;
+
+/// Bytes that a peer has not taken before the login, at which its session is cut: ours are a few kilobytes.
+pub const LOGIN_UNSENT: usize = 64 * 1024;
+
 /// Logins refused on one connection before it is closed; an ssh-agent with a dozen keys still gets to the right one.
 pub const LOGIN_ATTEMPTS: usize = 16;
 
@@ -63,6 +106,9 @@ pub const CERTIFICATE_KEY_ID_MAX: usize = 256;
 
 /// Most principals of a certificate, and most options: as many as OpenSSH reads.
 pub const CERTIFICATE_NAMES_MAX: usize = 256;
+
+/// The gateway's own certificates are warned of, when they are read, from so long before their end.
+pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// What rests on a certificate looks at the clock at least this often: a timer for its end does not notice that the clock was
 /// set meanwhile.
@@ -442,9 +488,6 @@ pub const BYTES_PER_PACKET: usize = 4 * 1024;
 /// Bytes on a control channel that count as a packet: to read so many messages from them takes as long.
 pub const BYTES_PER_IDLE_PACKET: usize = 64;
 
-/// Packets of a session before its login: a key exchange and all logins that are let be tried take a tenth of them.
-pub const PACKETS_BEFORE_LOGIN: usize = 1_024;
-
 /// Packets about a channel that come and go with an open, on either side: the open or its answer, the ends and the close.
 pub const PACKETS_PER_OPEN: usize = 4;
 
@@ -514,6 +557,12 @@ pub const EXPIRIES_LOOKED_AT: Duration = Duration::from_secs(3600);
 /// Notices of its key's end that an agent takes to heart on one link: there are three of each key, and an end that is moved
 /// makes more. A gateway that goes on talks to nobody.
 pub const KEY_NOTICES_PER_LINK: usize = 16;
+
+/// How often `caponier keys rotate` asks a gateway whether an agent has come with its new key.
+pub const ROTATION_POLL: Duration = Duration::from_millis(500);
+
+/// Files of a registry that others may write and that are named one by one: more are as bad.
+pub const EXPOSED_SHOWN: usize = 5;
 
 /// How often the configuration file and the files that it names are looked at.
 pub const CONFIG_POLL: Duration = Duration::from_secs(1);

@@ -21,8 +21,11 @@ pub enum NetworkError {
     #[error("a network is wanted: write {0} for this one address")]
     Address(IpNet),
     /// More than a network.
-    #[error("this has bits set beyond its prefix: write {0} for the whole network, or {1} for the one address")]
-    HostBits(IpNet, IpNet),
+    #[error("{network} has bits beyond its prefix: write {} for the network or {} for the one address", network.trunc(), IpNet::from(network.addr()))]
+    HostBits {
+        /// As it was written.
+        network: IpNet,
+    },
     /// Neither.
     #[error("a network is wanted, such as 10.20.0.0/16 or 2001:db8::/32")]
     Malformed,
@@ -38,7 +41,7 @@ impl FromStr for Network {
         };
         let network = unmapped(written);
         if network.trunc() != network {
-            return Err(NetworkError::HostBits(network.trunc(), network.addr().into()));
+            return Err(NetworkError::HostBits { network });
         }
         Ok(Self(network))
     }
@@ -85,6 +88,16 @@ impl Networks {
     }
 }
 
+impl fmt::Display for Networks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, network) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            write!(f, "{separator}{network}")?;
+        }
+        Ok(())
+    }
+}
+
 /// Whether something with this `accept_from` accepts the address; left out, it narrows nothing.
 #[must_use]
 pub fn admits(accept_from: Option<&Networks>, address: IpAddr) -> bool {
@@ -114,7 +127,7 @@ mod tests {
             ("10.0.0.0/8 ", "a network is wanted"),
             ("fe80::%eth0/64", "a network is wanted"),
             ("example.com/8", "a network is wanted"),
-            ("10.0.0.1/8", "write 10.0.0.0/8 for the whole network, or 10.0.0.1/32"),
+            ("10.0.0.1/8", "write 10.0.0.0/8 for the network or 10.0.0.1/32"),
             ("2001:db8::1/64", "write 2001:db8::/64"),
             ("::ffff:10.0.0.1/104", "write 10.0.0.0/8"),
         ] {

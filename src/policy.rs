@@ -75,6 +75,8 @@ pub enum Reason {
     AgentNotGranted,
     /// Gateway: the grant names the agent, but not this target.
     TargetNotGranted,
+    /// Agent: nobody who may log in may speak for the principal.
+    PrincipalNotAsserted,
     /// Agent: no rule names the host or address.
     NoRule,
     /// Agent: a rule names the host or address, but not the port.
@@ -107,6 +109,7 @@ impl Reason {
             Self::SourceNetwork => "source_network",
             Self::AgentNotGranted => "agent_not_granted",
             Self::TargetNotGranted => "target_not_granted",
+            Self::PrincipalNotAsserted => "principal_not_asserted",
             Self::NoRule => "no_rule",
             Self::Port => "port",
             Self::Principal => "principal",

@@ -74,8 +74,19 @@ pub struct Instance {
     pub user: Identifier,
     /// The administrator's password, where the server asks for one.
     pub password: Option<Secret<String>>,
+    /// What is appended to the name of whoever logs in, where a proxy before the server tells servers apart by it: `@` and the
+    /// server's name. The roles have their names without it.
+    pub login_suffix: Option<String>,
     /// Encryption.
     pub tls: Tls,
+}
+
+impl Instance {
+    /// The name by which a role logs in.
+    #[must_use]
+    pub fn login(&self, role: &Identifier) -> String {
+        format!("{role}{}", self.login_suffix.as_deref().unwrap_or_default())
+    }
 }
 
 /// How the connection is protected between us and the database; the tunnel does not know about it.

@@ -10,6 +10,7 @@
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
 pub mod authority;
+pub mod edit;
 pub mod expiry;
 pub mod file;
 
@@ -332,7 +333,8 @@ impl Organisation {
         network::admits(self.accept_from.as_ref(), from) && network::admits(of_member, from)
     }
 
-    fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
+    /// All keys, those that do not count too, with what each is registered as.
+    pub fn keys(&self) -> impl Iterator<Item = (Role, &RegisteredKey)> {
         let agents =
             self.agents.iter().flat_map(|(id, agent)| agent.keys.iter().map(move |key| (Role::Agent(id.clone()), key)));
         let principals = self
@@ -378,10 +380,13 @@ struct Holder {
 }
 
 /// What a key is registered as.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Role {
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// A host key of this agent.
     Agent(AgentId),
+    /// A key of this principal.
     Principal(PrincipalId),
+    /// A certificate authority.
     Authority,
 }
 
@@ -455,6 +460,7 @@ mod tests {
             targets: targets.map(|all| all.iter().map(|text| id(text)).collect()),
         };
         let acme = Organisation {
+            authorities: Vec::new(),
             agents: [
                 (
                     id("prod-eu"),
@@ -498,6 +504,7 @@ mod tests {
             ..Organisation::default()
         };
         let globex = Organisation {
+            authorities: Vec::new(),
             agents: [(id("prod-eu"), Agent { keys: vec![good(&other)], ..Agent::default() })].into(),
             principals: [(
                 id("visitor"),
@@ -656,19 +663,23 @@ mod tests {
         let record = PrincipalRecord { keys: vec![good(&key)], ..PrincipalRecord::default() };
         for organisation in [
             Organisation {
+                authorities: Vec::new(),
                 agents: [(id("a"), agent.clone()), (id("b"), agent.clone())].into(),
                 ..Organisation::default()
             },
             Organisation {
+                authorities: Vec::new(),
                 principals: [(id("a"), record.clone()), (id("b"), record.clone())].into(),
                 ..Organisation::default()
             },
             Organisation {
+                authorities: Vec::new(),
                 agents: [(id("a"), agent)].into(),
                 principals: [(id("b"), record)].into(),
                 ..Organisation::default()
             },
             Organisation {
+                authorities: Vec::new(),
                 agents: [(id("a"), Agent { keys: vec![good(&key), good(&key)], ..Agent::default() })].into(),
                 ..Organisation::default()
             },

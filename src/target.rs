@@ -313,6 +313,67 @@ mod tests {
         }
     }
 
+    /// Each of these is refused at both ways in, or is in one normal form: there is no third.
+    #[test]
+    fn every_spelling_is_normal_or_refused() {
+        let name_of = |length: usize| format!("{}xx", "a.".repeat(length / 2 - 1));
+        let (most, over) = (name_of(252), name_of(256));
+        assert_eq!((most.len(), over.len()), (252, 256));
+        for (text, expected) in [
+            ("0177.0.0.1", Err(TargetError::Numeric)),
+            ("0177.1", Err(TargetError::Numeric)),
+            ("2130706433", Err(TargetError::Numeric)),
+            ("017700000001", Err(TargetError::Numeric)),
+            ("0x7f.1", Err(TargetError::Numeric)),
+            ("0X7F000001", Err(TargetError::Numeric)),
+            ("127.0.0.1.", Err(TargetError::Numeric)),
+            ("127.0.0.01", Err(TargetError::Numeric)),
+            ("169.254.43518", Err(TargetError::Numeric)),
+            ("127.0.0.1..", Err(TargetError::Label)),
+            ("::ffff:169.254.169.254", Ok("169.254.169.254")),
+            ("::FFFF:A9FE:A9FE", Ok("169.254.169.254")),
+            ("0:0:0:0:0:ffff:a9fe:a9fe", Ok("169.254.169.254")),
+            ("::ffff:0177.0.0.1", Err(TargetError::Numeric)),
+            // Another address, and kept as one: the guard and deny rules look inside.
+            ("64:ff9b::169.254.169.254", Ok("64:ff9b::a9fe:a9fe")),
+            ("64:FF9B:0:0:0:0:A9FE:A9FE", Ok("64:ff9b::a9fe:a9fe")),
+            ("fe80::1%eth0", Err(TargetError::Zone)),
+            ("fe80::1%25eth0", Err(TargetError::Zone)),
+            ("::1%", Err(TargetError::Zone)),
+            ("[::1]", Err(TargetError::Numeric)),
+            ("db.internal.", Ok("db.internal")),
+            ("db.internal..", Err(TargetError::Label)),
+            ("DB.Internal", Ok("db.internal")),
+            ("XN--BCHER-KVA.Example", Ok("xn--bcher-kva.example")),
+            ("xn--bcher-kva.example.", Ok("xn--bcher-kva.example")),
+            ("bücher.example", Err(TargetError::Character)),
+            ("ＤＢ.internal", Err(TargetError::Character)),
+            ("１２７.0.0.1", Err(TargetError::Character)),
+            ("１２７．０．０．１", Err(TargetError::Character)),
+            ("db\u{3002}internal", Err(TargetError::Character)),
+            ("127\u{3002}0\u{3002}0\u{3002}1", Err(TargetError::Character)),
+            ("db\u{ff0e}internal", Err(TargetError::Character)),
+            ("db\u{ad}.internal", Err(TargetError::Character)),
+            ("db\u{200b}.internal", Err(TargetError::Character)),
+            ("db.internal\0.evil.com", Err(TargetError::Character)),
+            ("db.internal\0", Err(TargetError::Character)),
+            ("127.0.0.1\0", Err(TargetError::Character)),
+            ("db%2einternal", Err(TargetError::Character)),
+            ("%31%32%37.0.0.1", Err(TargetError::Character)),
+            ("db.internal/", Err(TargetError::Character)),
+            ("user@db.internal", Err(TargetError::Character)),
+            (" db.internal", Err(TargetError::Character)),
+            ("db.internal\n", Err(TargetError::Character)),
+            (most.as_str(), Ok(most.as_str())),
+            (over.as_str(), Err(TargetError::TooLong)),
+        ] {
+            let host = text.parse::<Host>().map(|host| host.to_string());
+            assert_eq!(host.as_deref(), expected.as_ref().copied(), "{text:?}");
+            let of_wire = Target::from_wire(text, 5432).map(|target| target.host.to_string());
+            assert_eq!(of_wire.as_deref(), expected.as_ref().copied(), "{text:?}");
+        }
+    }
+
     #[test]
     fn normalises_case_trailing_dot_and_mapped_addresses() {
         for (text, normal) in [

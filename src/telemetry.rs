@@ -14,12 +14,12 @@ pub enum Format {
 }
 
 /// Starts logging. `CAPONIER_LOG` sets the level, or levels by module, as in `caponier=debug`; else it is `level` for our
-/// own lines and warnings of the libraries, of those whose peers can cause warnings only errors. A second call changes nothing.
+/// own lines and warnings of the libraries, without those that peers can cause. A second call changes nothing.
 pub fn start(format: Format, level: Level) {
     let asked = std::env::var("CAPONIER_LOG").ok().map(EnvFilter::try_new);
     let misread = matches!(asked, Some(Err(_)));
     let filter = asked.and_then(Result::ok).unwrap_or_else(|| {
-        EnvFilter::new(format!("warn,russh=error,hickory_net=error,hickory_resolver=error,caponier={level}"))
+        EnvFilter::new(format!("warn,russh=error,hickory_net=off,hickory_resolver=off,caponier={level}"))
     });
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
     let started = match format {

@@ -101,6 +101,110 @@ fn generated_keys_are_what_ssh_keygen_says_they_are() {
     }
 }
 
+/// A registry with one agent and one principal, and key pairs beside it.
+const REGISTRY: &str = "set -e
+    for name in first second ci; do caponier keys generate -o $name --comment $name > /dev/null; done
+    mkdir -p keys/organisations
+    caponier keys add --registry keys agent acme/prod-eu first.pub --new > /dev/null
+    caponier keys add --registry keys principal acme/ci ci.pub --new --agents 'prod-*' > /dev/null
+    fingerprint() { ssh-keygen -lf $1 | cut -d' ' -f2; }
+    ";
+
+#[test]
+fn keys_of_a_registry_are_added_listed_and_revoked() {
+    let dir = dir();
+    let run = |line: &str| sh(dir.path(), &format!("{}{line}", if line.contains("set +e") { "" } else { "set -e\n" }));
+    let made = sh(dir.path(), REGISTRY);
+    assert!(made.status.success(), "{}", stderr(&made));
+    let listed = |arguments: &str| -> Vec<serde_json::Value> {
+        let output = run(&format!("caponier keys list --registry keys --json {arguments}"));
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {}", stderr(&output)))
+    };
+    let keys = listed("");
+    assert_eq!(keys.len(), 2);
+    assert_eq!(
+        (&keys[0]["role"], &keys[0]["name"], &keys[0]["state"]),
+        (&"agent".into(), &"prod-eu".into(), &"good".into())
+    );
+    assert!(listed("globex").is_empty());
+
+    // What is refused changes nothing and says why.
+    for (line, code, words) in [
+        ("caponier keys add --registry keys agent acme/prod-eu first.pub", 1, "is registered in acme already"),
+        ("caponier keys add --registry keys principal acme/prod-eu second.pub", 1, "say --new"),
+        ("caponier keys add --registry keys agent acme second.pub", 2, "ORG/AGENT"),
+        ("caponier keys add --registry keys agent acme/prod-eu second", 2, "a private key where a public key belongs"),
+        ("caponier keys add --registry keys agent acme/prod-eu second.pub --expires tomorrow", 2, "--expires"),
+        (
+            "caponier keys add --registry keys agent acme/prod-eu second.pub --expires 2001-01-01T00:00:00Z",
+            1,
+            "expired",
+        ),
+        ("caponier keys add --registry absent agent acme/prod-eu second.pub", 2, "could not lock the registry"),
+        ("caponier keys revoke --registry keys SHA256:short", 2, "is not a fingerprint"),
+        (
+            "caponier keys revoke --registry keys $(ssh-keygen -lf second.pub | cut -d' ' -f2)",
+            1,
+            "no key in the registry",
+        ),
+        ("caponier keys rotate", 2, "--registry"),
+        ("caponier keys rotate --registry keys acme/prod-eu second.pub --within 5", 2, "10m"),
+        ("caponier keys rotate --registry keys acme/prod-eu second.pub --admin absent", 1, "could not reach a gateway"),
+        ("caponier keys rotate --config first", 2, "not TOML"),
+    ] {
+        let output = sh(dir.path(), line);
+        assert_eq!(output.status.code(), Some(code), "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{line}: {}", stderr(&output));
+        assert_eq!(listed("").len(), 2, "{line}");
+    }
+
+    let added = run(
+        "caponier keys add --registry keys agent acme/prod-eu second.pub --expires 2099-01-01T00:00:00Z --comment next",
+    );
+    assert!(added.status.success(), "{}", stderr(&added));
+    let second = listed("acme").into_iter().find(|key| key["comment"] == "next").expect("the second");
+    assert_eq!((&second["expires"], &second["bits"]), (&"2099-01-01T00:00:00Z".into(), &256.into()));
+    let hex = second["spki_sha256"].as_str().expect("hex");
+    let revoked = run(&format!("caponier keys revoke --registry keys {hex}"));
+    assert!(revoked.status.success() && stderr(&revoked).is_empty(), "{}", stderr(&revoked));
+    let of_second = || listed("").into_iter().find(|key| key["comment"] == "next").expect("the second");
+    assert_eq!((&of_second()["state"], &of_second()["expires"]), (&"revoked".into(), &"2099-01-01T00:00:00Z".into()));
+    let last = run("caponier keys revoke --registry keys $(ssh-keygen -lf first.pub | cut -d' ' -f2)");
+    assert!(last.status.success() && stderr(&last).contains("no key left that counts"), "{}", stderr(&last));
+    let again = run("caponier keys revoke --registry keys $(ssh-keygen -lf first.pub | cut -d' ' -f2)");
+    assert!(stdout(&again).contains("was revoked before"), "{}", stdout(&again));
+
+    // Others could write there.
+    let open = run("chmod o+w keys/organisations/acme/agents/prod-eu; caponier keys add --registry keys agent acme/prod-eu ci.pub || true
+        rm -f ci ci.pub; caponier keys generate -o ci >/dev/null; caponier keys add --registry keys agent acme/prod-eu ci.pub");
+    assert!(
+        stderr(&open).contains("others than its owner may write keys/organisations/acme/agents/prod-eu"),
+        "{}",
+        stderr(&open)
+    );
+}
+
+#[test]
+fn a_loopback_door_that_the_registry_refuses_is_warned_of() {
+    let dir = dir();
+    let config = "[gateway]\nlisten = [\"127.0.0.1:0\"]\nhost_key = \"first\"\nregistry = \"keys\"\n[audit]\nstdout = true\n\
+        [[organisation]]\nid = \"acme\"\nlogin_key = \"second\"\n\
+        [[local]]\nlisten = \"127.0.0.1:1\"\nagent = \"acme/AGENT\"\ntarget = \"db:5432\"\nprincipal = \"PRINCIPAL\"\n";
+    assert!(sh(dir.path(), REGISTRY).status.success());
+    for (agent, principal, words) in [
+        ("prod-eu", "ci", ""),
+        ("prod-us", "ci", "no agent acme/prod-us"),
+        ("prod-eu", "nobody", "no principal nobody in acme"),
+    ] {
+        let text = config.replace("AGENT", agent).replace("PRINCIPAL", principal);
+        fs::write(dir.path().join("gateway.toml"), text).expect("written");
+        let output = sh(dir.path(), "caponier check gateway.toml");
+        assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+        assert_eq!(stderr(&output).is_empty(), words.is_empty(), "{}", stderr(&output));
+        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+    }
+}
+
 #[test]
 fn help_and_version_go_to_standard_output() {
     let dir = dir();

@@ -11,13 +11,19 @@ use caponier::identity::{Algorithm, PrivateKey};
 /// Copies an example into a folder of its own, with the files that it names beside it, and loads it there.
 fn load(name: &str, text: &str) -> Loaded {
     let dir = tempfile::tempdir().expect("temporary directory");
+    // The key that a certificate is for stands before it.
+    let mut last = None;
     for line in text.lines() {
         let Some((key, value)) = line.split_once(" = ") else { continue };
         let path = dir.path().join(value.trim_matches('"'));
         match key {
             "host_key" | "login_key" | "identity" => {
-                PrivateKey::generate(Algorithm::Ed25519).write_new(&path).expect("write key")
+                let key = PrivateKey::generate(Algorithm::Ed25519);
+                key.write_new(&path).expect("write key");
+                last = Some(key);
             }
+            "host_certificate" => certify(&path, last.as_ref(), &["-h", "-n", "gateway.example.com"]),
+            "login_certificate" => certify(&path, last.as_ref(), &["-n", "acme"]),
             "registry" => fs::create_dir(&path).expect("create folder"),
             "known_hosts" => {
                 let key = PrivateKey::generate(Algorithm::Ed25519).public().to_openssh();
@@ -38,6 +44,17 @@ fn load(name: &str, text: &str) -> Loaded {
     let file = dir.path().join(name);
     fs::write(&file, text).expect("write example");
     config::load_with(&file, Vec::<(OsString, OsString)>::new()).unwrap_or_else(|faults| panic!("{name}: {faults}"))
+}
+
+/// Makes a certificate.
+fn certify(path: &Path, key: Option<&PrivateKey>, arguments: &[&str]) {
+    let plain = path.to_string_lossy().replace("-cert.pub", ".pub");
+    let ca = path.with_extension("ca");
+    PrivateKey::generate(Algorithm::Ed25519).write_new(&ca).expect("write key");
+    key.expect("a key").write_public_new(Path::new(&plain)).expect("write key");
+    let mut keygen = std::process::Command::new("ssh-keygen");
+    keygen.args(["-q", "-I", "example", "-s"]).arg(ca).args(arguments).arg(plain);
+    assert!(keygen.status().expect("ssh-keygen runs").success());
 }
 
 /// Turns on what stands as `#key = value`; prose has a space after the `#`.

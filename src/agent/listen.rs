@@ -14,7 +14,6 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use ipnet::IpNet;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -26,9 +25,11 @@ use super::{Agent, RunError};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure};
-use crate::identity::{Fingerprint, OrganisationId, PublicKey};
+use crate::identity::{Certificate, Credential, OrganisationId, PublicKey};
 use crate::limits;
+use crate::network::Networks;
 use crate::task::{Load, Worker};
+use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::admit::{self, Seat};
 use crate::tunnel::listen;
 use crate::tunnel::ssh::{self, Flow, Login, Over, ServerOptions};
@@ -40,13 +41,12 @@ pub struct Listen {
     /// The address.
     pub address: SocketAddr,
     /// From where connections are accepted.
-    pub accept_from: Vec<IpNet>,
+    pub accept_from: Networks,
 }
 
 impl Listen {
     pub(super) fn accepts(&self, client: IpAddr) -> bool {
-        let client = client.to_canonical();
-        self.accept_from.iter().any(|network| network.contains(&client))
+        self.accept_from.contain(client)
     }
 }
 
@@ -104,13 +104,28 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, withdrawn: Cancellatio
             agent.trail.stranger(refused(address), "source_network");
             continue;
         }
-        match agent.room.seat(address.ip()) {
+        if !address.ip().is_loopback() && !agent.penalties.admits(address.ip(), Instant::now().into_std()) {
+            debug!("turned a connection away: its address has failed too often");
+            agent.trail.stranger(refused(address), "too_many_failures");
+            continue;
+        }
+        match agent.room.seat(Some(address.ip()), Instant::now()) {
             Ok(seat) => hand_over(&agent, stream, address, seat),
             Err(full) => {
                 debug!(?full, "turned a connection away: too many have not logged in");
                 agent.trail.stranger(refused(address), "too_many_connections");
             }
         }
+    }
+}
+
+/// Holds something against an address; not against this host's own, where it would be everybody's behind a tunnel.
+fn blame(agent: &Agent, address: SocketAddr, fault: Fault) {
+    if address.ip().is_loopback() {
+        return;
+    }
+    if let Some(bar) = agent.penalties.blame(address.ip(), fault, Instant::now().into_std()) {
+        debug!(?fault, "an address is turned away for {} s", bar.as_secs());
     }
 }
 
@@ -150,12 +165,16 @@ async fn serve(
     let stop = agent.tasks.stopping().clone();
     let greeted = tokio::select! {
         greeted = admit::greet(&mut stream, Bytes::new(), Some(wire::DOOR_LINE), deadline) => greeted,
+        () = seat.lost().cancelled() => return agent.trail.stranger(refused(address), "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let greeted = match greeted {
         Ok(greeted) => greeted,
         Err(error) => {
             debug!(error = %Chain(&error), "turned away a connection");
+            if let Some(fault) = error.fault() {
+                blame(&agent, address, fault);
+            }
             return agent.trail.stranger(refused(address).detail(Chain(&error)), "identification");
         }
     };
@@ -168,6 +187,7 @@ async fn serve(
     // Not before: who says nothing costs a seat, and no place.
     let place = tokio::select! {
         place = timeout_at(deadline, agent.handshakes.begin(worker.number(), address.ip())) => place,
+        () = seat.lost().cancelled() => return agent.trail.stranger(refused(address), "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let Ok(place) = place else {
@@ -176,7 +196,7 @@ async fn serve(
     };
     let state = agent.state.current();
     let logins = Arc::new(Mutex::new(Logins::default()));
-    let login = GuestLogin { agent: agent.clone(), logins: logins.clone() };
+    let login = GuestLogin { agent: agent.clone(), logins: logins.clone(), from: address.ip() };
     let options = ServerOptions {
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
@@ -199,19 +219,21 @@ async fn serve(
     let timed_out = tokio::select! {
         outcome = place.during(timeout_at(deadline, server.logged_in.cancelled())) => outcome.is_err(),
         () = switch.gone().cancelled() => false,
+        () = seat.lost().cancelled() => return agent.trail.stranger(refused(address), "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let accepted = logins.lock().unwrap_or_else(PoisonError::into_inner).accepted.clone().filter(|_| !timed_out);
     let Some((organisation, orchestrator)) = accepted else {
-        return record_stranger(&agent, address, &logins, timed_out);
+        return record_stranger(&agent, address, &logins, timed_out, switch.is_flooded());
     };
     drop(seat);
+    let _welcome = agent.penalties.welcome(address.ip());
     let event = |kind| {
         Event::new(kind)
             .organisation(&organisation)
             .agent(&agent.id)
             .replica(&state.replica)
-            .key(orchestrator)
+            .credential(&orchestrator)
             .client(address)
             .door(DOOR)
     };
@@ -230,7 +252,7 @@ async fn serve(
         agent: agent.clone(),
         organisation: organisation.clone(),
         replica: state.replica.clone(),
-        orchestrator,
+        orchestrator: orchestrator.clone(),
         switch: switch.clone(),
         dismissed: CancellationToken::new(),
         departure: Departure::default(),
@@ -285,49 +307,59 @@ async fn spent(agent: &Agent, forwards: &Count) {
 
 #[derive(Default)]
 struct Logins {
-    accepted: Option<(OrganisationId, Fingerprint)>,
+    accepted: Option<(OrganisationId, Credential)>,
     /// The last refusal: its true reason, and what is known of who was refused.
-    refused: Option<(&'static str, Option<Fingerprint>, Option<OrganisationId>)>,
+    refused: Option<(&'static str, Option<Credential>, Option<OrganisationId>)>,
     refusals: usize,
 }
 
 struct GuestLogin {
     agent: Arc<Agent>,
     logins: Arc<Mutex<Logins>>,
+    from: IpAddr,
 }
 
 impl GuestLogin {
-    fn judge(&self, user: &str, key: &PublicKey) -> Option<(OrganisationId, Fingerprint)> {
-        let key = key.fingerprint();
+    fn judge(&self, user: &str, credential: Credential) -> Option<(OrganisationId, Credential)> {
         let Ok(organisation) = user.parse::<OrganisationId>() else {
-            self.refuse("malformed_user", Some(key), None);
+            self.refuse("malformed_user", Some(credential), None);
             return None;
         };
-        match self.agent.state.current().admits(&organisation, &key, Timestamp::now()) {
-            Ok(()) => Some((organisation, key)),
+        let state = self.agent.state.current();
+        match state.admits(&organisation, &credential, Some(self.from), Timestamp::now()) {
+            Ok(()) => Some((organisation, credential)),
             Err(reason) => {
-                self.refuse(reason, Some(key), Some(organisation));
+                self.refuse(reason, Some(credential), Some(organisation));
                 None
             }
         }
     }
 
-    fn refuse(&self, reason: &'static str, key: Option<Fingerprint>, organisation: Option<OrganisationId>) {
+    fn lets_in(&self, user: &str, credential: Credential) -> bool {
+        let Some(accepted) = self.judge(user, credential) else { return false };
+        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(accepted);
+        true
+    }
+
+    fn refuse(&self, reason: &'static str, credential: Option<Credential>, organisation: Option<OrganisationId>) {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.refused = Some((reason, key, organisation));
+        logins.refused = Some((reason, credential, organisation));
         logins.refusals += 1;
     }
 }
 
 impl Login for GuestLogin {
     fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
-        self.judge(user, key).is_some()
+        // The key may turn out to be that of a certificate; whose organisation has a CA is nothing to tell strangers.
+        self.agent.state.current().has_any_authority() || self.judge(user, Credential::Key(key.fingerprint())).is_some()
     }
 
     fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
-        let Some(accepted) = self.judge(user, key) else { return false };
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(accepted);
-        true
+        self.lets_in(user, Credential::Key(key.fingerprint()))
+    }
+
+    fn certified(&mut self, user: &str, certificate: &Certificate) -> bool {
+        self.lets_in(user, Credential::Certificate(certificate.clone()))
     }
 
     fn unfit(&mut self, user: &str, why: &'static str) {
@@ -335,13 +367,14 @@ impl Login for GuestLogin {
     }
 }
 
-fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, timed_out: bool) {
+fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, timed_out: bool, flooded: bool) {
     let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
     let mut event = refused(address);
     let reason = match &logins.refused {
-        Some((reason, key, organisation)) => {
-            if let Some(key) = key {
-                event = event.key(key);
+        _ if flooded => "too_much_before_login",
+        Some((reason, credential, organisation)) => {
+            if let Some(credential) = credential {
+                event = event.credential(credential);
             }
             if let Some(organisation) = organisation {
                 event = event.organisation(organisation);
@@ -354,32 +387,6 @@ fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, t
         None if timed_out => "timeout",
         None => "left_before_login",
     };
+    blame(agent, address, Fault::of_login(reason, timed_out));
     agent.trail.stranger(event, reason);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_comes_from_elsewhere_is_not_accepted() {
-        let listen = Listen {
-            address: "0.0.0.0:22".parse().expect("an address"),
-            accept_from: ["10.0.0.0/8", "2001:db8::/32"].map(|network| network.parse().expect(network)).to_vec(),
-        };
-        for (client, accepted) in [
-            ("10.1.2.3", true),
-            ("::ffff:10.1.2.3", true),
-            ("2001:db8::1", true),
-            ("11.0.0.1", false),
-            ("127.0.0.1", false),
-            ("::ffff:11.0.0.1", false),
-            ("2001:db9::1", false),
-            ("::", false),
-        ] {
-            assert_eq!(listen.accepts(client.parse().expect(client)), accepted, "{client}");
-        }
-        let nothing = Listen { accept_from: Vec::new(), ..listen };
-        assert!(!nothing.accepts("10.1.2.3".parse().expect("an address")));
-    }
 }

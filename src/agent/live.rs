@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Config, Limits, Listen, Orchestrator};
-use crate::identity::{Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
+use super::{Config, Limits, Listen, Orchestrator, OrchestratorAuthority};
+use crate::identity::certificate::{Certificate, Flaw, Trust, Use};
+use crate::identity::{Credential, Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
 use crate::limits;
 use crate::policy::guard::Guard;
-use crate::policy::rule::Allowlist;
+use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::reload::Changes;
 use crate::resolve::Resolver;
 use crate::target::Target;
@@ -45,20 +46,19 @@ pub(super) struct State {
 /// One organisation, ready for lookups.
 pub(super) struct Served {
     orchestrators: HashMap<Fingerprint, Orchestrator>,
+    authorities: Vec<OrchestratorAuthority>,
     pub(super) allow: Allowlist,
 }
+
+/// For whom somebody may speak; for itself alone, where there is none.
+pub(super) type Asserts<'a> = Option<&'a [PrincipalPattern]>;
 
 /// Why a key may not speak for whom it claims to: a reason for the trail, and words for the operator.
 pub(super) type NotAsserted = (&'static str, &'static str);
 
 impl State {
     pub(super) fn new(config: &Config, resolver: Arc<Resolver>) -> Self {
-        let ways_out = config
-            .organisations
-            .iter()
-            .flat_map(|organisation| organisation.gateways.iter().map(|gateway| gateway.target().clone()))
-            .chain(config.proxy.iter().map(|proxy| proxy.endpoint.clone()))
-            .collect();
+        let ways_out = config.ways_out();
         let organisations = config
             .organisations
             .iter()
@@ -68,7 +68,8 @@ impl State {
                     .iter()
                     .map(|orchestrator| (orchestrator.key.fingerprint(), orchestrator.clone()))
                     .collect();
-                (organisation.id.clone(), Served { orchestrators, allow: organisation.allow.clone() })
+                let (authorities, allow) = (organisation.authorities.clone(), organisation.allow.clone());
+                (organisation.id.clone(), Served { orchestrators, authorities, allow })
             })
             .collect();
         Self {
@@ -94,20 +95,65 @@ impl State {
         self.organisations.iter().flat_map(|(id, served)| served.orchestrators.values().map(move |one| (id, one)))
     }
 
-    /// What holds for whoever logged in for an organisation with a key, if that may at the time `now`.
+    /// What holds for whoever logged in for an organisation, from the address `from` where that is known, if that may at the
+    /// time `now`: the organisation, and for whom they may speak.
     ///
     /// # Errors
-    /// If it may not, with the word that the audit uses.
+    /// If they may not, with the word that the audit uses.
     pub(super) fn orchestrator(
         &self,
         organisation: &OrganisationId,
-        key: &Fingerprint,
+        credential: &Credential,
+        from: Option<IpAddr>,
         now: Timestamp,
-    ) -> Result<(&Served, &Orchestrator), &'static str> {
+    ) -> Result<(&Served, Asserts<'_>), &'static str> {
         let served = self.organisations.get(organisation).ok_or("unknown_key")?;
-        let orchestrator = served.orchestrators.get(key).ok_or("unknown_key")?;
-        orchestrator.window.at(now).map_err(|closed| closed.reason().as_str())?;
-        Ok((served, orchestrator))
+        let asserts = match credential {
+            Credential::Key(key) => {
+                let orchestrator = served.orchestrators.get(key).ok_or("unknown_key")?;
+                orchestrator.window.at(now).map_err(|closed| closed.reason().as_str())?;
+                orchestrator.asserts.as_deref()
+            }
+            Credential::Certificate(certificate) => {
+                Some(self.certified(organisation, served, certificate, from, now)?.asserts.as_slice())
+            }
+        };
+        Ok((served, asserts))
+    }
+
+    /// The CA that lets the holder of a certificate log in.
+    fn certified<'a>(
+        &self,
+        organisation: &OrganisationId,
+        served: &'a Served,
+        certificate: &Certificate,
+        from: Option<IpAddr>,
+        now: Timestamp,
+    ) -> Result<&'a OrchestratorAuthority, &'static str> {
+        let authority = served.authorities.iter().find(|authority| authority.key == *certificate.authority());
+        let authority = authority.ok_or(Flaw::UnknownAuthority.as_str())?;
+        authority.window.at(now).map_err(|_| Flaw::AuthorityExpired.as_str())?;
+        let trust = Trust { authority: &authority.key, revocations: &authority.revocations };
+        certificate.judge(trust, Use::Login(from), now).map_err(Flaw::as_str)?;
+        // Exactly: one that is good for two organisations would be good for the wrong one.
+        if !matches!(certificate.principals(), [only] if only == organisation.as_str()) {
+            return Err(Flaw::Principal.as_str());
+        }
+        let key = certificate.subject().fingerprint();
+        if self.organisations.iter().any(|(id, served)| id != organisation && served.orchestrators.contains_key(&key)) {
+            return Err("other_organisation");
+        }
+        Ok(authority)
+    }
+
+    /// Whether certificates are accepted for this organisation.
+    pub(super) fn has_authority(&self, organisation: &OrganisationId) -> bool {
+        self.organisations.get(organisation).is_some_and(|served| !served.authorities.is_empty())
+    }
+
+    /// Whether certificates are accepted for any organisation.
+    pub(super) fn has_any_authority(&self) -> bool {
+        self.organisations.values().any(|served| !served.authorities.is_empty())
     }
 
     /// How long from `now` on the clock need not be looked at; for as long as this state holds, if it gives no times. Never
@@ -128,22 +174,26 @@ impl State {
         let organisations = self.organisations.values();
         let changes = organisations.flat_map(|served| {
             let of_keys = served.orchestrators.values().flat_map(|orchestrator| orchestrator.window.edges());
-            of_keys.filter(|at| *at > after).chain(served.allow.next_change(after))
+            let of_authorities = served.authorities.iter().flat_map(|authority| authority.window.edges());
+            of_keys.chain(of_authorities).filter(|at| *at > after).chain(served.allow.next_change(after))
         });
         changes.min()
     }
 
-    /// Whether this key may log in for this organisation at the time `now`; if not, the word that the audit uses.
+    /// Whether this credential may log in for this organisation from that address at the time `now`; if not, the word that the
+    /// audit uses.
     pub(super) fn admits(
         &self,
         organisation: &OrganisationId,
-        key: &Fingerprint,
+        credential: &Credential,
+        from: Option<IpAddr>,
         now: Timestamp,
     ) -> Result<(), &'static str> {
         let Some(served) = self.organisations.get(organisation) else { return Err("unknown_organisation") };
-        if served.orchestrators.contains_key(key) {
-            return self.orchestrator(organisation, key, now).map(drop);
-        }
+        let key = match credential {
+            Credential::Key(key) if !served.orchestrators.contains_key(key) => key,
+            _ => return self.orchestrator(organisation, credential, from, now).map(drop),
+        };
         let elsewhere = self.organisations.values().any(|served| served.orchestrators.contains_key(key));
         Err(if elsewhere { "other_organisation" } else { "unknown_key" })
     }
@@ -160,8 +210,8 @@ impl State {
 
     /// Whether a forward that was permitted to `addresses` would be still, at the time `now`.
     pub(super) fn allows(&self, case: &Case<'_>, addresses: &[SocketAddr], guard: &Guard, now: Timestamp) -> bool {
-        self.orchestrator(case.organisation, case.key, now).is_ok_and(|(served, orchestrator)| {
-            speaker(orchestrator, case.key, case.claimed).as_ref() == Ok(case.principal)
+        self.orchestrator(case.organisation, case.credential, case.from, now).is_ok_and(|(served, asserts)| {
+            speaker(asserts, case.credential, case.claimed).as_ref() == Ok(case.principal)
                 && served.allow.reconsider(case.principal, case.target, addresses, guard, now).is_ok()
         })
     }
@@ -171,7 +221,9 @@ impl State {
 pub(super) struct Case<'a> {
     pub(super) organisation: &'a OrganisationId,
     /// Of the orchestrator that asked.
-    pub(super) key: &'a Fingerprint,
+    pub(super) credential: &'a Credential,
+    /// Where it asked from, if that is known.
+    pub(super) from: Option<IpAddr>,
     /// For whom it said it speaks.
     pub(super) claimed: Option<&'a PrincipalId>,
     /// For whom it spoke.
@@ -184,11 +236,11 @@ pub(super) struct Case<'a> {
 /// # Errors
 /// If it may not.
 pub(super) fn speaker(
-    orchestrator: &Orchestrator,
-    key: &Fingerprint,
+    asserts: Asserts<'_>,
+    credential: &Credential,
     claimed: Option<&PrincipalId>,
 ) -> Result<Principal, NotAsserted> {
-    match (claimed, &orchestrator.asserts) {
+    match (claimed, asserts) {
         (Some(claimed), Some(asserts)) => {
             let principal = Principal::Named(claimed.clone());
             if asserts.iter().any(|pattern| pattern.matches(&principal)) {
@@ -199,7 +251,7 @@ pub(super) fn speaker(
         }
         (Some(_), None) => Err(("principal_not_asserted", "the key has no asserts, so it speaks for itself alone")),
         (None, Some(_)) => Err(("principal_missing", "the key must say for whom it speaks")),
-        (None, None) => Ok(Principal::Key(*key)),
+        (None, None) => Ok(Principal::Key(credential.key())),
     }
 }
 
@@ -220,6 +272,10 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
             organisation.orchestrators.iter().map(|one| (one.key.fingerprint(), one.clone())).collect()
         };
         changes.compare(format_args!("orchestrator {id} "), &orchestrators(before), &orchestrators(after));
+        let authorities = |organisation: &super::Organisation| -> BTreeMap<_, _> {
+            organisation.authorities.iter().map(|one| (one.key.fingerprint(), one.clone())).collect()
+        };
+        changes.compare(format_args!("orchestrator_ca {id} "), &authorities(before), &authorities(after));
         let rules = |organisation: &super::Organisation| -> BTreeMap<_, _> {
             organisation.allow.rules().iter().map(|rule| (rule.name.clone(), rule.clone())).collect()
         };
@@ -297,6 +353,7 @@ mod tests {
             id: id.parse().expect(id),
             gateways: gateways.iter().map(|url| url.parse().expect(url)).collect(),
             orchestrators: orchestrators.to_vec(),
+            authorities: Vec::new(),
             allow: Allowlist::new(rules.to_vec()).expect("an allowlist"),
         }
     }
@@ -385,11 +442,12 @@ mod tests {
         };
         let target: Target = "10.0.0.1:5432".parse().expect("a target");
         let claimed: PrincipalId = "ci-1".parse().expect("an id");
-        let (organisation, key) = ("acme".parse().expect("an id"), ours.fingerprint());
+        let (organisation, key) = ("acme".parse().expect("an id"), Credential::Key(ours.fingerprint()));
         let named = Principal::Named(claimed.clone());
         let case = Case {
             organisation: &organisation,
-            key: &key,
+            credential: &key,
+            from: None,
             claimed: Some(&claimed),
             principal: &named,
             target: &target,
@@ -421,7 +479,7 @@ mod tests {
             assert!(!allows(&state), "{case}");
         }
         // A key that was its own principal is not, once it speaks for others.
-        let own = Principal::Key(key);
+        let own = Principal::Key(key.key());
         let case = Case { claimed: None, principal: &own, ..case };
         let allows = |state: &State| {
             let address = "10.0.0.1:5432".parse().expect("an address");
@@ -429,6 +487,34 @@ mod tests {
         };
         assert!(allows(&with(&[asserting(None)], &[db()])));
         assert!(!allows(&with(&[asserting(Some(&["*"]))], &[db()])));
+    }
+
+    /// A principal is mandatory on a key with `asserts` and must match; on one without it is refused.
+    #[test]
+    fn a_key_speaks_for_whom_it_may_and_for_nobody_else() {
+        let key = key().fingerprint();
+        let credential = Credential::Key(key);
+        let (refused, missing) = (Err("principal_not_asserted"), Err("principal_missing"));
+        let named = |text: &str| Ok(Principal::Named(text.parse().expect(text)));
+        for (case, asserts, claimed, expected) in [
+            ("exact", Some(&["provisioner"][..]), Some("provisioner"), named("provisioner")),
+            ("pattern", Some(&["ci-*"]), Some("ci-7"), named("ci-7")),
+            ("second pattern", Some(&["x", "ci-*"]), Some("ci-7"), named("ci-7")),
+            ("all", Some(&["*"]), Some("anybody"), named("anybody")),
+            ("itself", None, None, Ok(Principal::Key(key))),
+            ("no principal", Some(&["provisioner"]), None, missing.clone()),
+            ("no principal, though all would do", Some(&["*"]), None, missing),
+            ("another", Some(&["provisioner"]), Some("intruder"), refused.clone()),
+            ("one that begins alike", Some(&["provisioner"]), Some("provisioner2"), refused.clone()),
+            ("one that ends alike", Some(&["ci-*"]), Some("my-ci-7"), refused.clone()),
+            ("a principal on a key that speaks for itself", None, Some("provisioner"), refused),
+        ] {
+            let asserts: Option<Vec<PrincipalPattern>> =
+                asserts.map(|all| all.iter().map(|text| text.parse().expect("a pattern")).collect());
+            let claimed = claimed.map(|text| text.parse::<PrincipalId>().expect(text));
+            let speaks = speaker(asserts.as_deref(), &credential, claimed.as_ref()).map_err(|(reason, _)| reason);
+            assert_eq!(speaks, expected, "{case}");
+        }
     }
 
     #[test]
@@ -478,5 +564,78 @@ mod tests {
         assert_eq!(differs(&|config| config.proxy = Some("http://p:1".parse().expect("a proxy"))), (false, true));
         assert_eq!(differs(&|config| config.replica = "two".parse().expect("an id")), (true, true));
         assert_eq!(differs(&|config| config.key = PrivateKey::generate(Algorithm::Ed25519)), (true, true));
+    }
+
+    /// A certificate that is good in every field, and then one thing wrong at a time.
+    #[test]
+    fn a_certificate_logs_in_for_the_organisation_that_is_its_only_principal() {
+        use crate::identity::certificate::forge::Forge;
+        use crate::identity::certificate::{Kind, Revocations};
+        let [ca, other_ca] = [(); 2].map(|()| PrivateKey::generate(Algorithm::Ed25519));
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let authority = |key: &PrivateKey| OrchestratorAuthority {
+            key: key.public(),
+            asserts: vec!["ci-*".parse().expect("a pattern")],
+            window: Window { not_before: None, expires: Some(at(1900)) },
+            revocations: Revocations { serials: [666].into(), key_ids: ["gone".to_owned()].into() },
+        };
+        let with = |id: &str, key: &PrivateKey, orchestrators: &[Orchestrator]| Organisation {
+            authorities: vec![authority(key)],
+            ..organisation(id, &[], orchestrators, &[])
+        };
+        let theirs = PrivateKey::generate(Algorithm::Ed25519).public();
+        let organisations = vec![
+            with("acme", &ca, &[]),
+            with("globex", &other_ca, &[orchestrator(&theirs, None)]),
+            organisation("initech", &[], &[], &[]),
+        ];
+        let state = state(&config(organisations));
+        let judge = |forge: &Forge, organisation: &str, second: i64| {
+            let credential = Credential::Certificate(forge.sign());
+            let (organisation, now) = (organisation.parse().expect("an id"), at(second));
+            let judged = state.orchestrator(&organisation, &credential, None, now);
+            assert_eq!(judged.as_ref().err(), state.admits(&organisation, &credential, None, now).as_ref().err());
+            judged.map(|(_, asserts)| asserts.map_or(0, <[_]>::len))
+        };
+        let good = Forge::new(&ca, &["acme"]);
+        assert_eq!(judge(&good, "acme", 1500), Ok(1));
+        let only = |name: &str| vec![(name.to_owned(), String::new())];
+        let wrong = [
+            ("another CA", "certificate_unknown_ca", Forge { authority: other_ca.clone(), ..good.clone() }),
+            (
+                "another organisation",
+                "certificate_principal",
+                Forge { principals: vec!["globex".into()], ..good.clone() },
+            ),
+            (
+                "two organisations",
+                "certificate_principal",
+                Forge { principals: vec!["acme".into(), "globex".into()], ..good.clone() },
+            ),
+            ("no organisation", "certificate_principal", Forge { principals: Vec::new(), ..good.clone() }),
+            ("a host's", "certificate_type", Forge { kind: Kind::Host, ..good.clone() }),
+            ("not yet valid", "certificate_not_yet_valid", Forge { valid_after: 1501, ..good.clone() }),
+            ("expired", "certificate_expired", Forge { valid_before: 1500, ..good.clone() }),
+            ("a serial number", "certificate_revoked", Forge { serial: 666, ..good.clone() }),
+            ("a key id", "certificate_revoked", Forge { key_id: "gone".into(), ..good.clone() }),
+            ("an option", "certificate_option", Forge { options: only("force-command"), ..good.clone() }),
+            (
+                "a network, where nobody knows where the gateway is",
+                "certificate_source_address",
+                Forge { options: vec![("source-address".into(), "0.0.0.0/0".into())], ..good.clone() },
+            ),
+            ("no forwarding", "certificate_no_forwarding", Forge { extensions: Vec::new(), ..good.clone() }),
+            ("another organisation's key", "other_organisation", Forge { subject: theirs, ..good.clone() }),
+        ];
+        for (what, reason, forge) in wrong {
+            assert_eq!(judge(&forge, "acme", 1500), Err(reason), "{what}");
+        }
+        assert_eq!(judge(&good, "acme", 1900), Err("certificate_ca_expired"));
+        // The same elsewhere, with and without a CA of its own.
+        for elsewhere in ["globex", "initech"] {
+            assert_eq!(judge(&good, elsewhere, 1500), Err("certificate_unknown_ca"));
+        }
+        let [acme, initech] = ["acme", "initech"].map(|id| id.parse().expect("an id"));
+        assert!(state.has_authority(&acme) && !state.has_authority(&initech) && state.has_any_authority());
     }
 }

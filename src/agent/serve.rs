@@ -4,7 +4,7 @@
 //! splice → record the end. The permit that the decision yields is what the dial consumes.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -19,15 +19,15 @@ use tracing::{debug, info, warn};
 use super::live::{self, Case, State};
 use super::reach::reach;
 use super::{Agent, Post, expiries};
-use crate::audit::{Ending, Event, Kind, TrailError};
+use crate::audit::{Ending, Event, Kind, Resolved, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure, Ticket};
-use crate::identity::{Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
+use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
 use crate::limits;
 use crate::policy::rule::Lookup;
 use crate::policy::{Decision, Denial};
 use crate::target::{Host, Target};
-use crate::task::apart;
+use crate::task::{apart, reached};
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::splice::{self, End, Side};
@@ -109,8 +109,8 @@ pub(super) struct Session {
     pub(super) organisation: OrganisationId,
     /// The agent's name in its records.
     pub(super) replica: ReplicaId,
-    /// The key that the peer logged in with. What it may do is for each moment's configuration to say.
-    pub(super) orchestrator: Fingerprint,
+    /// What the peer logged in with. What it may do is for each moment's configuration to say.
+    pub(super) orchestrator: Credential,
     pub(super) switch: Switch,
     /// Fires when the configuration no longer has the gateway that a link leads to.
     pub(super) dismissed: CancellationToken,
@@ -174,7 +174,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
     let accepted = {
         let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
         match (&logins.accepted, &logins.refused) {
-            (Some(orchestrator), _) if !ended => Some(*orchestrator),
+            (Some(orchestrator), _) if !ended => Some(orchestrator.clone()),
             (_, Some((reason, key))) => {
                 let event = Event::new(Kind::AuthRefused)
                     .organisation(&name.organisation)
@@ -196,6 +196,11 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         let (_, _, running) = server.split();
         return Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
             Ok(Err(RunError::Ssh(source))) => {
+                let event = Event::new(Kind::AuthRefused)
+                    .organisation(&name.organisation)
+                    .agent(&name.agent)
+                    .detail(format!("{gateway}: {}", Chain(&source)));
+                agent.trail.stranger(event, "handshake");
                 LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
             }
             _ => LinkError::KeyNotAccepted {
@@ -209,7 +214,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         .organisation(&name.organisation)
         .agent(&name.agent)
         .replica(&state.replica)
-        .key(accepted)
+        .credential(&accepted)
         .detail(gateway);
     agent.trail.note(event).await.map_err(LinkError::Trail)?;
     cut.disarm();
@@ -237,8 +242,9 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
 
 #[derive(Default)]
 struct Logins {
-    /// The key of the orchestrator that has logged in.
-    accepted: Option<Fingerprint>,
+    /// What the orchestrator has logged in with.
+    accepted: Option<Credential>,
+    /// Why the last login was refused, and which key it was.
     refused: Option<(&'static str, String)>,
 }
 
@@ -249,36 +255,60 @@ struct OrchestratorLogin {
 }
 
 impl OrchestratorLogin {
-    fn knows(&self, user: &str, key: &PublicKey) -> bool {
-        let key = key.fingerprint();
-        let reason = if user == self.post.name.organisation.as_str() {
-            match self.agent.state.current().orchestrator(&self.post.name.organisation, &key, Timestamp::now()) {
+    fn knows(&self, user: &str, credential: &Credential) -> bool {
+        let organisation = &self.post.name.organisation;
+        let reason = if user == organisation.as_str() {
+            // Behind a proxy nobody can tell where the gateway is.
+            match self.agent.state.current().orchestrator(organisation, credential, None, Timestamp::now()) {
                 Ok(_) => return true,
                 Err(reason) => reason,
             }
         } else {
             "other_organisation"
         };
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused = Some((reason, key.to_string()));
+        self.refuse(reason, credential.key().to_string());
         false
+    }
+
+    fn lets_in(&self, user: &str, credential: Credential) -> bool {
+        let known = self.knows(user, &credential);
+        if known {
+            self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(credential);
+        }
+        known
+    }
+
+    /// A gateway shows the bare key after the certificate; what was wrong with that tells more.
+    fn refuse(&self, reason: &'static str, key: String) {
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        let certified = logins
+            .refused
+            .as_ref()
+            .is_some_and(|(last, shown)| last.starts_with("certificate_") && *shown == key && reason == "unknown_key");
+        if !certified {
+            logins.refused = Some((reason, key));
+        }
     }
 }
 
 impl Login for OrchestratorLogin {
     fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
-        self.knows(user, key)
+        let organisation = &self.post.name.organisation;
+        // The key may turn out to be that of a certificate.
+        let certifiable = user == organisation.as_str() && self.agent.state.current().has_authority(organisation);
+        certifiable || self.knows(user, &Credential::Key(key.fingerprint()))
     }
 
     fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
-        if !self.knows(user, key) {
-            return false;
-        }
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(key.fingerprint());
-        true
+        self.lets_in(user, Credential::Key(key.fingerprint()))
+    }
+
+    fn certified(&mut self, user: &str, certificate: &Certificate) -> bool {
+        self.lets_in(user, Credential::Certificate(certificate.clone()))
     }
 
     fn unfit(&mut self, _user: &str, why: &'static str) {
-        self.logins.lock().unwrap_or_else(PoisonError::into_inner).refused = Some((why, "not given".to_owned()));
+        self.refuse(why, "not given".to_owned());
     }
 }
 
@@ -346,7 +376,7 @@ impl Link {
                 .organisation(&session.organisation)
                 .agent(&agent.id)
                 .replica(&session.replica)
-                .key(session.orchestrator)
+                .credential(&session.orchestrator)
                 .reason(reason)
                 .detail(detail);
             if let Err(error) = agent.trail.note(event).await {
@@ -368,7 +398,7 @@ impl Link {
             .organisation(&session.organisation)
             .agent(&agent.id)
             .replica(&session.replica)
-            .key(session.orchestrator)
+            .credential(&session.orchestrator)
             .reason(reason)
             .detail(detail);
         if let Err(error) = agent.trail.note(event).await {
@@ -427,7 +457,12 @@ impl Session {
     /// Whether the configuration still has what the session came by, and the key that it was logged in with.
     fn stands(&self, state: &State) -> bool {
         self.guest.as_ref().is_none_or(|guest| state.listens_to(guest.client.ip()))
-            && state.orchestrator(&self.organisation, &self.orchestrator, Timestamp::now()).is_ok()
+            && state.orchestrator(&self.organisation, &self.orchestrator, self.from(), Timestamp::now()).is_ok()
+    }
+
+    /// Where the peer is; of a gateway nobody can tell.
+    fn from(&self) -> Option<IpAddr> {
+        self.guest.as_ref().map(|guest| guest.client.ip())
     }
 
     /// Waits until the configuration no longer has the way that the session came by, or the key that it was logged in with.
@@ -435,6 +470,8 @@ impl Session {
         tokio::select! {
             () = self.dismissed.cancelled() => {}
             () = self.agent.state.until(|state| !self.stands(state)) => {}
+            // By itself, and nothing else tells of it.
+            () = reached(self.orchestrator.expires(), limits::CERTIFICATE_LOOK) => {}
         }
     }
 
@@ -455,6 +492,7 @@ impl Session {
         loop {
             tokio::select! {
                 () = self.dismissed.cancelled() => return,
+                () = reached(self.orchestrator.expires(), limits::CERTIFICATE_LOOK) => return,
                 changed = changes.changed() => {
                     if changed.is_err() {
                         // The agent is going away, and ends the forward itself.
@@ -556,7 +594,7 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
 /// agent drains, to its refusal.
 async fn forward(session: &Session, opening: Opening, over: Option<&'static str>, ticket: Option<Ticket>) {
     let agent = &session.agent;
-    let key = session.orchestrator;
+    let credential = &session.orchestrator;
     // Decided on the state that holds now, and from then on again on each that this has not seen.
     let (state, changes) = agent.state.follow();
     let now = Timestamp::now();
@@ -566,7 +604,8 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
         organisation: Some(session.organisation.clone()),
         agent: Some(agent.id.clone()),
         replica: Some(session.replica.clone()),
-        key: Some(key),
+        key: Some(credential.key()),
+        certificate: credential.certificate().cloned(),
         client: session.guest.as_ref().map(|guest| guest.client.to_string()),
         door: session.guest.as_ref().map(|_| DOOR),
         target: format!("{}:{}", opening.host, opening.port),
@@ -576,7 +615,7 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
         Ok(Some(originator)) => {
             record.peer_forward = Some(originator.forward.to_string());
             record.principal = Some(Principal::Named(originator.principal.clone()));
-            record.asserted_by = Some(key.to_string());
+            record.asserted_by = Some(credential.key().to_string());
             // Who came in at the listener is where it is, whatever it says.
             record.client.get_or_insert_with(|| originator.client.clone());
             Some(originator.forward.clone())
@@ -592,14 +631,14 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
             return refusal.deny(RefusalCode::Malformed, "malformed_originator", &claimed).await;
         }
     };
-    let (served, orchestrator) = match state.orchestrator(&session.organisation, &key, now) {
+    let (served, asserts) = match state.orchestrator(&session.organisation, credential, session.from(), now) {
         Ok(served) => served,
         Err(reason) => {
-            let detail = format!("the configuration no longer lets the link's key log in: {reason}");
+            let detail = format!("the configuration no longer lets the session's key log in: {reason}");
             return refusal.deny(RefusalCode::Denied, "revoked", &detail).await;
         }
     };
-    let principal = match live::speaker(orchestrator, &key, claimed) {
+    let principal = match live::speaker(asserts, credential, claimed) {
         Ok(principal) => principal,
         Err((reason, detail)) => return refusal.deny(RefusalCode::Denied, reason, detail).await,
     };
@@ -647,15 +686,19 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
             return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
         }
     };
-    // A service's instances have an order of their own.
+    // A service's instances have ports and an order of their own; and who asks for an address means that one.
     let turns = matches!(lookup, Lookup::Addresses).then(|| resolver.family());
-    refusal.record.resolved = resolved.iter().map(SocketAddr::ip).collect();
+    let on_record = |place: &SocketAddr| match lookup {
+        Lookup::Address(_) | Lookup::Addresses => Resolved::Address(place.ip()),
+        Lookup::Service => Resolved::Instance(*place),
+    };
+    refusal.record.resolved = resolved.iter().map(on_record).collect();
     let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
         Decision::Allow(permit) => permit,
         Decision::Deny(denial) => return refusal.denied(denial).await,
     };
     refusal.record.rule = Some(permit.rule().to_owned());
-    refusal.record.refused = permit.refused().iter().map(SocketAddr::ip).collect();
+    refusal.record.refused = permit.refused().iter().map(on_record).collect();
 
     let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let mut entry = match agent.trail.open(refusal.record.clone()).await {
@@ -664,7 +707,14 @@ async fn forward(session: &Session, opening: Opening, over: Option<&'static str>
         Err(TrailError::Duplicate) => return refusal.deny(RefusalCode::Malformed, "duplicate_forward", "").await,
         Err(error) => return refusal.unrecorded(&error).await,
     };
-    let case = Case { organisation: &session.organisation, key: &key, claimed, principal: &principal, target: &target };
+    let case = Case {
+        organisation: &session.organisation,
+        credential,
+        from: session.from(),
+        claimed,
+        principal: &principal,
+        target: &target,
+    };
     let dialled = tokio::select! {
         // First: to what has been taken back by now, no connection is made.
         biased;

@@ -230,7 +230,8 @@ async fn endings_are_told_apart() {
     drop(trail.open(opening("f3")).await.expect("opens"));
     for (forward, drops) in [("f4", true), ("f5", false)] {
         let mut entry = trail.open(opening(forward)).await.expect("opens");
-        entry.resolved(&[[10, 0, 0, 1].into(), [127, 0, 0, 1].into()], &[[127, 0, 0, 1].into()]);
+        let [one, other] = [[10, 0, 0, 1], [127, 0, 0, 1]].map(|address| Resolved::Address(address.into()));
+        entry.resolved(&[one, other], &[other]);
         entry.served_by("r1".parse().ok(), Some("peer".to_owned()));
         entry.established(Some(([10, 0, 0, 1], 5432).into()));
         let counters = entry.counters();
@@ -359,7 +360,7 @@ async fn a_crash_is_made_good_at_the_next_start() {
     let mut lost = opening("lost");
     lost.organisation = "acme".parse().ok();
     lost.rule = Some("orders-db".to_owned());
-    lost.resolved = vec![[10, 0, 0, 1].into()];
+    lost.resolved = vec![Resolved::Address([10, 0, 0, 1].into()), Resolved::Instance(([10, 0, 0, 2], 5432).into())];
     let lost = trail.open(lost).await.expect("opens");
     trail.open(opening("ended")).await.expect("opens").finish(Counters::default().ended("closed"));
     trail.note(Event::new(Kind::LinkUp)).await.expect("recorded");
@@ -391,7 +392,7 @@ async fn a_crash_is_made_good_at_the_next_start() {
         assert_eq!(events(&added), once);
         assert_eq!((&added[0]["forward"], &added[0]["reason"]), (&"lost".into(), &"writer_ended".into()));
         assert_eq!((&added[0]["organisation"], &added[0]["rule"]), (&"acme".into(), &"orders-db".into()));
-        assert_eq!(added[0]["resolved"], serde_json::json!(["10.0.0.1"]));
+        assert_eq!(added[0]["resolved"], serde_json::json!(["10.0.0.1", "10.0.0.2:5432"]));
         assert_eq!(added[1]["forwards"], 1);
         assert_eq!(added[1]["torn_at"], torn_at);
         assert_eq!((&added[1]["unreadable"], &added[1]["unreadable_at"]), (&2.into(), &unreadable_at.into()));
@@ -592,8 +593,8 @@ async fn texts_are_bounded_and_cannot_act_on_a_terminal() {
         client: Some("\0".repeat(1000)),
         target: "\0".repeat(1000),
         rule: Some("\0".repeat(1000)),
-        resolved: vec![[0xffff; 8].into(); 1000],
-        refused: vec![[0xffff; 8].into(); 1000],
+        resolved: vec![Resolved::Instance(([0xffff; 8], 65_535).into()); 1000],
+        refused: vec![Resolved::Instance(([0xffff; 8], 65_535).into()); 1000],
         ..opening("f1")
     };
     trail.deny(all, &"\0".repeat(1000), &"\0".repeat(1000)).await.expect("recorded");

@@ -15,7 +15,8 @@ use crate::config::Loaded;
 Example:
   caponier agent --config /etc/caponier/agent.toml
 
-SIGHUP reads the configuration again: whole or, if it has faults, not at all. What it no longer allows ends at once, and what \
+The configuration and the keys that it names are read again when they change, and on SIGHUP: whole or, if they have faults, \
+not at all. What it no longer allows ends at once, and what \
 it does not touch goes on; agent.id, [audit] and [log] need a restart. AGENT_PROXY names an HTTP proxy on the way out \
 (http://HOST:PORT), and CAPONIER_AGENT__… sets any other single value.
 

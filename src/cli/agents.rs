@@ -44,7 +44,8 @@ pub struct Args {
     /// Print a JSON array with one object per line of the table.
     #[arg(long)]
     json: bool,
-    /// Print instead, as JSON, how many SSH handshakes of agents and clients are under way, and how many were at most.
+    /// Print instead, as JSON, how many SSH handshakes of agents and clients are under way, how many were at most, and which
+    /// addresses are turned away after too many failures.
     #[arg(long, conflicts_with_all = ["json", "wide"])]
     handshakes: bool,
 }
@@ -179,7 +180,7 @@ fn ago(time: &str, now: Timestamp) -> String {
 }
 
 /// Columns as wide as their widest cell.
-fn table<const N: usize>(
+pub(super) fn table<const N: usize>(
     heads: &[&str; N],
     rows: impl Iterator<Item = [String; N]>,
 ) -> Result<String, std::fmt::Error> {

@@ -1,10 +1,16 @@
 //! `caponier check`: loads a configuration and opens nothing.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use jiff::Timestamp;
+
 use super::{Exit, ExitWith, print};
 use crate::config::{self, Loaded};
+use crate::gateway::Local;
+use crate::network;
+use crate::policy::Decision;
 use crate::registry;
 
 /// Check a configuration file (an agent's, a gateway's, or resources to provision) and report all its faults.
@@ -13,11 +19,16 @@ use crate::registry;
 Example:
   caponier check /etc/caponier/agent.toml
 
-Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened.")]
+Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened. \
+Warned of, without effect on the exit code: loopback doors that the registry refuses, and a registry that others may write.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+}
+
+fn warn(text: &str) {
+    let _ = writeln!(io::stderr(), "caponier: warning: {text}");
 }
 
 /// Runs the command.
@@ -32,10 +43,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Loaded::Gateway(config, _) => {
             let registry = registry::file::load(&config.registry).exit_with(Exit::Usage)?;
+            for path in registry::file::writable_by_others(&config.registry) {
+                warn(&format!("others than its owner may write {}, and so say who gets in", path.display()));
+            }
+            // Not a fault: the registry has a life of its own, a gateway runs with such a door, and the door is shut.
+            for local in &config.local {
+                let (now, from) = (Timestamp::now(), local.listen.ip());
+                let decision = registry.decide(&local.principal, &local.agent, &local.target, from, now);
+                if let Decision::Deny(denial) = decision {
+                    let why = denial.detail;
+                    warn(&format!("the registry refuses all that comes by the loopback door {}: {why}", local.listen));
+                }
+            }
             let organisations = registry.organisations().values();
             let (agents, principals) = organisations.fold((0, 0), |(agents, principals), organisation| {
                 (agents + organisation.agents.len(), principals + organisation.principals.len())
             });
+            for problem in closed_doors(&config.local, &registry) {
+                print(&format!("{}: warning: {problem}\n", args.file.display()))?;
+            }
             format!(
                 "gateway for {} organisation(s), {} loopback door(s); {agents} agent(s) and {principals} principal(s) in its \
                  registry",
@@ -44,9 +70,32 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             )
         }
         Loaded::Resources(config) => {
-            format!("resources: {} database(s) through {}", config.resources.databases.len(), config.client.agent)
+            let (databases, server) = (config.resources.databases.len(), &config.client.server);
+            format!("resources: {databases} database(s) through {server} as {}", server.user())
         }
     };
     print(&format!("{}: in order ({kind})\n", args.file.display()))?;
     Ok(Exit::Done.into())
+}
+
+/// Loopback doors that let nobody in: whoever comes in by one comes from loopback, which an accept_from may leave out.
+fn closed_doors(doors: &[Local], registry: &registry::Snapshot) -> Vec<String> {
+    let mut problems = Vec::new();
+    for door in doors {
+        let Some(organisation) = registry.organisations().get(&door.agent.organisation) else { continue };
+        let principal = organisation.principals.get(&door.principal);
+        let from = door.listen.ip();
+        for (whose, networks) in [
+            (format!("organisation {}", door.agent.organisation), organisation.accept_from.as_ref()),
+            (format!("principal {}", door.principal), principal.and_then(|record| record.accept_from.as_ref())),
+        ] {
+            if !network::admits(networks, from) {
+                problems.push(format!(
+                    "the door on {} refuses everybody: accept_from of {whose} does not hold {from}",
+                    door.listen
+                ));
+            }
+        }
+    }
+    problems
 }

@@ -11,47 +11,64 @@ use tokio::net::TcpListener;
 use tracing::{Level, info};
 
 use super::{Exit, ExitWith, running};
-use crate::client::{self, Config, Forward, Pin};
-use crate::identity::{AgentName, Fingerprint, PrivateKey};
+use crate::client::{self, Config, Forward, Pin, Server, User};
+use crate::identity::{AgentName, Fingerprint, PrincipalId, PrivateKey};
 use crate::limits;
-use crate::target::Target;
+use crate::target::{Host, Target};
 use crate::task::Tasks;
 use crate::telemetry;
 use crate::tunnel::connect::{GatewayUrl, Proxy};
 
-/// Listen on local ports and forward their connections to targets behind an agent, until SIGTERM or SIGINT.
+/// Listen on local ports and forward their connections to targets behind an agent or any SSH bastion, until SIGTERM or
+/// SIGINT.
 #[derive(Debug, clap::Args)]
 #[command(
     group(ArgGroup::new("pin").required(true).args(["known_hosts", "host_key"])),
+    group(ArgGroup::new("way").required(true).args(["gateway", "ssh_host"])),
     after_help = "\
 Example:
   caponier forward --gateway ssh://gateway.example.com --agent acme/prod-eu --identity ~/.ssh/provisioner \\
       --known-hosts ~/.ssh/known_hosts -L 5432:orders.db.internal:5432
+  caponier forward --ssh-host bastion.example.com --ssh-user acme --identity ~/.ssh/provisioner \
+      --host-key-fingerprint SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8 -L 5432:orders.db.internal:5432
 
-A gateway whose host key is not pinned is never trusted. `ssh-keyscan -p 443 gateway.example.com` prints the line for a \
-known_hosts file; compare its fingerprint with the one that the gateway's operator publishes. A session that was lost is \
+A server whose host key is not pinned is never trusted. `ssh-keyscan -p 443 gateway.example.com` prints the line for a \
+known_hosts file; compare its fingerprint with the one that the server's operator publishes. A session that was lost is \
 made anew with the next connection."
 )]
 pub struct Args {
     /// The gateway: ssh://HOST[:PORT], port 443 unless given.
-    #[arg(long, value_name = "URL")]
-    gateway: GatewayUrl,
+    #[arg(long, value_name = "URL", requires = "agent")]
+    gateway: Option<GatewayUrl>,
     /// The agent behind which the targets are.
-    #[arg(long, value_name = "ORG/AGENT")]
-    agent: AgentName,
+    #[arg(long, value_name = "ORG/AGENT", requires = "gateway")]
+    agent: Option<AgentName>,
+    /// In place of a gateway and an agent: an SSH bastion, which is an agent that listens or any SSH server that forwards.
+    #[arg(long, value_name = "HOST", requires = "ssh_user")]
+    ssh_host: Option<Host>,
+    /// The bastion's port.
+    #[arg(long, value_name = "PORT", requires = "ssh_host", default_value_t = client::SSH_PORT,
+        value_parser = clap::value_parser!(u16).range(1..))]
+    ssh_port: u16,
+    /// The user at the bastion. At an agent that listens it is the organisation.
+    #[arg(long, value_name = "USER", requires = "ssh_host")]
+    ssh_user: Option<User>,
+    /// For whom your key speaks, at an agent that listens and lets it speak for others.
+    #[arg(long, value_name = "PRINCIPAL", requires = "ssh_host")]
+    principal: Option<PrincipalId>,
     /// Your private key file.
     #[arg(long, short, value_name = "FILE")]
     identity: PathBuf,
-    /// An OpenSSH known_hosts file that has the gateway's host key.
+    /// An OpenSSH known_hosts file that has the server's host key.
     #[arg(long, value_name = "FILE")]
     known_hosts: Option<PathBuf>,
-    /// The gateway's host key, by its fingerprint.
-    #[arg(long, value_name = "SHA256:…")]
+    /// The server's host key, by its fingerprint.
+    #[arg(long = "host-key-fingerprint", alias = "host-key", value_name = "SHA256:…")]
     host_key: Option<Fingerprint>,
     /// Listen on PORT (0: any free one) and forward to HOST:HOSTPORT. May be given several times.
     #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:HOSTPORT", required = true)]
     listen: Vec<Listen>,
-    /// An HTTP proxy on the way to the gateway: http://HOST:PORT. Credentials are read from CAPONIER_FORWARD_PROXY alone, which
+    /// An HTTP proxy on the way to the server: http://HOST:PORT. Credentials are read from CAPONIER_FORWARD_PROXY alone, which
     /// has the same form with USER:PASSWORD@ in it.
     #[arg(long, value_name = "URL")]
     proxy: Option<String>,
@@ -94,18 +111,30 @@ impl FromStr for Listen {
 /// Runs the command.
 ///
 /// # Errors
-/// If the gateway does not let us in, or a port cannot be listened on.
+/// If the server does not let us in, or a port cannot be listened on.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let key = PrivateKey::read(&args.identity).exit_with(Exit::Usage)?;
+    // clap has made sure that one way is complete, and that there is a pin.
+    let server = match (args.gateway, args.agent, args.ssh_host, args.ssh_user) {
+        (Some(url), Some(agent), None, None) => Server::Gateway { url, agent },
+        (None, None, Some(host), Some(user)) => {
+            Server::Bastion { endpoint: Target { host, port: args.ssh_port }, user, principal: args.principal }
+        }
+        _ => {
+            let problem = "either --gateway and --agent are needed, or --ssh-host and --ssh-user";
+            return Err(anyhow::anyhow!(problem)).exit_with(Exit::Usage);
+        }
+    };
     let pin = match (&args.known_hosts, args.host_key) {
         (_, Some(fingerprint)) => Pin::fingerprint(fingerprint),
-        (Some(file), None) => Pin::known_hosts(file, &args.gateway).exit_with(Exit::Usage)?,
+        (Some(file), None) => Pin::known_hosts(file, server.target()).exit_with(Exit::Usage)?,
         (None, None) => {
-            return Err(anyhow::anyhow!("either --known-hosts or --host-key is needed")).exit_with(Exit::Usage);
+            let problem = "either --known-hosts or --host-key-fingerprint is needed";
+            return Err(anyhow::anyhow!(problem)).exit_with(Exit::Usage);
         }
     };
     let proxy = proxy(args.proxy.as_deref())?;
-    let config = Config { gateway: args.gateway, agent: args.agent, key, pin, proxy };
+    let config = Config { server, key, pin, proxy };
     telemetry::start(telemetry::Format::Text, Level::INFO);
     running::block_on(async |stop| {
         let mut forwards = Vec::new();

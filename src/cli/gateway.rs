@@ -16,8 +16,8 @@ use crate::gateway;
 Example:
   caponier gateway --config /etc/caponier/gateway.toml
 
-The registry is read again whenever it changes, the configuration on SIGHUP: whole or, if it has faults, not at all. What it \
-no longer allows ends at once, and what it does not touch goes on; gateway.listen, gateway.registry, gateway.admin_socket, \
+The registry and the configuration are read again when they change, and on SIGHUP: whole or, if they have faults, not at all. What \
+they no longer allow ends at once, and what they do not touch goes on; addresses to listen on, gateway.registry, gateway.admin_socket, \
 [audit] and [log] need a restart.
 
 SIGTERM and SIGINT make it drain: it accepts nothing new, agents link elsewhere, and what runs may go on for drain_s \

@@ -1,4 +1,9 @@
-//! `caponier keys`: making keys and telling their fingerprints.
+//! `caponier keys`: making keys, telling their fingerprints, and which keys a registry or an agent has.
+
+mod add;
+mod list;
+mod revoke;
+mod rotate;
 
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -12,12 +17,13 @@ use super::{Exit, ExitWith, print};
 use crate::chain::Chain;
 use crate::identity::{KeyError, PrivateKey, PublicKey, key};
 
-/// Make keys, and show the fingerprints of keys.
+/// Make keys, show their fingerprints, and register, withdraw and replace them.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   caponier keys generate --output agent.key
-  caponier keys fingerprint agent.key.pub")]
+  caponier keys fingerprint agent.key.pub
+  caponier keys add --registry keys agent acme/prod-eu agent.key.pub")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -27,6 +33,10 @@ pub struct Args {
 enum Command {
     Generate(Generate),
     Fingerprint(Fingerprint),
+    List(list::List),
+    Add(add::Add),
+    Revoke(revoke::Revoke),
+    Rotate(rotate::Rotate),
 }
 
 /// Make a key pair: FILE (OpenSSH's form, mode 0600) and FILE.pub. Existing files are never overwritten.
@@ -78,6 +88,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Generate(generate) => generate.run(),
         Command::Fingerprint(fingerprint) => fingerprint.run(),
+        Command::List(list) => list.run(),
+        Command::Add(add) => add.run(),
+        Command::Revoke(revoke) => revoke.run(),
+        Command::Rotate(rotate) => rotate.run(),
     }
 }
 

@@ -1,4 +1,4 @@
-//! `caponier provision`: databases, roles and grants on a PostgreSQL instance behind an agent.
+//! `caponier provision`: databases, roles and grants on a PostgreSQL instance behind an agent or an SSH bastion.
 
 use std::error::Error;
 use std::ops::ControlFlow;
@@ -19,7 +19,7 @@ use crate::target::Target;
 use crate::task::Tasks;
 use crate::telemetry;
 
-/// Create databases, roles and grants on a PostgreSQL instance behind an agent, or take them away again.
+/// Create databases, roles and grants on a PostgreSQL instance behind an agent or an SSH bastion, or take them away again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -121,7 +121,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let resources = &resources;
     running::block_on(async |stop| {
         let tasks = Tasks::new();
-        eprintln!("logging in to {} for {}", loaded.client.gateway, loaded.client.agent);
+        eprintln!("logging in to {} as {}", loaded.client.server, loaded.client.server.user());
         let session = client::connect(&loaded.client, &tasks).await?;
         let through = Through(&session);
         let progress = &mut |event: &Event<'_>| {
@@ -166,7 +166,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(Exit::Done.into())
 }
 
-/// The instance, through a session at the gateway's door.
+/// The instance, through a session at the server.
 struct Through<'a>(&'a Session);
 
 impl Connect for Through<'_> {

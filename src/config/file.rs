@@ -10,15 +10,17 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 
 use super::resolver::resolver;
 use super::{Log, LogFormat};
-use crate::agent::{Listen, Orchestrator};
+use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
 use crate::audit::Sink;
 use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
-use crate::identity::{AgentName, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
+use crate::identity::certificate::{Flaw, Use};
+use crate::identity::{AgentName, Certificate, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
 use crate::network::{Network, Networks};
 use crate::policy::deny::Deny;
@@ -79,7 +81,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
 /// Where an agent listens itself, and from where it accepts: neither has a default.
 fn listener(table: &Table<'_>) -> Option<Listen> {
     let address = table.required("address").and_then(|item| address(&item));
-    let accept_from = table.required("accept_from").and_then(|item| item.list(source));
+    let accept_from = table.required("accept_from").and_then(|item| networks(&item));
     Some(Listen { address: address?, accept_from: accept_from? })
 }
 
@@ -94,6 +96,8 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         keys.claim(key.public().fingerprint(), "the gateway's host key", &item);
         Some(key)
     });
+    let host_certificate =
+        optional(table.optional("host_certificate"), |item| host_certificate(item, host_key.as_ref()));
     let registry = table.required("registry").and_then(|item| {
         let path = item.path()?;
         if path.is_dir() { Some(path) } else { item.reject(format!("no folder {}", path.display())) }
@@ -112,17 +116,22 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
                 keys.claim(key.public().fingerprint(), &format!("the login key of {whose}"), &item);
                 Some(key)
             });
-            Some(gateway::Organisation { id: id?, login_key: login_key? })
+            let login_certificate = optional(table.optional("login_certificate"), |item| {
+                login_certificate(item, id.as_ref(), login_key.as_ref())
+            });
+            Some(gateway::Organisation { id: id?, login_key: login_key?, login_certificate: login_certificate? })
         })
         .collect();
     // Where an id is faulty, that an organisation is not there says nothing.
     let known = (ids.0.len() == tables.len()).then_some(&ids);
     let local: Vec<_> = root.tables("local").iter().map(|table| local(table, known, &mut addresses)).collect();
     let limits = gateway_limits(&table);
+    let penalties = penalties(&table);
     let (audit, log) = (audit(root), log(root));
     let config = gateway::Config {
         listen: listen?,
         host_key: host_key?,
+        host_certificate: host_certificate?,
         registry: registry?,
         admin_socket: admin_socket?,
         drain: drain?,
@@ -130,8 +139,26 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         local: local.into_iter().collect::<Option<_>>()?,
         audit: audit?,
         limits: limits?,
+        penalties: penalties?,
     };
     Some((config, log?))
+}
+
+/// What is held against addresses that nobody logs in from.
+fn penalties(table: &Table<'_>) -> Option<gateway::Penalties> {
+    let defaults = gateway::Penalties::default();
+    let Some(item) = table.optional("penalties") else { return Some(defaults) };
+    let table = item.table()?;
+    let enabled = optional(table.optional("enabled"), |item| item.boolean());
+    // Written out, an empty list exempts nobody.
+    let exempt = optional(table.optional("exempt"), |item| {
+        let networks: Option<Vec<_>> = item.items().iter().map(Item::parse::<Network>).collect();
+        networks.map(|networks| gateway::Exempt::Networks(Networks::new(networks)))
+    });
+    Some(gateway::Penalties {
+        enabled: enabled?.unwrap_or(defaults.enabled),
+        exempt: exempt?.unwrap_or(defaults.exempt),
+    })
 }
 
 /// The system's resolver cannot be asked for services, so that rules for them would never allow anything.
@@ -162,8 +189,25 @@ fn agent_organisation(
         None if listens => Some(Vec::new()),
         None => table.required("gateways").and_then(|item| read(&item)),
     };
-    let missing = "no [[organisation.orchestrator]]: without a key nobody may log in";
-    let tables = table.required_tables("orchestrator", missing);
+    let cas = table.tables("orchestrator_ca");
+    let missing =
+        "no [[organisation.orchestrator]] or [[organisation.orchestrator_ca]]: without a key nobody may log in";
+    let tables =
+        if cas.is_empty() { table.required_tables("orchestrator", missing) } else { table.tables("orchestrator") };
+    let authorities: Vec<_> = cas
+        .iter()
+        .map(|table| {
+            let key = table.required("key").and_then(|item| {
+                let key = public_key(&item)?;
+                keys.claim(key.fingerprint(), &format!("an orchestrator CA of {whose}"), &item);
+                Some(key)
+            });
+            // Whose key comes and goes cannot be its own principal.
+            let asserts = table.required("asserts").and_then(|item| item.list(asserted));
+            let (window, revocations) = (window(table), table.revocations());
+            Some(OrchestratorAuthority { key: key?, asserts: asserts?, window: window?, revocations: revocations? })
+        })
+        .collect();
     let orchestrators: Vec<_> = tables
         .iter()
         .map(|table| {
@@ -182,8 +226,52 @@ fn agent_organisation(
         id: id?,
         gateways: gateways?,
         orchestrators: orchestrators.into_iter().collect::<Option<_>>()?,
+        authorities: authorities.into_iter().collect::<Option<_>>()?,
         allow: allow?,
     })
+}
+
+/// A certificate for the key that logs in to an organisation's agents.
+fn login_certificate(
+    item: &Item<'_>,
+    organisation: Option<&OrganisationId>,
+    key: Option<&PrivateKey>,
+) -> Option<Certificate> {
+    let certificate = certificate_of(item, "login_key", key, Use::Login(None))?;
+    match organisation {
+        Some(id) if !matches!(certificate.principals(), [only] if only == id.as_str()) => item
+            .reject(format!("this certificate's only principal must be {id}: sign it with `ssh-keygen -s CA -n {id}`")),
+        _ => Some(certificate),
+    }
+}
+
+/// A certificate for the SSH door's host key.
+fn host_certificate(item: &Item<'_>, key: Option<&PrivateKey>) -> Option<Certificate> {
+    // Each name that it has will do: under which clients come is theirs to know.
+    certificate_of(item, "host_key", key, Use::AnyHost)
+}
+
+/// A certificate that somebody could accept now, for the key that stands beside it.
+fn certificate_of(item: &Item<'_>, beside: &str, key: Option<&PrivateKey>, shown: Use<'_>) -> Option<Certificate> {
+    let certificate = match Certificate::read(&item.file()?) {
+        Ok(certificate) => certificate,
+        Err(error) => return item.reject(Chain(&error).to_string()),
+    };
+    if key.is_some_and(|key| key.public() != *certificate.subject()) {
+        return item.reject(format!("this certificate is for another key than {beside}"));
+    }
+    let wrong = match certificate.judge_apart_from_trust(shown, Timestamp::now()) {
+        Ok(()) => return Some(certificate),
+        Err(Flaw::Kind) if beside == "host_key" => "is a user's: a host's is made with `ssh-keygen -h`",
+        Err(Flaw::Kind) => "is a host's: a user's is made without `ssh-keygen -h`",
+        Err(Flaw::Principal) => "names no principal, and so would count for nobody (`ssh-keygen -n`)",
+        Err(Flaw::Expired) => "has expired: have it signed anew",
+        Err(Flaw::NotYetValid) => "is not valid yet: look at the clock, or use it later",
+        Err(Flaw::NoForwarding) => "does not permit port forwarding, without which it is of no use here",
+        Err(Flaw::SourceAddress) => "has a source-address, and an agent cannot tell where its gateway is",
+        Err(_) => "has a critical option that is not met here",
+    };
+    item.reject(format!("this certificate {wrong}"))
 }
 
 /// A principal for whom a key may speak: by name, since no key speaks for another key.
@@ -604,15 +692,6 @@ fn network(item: &Item<'_>) -> Option<IpNet> {
         Ok(address) => item.reject(format!("a network is wanted: write {} for this one address", IpNet::from(address))),
         Err(_) => item.reject("a network is wanted, such as 10.20.0.0/16 or 2001:db8::/32"),
     }
-}
-
-/// A network from which connections are accepted.
-fn source(item: &Item<'_>) -> Option<IpNet> {
-    let network = network(item)?;
-    if network == network.trunc() {
-        return Some(network);
-    }
-    item.reject(format!("{network} has bits beyond its prefix: write {}", network.trunc()))
 }
 
 /// The host's name, with what a replica's name cannot hold replaced.

@@ -3,7 +3,7 @@
 use super::Provisioning;
 use super::file::{optional, private_key, proxy, secret_file};
 use crate::chain::Chain;
-use crate::client::{self, Pin};
+use crate::client::{self, Pin, Server, User};
 use crate::document::{Item, Table};
 use crate::identity::AgentName;
 use crate::postgres::{Identifier, NameError};
@@ -36,29 +36,64 @@ pub(super) fn resources(root: &Table<'_>) -> Option<Provisioning> {
 type Provision = (Option<client::Config>, Option<SetId>, Option<Output>);
 
 fn provision(table: &Table<'_>) -> Provision {
-    let gateway = table.required("gateway").and_then(|item| item.parse::<GatewayUrl>());
-    let agent = table.required("agent").and_then(|item| item.parse::<AgentName>());
+    let server = server(table);
     let key = table.required("identity").and_then(|item| private_key(&item));
-    let pin = pin(table, gateway.as_ref());
+    let pin = pin(table, server.as_ref());
     let proxy = proxy(table);
-    let id = match table.optional("id") {
-        Some(item) => item.parse(),
+    let id = match (table.optional("id"), &server) {
+        (Some(item), _) => item.parse(),
         // An agent's name always is one.
-        None => agent.as_ref().and_then(|agent| agent.to_string().parse().ok()),
+        (None, Some(Server::Gateway { agent, .. })) => agent.to_string().parse().ok(),
+        (None, Some(Server::Bastion { .. })) => {
+            let problem = "this key is missing: without an agent's name, whose these resources are must be said";
+            table.fault("id", problem);
+            None
+        }
+        (None, None) => None,
     };
     let output = table.required("output").and_then(|item| match item.string()? {
         "-" => Some(Output::Stdout),
         _ => item.path().map(Output::File),
     });
-    let config = || Some(client::Config { gateway: gateway?, agent: agent?, key: key?, pin: pin?, proxy: proxy? });
+    let config = || Some(client::Config { server: server?, key: key?, pin: pin?, proxy: proxy? });
     (config(), id, output)
 }
 
-fn pin(table: &Table<'_>, gateway: Option<&GatewayUrl>) -> Option<Pin> {
+/// The one way there: through a gateway and an agent, or through a bastion.
+fn server(table: &Table<'_>) -> Option<Server> {
+    let ours: Vec<_> = ["gateway", "agent"].into_iter().filter_map(|key| table.optional(key)).collect();
+    let bastions: Vec<_> =
+        ["ssh_host", "ssh_port", "ssh_user", "principal"].into_iter().filter_map(|key| table.optional(key)).collect();
+    match (&ours[..], &bastions[..]) {
+        ([], []) => {
+            let problem = "this key is missing: give gateway and agent, or ssh_host and ssh_user for an SSH bastion";
+            table.fault("gateway", problem);
+            None
+        }
+        ([_, ..], [bastion, ..]) => {
+            bastion.reject("this belongs to an SSH bastion, and there is a gateway too: choose one of the two ways")
+        }
+        (_, []) => {
+            let url = table.required("gateway").and_then(|item| item.parse::<GatewayUrl>());
+            let agent = table.required("agent").and_then(|item| item.parse::<AgentName>());
+            Some(Server::Gateway { url: url?, agent: agent? })
+        }
+        ([], _) => {
+            let host = table.required("ssh_host").and_then(|item| item.parse::<Host>());
+            let port = optional(table.optional("ssh_port"), |item| item.integer::<u16>(1..=65_535));
+            let user = table.required("ssh_user").and_then(|item| item.parse::<User>());
+            let principal = optional(table.optional("principal"), |item| item.parse());
+            let endpoint = Target { host: host?, port: port?.unwrap_or(client::SSH_PORT) };
+            Some(Server::Bastion { endpoint, user: user?, principal: principal? })
+        }
+    }
+}
+
+fn pin(table: &Table<'_>, server: Option<&Server>) -> Option<Pin> {
     match (table.optional("known_hosts"), table.optional("host_key_fingerprint")) {
         (Some(item), None) => {
             let path = item.path()?;
-            match Pin::known_hosts(&path, gateway?) {
+            match Pin::known_hosts(&path, server?.target()) {
                 Ok(pin) => Some(pin),
                 Err(error) => item.reject(Chain(&error).to_string()),
             }
@@ -66,8 +101,7 @@ fn pin(table: &Table<'_>, gateway: Option<&GatewayUrl>) -> Option<Pin> {
         (None, Some(item)) => item.parse().map(Pin::fingerprint),
         (Some(_), Some(item)) => item.reject("known_hosts is given too: choose one of the two"),
         (None, None) => {
-            let problem =
-                "this key is missing: give known_hosts, or host_key_fingerprint; no gateway is trusted unseen";
+            let problem = "this key is missing: give known_hosts, or host_key_fingerprint; no server is trusted unseen";
             table.fault("known_hosts", problem);
             None
         }
@@ -83,14 +117,33 @@ fn instance(table: &Table<'_>) -> Option<Instance> {
     };
     let user = table.required("user").and_then(|item| existing(&item));
     let password = password(table);
+    let suffix = login_suffix(table, host.as_ref(), user.as_ref());
     let tls = encryption(table, host.as_ref());
     Some(Instance {
         target: Target { host: host?, port: port?.unwrap_or(POSTGRESQL_PORT) },
         database: database?,
         user: user?,
         password: password?,
+        login_suffix: suffix?,
         tls: tls?,
     })
+}
+
+/// What Azure's single servers want behind every user: `@` and the first label of the host, which is the server's name.
+fn login_suffix(table: &Table<'_>, host: Option<&Host>, user: Option<&Identifier>) -> Option<Option<String>> {
+    let Some(item) = table.optional("append_host_to_user") else { return Some(None) };
+    if !item.boolean()? {
+        return Some(None);
+    }
+    let Host::Name(name) = host? else {
+        return item.reject("the host is an address, which has no server's name in it: give the host by name");
+    };
+    let name = name.to_string();
+    let suffix = format!("@{}", name.split('.').next().unwrap_or_default());
+    if user?.as_str().ends_with(&suffix) {
+        return item.reject("user has the server's name already, which this appends: give it without");
+    }
+    Some(Some(suffix))
 }
 
 /// The administrator's password, if there is one: from the environment, or else from a file of its own.

@@ -42,13 +42,25 @@ enum State {
     Draining,
 }
 
-/// Handshakes that have begun, at the gateway's SSH door: of agents and of clients.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Handshakes that have begun, at the gateway's SSH door: of agents and of clients; and who may begin none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandshakeCount {
     /// That are under way.
     pub now: usize,
     /// That were at once, at most, since the gateway was started.
     pub most: usize,
+    /// Addresses that are turned away after too many failures.
+    #[serde(default)]
+    pub barred: Vec<Barred>,
+}
+
+/// An address that is turned away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Barred {
+    /// The address; of IPv6, the first one of its /64.
+    pub address: String,
+    /// For how many seconds still.
+    pub seconds: u64,
 }
 
 /// One link, or an agent or replica that has none, as `caponier agents` shows it. Fields are null where nothing is known.
@@ -260,7 +272,12 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
         Question::State => serde_json::to_vec(if draining { &State::Draining } else { &State::Serving })?,
         Question::Handshakes => {
             let (now, most) = gateway.handshakes.under_way();
-            serde_json::to_vec(&HandshakeCount { now, most })?
+            let barred = gateway
+                .penalties
+                .barred(std::time::Instant::now())
+                .into_iter()
+                .map(|(address, left)| Barred { address: address.to_string(), seconds: left.as_secs() + 1 });
+            serde_json::to_vec(&HandshakeCount { now, most, barred: barred.collect() })?
         }
         Question::Agents => {
             let rows = rows(gateway, draining);

@@ -35,8 +35,8 @@ pub enum InheritError {
     },
     /// No address of ours.
     #[error(
-        "LISTEN_FDS has a socket that listens on {0}, which is neither in [gateway] listen nor the listen of a [[local]]: add \
-         it there, in the same form, or take it out of the socket unit"
+        "LISTEN_FDS has a socket that listens on {0}, which is neither in [gateway] listen nor a [[listener]]'s \
+         address nor the listen of a [[local]]: add it there, in the same form, or take it out of the socket unit"
     )]
     Unknown(SocketAddr),
 }

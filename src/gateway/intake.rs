@@ -7,10 +7,10 @@
 //! A connection is handed over to its thread before anything is read of it, the one that carries the fewest forwards: so a
 //! thousand idle agents that come back after a restart shake hands where they hinder nobody, as far as there is such a thread.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
@@ -18,16 +18,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::lapses::{AGENT_DRAINED, Lapse};
+use super::live::Login;
 use super::roster::{Link, Peer as Linked, Process, Standing};
 use super::{Gateway, door, expiries};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
-use crate::identity::{AgentName, Fingerprint, PrivateKey, ReplicaId};
+use crate::identity::{AgentName, Credential, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::task::{Load, Worker};
-use crate::tunnel::admit::{self, Greeted, Place, Seat};
+use crate::tunnel::admit::penalty::Fault;
+use crate::tunnel::admit::{self, Full, Greeted, Place, Seat};
 use crate::tunnel::listen;
+use crate::tunnel::proxied::{self, ReadError};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
@@ -42,19 +45,45 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, index: 
             accepted = listen::accept(&listener) => accepted,
         };
         let (stream, address) = accepted;
-        if !gateway.state.current().accepts(index, address.ip()) {
-            debug!("turned a connection away: the listener does not accept its address");
-            gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "source_network");
-            continue;
-        }
-        match gateway.room.seat(address.ip()) {
-            Ok(seat) => hand_over(&gateway, stream, Entrance { listener: index, address }, seat),
-            Err(full) => {
-                debug!(?full, "turned a connection away: too many have not logged in");
-                gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_connections");
+        let balanced = gateway.state.current().is_balancer(index, address.ip());
+        let entrance = Entrance { listener: index, address, balanced };
+        match admit(&gateway, &entrance) {
+            Ok(seat) => hand_over(&gateway, stream, entrance, seat),
+            Err(reason) => {
+                turn_away(&gateway, address, reason);
             }
         }
     }
+}
+
+/// Whether a connection is taken up at all, before a byte of it is read. A balancer's is judged when it is known whose it is.
+fn admit(gateway: &Gateway, entrance: &Entrance) -> Result<Seat, &'static str> {
+    let client = (!entrance.balanced).then(|| entrance.address.ip());
+    if let Some(client) = client {
+        judge(gateway, entrance.listener, client)?;
+    }
+    gateway.room.seat(client, Instant::now()).map_err(no_seat)
+}
+
+/// Whether a client is taken up, as far as its address goes.
+fn judge(gateway: &Gateway, listener: usize, from: IpAddr) -> Result<(), &'static str> {
+    if !gateway.state.current().accepts(listener, from) {
+        return Err("source_network");
+    }
+    if !gateway.blames(from) || gateway.penalties.admits(from, Instant::now().into_std()) {
+        return Ok(());
+    }
+    Err("too_many_failures")
+}
+
+fn no_seat(_: Full) -> &'static str {
+    "too_many_connections"
+}
+
+/// Records a connection that ends before its login because of the address that it comes from.
+fn turn_away(gateway: &Gateway, address: SocketAddr, reason: &'static str) {
+    debug!(reason, "turned a connection away");
+    gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), reason);
 }
 
 /// How a connection came in.
@@ -64,6 +93,8 @@ struct Entrance {
     listener: usize,
     /// From where.
     address: SocketAddr,
+    /// Whether that is a balancer, which says whose connection it is.
+    balanced: bool,
 }
 
 fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, entrance: Entrance, seat: Seat) {
@@ -90,27 +121,23 @@ async fn greet(
     gateway: Arc<Gateway>,
     worker: Worker,
     mut stream: TcpStream,
-    Entrance { listener, address }: Entrance,
+    entrance: Entrance,
     deadline: Instant,
     seat: Seat,
 ) {
+    let Entrance { listener, address, .. } = entrance;
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "a connection ended at once");
         return;
     }
     let stop = gateway.tasks.stopping().clone();
-    let greeted = tokio::select! {
-        greeted = admit::greet(&mut stream, bytes::Bytes::new(), Some(wire::DOOR_LINE), deadline) => greeted,
+    let identifying = identify(&gateway, &mut stream, entrance, deadline, &seat);
+    let identified = tokio::select! {
+        identified = identifying => identified,
+        () = seat.lost().cancelled() => return turn_away(&gateway, address, "too_many_connections"),
         () = stop.cancelled() => return,
     };
-    let greeted = match greeted {
-        Ok(greeted) => greeted,
-        Err(error) => {
-            debug!(error = %Chain(&error), "turned away a connection");
-            let event = Event::new(Kind::AuthRefused).client(address).detail(Chain(&error));
-            return gateway.trail.stranger(event, "identification");
-        }
-    };
+    let Some((address, greeted)) = identified else { return };
     if greeted.peer == Peer::Door {
         debug!("turned away a gateway");
         return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
@@ -118,6 +145,7 @@ async fn greet(
     // Not before: who says nothing costs a seat, and no place.
     let place = tokio::select! {
         place = timeout_at(deadline, gateway.handshakes.begin(worker.number(), address.ip())) => place,
+        () = seat.lost().cancelled() => return turn_away(&gateway, address, "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let Ok(place) = place else {
@@ -131,6 +159,51 @@ async fn greet(
     match admitted.greeted.peer.clone() {
         Peer::Agent { name, replica } => Box::pin(link(gateway, worker, stream, admitted, (name, replica))).await,
         Peer::Client | Peer::Stock | Peer::Door => Box::pin(door::ssh::serve(gateway, stream, admitted)).await,
+    }
+}
+
+/// Whose connection it is, and what its peer says that it is. `None` where it has been turned away.
+async fn identify(
+    gateway: &Gateway,
+    stream: &mut TcpStream,
+    Entrance { listener, address, balanced }: Entrance,
+    deadline: Instant,
+    seat: &Seat,
+) -> Option<(SocketAddr, Greeted)> {
+    let refuse = |address: SocketAddr, error: &(dyn std::error::Error + 'static), reason| {
+        debug!(error = %Chain(error), "turned away a connection");
+        let event = Event::new(Kind::AuthRefused).client(address).detail(Chain(error));
+        gateway.trail.stranger(event, reason);
+    };
+    let mut head = Bytes::new();
+    let mut client = address;
+    if balanced {
+        let patience = deadline.min(Instant::now() + limits::PROXY_HEADER_TIMEOUT);
+        match proxied::read(stream, patience).await {
+            Ok((Some(named), rest)) => (client, head) = (named, rest),
+            // Its health check.
+            Ok((None, _)) | Err(ReadError::Closed) => return None,
+            // Not held against its address, which is everybody's.
+            Err(error) => {
+                refuse(address, &error, "proxy_protocol");
+                return None;
+            }
+        }
+        let judged = judge(gateway, listener, client.ip());
+        if let Err(reason) = judged.and_then(|()| seat.belongs_to(client.ip()).map_err(no_seat)) {
+            turn_away(gateway, client, reason);
+            return None;
+        }
+    }
+    match admit::greet(stream, head, Some(wire::DOOR_LINE), deadline).await {
+        Ok(greeted) => Some((client, greeted)),
+        Err(error) => {
+            if let Some(fault) = error.fault() {
+                gateway.blame(client.ip(), fault);
+            }
+            refuse(client, &error, "identification");
+            None
+        }
     }
 }
 
@@ -161,6 +234,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
         place.during(timeout_at(deadline, Box::pin(establish(&gateway, stream, greeted, address, &name))));
     let established = tokio::select! {
         established = establishing => established,
+        () = seat.lost().cancelled() => return turn_away(&gateway, address, "too_many_connections"),
         () = stop.cancelled() => return,
     };
     let (client, login, control, hello) = match established {
@@ -169,6 +243,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
         Err(_) => return not_linked(&gateway, &name, address, "timeout", ""),
     };
     drop(seat);
+    let _welcome = gateway.penalties.welcome(address.ip());
     // A replica without a name of its own is told apart by nothing; it shares the name with others of its kind.
     let replica = replica.or_else(|| "unnamed".parse().ok());
     let Some(replica) = replica else { return };
@@ -245,12 +320,24 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
 /// Records a connection that claimed to be an agent and did not become a link.
 fn not_linked(gateway: &Gateway, name: &AgentName, address: SocketAddr, reason: &'static str, detail: &str) {
     debug!(reason, detail, "did not link");
+    gateway.blame(address.ip(), fault(reason));
     if gateway.registry.current().has(name) {
         gateway.lapses.not_linked(name, Lapse::now(reason, detail, address));
     }
     let event = Event::new(Kind::AuthRefused).organisation(&name.organisation).agent(&name.agent).client(address);
     let event = if detail.is_empty() { event } else { event.detail(detail) };
     gateway.trail.stranger(event, reason);
+}
+
+/// What is held against the address of an agent that did not link. That it has its key was proved before its key was judged.
+fn fault(reason: &str) -> Fault {
+    match reason {
+        "timeout" => Fault::Timeout,
+        "handshake" => Fault::Garbage,
+        "unknown_key" | "unknown_organisation" | "unknown_agent" | "other_organisation" => Fault::Refused,
+        // Its key is registered there, or it is the agent that refuses.
+        _ => Fault::Misconfigured,
+    }
 }
 
 /// Waits until the link takes no more forwards, its agent has been told so and the last one has ended. Returns the reason of
@@ -273,7 +360,7 @@ async fn establish(
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,
-) -> Result<(ssh::Client, Fingerprint, Channel, Hello), (&'static str, String)> {
+) -> Result<(ssh::Client, Credential, Channel, Hello), (&'static str, String)> {
     let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
     let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
     let host_key = Box::new({
@@ -320,8 +407,10 @@ async fn establish(
         refused.unwrap_or_else(|| ("handshake", Chain(&error).to_string()))
     })?;
     let state = gateway.state.current();
-    let key = state.login_key(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let login = state.login(&name.organisation).ok_or(("organisation_not_served", String::new()))?;
+    let (key, now) = (&login.key, Timestamp::now());
     let client = stranger
+        .with_certificate(login.certificate(now).cloned())
         .login(name.organisation.as_str(), key, &gateway.tasks, limits::PENDING_OPENS_PER_LINK)
         .await
         .map_err(|error| {
@@ -355,7 +444,7 @@ async fn establish(
             }
             Some(Control::Hello(hello)) => {
                 cut.disarm();
-                return Ok((client, key.public().fingerprint(), control, hello));
+                return Ok((client, login.credential(now), control, hello));
             }
             // What an agent has to say before its hello is of no use yet.
             Some(
@@ -404,12 +493,13 @@ async fn listen(mut reader: Reader, link: &Link) {
 }
 
 /// Says on the control channel what an agent has to know: that it is to make another link, because the organisation has
-/// another login key than the one that `login` names (the link is then retired by the other, or, where the agent does not
-/// know the new key, stays); that this gateway drains; that the link's key comes to its end; why the link is retired, where the agent is not behind that, and
+/// another login key or certificate than `login` (the link is then retired by the other, or, where the agent does not know the
+/// new one, stays); that this gateway drains; that the link's key comes to its end; why the link is retired, where the agent is
+/// not behind that, and
 /// fires `told` after it. Returns when a drain has left the link without a forward.
-async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: Writer, told: &CancellationToken) {
+async fn speak(gateway: &Gateway, link: &Link, login: Credential, mut writer: Writer, told: &CancellationToken) {
     let Linked { name, replica, .. } = &link.peer;
-    let differs = |key: &PrivateKey| key.public().fingerprint() != login;
+    let differs = |now: &Login| now.credential(Timestamp::now()) != login;
     let (mut moves, mut drains, mut retires) = (false, false, false);
     let mut noticed = None;
     loop {
@@ -423,7 +513,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Fingerprint, mut writer: W
                 drains = true;
                 Some(Control::Drain(Drain { deadline_s: gateway.drain.left_s() }))
             }
-            () = gateway.state.until(|state| state.login_key(&name.organisation).is_some_and(differs)), if !moves => {
+            () = gateway.state.until(|state| state.login(&name.organisation).is_some_and(differs)), if !moves => {
                 info!(agent = %name, replica = %replica, "the login key has changed: asking for another link");
                 moves = true;
                 Some(Control::Move)

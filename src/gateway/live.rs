@@ -6,8 +6,11 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use super::{Config, Limits, Listener, Local};
-use crate::identity::{OrganisationId, PrivateKey};
+use jiff::Timestamp;
+
+use super::{Config, Limits, Listener, Local, Penalties};
+use crate::identity::{Certificate, Credential, OrganisationId, PrivateKey};
+use crate::limits;
 use crate::network;
 use crate::reload::Changes;
 
@@ -17,11 +20,39 @@ pub(super) struct State {
     pub(super) host_key: PrivateKey,
     /// How much anybody may have.
     pub(super) limits: Limits,
+    penalties: Penalties,
     /// The main listeners; each has one place in the list for good.
     listeners: Vec<Listener>,
-    login_keys: HashMap<OrganisationId, PrivateKey>,
+    /// A certificate for it.
+    host_certificate: Option<Certificate>,
+    logins: HashMap<OrganisationId, Login>,
     /// How long forwards that run may go on after the signal to end.
     pub(super) drain: Duration,
+}
+
+/// How an organisation's agents are logged in to.
+pub(super) struct Login {
+    pub(super) key: PrivateKey,
+    certificate: Option<Certificate>,
+}
+
+impl Login {
+    /// The certificate, unless its time is over: then the key may do.
+    pub(super) fn certificate(&self, now: Timestamp) -> Option<&Certificate> {
+        self.certificate.as_ref().filter(|certificate| is_good(certificate, now))
+    }
+
+    /// What is shown first.
+    pub(super) fn credential(&self, now: Timestamp) -> Credential {
+        match self.certificate(now) {
+            Some(certificate) => Credential::Certificate(certificate.clone()),
+            None => Credential::Key(self.key.public().fingerprint()),
+        }
+    }
+}
+
+fn is_good(certificate: &Certificate, now: Timestamp) -> bool {
+    certificate.expires().is_none_or(|expires| now < expires)
 }
 
 impl State {
@@ -30,18 +61,23 @@ impl State {
             host_key: config.host_key.clone(),
             drain: config.drain,
             limits: config.limits,
+            penalties: config.penalties.clone(),
             listeners: config.listen.clone(),
-            login_keys: config
+            host_certificate: config.host_certificate.clone(),
+            logins: config
                 .organisations
                 .iter()
-                .map(|organisation| (organisation.id.clone(), organisation.login_key.clone()))
+                .map(|organisation| {
+                    let (key, certificate) = (organisation.login_key.clone(), organisation.login_certificate.clone());
+                    (organisation.id.clone(), Login { key, certificate })
+                })
                 .collect(),
         }
     }
 
     /// Whether an organisation's agents are served.
     pub(super) fn serves(&self, organisation: &OrganisationId) -> bool {
-        self.login_keys.contains_key(organisation)
+        self.logins.contains_key(organisation)
     }
 
     /// What holds at a main listener.
@@ -54,10 +90,43 @@ impl State {
         self.listener(listener).is_some_and(|listener| network::admits(listener.accept_from.as_ref(), from))
     }
 
-    /// The key that logs in to an organisation's agents.
-    pub(super) fn login_key(&self, organisation: &OrganisationId) -> Option<&PrivateKey> {
-        self.login_keys.get(organisation)
+    /// Whether an address is a balancer's before a main listener.
+    pub(super) fn is_balancer(&self, listener: usize, address: IpAddr) -> bool {
+        let balancers = self.listener(listener).and_then(|listener| listener.balancers.as_ref());
+        balancers.is_some_and(|balancers| balancers.contain(address))
     }
+
+    /// Whether faults are held against an address. Never against a balancer's, which is everybody's.
+    pub(super) fn blames(&self, address: IpAddr) -> bool {
+        let named = |listener: &Listener| listener.balancers.as_ref().is_some_and(|known| known.contain(address));
+        self.penalties.enabled && !self.penalties.exempt.contain(address) && !self.listeners.iter().any(named)
+    }
+
+    /// How an organisation's agents are logged in to.
+    pub(super) fn login(&self, organisation: &OrganisationId) -> Option<&Login> {
+        self.logins.get(organisation)
+    }
+
+    /// The certificate of the SSH door's host key, unless its time is over: a client that asks for one takes the key then.
+    pub(super) fn host_certificate(&self, now: Timestamp) -> Option<&Certificate> {
+        self.host_certificate.as_ref().filter(|certificate| is_good(certificate, now))
+    }
+}
+
+/// Which of the gateway's own certificates end soon, in words.
+pub(super) fn ending_certificates(config: &Config, now: Timestamp) -> Vec<String> {
+    let host = config.host_certificate.as_ref().map(|certificate| ("host_certificate".to_owned(), certificate));
+    let logins = config.organisations.iter().filter_map(|organisation| {
+        let certificate = organisation.login_certificate.as_ref()?;
+        Some((format!("login_certificate of {}", organisation.id), certificate))
+    });
+    let soon = |(what, certificate): (String, &Certificate)| {
+        let expires = certificate.expires().filter(|expires| {
+            Duration::try_from(expires.duration_since(now)).is_ok_and(|left| left < limits::CERTIFICATE_WARNING)
+        });
+        expires.map(|expires| format!("{what} expires at {expires}"))
+    };
+    host.into_iter().chain(logins).filter_map(soon).collect()
 }
 
 /// What differs between two configurations, by ids.
@@ -67,10 +136,13 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
         config
             .organisations
             .iter()
-            .map(|organisation| (organisation.id.clone(), organisation.login_key.public()))
+            .map(|organisation| {
+                let login = (organisation.login_key.public(), organisation.login_certificate.clone());
+                (organisation.id.clone(), login)
+            })
             .collect()
     };
-    // The login key is all there is to an organisation here.
+    // The login is all there is to an organisation here.
     changes.compare("organisation ", &organisations(old), &organisations(new));
     let key = new.host_key.public();
     if old.host_key.public() != key {
@@ -81,8 +153,14 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
             changes.change(format_args!("listener {}", new.address));
         }
     }
+    if old.host_certificate != new.host_certificate {
+        changes.change("host_certificate");
+    }
     if old.drain != new.drain {
         changes.change("drain_s");
+    }
+    if old.penalties != new.penalties {
+        changes.change("penalties");
     }
     if old.limits != new.limits {
         changes.change("limits");

@@ -131,10 +131,12 @@ impl Revocations {
 /// What a certificate is shown for.
 #[derive(Debug, Clone, Copy)]
 pub enum Use<'a> {
-    /// To log in, from this address.
-    Login(IpAddr),
+    /// To log in, from this address. Where it is not known, a `source-address` is not met.
+    Login(Option<IpAddr>),
     /// To be logged in to, under this name.
     Host(&'a str),
+    /// To be logged in to, under whichever of its names.
+    AnyHost,
 }
 
 /// Why a certificate does not count, though it is one.
@@ -332,7 +334,7 @@ impl Certificate {
     pub fn judge_apart_from_trust(&self, shown: Use<'_>, now: Timestamp) -> Result<(), Flaw> {
         let wanted = match shown {
             Use::Login(_) => Kind::User,
-            Use::Host(_) => Kind::Host,
+            Use::Host(_) | Use::AnyHost => Kind::Host,
         };
         if self.kind() != wanted {
             return Err(Flaw::Kind);
@@ -344,16 +346,16 @@ impl Certificate {
             (_, None) => {}
             (Use::Login(from), Some(sources)) => {
                 // As an IPv4 client may reach a listener for IPv6.
-                let from = from.to_canonical();
-                if !sources.iter().any(|network| network.contains(&from)) {
+                let from = from.map(|from| from.to_canonical());
+                if !from.is_some_and(|from| sources.iter().any(|network| network.contains(&from))) {
                     return Err(Flaw::SourceAddress);
                 }
             }
             // It means nothing for a host, and what means nothing is not met.
-            (Use::Host(_), Some(_)) => return Err(Flaw::CriticalOption),
+            (Use::Host(_) | Use::AnyHost, Some(_)) => return Err(Flaw::CriticalOption),
         }
         let named = match shown {
-            Use::Login(_) => !self.principals().is_empty(),
+            Use::Login(_) | Use::AnyHost => !self.principals().is_empty(),
             Use::Host(name) => self.principals().iter().any(|principal| principal.eq_ignore_ascii_case(name)),
         };
         if !named {

@@ -12,6 +12,7 @@
 //! which are no keys ([`super::certificate`]), and PuTTY's format.
 
 mod der;
+mod successor;
 mod text;
 
 use std::fmt;
@@ -23,7 +24,7 @@ use std::sync::Arc;
 
 use russh::keys::signature::{Signer, Verifier};
 use russh::keys::ssh_key::private::{Ed25519Keypair, KeypairData, RsaKeypair};
-use russh::keys::ssh_key::public::KeyData;
+use russh::keys::ssh_key::public::{EcdsaPublicKey, KeyData};
 use russh::keys::ssh_key::{LineEnding, Mpint, Signature, rand_core};
 use russh::keys::{EcdsaCurve, HashAlg};
 use zeroize::Zeroizing;
@@ -82,6 +83,9 @@ pub enum KeyError {
     /// A directory, a pipe, a device.
     #[error("is not a regular file")]
     NotAFile,
+    /// A link, where the key itself is to be replaced.
+    #[error("is a symbolic link: whatever keeps the key (a secret store, Kubernetes) has to put the new one there")]
+    Link,
     /// Nothing in it.
     #[error("is empty")]
     Empty,
@@ -538,12 +542,11 @@ fn judge(key: &KeyData) -> Result<(), KeyError> {
         KeyData::SkEd25519(key) if SMALL_ORDER.contains(&masked(key.public_key().0)) => {
             Err(KeyError::Unsound("a point of small order"))
         }
-        KeyData::Ed25519(_) | KeyData::SkEd25519(_) | KeyData::SkEcdsaSha2NistP256(_) => Ok(()),
-        // One key has one encoding, and so one fingerprint; OpenSSH knows the uncompressed one only.
-        KeyData::Ecdsa(key) if key.as_sec1_bytes().first() != Some(&4) => {
-            Err(KeyError::Algorithm("ECDSA with a compressed point".into()))
+        KeyData::Ed25519(_) | KeyData::SkEd25519(_) => Ok(()),
+        KeyData::SkEcdsaSha2NistP256(key) => {
+            judge_point(EcdsaCurve::NistP256, EcdsaPublicKey::NistP256(*key.ec_point()).as_sec1_bytes())
         }
-        KeyData::Ecdsa(_) => Ok(()),
+        KeyData::Ecdsa(key) => judge_point(key.curve(), key.as_sec1_bytes()),
         KeyData::Rsa(key) => match bits(key.n()) {
             RSA_BITS_MIN..=RSA_BITS_MAX if !odd(key.n()) => Err(KeyError::Unsound("an even RSA modulus")),
             RSA_BITS_MIN..=RSA_BITS_MAX if !(2..=33).contains(&bits(key.e())) || !odd(key.e()) => {
@@ -555,6 +558,20 @@ fn judge(key: &KeyData) -> Result<(), KeyError> {
         KeyData::Certificate(_) => Err(KeyError::Certificate("an OpenSSH certificate")),
         other => Err(KeyError::Algorithm(text::printable(other.algorithm().as_str()))),
     }
+}
+
+fn judge_point(curve: EcdsaCurve, point: &[u8]) -> Result<(), KeyError> {
+    // One key has one encoding, and so one fingerprint; OpenSSH knows the uncompressed one only.
+    if point.first() != Some(&4) {
+        return Err(KeyError::Algorithm("ECDSA with a compressed point".into()));
+    }
+    // The library takes any two numbers of the right length, and finds out when it verifies.
+    let lies = match curve {
+        EcdsaCurve::NistP256 => p256::PublicKey::from_sec1_bytes(point).is_ok(),
+        EcdsaCurve::NistP384 => p384::PublicKey::from_sec1_bytes(point).is_ok(),
+        EcdsaCurve::NistP521 => p521::PublicKey::from_sec1_bytes(point).is_ok(),
+    };
+    if lies { Ok(()) } else { Err(KeyError::Unsound("a point that does not lie on its curve")) }
 }
 
 fn bits(number: &Mpint) -> u32 {

@@ -360,8 +360,8 @@ impl<C: Connect> Session<'_, '_, C> {
             let hint = login_hint(&source, instance.password.is_some());
             instance.login_failed(&instance.user, database, hint, source)
         };
-        let login =
-            Login { user: instance.user.as_str(), password: instance.password.as_ref(), database: database.as_str() };
+        let user = instance.login(&instance.user);
+        let login = Login { user: &user, password: instance.password.as_ref(), database: database.as_str() };
         let client = self.open(login).await?.map_err(failed)?;
         // First of all, and without calling any function: from here on names mean PostgreSQL's own things only. A
         // lock is waited for at the server, which can say what it waits for; the rest is under our own deadlines.
@@ -568,7 +568,8 @@ impl<C: Connect> Session<'_, '_, C> {
         self.tell(&Event::Try { role })?;
         let mut account = resources.accounts().into_iter().filter(|(_, owner)| *owner == role);
         let database = account.find_map(|(name, _)| name).unwrap_or(&resources.instance.database);
-        let login = Login { user: role.as_str(), password: Some(password), database: database.as_str() };
+        let user = resources.instance.login(role);
+        let login = Login { user: &user, password: Some(password), database: database.as_str() };
         let failure = match self.open(login).await? {
             Ok(_) => return Ok(LoginTrial::Right),
             Err(failure) => failure,
@@ -631,8 +632,12 @@ impl Instance {
         hint: &'static str,
         source: Failure,
     ) -> ProvisionError {
-        let (user, database) = (quote_identifier(user), quote_identifier(database));
-        ProvisionError::Login { login: format!("{user} to the database {database} at {}", self.target), hint, source }
+        let (quoted, database) = (quote_identifier(user), quote_identifier(database));
+        let login = match self.login_suffix {
+            Some(_) => self.login(user),
+            None => quoted.to_string(),
+        };
+        ProvisionError::Login { login: format!("{login} to the database {database} at {}", self.target), hint, source }
     }
 }
 

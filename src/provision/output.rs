@@ -169,7 +169,7 @@ impl Accounts {
                     host: resources.instance.target.host.to_string(),
                     port: resources.instance.target.port,
                     name: name.map(str::to_owned),
-                    username: role.to_string(),
+                    username: resources.instance.login(role),
                     password: None,
                     next: None,
                 });
@@ -309,7 +309,9 @@ pub fn probe(path: &Path) -> Result<(), OutputError> {
 impl Entry {
     fn is_of(&self, resources: &Resources, role: &Identifier) -> bool {
         let target = &resources.instance.target;
-        self.username == role.as_str() && self.port == target.port && self.host == target.host.to_string()
+        self.username == resources.instance.login(role)
+            && self.port == target.port
+            && self.host == target.host.to_string()
     }
 
     fn parse(item: Value) -> Option<Self> {
@@ -404,6 +406,7 @@ mod tests {
                 target: "db:5432".parse().expect("target"),
                 database: name("postgres"),
                 user: name("admin"),
+                login_suffix: None,
                 password: None,
                 tls: Tls::Disable,
             },

@@ -84,7 +84,7 @@ impl Snapshot {
             return Err(Flaw::AuthorityExpired.into());
         }
         let trust = Trust { authority: &registered.key, revocations: &authority.revocations };
-        certificate.judge(trust, Use::Login(from), now)?;
+        certificate.judge(trust, Use::Login(Some(from)), now)?;
         self.judge_subject(agent, organisation, certificate)?;
         let id = named(agent, organisation, authority, certificate)?;
         self.admits_principal(agent, &id, from, now)?;

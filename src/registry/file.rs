@@ -20,8 +20,10 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::fs::Metadata;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -37,9 +39,10 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 use super::{Agent, Authority, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
 use crate::chain::Chain;
 use crate::document::{Document, Faults, Item, Table, read_text};
-use crate::identity::{Fingerprint, PublicKey};
+use crate::identity::{Fingerprint, OrganisationId, PublicKey};
 use crate::limits::{
-    FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE, REGISTRY_SETTLE_MAX,
+    EXPOSED_SHOWN, FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE,
+    REGISTRY_SETTLE_MAX,
 };
 use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
@@ -52,15 +55,25 @@ use crate::task::Tasks;
 /// # Errors
 /// With every fault in it, if there is one.
 pub fn load(dir: &Path) -> Result<Snapshot, Faults> {
+    load_with_files(dir).map(|(snapshot, _)| snapshot)
+}
+
+/// Which file each key of an organisation lies in.
+pub(super) type KeyFiles = BTreeMap<OrganisationId, HashMap<Fingerprint, PathBuf>>;
+
+/// As [`load`], and where the keys are.
+pub(super) fn load_with_files(dir: &Path) -> Result<(Snapshot, KeyFiles), Faults> {
     let mut reader = Reader::default();
     let mut organisations = BTreeMap::new();
+    let mut files = KeyFiles::new();
     let mut found = false;
     for entry in reader.list(dir) {
         match entry {
             Entry { name, path, folder: true } if name == "organisations" => {
                 found = true;
                 for (id, member) in reader.members(&path) {
-                    if let Some(organisation) = reader.organisation(&member) {
+                    if let Some((organisation, held)) = reader.organisation(&member) {
+                        files.insert(OrganisationId::clone(&id), held);
                         organisations.insert(id, organisation);
                     }
                 }
@@ -73,7 +86,23 @@ pub fn load(dir: &Path) -> Result<Snapshot, Faults> {
     }
     reader.faults.none_in(())?;
     // Duplicates were found above, with the files' names; this is the second lock on that door.
-    Snapshot::new(organisations).map_err(|error| Faults::file(dir, error.to_string()))
+    let snapshot = Snapshot::new(organisations).map_err(|error| Faults::file(dir, error.to_string()))?;
+    Ok((snapshot, files))
+}
+
+/// What others than its owner may write in a registry, the folder itself included; the first few. Whoever may write there
+/// says who gets in.
+#[must_use]
+pub fn writable_by_others(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    walk(dir, |path, data| {
+        let others = data.as_ref().is_ok_and(|data| data.mode() & 0o002 != 0);
+        if others {
+            found.push(path.to_owned());
+        }
+        found.len() < EXPOSED_SHOWN
+    });
+    found
 }
 
 /// A registry in folders that follows their changes.
@@ -317,16 +346,34 @@ fn look(dir: &Path, known: Option<u64>) -> Option<(Option<u64>, Result<Snapshot,
 
 /// A digest of the names, places, sizes and times of everything that [`load`] would read.
 fn signature(dir: &Path) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    walk(dir, |path, data| {
+        path.hash(&mut hasher);
+        match data {
+            Ok(data) => Stamp::of(&data).hash(&mut hasher),
+            Err(error) => error.kind().to_string().hash(&mut hasher),
+        }
+        true
+    });
+    hasher.finish()
+}
+
+/// Shows everything that [`load`] would read, the folder first, until `see` wants no more.
+fn walk(dir: &Path, mut see: impl FnMut(&Path, io::Result<Metadata>) -> bool) {
     /// The tree has five levels; more could only be links in a circle.
     const DEPTH: usize = 8;
-    let mut hasher = DefaultHasher::new();
     let mut left = vec![(dir.to_owned(), DEPTH)];
     let mut entries = 0;
+    if !see(dir, std::fs::metadata(dir)) {
+        return;
+    }
     while let Some((dir, depth)) = left.pop() {
         let mut paths: Vec<PathBuf> = match std::fs::read_dir(&dir) {
             Ok(list) => list.flatten().map(|entry| entry.path()).collect(),
             Err(error) => {
-                (&dir, error.kind().to_string()).hash(&mut hasher);
+                if !see(&dir, Err(error)) {
+                    return;
+                }
                 continue;
             }
         };
@@ -334,21 +381,18 @@ fn signature(dir: &Path) -> u64 {
         for path in paths.into_iter().filter(|path| !is_passed_over(path)) {
             entries += 1;
             if entries > REGISTRY_ENTRIES_MAX {
-                return hasher.finish();
+                return;
             }
-            path.hash(&mut hasher);
-            match std::fs::metadata(&path) {
-                Ok(data) => {
-                    Stamp::of(&data).hash(&mut hasher);
-                    if data.is_dir() && depth > 0 {
-                        left.push((path, depth - 1));
-                    }
-                }
-                Err(error) => error.kind().to_string().hash(&mut hasher),
+            let data = std::fs::metadata(&path);
+            let folder = data.as_ref().is_ok_and(Metadata::is_dir);
+            if !see(&path, data) {
+                return;
+            }
+            if folder && depth > 0 {
+                left.push((path, depth - 1));
             }
         }
     }
-    hasher.finish()
 }
 
 fn accepted(snapshot: &Snapshot) -> Reload {
@@ -415,7 +459,7 @@ struct Member {
 }
 
 impl Reader {
-    fn organisation(&mut self, member: &Member) -> Option<Organisation> {
+    fn organisation(&mut self, member: &Member) -> Option<(Organisation, HashMap<Fingerprint, PathBuf>)> {
         let about = member.about.as_deref();
         let Some(dir) = &member.folder else {
             // One letter too many in its name, and what it narrows would stay wide open.
@@ -444,7 +488,7 @@ impl Reader {
                 _ => self.unexpected(&entry, "only the folders agents, principals and user-ca are accepted here"),
             }
         }
-        Some(organisation)
+        Some((organisation, holders))
     }
 
     fn agent(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Agent {

@@ -167,3 +167,129 @@ fn collect(found: Vec<(Record, u32)>) -> Records {
 fn seconds(ttl: u32) -> Duration {
     Duration::from_secs(if ttl > i32::MAX.unsigned_abs() { 0 } else { ttl.into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use hickory_resolver::proto::op::{Message, OpCode};
+    use hickory_resolver::proto::rr::Record as Entry;
+    use hickory_resolver::proto::rr::rdata::{A, CNAME, SOA};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn name(text: &str) -> Name {
+        Name::from_ascii(format!("{text}.")).expect(text)
+    }
+
+    fn address(of: &str, last: u8, ttl: u32) -> Entry {
+        Entry::from_rdata(name(of), ttl, RData::A(A(Ipv4Addr::new(10, 0, 0, last))))
+    }
+
+    fn alias(of: &str, to: &str, ttl: u32) -> Entry {
+        Entry::from_rdata(name(of), ttl, RData::CNAME(CNAME(name(to))))
+    }
+
+    fn message(asked: &str, answers: Vec<Entry>) -> Message {
+        let mut message = Message::response(7, OpCode::Query);
+        message.add_query(Query::query(name(asked), RecordType::A));
+        message.answers = answers;
+        message
+    }
+
+    fn read(message: &Message) -> Result<Answer, AnswerError> {
+        super::read(message, "db.internal", Kind::Ipv4, &mut 0)
+    }
+
+    fn records(lasts: &[u8], life: u64) -> Result<Answer, AnswerError> {
+        let addresses = lasts.iter().map(|last| Ipv4Addr::new(10, 0, 0, *last).into()).collect();
+        Ok(Answer::Records { records: Records::Addresses(addresses), life: Duration::from_secs(life) })
+    }
+
+    #[test]
+    fn another_question_is_not_answered() {
+        let right = vec![address("db.internal", 1, 60)];
+        assert_eq!(read(&message("DB.Internal", right.clone())), records(&[1], 60));
+        assert_eq!(read(&message("other.internal", right.clone())), Err(AnswerError::Question));
+        let mut none = message("db.internal", right.clone());
+        none.queries.clear();
+        assert_eq!(read(&none), Err(AnswerError::Question));
+        let mut two = message("db.internal", right.clone());
+        two.add_query(Query::query(name("db.internal"), RecordType::A));
+        assert_eq!(read(&two), Err(AnswerError::Question));
+        let kind = super::read(&message("db.internal", right), "db.internal", Kind::Ipv6, &mut 0);
+        assert_eq!(kind, Err(AnswerError::Question));
+    }
+
+    #[test]
+    fn only_own_records_in_the_answer_section_count_and_the_shortest_life_holds() {
+        let answers = vec![
+            address("other.internal", 9, 1),
+            alias("db.internal", "There.internal", 50),
+            address("there.internal", 2, 40),
+            address("THERE.internal", 3, 30),
+            alias("other.internal", "db.internal", 1),
+        ];
+        assert_eq!(read(&message("db.internal", answers.clone())), records(&[2, 3], 30));
+        let mut elsewhere = message("db.internal", vec![]);
+        elsewhere.additionals = vec![address("db.internal", 1, 60)];
+        elsewhere.authorities = vec![address("db.internal", 1, 60)];
+        let nothing = Ok(Answer::Nothing { exists: true, life: Duration::ZERO });
+        assert_eq!(read(&elsewhere), nothing);
+        assert_eq!(read(&message("db.internal", answers[..1].to_vec())), nothing);
+        // A lifetime with the highest bit set is none.
+        assert_eq!(read(&message("db.internal", vec![address("db.internal", 1, 1 << 31)])), records(&[1], 0));
+    }
+
+    #[test]
+    fn aliases_are_followed_asked_on_for_and_bounded() {
+        let on = read(&message("db.internal", vec![alias("db.internal", "there.internal", 9)]));
+        assert_eq!(on, Ok(Answer::Alias { to: "there.internal".to_owned(), life: Duration::from_secs(9) }));
+        let circle = vec![alias("db.internal", "there.internal", 9), alias("there.internal", "db.internal", 9)];
+        assert_eq!(read(&message("db.internal", circle)), Err(AnswerError::Aliases));
+        let mut followed = ALIASES_MAX;
+        let one_more = message("db.internal", vec![alias("db.internal", "there.internal", 9)]);
+        let more = super::read(&one_more, "db.internal", Kind::Ipv4, &mut followed);
+        assert_eq!(more, Err(AnswerError::Aliases));
+        // The zone says that there is nothing behind the alias.
+        let mut gone = message("db.internal", vec![alias("db.internal", "there.internal", 9)]);
+        gone.metadata.response_code = ResponseCode::NXDomain;
+        assert_eq!(read(&gone), Ok(Answer::Nothing { exists: false, life: Duration::ZERO }));
+        let soa = SOA::new(name("ns.internal"), name("admin.internal"), 1, 3_600, 600, 86_400, 20);
+        gone.authorities = vec![Entry::from_rdata(name("internal"), 60, RData::SOA(soa))];
+        assert_eq!(read(&gone), Ok(Answer::Nothing { exists: false, life: Duration::from_secs(9) }));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Among eight names, of which some are aliases of others: each address found belongs to a name that the aliases lead
+        /// to, and no other does.
+        #[test]
+        fn what_is_found_is_where_the_aliases_lead(entries in prop::collection::vec((0..8_u8, 0..8_u8, any::<bool>()), 0..40)) {
+            let of = |at: u8| if at == 0 { "db.internal".to_owned() } else { format!("n{at}.internal") };
+            let answers: Vec<_> = entries
+                .iter()
+                .map(|&(owner, to, is_alias)| match is_alias {
+                    true => alias(&of(owner), &of(to), 5),
+                    false => address(&of(owner), owner, 5),
+                })
+                .collect();
+            match read(&message("db.internal", answers)) {
+                Ok(Answer::Records { records: Records::Addresses(found), .. }) => {
+                    let mut at = 0;
+                    while !entries.iter().any(|&(owner, _, is_alias)| owner == at && !is_alias) {
+                        at = entries.iter().find(|(owner, _, _)| *owner == at).expect("an alias leads on").1;
+                    }
+                    let own = entries.iter().filter(|&&(owner, _, is_alias)| owner == at && !is_alias).count();
+                    prop_assert_eq!(found, vec![IpAddr::from([10, 0, 0, at]); own.min(ADDRESSES_PER_NAME)]);
+                }
+                Ok(Answer::Alias { .. } | Answer::Nothing { exists: true, .. }) => {
+                    prop_assert!(!entries.iter().any(|&(owner, _, is_alias)| owner == 0 && !is_alias));
+                }
+                other => prop_assert_eq!(other, Err(AnswerError::Aliases)),
+            }
+        }
+    }
+}

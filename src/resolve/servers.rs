@@ -80,7 +80,7 @@ impl Servers {
             };
             let connections = vec![connection(ProtocolConfig::Udp), connection(ProtocolConfig::Tcp)];
             let config = NameServerConfig::new(server.ip(), true, connections);
-            // It cannot fail without TLS, and nothing is lost where it did: then there is no TLS either.
+            // Without the library's TLS nothing in it can fail.
             let tls = TlsConfig::new().ok()?;
             let context = Arc::new(PoolContext::new(options.clone(), tls));
             Some((*server, NameServerPool::from_config([config], context, provider.clone())))

@@ -1,10 +1,13 @@
 //! Who may take up a handshake, and what a connection turns out to be.
 //!
-//! Promised: a connection that has not logged in holds a [`Seat`], of which there are few, in all and per address; its
-//! first line is read under a deadline and a length, and nothing else is read before it is judged. A peer that waits for
+//! Promised: a connection that has not logged in holds a [`Seat`], of which there are few, in all and per address; who fails
+//! too often is not taken up for a while ([`penalty`]); its first line is read under a deadline and a length, and nothing else is read before it is judged. A peer that waits for
 //! our line first gets it after a short patience. What follows, the handshake, costs processor time: it begins with a
 //! [`Place`], of which there are fewer, in all and per address, and at a measured pace on each thread. Who waits for one
 //! keeps its seat.
+
+pub mod penalty;
+mod room;
 
 use std::collections::HashMap;
 use std::io;
@@ -21,74 +24,8 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use super::wire::{IdentificationError, Peer};
 use crate::limits;
 
-/// Counts the connections that have not logged in.
-#[derive(Debug, Clone)]
-pub struct Room(Arc<Mutex<Taken>>);
-
-#[derive(Debug, Default)]
-struct Taken {
-    total: usize,
-    by_address: HashMap<IpAddr, usize>,
-    max: usize,
-    max_per_address: usize,
-}
-
-/// A place among the connections that have not logged in; given back on drop.
-#[derive(Debug)]
-pub struct Seat {
-    room: Room,
-    address: IpAddr,
-}
-
-/// Why there is no seat.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Full {
-    /// Too many in all.
-    Total,
-    /// Too many from this address.
-    Address,
-}
-
-impl Room {
-    /// Room for so many in all, and so many from one address.
-    #[must_use]
-    pub fn new(max: usize, max_per_address: usize) -> Self {
-        Self(Arc::new(Mutex::new(Taken { max, max_per_address, ..Taken::default() })))
-    }
-
-    /// Takes a seat.
-    ///
-    /// # Errors
-    /// If there is none.
-    pub fn seat(&self, address: IpAddr) -> Result<Seat, Full> {
-        let address = network(address);
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken.total >= taken.max {
-            return Err(Full::Total);
-        }
-        let max = taken.max_per_address;
-        let of_address = taken.by_address.entry(address).or_default();
-        if *of_address >= max {
-            return Err(Full::Address);
-        }
-        *of_address += 1;
-        taken.total += 1;
-        Ok(Seat { room: self.clone(), address })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = self.room.0.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.total -= 1;
-        if let Some(of_address) = taken.by_address.get_mut(&self.address) {
-            *of_address -= 1;
-            if *of_address == 0 {
-                taken.by_address.remove(&self.address);
-            }
-        }
-    }
-}
+use penalty::Fault;
+pub use room::{Full, Room, Seat};
 
 /// Lets handshakes begin, so many at once and so fast.
 #[derive(Debug)]
@@ -277,6 +214,18 @@ pub enum GreetError {
     Identification(#[from] IdentificationError),
 }
 
+impl GreetError {
+    /// What is held against the address for it; nothing where it may have been a health check, or the network.
+    #[must_use]
+    pub fn fault(&self) -> Option<Fault> {
+        match self {
+            Self::Timeout => Some(Fault::Timeout),
+            Self::Identification(_) => Some(Fault::Garbage),
+            Self::Closed | Self::Io(_) => None,
+        }
+    }
+}
+
 /// Reads the peer's identification string. `head` is what was read of the stream before. Where `first` is given, a peer that
 /// stays silent for [`limits::IDENTIFICATION_PATIENCE`] is sent that line.
 ///
@@ -396,20 +345,6 @@ mod tests {
         assert_eq!(greeted.said, None);
     }
 
-    #[test]
-    fn seats_are_bounded_and_come_back() {
-        let room = Room::new(3, 2);
-        let a: IpAddr = "10.0.0.1".parse().expect("an address");
-        let mapped: IpAddr = "::ffff:10.0.0.1".parse().expect("an address");
-        let first = room.seat(a).expect("a seat");
-        let _second = room.seat(mapped).expect("a seat");
-        assert_eq!(room.seat(a).expect_err("full"), Full::Address);
-        let _third = room.seat("2001:db8::1".parse().expect("an address")).expect("a seat");
-        assert_eq!(room.seat("10.0.0.2".parse().expect("an address")).expect_err("full"), Full::Total);
-        drop(first);
-        assert!(room.seat(a).is_ok());
-    }
-
     #[tokio::test(start_paused = true)]
     async fn handshakes_begin_at_a_pace() {
         let pace = Pace::new(Duration::from_millis(10), 16);
@@ -481,8 +416,9 @@ mod tests {
     #[test]
     fn one_ipv6_network_is_one_address() {
         let room = Room::new(10, 1);
-        let _seat = room.seat("2001:db8::1".parse().expect("an address")).expect("a seat");
-        assert_eq!(room.seat("2001:db8::ffff".parse().expect("an address")).expect_err("full"), Full::Address);
-        assert!(room.seat("2001:db8:0:1::1".parse().expect("an address")).is_ok());
+        let seat = |address: &str| room.seat(Some(address.parse().expect("an address")), Instant::now());
+        let _seat = seat("2001:db8::1").expect("a seat");
+        assert_eq!(seat("2001:db8::ffff").expect_err("full"), Full::Address);
+        assert!(seat("2001:db8:0:1::1").is_ok());
     }
 }

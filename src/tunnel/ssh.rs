@@ -315,7 +315,7 @@ impl Stranger {
 
     fn logged_in(self, tasks: &Tasks, opens: usize) -> Client {
         self.cut.disarm();
-        self.control.earn(limits::IDLE_PACKETS);
+        self.control.know();
         Client {
             handle: Arc::new(self.handle),
             control: self.control,

@@ -6,6 +6,8 @@
 //! - everybody who waits for [`Control::gone`] learns when the session has let go of its stream, by whatever way it ended;
 //! - **a session never stops reading because it writes**: what the socket does not take is kept here, up to a bound at which
 //!   the session is cut, and whoever feeds the session waits for [`Control::room`];
+//! - **who has not logged in gets little**: of bytes that are read, of a packet's size and of what waits to be sent, until
+//!   [`Control::know`];
 //! - **a session that has received more than its users take stops reading**, while it goes on writing: see [`Control::hold`];
 //! - a session whose peer keeps it busy with packets that have no use is cut: see [`Control::earn`].
 //!
@@ -57,8 +59,12 @@ struct Shared {
     /// How many more may come before somebody looks at that.
     spare: AtomicI64,
     /// Set when the session was cut for its packets without one.
-    flooded: AtomicBool,
+    idle_flood: AtomicBool,
     reader: Mutex<Option<Waker>>,
+    /// Set once the peer has logged in, or we have.
+    known: AtomicBool,
+    /// Set where it was cut because of what came before that.
+    flooded: AtomicBool,
 }
 
 /// Places for those who have found room and whose message the session has not taken yet.
@@ -76,6 +82,17 @@ impl Control {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The login is over: from here on the bounds of a session hold, and no more those of a stranger.
+    pub fn know(&self) {
+        self.0.known.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the session ended because its peer sent more than a login needs.
+    #[must_use]
+    pub fn is_flooded(&self) -> bool {
+        self.0.flooded.load(Ordering::Relaxed)
     }
 
     /// Makes every further read and write of the session fail.
@@ -112,7 +129,7 @@ impl Control {
     /// Whether the session was cut because its peer went on sending packets without any use.
     #[must_use]
     pub fn was_flooded(&self) -> bool {
-        self.0.flooded.load(Ordering::Relaxed)
+        self.0.idle_flood.load(Ordering::Relaxed)
     }
 
     /// Fires once the session has ended and dropped its stream.
@@ -279,6 +296,8 @@ pub struct Transport<S> {
     ahead: Option<Ahead>,
     unsaid: usize,
     unsent: BytesMut,
+    /// What the peer may still send before the login.
+    allowance: usize,
     control: Control,
     packets: Packets,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
@@ -290,13 +309,14 @@ impl<S> Transport<S> {
     /// Puts `stream` under control. `replay` is read first; the first `unsaid` bytes written are dropped, because the peer
     /// has them already.
     pub fn new(stream: S, control: &Control, replay: Bytes, unsaid: usize) -> Self {
-        control.0.spare.store(limits::PACKETS_BEFORE_LOGIN as i64, Ordering::Relaxed);
+        control.0.spare.store(limits::IDLE_PACKETS as i64, Ordering::Relaxed);
         Self {
             stream,
             replay,
             ahead: None,
             unsaid,
             unsent: BytesMut::new(),
+            allowance: limits::LOGIN_BYTES,
             control: control.clone(),
             packets: Packets { looked: Instant::now(), packets: 0, bytes: 0 },
             cut: Box::pin(control.0.cut.clone().cancelled_owned()),
@@ -312,6 +332,21 @@ impl<S> Transport<S> {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "cut"));
         }
         Ok(())
+    }
+}
+
+impl<S> Transport<S> {
+    /// Whether somebody who has not logged in may make the session read so much at once: it has made room for it already.
+    fn admit(&self, wanted: usize) -> io::Result<()> {
+        if self.is_known() || wanted <= limits::LOGIN_PACKET_MAX && self.allowance > 0 {
+            return Ok(());
+        }
+        self.control.0.flooded.store(true, Ordering::Relaxed);
+        Err(io::Error::new(io::ErrorKind::InvalidData, "more than a login needs"))
+    }
+
+    fn is_known(&self) -> bool {
+        self.control.0.known.load(Ordering::Relaxed)
     }
 }
 
@@ -385,6 +420,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
         if let Poll::Ready(Err(error)) = this.write_on(cx) {
             return Poll::Ready(Err(error));
         }
+        this.admit(buf.remaining())?;
+        let before = buf.filled().len();
+        let read = this.read_on(cx, buf);
+        this.allowance = this.allowance.saturating_sub(buf.filled().len() - before);
+        read
+    }
+}
+
+impl<S: AsyncRead + Unpin> Transport<S> {
+    /// Reads while the session is open for it, what is to be replayed first.
+    fn read_on(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
         if !this.replay.is_empty() {
             let n = this.replay.len().min(buf.remaining());
             buf.put_slice(&this.replay[..n]);
@@ -409,7 +456,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
         if (this.packets.packets > 0 || this.packets.bytes >= limits::BYTES_PER_PACKET)
             && !this.packets.count(&this.control)
         {
-            this.control.0.flooded.store(true, Ordering::Relaxed);
+            this.control.0.idle_flood.store(true, Ordering::Relaxed);
             this.control.cut();
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the peer sends nothing of use")));
         }
@@ -471,7 +518,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         if taken < buf.len() {
             this.unsent.extend_from_slice(&buf[taken..]);
             this.tell();
-            if this.unsent.len() > limits::UNSENT_MAX {
+            let most = if this.is_known() { limits::UNSENT_MAX } else { limits::LOGIN_UNSENT };
+            if this.unsent.len() > most {
                 this.control.cut();
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer does not read")));
             }
@@ -546,7 +594,7 @@ mod tests {
         let control = Control::new();
         let packet = vec![0; LENGTH + size];
         let mut transport = Transport::new(tokio::io::empty(), &control, Bytes::new(), 0);
-        control.earn(limits::IDLE_PACKETS);
+        control.know();
         let mut buf = vec![0; size.max(LENGTH)];
         for _ in 0..packets {
             transport.ahead = None;
@@ -580,22 +628,10 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stranger_may_send_few_packets() {
-        let control = Control::new();
-        let packets = vec![0; (limits::PACKETS_BEFORE_LOGIN + 2_000) * 8];
-        let mut transport = Transport::new(tokio::io::join(&packets[..], tokio::io::sink()), &control, Bytes::new(), 0);
-        let mut buf = [0; LENGTH];
-        let mut read = 0;
-        while transport.read_exact(&mut buf).await.is_ok() {
-            read += 1;
-        }
-        assert!(control.was_flooded() && read < limits::PACKETS_BEFORE_LOGIN + 1_000, "{read}");
-    }
-
-    #[tokio::test]
     async fn writing_never_waits_and_reading_writes_on() {
         let (near, mut far) = tokio::io::duplex(16);
         let control = Control::new();
+        control.know();
         let mut transport = Transport::new(near, &control, Bytes::new(), 0);
         let sent: Vec<u8> = (0..=255).cycle().take(limits::UNSENT_HIGH + 1000).collect();
         transport.write_all(&sent).await.expect("writing never waits");
@@ -615,6 +651,7 @@ mod tests {
     async fn a_peer_that_never_reads_is_cut() {
         let (near, _far) = tokio::io::duplex(16);
         let control = Control::new();
+        control.know();
         let mut transport = Transport::new(near, &control, Bytes::new(), 0);
         let chunk = vec![0; 1024 * 1024];
         let mut result = Ok(());
@@ -622,6 +659,42 @@ mod tests {
             result = transport.write_all(&chunk).await;
         }
         assert_eq!(result.expect_err("too much is unsent").kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[tokio::test]
+    async fn a_stranger_sends_no_more_than_a_login_needs_and_makes_no_more_be_kept() {
+        // Small packets, until it is too much.
+        let (near, mut far) = tokio::io::duplex(2 * limits::LOGIN_BYTES);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        far.write_all(&vec![0; limits::LOGIN_BYTES + 1]).await.expect("written");
+        let mut packet = [0; 1024];
+        for _ in 0..limits::LOGIN_BYTES / packet.len() {
+            transport.read_exact(&mut packet).await.expect("read");
+        }
+        assert!(!control.is_flooded());
+        assert_eq!(transport.read(&mut packet).await.expect_err("too much").kind(), io::ErrorKind::InvalidData);
+        assert!(control.is_flooded());
+        // A large one, before any of it has come.
+        let (near, _far) = tokio::io::duplex(64);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        let mut packet = vec![0; limits::LOGIN_PACKET_MAX + 1];
+        assert!(transport.read(&mut packet).await.is_err() && control.is_flooded());
+        // And answers that are not taken.
+        let (near, _far) = tokio::io::duplex(16);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        assert!(transport.write_all(&vec![0; limits::LOGIN_UNSENT + 17]).await.is_err());
+        // Who has logged in does all of that.
+        let (near, mut far) = tokio::io::duplex(2 * limits::LOGIN_BYTES);
+        let control = Control::new();
+        let mut transport = Transport::new(near, &control, Bytes::new(), 0);
+        control.know();
+        far.write_all(&vec![0; limits::LOGIN_BYTES + 1]).await.expect("written");
+        let mut packet = vec![0; limits::LOGIN_BYTES + 1];
+        transport.read_exact(&mut packet).await.expect("read");
+        transport.write_all(&vec![0; 3 * limits::LOGIN_BYTES]).await.expect("written");
     }
 
     #[tokio::test]

@@ -17,7 +17,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use crate::harness::{PATIENCE, Said, Side, Site, eventually, run};
-use server::{A, AAAA, Dns, NOERROR, NXDOMAIN, REFUSED, Record, Reply, SERVFAIL, local};
+use server::{A, AAAA, Dns, NOERROR, NXDOMAIN, REFUSED, Record, Reply, SERVFAIL, SRV, local};
 
 /// Places that say who they are.
 struct Places {
@@ -365,6 +365,76 @@ async fn families_are_asked_for_as_they_are_wanted() {
     let outcome = ask(&site, "both.internal", places.port).await;
     led_to(&outcome, 1, places.port);
     assert_eq!(outcome.1["resolved"], json!(["2001:db8::1", "127.0.0.1", "2001:db8::2", "127.0.0.2"]));
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_address_that_is_asked_for_is_meant_whatever_family_names_are_to_have() {
+    let (dns, places) = (Dns::start().await, Places::at(&[1]).await);
+    let settings = format!("[agent.resolver]\nservers = [\"{}\"]\nfamily = \"ipv6\"\n", dns.address);
+    let site = Site::plan().agent_setting(&settings).allow((local(1), places.port).into()).start().await;
+    led_to(&ask(&site, "127.0.0.1", places.port).await, 1, places.port);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_service_leads_only_to_permitted_ports_and_addresses() {
+    let (dns, places) = (Dns::start().await, Places::at(&[1, 2, 3]).await);
+    let port = places.port;
+    let elsewhere = Places::at(&[1]).await;
+    let site = Site::plan()
+        .agent_setting(&format!("[agent.resolver]\nservers = [\"{}\"]\nfamily = \"ipv4\"\n", dns.address))
+        .rule(&format!(
+            "name = \"service\"\nservices = [\"_pg._tcp.internal\"]\n\
+             within = [\"127.0.0.1/32\", \"127.0.0.3/32\"]\nports = [{port}]\n"
+        ))
+        .start()
+        .await;
+    for last in [1, 2, 3] {
+        dns.has(&format!("host{last}.internal"), &[&local(last).to_string()], 0);
+    }
+    dns.has("metadata.internal", &["169.254.169.254"], 0);
+    let say = |instances: &[Record]| dns.say("_pg._tcp.internal", SRV, &[Reply::Records(instances.to_vec())]);
+    let ask = async || ask(&site, "_pg._tcp.internal", port).await;
+    let instance = |priority, port, host: &str| Record::service(priority, 0, port, host);
+
+    // The first in order that is permitted; what is not is on record, with its port.
+    say(&[
+        instance(40, port, "host3.internal"),
+        instance(30, port, "host1.internal"),
+        instance(20, elsewhere.port, "host1.internal"),
+        instance(10, port, "host2.internal"),
+        instance(5, port, "gone.internal"),
+        instance(1, port, "metadata.internal"),
+    ]);
+    let led = ask().await;
+    led_to(&led, 1, port);
+    let refusals = ["169.254.169.254", "127.0.0.2"].map(|address| format!("{address}:{port}"));
+    let refusals = [&refusals[..], &[format!("127.0.0.1:{}", elsewhere.port)]].concat();
+    assert_eq!(led.1["refused"], json!(refusals));
+    assert_eq!(led.1["resolved"].as_array().expect("instances").len(), 5);
+    // Each wrong thing alone.
+    for (instances, event, reason, detail) in [
+        (vec![instance(0, elsewhere.port, "host1.internal")], "forward.denied", "port", "it leads to port"),
+        (vec![instance(0, port, "host2.internal")], "forward.denied", "outside_within", "127.0.0.2"),
+        (vec![instance(0, port, "metadata.internal")], "forward.denied", "outside_within", "169.254.169.254"),
+        (
+            vec![instance(0, port, "gone.internal")],
+            "forward.failed",
+            "unresolved",
+            "gone.internal: there is no such name",
+        ),
+        (vec![instance(0, port, ".")], "forward.failed", "unresolved", "no instance of the service"),
+        (vec![instance(0, 0, "host1.internal")], "forward.failed", "unresolved", "no instance of the service"),
+        (vec![instance(0, port, "127.0.0.1")], "forward.failed", "unresolved", "no instance of the service"),
+        (vec![Record::address("127.0.0.1", 0)], "forward.failed", "unresolved", "no instance of the service"),
+    ] {
+        say(&instances);
+        refused(&ask().await, event, reason, detail);
+    }
+    // The host is a host's name, and a service that is asked for as a host is none.
+    refused(&self::ask(&site, "host1.internal", port).await, "forward.denied", "no_rule", "");
+    assert_eq!((places.visits(1), places.visits(2), places.visits(3), elsewhere.visits(1)), (1, 0, 0, 0));
     site.stop().await;
 }
 

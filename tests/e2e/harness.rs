@@ -329,6 +329,7 @@ pub(crate) struct Plan {
     doors: Vec<String>,
     agent_settings: String,
     gateway_settings: String,
+    gateway_tables: String,
     serves_globex: bool,
     agent_environment: Vec<(String, String)>,
     gateway_environment: Vec<(String, String)>,
@@ -346,6 +347,7 @@ impl Plan {
             doors: Vec::new(),
             agent_settings: String::new(),
             gateway_settings: String::new(),
+            gateway_tables: String::new(),
             serves_globex: false,
             agent_environment: Vec::new(),
             gateway_environment: Vec::new(),
@@ -393,6 +395,12 @@ impl Plan {
         self
     }
 
+    /// The agent has this deny rule.
+    pub(crate) fn deny(mut self, toml: &str) -> Self {
+        self.rules.push_str(&format!("[[organisation.deny]]\n{toml}\n"));
+        self
+    }
+
     /// The gateway has a loopback door to this target, on behalf of the provisioner.
     pub(crate) fn door(mut self, target: impl Display) -> Self {
         self.doors.push(target.to_string());
@@ -436,6 +444,13 @@ impl Plan {
         self
     }
 
+    /// Tables for the end of the gateway's configuration.
+    pub(crate) fn gateway_table(mut self, toml: &str) -> Self {
+        self.gateway_tables.push_str(toml);
+        self.gateway_tables.push('\n');
+        self
+    }
+
     /// The agent serves `globex` too, with the same rules, where the provisioner's key is registered as well.
     pub(crate) fn serve_globex(mut self) -> Self {
         let registry = self.registry();
@@ -454,7 +469,7 @@ impl Plan {
 
     /// Starts the gateway alone.
     pub(crate) async fn start_gateway(self) -> Site {
-        let mut doors = String::new();
+        let mut doors = self.gateway_tables.clone();
         let address = |listener: &StdListener| listener.local_addr().expect("its address");
         let [main, door] = match &self.shared {
             Some(shared) => shared.each_ref().map(address),

@@ -68,11 +68,13 @@ impl Site {
         let config = gateway::Config {
             listen: vec![Listener::plain("127.0.0.1:0".parse().expect("an address"))],
             host_key: PrivateKey::generate(Algorithm::Ed25519),
+            host_certificate: None,
             registry,
             admin_socket: None,
             organisations: vec![gateway::Organisation {
                 id: "acme".parse().expect("an id"),
                 login_key: PrivateKey::generate(Algorithm::Ed25519),
+                login_certificate: None,
             }],
             local: vec![gateway::Local {
                 listen: "127.0.0.1:0".parse().expect("an address"),
@@ -82,6 +84,7 @@ impl Site {
             }],
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
+            penalties: gateway::Penalties::default(),
             audit: Sink::File(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
@@ -288,6 +291,7 @@ impl Linked {
                     asserts: None,
                     window: Window::default(),
                 }],
+                authorities: Vec::new(),
                 allow: Allowlist::new(Vec::new()).expect("an allowlist"),
             }],
             drain: Duration::ZERO,

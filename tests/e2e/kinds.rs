@@ -7,6 +7,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use serde_json::json;
+
+use crate::raw::Peer;
+
 /// Bytes in hexadecimal, as `raw.py` takes them.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -75,6 +79,56 @@ pub(crate) fn globals(folder: &Path) -> Vec<(&'static str, String)> {
 
 fn socket(folder: &Path) -> String {
     string(&folder.join("socket").display().to_string())
+}
+
+/// Asks for all of it in a session that may have forwards to `port`; everything that was not refused, in words. `originator`
+/// makes one for each forward.
+pub(crate) async fn not_refused(
+    peer: &mut Peer,
+    port: u16,
+    folder: &Path,
+    originator: impl Fn() -> String,
+) -> Vec<String> {
+    let mut faults = Vec::new();
+    for (kind, body) in channels(port, folder) {
+        let answer = peer.ask(json!({"do": "open", "type": kind, "rest": body, "within": 5})).await;
+        if answer["message"] != 92 {
+            faults.push(format!("channel {kind:?}: {answer}"));
+        }
+    }
+    for (name, body) in globals(folder) {
+        let answer = peer.ask(json!({"do": "global", "name": name, "rest": body, "within": 5})).await;
+        if answer["message"] != 82 {
+            faults.push(format!("global request {name:?}: {answer}"));
+        }
+        // Without a wish for a reply there must be none, or it would be taken for the next request's.
+        peer.ask(json!({"do": "global", "name": name, "rest": body, "reply": false})).await;
+    }
+    let forward = peer.gateway_forward(&originator(), "127.0.0.1", port).await;
+    if forward["message"] != 91 {
+        faults.push(format!("a forward after foreign channels and global requests: {forward}"));
+        return faults;
+    }
+    for (name, body) in requests(folder) {
+        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "reply": false});
+        peer.ask(request).await;
+        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "within": 5});
+        let answer = peer.ask(request).await;
+        if answer["message"] != 100 {
+            faults.push(format!("request {name:?} on a forward: {answer}"));
+            if answer["open"] == false {
+                return faults;
+            }
+        }
+    }
+    peer.echoes(&forward).await;
+    let later = peer.gateway_forward(&originator(), "127.0.0.1", port).await;
+    peer.echoes(&later).await;
+    let late = peer.ask(json!({"do": "next", "messages": [81, 82, 99, 100], "within": 1})).await;
+    if late["nothing"] != true {
+        faults.push(format!("a reply nobody asked for: {late}"));
+    }
+    faults
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 //! Tests with real components, in one binary.
 
+mod bastion;
+mod certificates;
 mod dns;
 mod drain;
 mod flow;
@@ -7,12 +9,14 @@ mod harness;
 mod hostile;
 mod hostile_links;
 mod input;
+mod keys;
 mod kinds;
 mod lifecycle;
 mod limits;
 mod links;
 mod openssh;
 mod organisations;
+mod policy;
 mod postgres;
 mod postgres_through;
 mod provision;
@@ -21,6 +25,7 @@ mod pumps;
 mod raw;
 mod refusals;
 mod reload;
+mod replay;
 mod replicas;
 mod sources;
 mod threads;

@@ -4,6 +4,7 @@
 //! a person whose public key is registered in both. Every test goes both ways.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use caponier::limits;
@@ -32,6 +33,7 @@ struct World {
     gateway: SocketAddr,
     /// See [`DOORS`].
     doors: Vec<SocketAddr>,
+    logins: AtomicUsize,
 }
 
 /// The loopback doors: organisation, agent, whose target, principal.
@@ -82,7 +84,7 @@ impl World {
         let counted = Counted::new();
         let targets = [counted.listen("127.0.0.1", 0).await, counted.listen("127.0.0.1", 0).await];
         let gateway = SocketAddr::from(([127, 0, 0, 1], 0));
-        Self { yard, counted, targets, gateway, doors: Vec::new() }
+        Self { yard, counted, targets, gateway, doors: Vec::new(), logins: AtomicUsize::new(0) }
     }
 
     /// A gateway, with more for its `[gateway.limits]`, and an agent that is linked to it for both.
@@ -139,9 +141,16 @@ impl World {
 
     /// How a login at the SSH door ends: from where, and what was answered.
     async fn login(&self, peer: &mut Peer, user: &str, key: &str) -> (Value, Value) {
-        let from = peer.ask(json!({"do": "connect", "port": self.gateway.port()})).await["local"].clone();
+        // From an address of its own, so that it does not wait for what others have tried.
+        let number = self.logins.fetch_add(1, Ordering::Relaxed) + 1;
+        let connect = json!({"do": "connect", "port": self.gateway.port(), "source": format!("127.0.1.{number}")});
+        let from = peer.ask(connect).await["local"].clone();
         peer.ask(json!({"do": "client"})).await;
         let answer = peer.ask(json!({"do": "login", "user": user, "key": self.yard.key(key)})).await;
+        if answer["ok"] == false {
+            // It is recorded when the session has ended.
+            peer.ask(json!({"do": "drop"})).await;
+        }
         (from, answer)
     }
 
@@ -310,7 +319,7 @@ async fn an_agent_cannot_link_as_the_others() {
     let world = World::linked("").await;
     let mut peer = Peer::start();
     let line = |name: &str| format!("SSH-2.0-caponier_1 agent={name}/x");
-    for (key, name, reason) in [
+    for (number, (key, name, reason)) in [
         ("agent-acme", "globex/agent-of-g", "other_organisation"),
         ("agent-acme", "globex/prod-eu", "other_organisation"),
         ("agent-acme", "globex/agent-of-a", "unknown_agent"),
@@ -320,8 +329,13 @@ async fn an_agent_cannot_link_as_the_others() {
         ("agent-globex", "acme/agent-of-g", "unknown_agent"),
         ("ci-globex", "acme/prod-eu", "other_organisation"),
         ("login-globex", "acme/prod-eu", "unknown_key"),
-    ] {
-        let from = peer.ask(json!({"do": "connect", "port": world.gateway.port()})).await["local"].clone();
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let source = format!("127.0.2.{}", number + 1);
+        let connect = json!({"do": "connect", "port": world.gateway.port(), "source": source});
+        let from = peer.ask(connect).await["local"].clone();
         let server = json!({"do": "server", "identification": line(name), "key": world.yard.key(key)});
         let login = peer.ask(server).await;
         // The gateway has ended it before it showed itself: no login, of neither organisation.

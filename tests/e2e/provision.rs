@@ -163,6 +163,7 @@ fn resources(who: Who, ca_file: PathBuf, output: PathBuf) -> Resources {
             database: name("postgres"),
             user: name(user),
             password: Some(Secret::new(password.to_owned())),
+            login_suffix: None,
             tls: Tls::VerifyFull { name: None, ca_file: Some(ca_file) },
         },
         databases: vec![orders()],

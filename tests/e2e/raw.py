@@ -368,7 +368,7 @@ class Peer:
         return {}
 
     def do_login(self, user, method="publickey", key=None, password=None, body=None, service="ssh-connection",
-                 within=10, algorithm=None, forge=False):
+                 within=10, algorithm=None, forge=False, certificate=None):
         """One attempt to log in; answers every message of it, bytes and all."""
         if not getattr(self.ssh, "served", False):
             self.ssh._expect_packet(6)
@@ -378,9 +378,13 @@ class Peer:
         if method == "publickey":
             pair = private_key(key)
             algorithm = algorithm or pair.get_name()
-            request += b"\x01" + string(algorithm) + string(pair.asbytes())
+            blob, signs = pair.asbytes(), algorithm
+            if certificate:
+                algorithm, blob = open(certificate).read().split()[:2]
+                blob = base64.b64decode(blob)
+            request += b"\x01" + string(algorithm) + string(blob)
             signed = os.urandom(32) if forge else self.ssh.session_id
-            signature = pair.sign_ssh_data(string(signed) + request, algorithm)
+            signature = pair.sign_ssh_data(string(signed) + request, signs)
             request += string(signature.asbytes())
         elif method == "password":
             request += b"\x00" + string(password or "")

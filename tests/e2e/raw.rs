@@ -1,8 +1,10 @@
 //! Peers that do not behave: foreign SSH (Debian's paramiko, driven through `raw.py`) against the door and the agent, and
 //! in the place of either. All of it is refused on the wire and recorded, and costs nobody else their session.
 
+mod before;
 mod floods;
 mod links;
+mod listener;
 
 use std::fs;
 use std::net::SocketAddr;
@@ -192,6 +194,8 @@ impl World {
             ("acme/principals/provisioner", "provisioner"),
             ("acme/principals/bystander", "bystander"),
             ("acme/principals/former", "former"),
+            ("acme/principals/withdrawn", "withdrawn"),
+            ("acme/principals/elsewhere", "elsewhere"),
             ("globex/agents/prod-eu", "agent-globex"),
             ("globex/principals/deployer", "deployer"),
         ] {
@@ -205,6 +209,9 @@ impl World {
             ("acme/principals/provisioner.toml", "agents = [\"prod-*\"]\n"),
             ("acme/principals/bystander.toml", "agents = [\"stage-*\"]\n"),
             ("acme/principals/former.toml", "agents = [\"prod-*\"]\nexpires = \"2020-01-01T00:00:00Z\"\n"),
+            ("acme/principals/withdrawn.toml", "agents = [\"prod-*\"]\n"),
+            ("acme/principals/withdrawn/key.toml", "revoked = true\n"),
+            ("acme/principals/elsewhere.toml", "agents = [\"prod-*\"]\naccept_from = [\"192.0.2.0/24\"]\n"),
             ("globex/principals/deployer.toml", "agents = [\"*\"]\n"),
             ("acme/agents/prod-old/key.toml", "revoked = true\n"),
         ] {
@@ -410,46 +417,8 @@ pub(crate) fn originator(principal: &str) -> String {
 
 /// Everything that was not refused, in words.
 async fn not_refused(world: &World, peer: &mut Peer, door: bool) -> Vec<String> {
-    let mut faults = Vec::new();
-    for (kind, body) in foreign_channels(world) {
-        let answer = peer.ask(json!({"do": "open", "type": kind, "rest": body, "within": 5})).await;
-        if answer["message"] != 92 {
-            faults.push(format!("channel {kind:?}: {answer}"));
-        }
-    }
-    for (name, body) in global_requests(world) {
-        let answer = peer.ask(json!({"do": "global", "name": name, "rest": body, "within": 5})).await;
-        if answer["message"] != 82 {
-            faults.push(format!("global request {name:?}: {answer}"));
-        }
-        // Without a wish for a reply there must be none, or it would be taken for the next request's.
-        peer.ask(json!({"do": "global", "name": name, "rest": body, "reply": false})).await;
-    }
-    let forward = allowed(world, peer, door).await;
-    if forward["message"] != 91 {
-        faults.push(format!("a forward after foreign channels and global requests: {forward}"));
-        return faults;
-    }
-    for (name, body) in channel_requests(world) {
-        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "reply": false});
-        peer.ask(request).await;
-        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "within": 5});
-        let answer = peer.ask(request).await;
-        if answer["message"] != 100 {
-            faults.push(format!("request {name:?} on a forward: {answer}"));
-            if answer["open"] == false {
-                return faults;
-            }
-        }
-    }
-    peer.echoes(&forward).await;
-    let later = allowed(world, peer, door).await;
-    peer.echoes(&later).await;
-    let late = peer.ask(json!({"do": "next", "messages": [81, 82, 99, 100], "within": 1})).await;
-    if late["nothing"] != true {
-        faults.push(format!("a reply nobody asked for: {late}"));
-    }
-    faults
+    let originator = || if door { "127.0.0.1".to_owned() } else { originator("provisioner") };
+    kinds::not_refused(peer, world.echo, world.dir.path(), originator).await
 }
 
 #[tokio::test]
@@ -1024,6 +993,8 @@ async fn refused_logins_at_the_door_look_alike_and_are_recorded_as_they_were() {
             ("an unknown organisation and key", "initech/prod-eu", "stranger", None),
             ("an agent without a grant", "acme/prod-eu", "bystander", Some("not_granted")),
             ("an expired principal", "acme/prod-eu", "former", Some("expired")),
+            ("a revoked key", "acme/prod-eu", "withdrawn", Some("revoked")),
+            ("a good key from the wrong network", "acme/prod-eu", "elsewhere", Some("source_network")),
             ("an agent's key", "acme/prod-eu", "agent", Some("other_holder")),
             ("the gateway's login key", "acme/prod-eu", "login-acme", Some("unknown_key")),
             ("the gateway's own key", "acme/prod-eu", "gateway", Some("unknown_key")),
@@ -1881,6 +1852,10 @@ async fn a_login_that_does_not_come_ends_with_its_grace() {
         refused.ask(json!({"do": "connect", "port": world.port})).await;
         refused.ask(json!({"do": "client"})).await;
         refused.ask(json!({"do": "login", "user": "acme/prod-eu", "key": world.path("stranger")})).await;
+        let mut asked = Peer::start();
+        asked.ask(json!({"do": "connect", "port": world.port})).await;
+        asked.ask(json!({"do": "client"})).await;
+        asked.ask(json!({"do": "service"})).await;
         // One that goes on and on, a byte a second.
         let mut dribble = connect("127.0.0.1", world.port).await;
         dribble.write_all(b"SSH-2.0-dribble").await.expect("sent");
@@ -1900,7 +1875,9 @@ async fn a_login_that_does_not_come_ends_with_its_grace() {
                 faults.push(format!("{what} holds the connection"));
             }
         }
-        for (what, mut peer) in [("a key exchange", exchanged), ("a refused login", refused)] {
+        for (what, mut peer) in
+            [("a key exchange", exchanged), ("a request for the login", asked), ("a refused login", refused)]
+        {
             let left = GRACE.saturating_sub(began.elapsed()).max(Duration::from_millis(100));
             let end = peer.ask(json!({"do": "closed", "within": left.as_secs_f64()})).await;
             if end["closed"] != true {

@@ -14,8 +14,10 @@ use std::path::Path;
 use caponier::tunnel::wire::{ForwardId, RefusalCode};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::process::Command;
 
-use crate::harness::{caponier, connect, echoes, eventually, run, within};
+use crate::harness::{LISTENING, caponier, connect, echoes, eventually, run, within};
 use crate::kinds;
 use crate::raw::{GATEWAY_LINE, LOGIN_FAILURE, Peer};
 use crate::yard::{Counted, Yard};
@@ -31,6 +33,8 @@ enum Door {
     Client,
     /// `agent/serve.rs`: an agent, from a gateway that may lie.
     Agent,
+    /// `agent/listen.rs`: an agent's own listener.
+    Listen,
 }
 
 /// What a request consists of.
@@ -47,6 +51,8 @@ enum Field {
     Literal,
     /// What the name stands for.
     Resolved,
+    /// Where it comes from.
+    Source,
     Time,
     Door,
     /// The type of the channel that is asked for.
@@ -74,6 +80,7 @@ const APPLIES: &[(Door, &[Field])] = &[
             Field::Port,
             Field::Literal,
             Field::Resolved,
+            Field::Source,
             Field::Time,
             Field::Door,
             Field::Channel,
@@ -90,6 +97,7 @@ const APPLIES: &[(Door, &[Field])] = &[
             Field::Port,
             Field::Literal,
             Field::Resolved,
+            Field::Source,
             Field::Time,
         ],
     ),
@@ -104,6 +112,7 @@ const APPLIES: &[(Door, &[Field])] = &[
             Field::Port,
             Field::Literal,
             Field::Resolved,
+            Field::Source,
             Field::Time,
             Field::Pin,
         ],
@@ -119,9 +128,28 @@ const APPLIES: &[(Door, &[Field])] = &[
             Field::Port,
             Field::Literal,
             Field::Resolved,
+            Field::Time,
             Field::Channel,
             Field::Forward,
             Field::Client,
+            Field::Control,
+        ],
+    ),
+    (
+        Door::Listen,
+        &[
+            Field::Organisation,
+            Field::Principal,
+            Field::Key,
+            Field::User,
+            Field::Host,
+            Field::Port,
+            Field::Literal,
+            Field::Resolved,
+            Field::Source,
+            Field::Time,
+            Field::Door,
+            Field::Channel,
             Field::Control,
         ],
     ),
@@ -142,6 +170,12 @@ struct Ports {
     closed: u16,
     /// Allowed by address to `provisioner`, by a rule of another organisation.
     theirs: u16,
+    /// Allowed by address, from a day that is far away.
+    early: u16,
+    /// Allowed by address, until a day that has been.
+    late: u16,
+    /// Allowed by address and by name, and denied by address.
+    denied: u16,
 }
 
 /// A request: the permitted one, until a case changes it.
@@ -154,6 +188,8 @@ struct Ask {
     user: Option<&'static str>,
     principal: &'static str,
     key: &'static str,
+    /// The address that it comes from, where that is not one of those for everybody.
+    source: Option<&'static str>,
     /// Anything else about the login, for `raw.py`.
     login: Value,
     host: String,
@@ -165,6 +201,8 @@ struct Ask {
     forward: Option<String>,
     client: &'static str,
     pin: &'static str,
+    /// The identification string.
+    line: Option<&'static str>,
 }
 
 impl Ask {
@@ -176,6 +214,7 @@ impl Ask {
             user: None,
             principal: "provisioner",
             key: "provisioner",
+            source: None,
             login: json!({}),
             host: "127.0.0.1".to_owned(),
             port: ports.echo,
@@ -184,12 +223,18 @@ impl Ask {
             forward: None,
             client: "192.0.2.1:40000",
             pin: "gateway",
+            line: None,
         }
     }
 
     /// The permitted request by name.
     fn by_name(ports: Ports) -> Self {
         Self { host: "localhost".to_owned(), port: ports.named, ..Self::permitted(ports) }
+    }
+
+    /// As an orchestrator asks at an agent's own listener, with a key that speaks for itself.
+    fn directly(ports: Ports) -> Self {
+        Self { key: "direct", originator: "127.0.0.1", ..Self::permitted(ports) }
     }
 
     /// As a gateway asks an agent.
@@ -210,6 +255,9 @@ impl Ask {
         login["do"] = "login".into();
         login["user"] = self.user.unwrap_or(user).into();
         login["key"] = json!(yard.key(self.key));
+        if let Some(file) = self.login["certificate"].as_str() {
+            login["certificate"] = json!(yard.path(file));
+        }
         login
     }
 
@@ -265,6 +313,15 @@ fn targets() -> Vec<Case> {
             |ask| (ask.host, ask.port) = ("localhost".into(), ask.ports.outside),
             Agent("outside_within"),
         ),
+        Case(Field::Port, "a port that a rule denies", |ask| ask.port = ask.ports.denied, Agent("deny_rule")),
+        Case(
+            Field::Resolved,
+            "a name that stands for what a rule denies",
+            |ask| (ask.host, ask.port) = ("localhost".into(), ask.ports.denied),
+            Agent("deny_rule"),
+        ),
+        Case(Field::Time, "a rule that is not good yet", |ask| ask.port = ask.ports.early, Agent("not_yet_valid")),
+        Case(Field::Time, "a rule that is good no more", |ask| ask.port = ask.ports.late, Agent("expired")),
         Case(
             Field::Principal,
             "a principal with fewer targets",
@@ -323,8 +380,11 @@ fn logins() -> Vec<Case> {
         Case(Field::Key, "revoked", |ask| ask.key = "withdrawn", Login("revoked")),
         Case(Field::Key, "the gateway's login key", |ask| ask.key = "login-acme", Login("unknown_key")),
         Case(Field::Key, "the gateway's own", |ask| ask.key = "gateway", Login("unknown_key")),
+        Case(Field::Source, "a principal from elsewhere", |ask| ask.key = "elsewhere", Login("source_network")),
+        Case(Field::Time, "the key is not good yet", |ask| ask.key = "early", Login("not_yet_valid")),
         Case(Field::Time, "the key has expired", |ask| ask.key = "lapsed", Login("expired")),
         Case(Field::Time, "the principal has expired", |ask| ask.key = "former", Login("expired")),
+        Case(Field::Time, "the principal does not exist yet", |ask| ask.key = "upcoming", Login("not_yet_valid")),
     ]
 }
 
@@ -335,6 +395,20 @@ fn cases(door: Door) -> Vec<Case> {
         Door::Ssh => {
             cases.extend(logins());
             cases.extend([
+                // The library asks for the bare key first: of one that is registered, the certificate is refused.
+                Case(
+                    Field::Key,
+                    "a certificate of the key, where the listener takes none",
+                    |ask| ask.login = json!({"certificate": "certificate-of-ours"}),
+                    Login("certificate_not_accepted"),
+                ),
+                Case(
+                    Field::Key,
+                    "a certificate of another key, where the listener takes none",
+                    |ask| (ask.key, ask.login) = ("certified", json!({"certificate": "certificate-of-another"})),
+                    Login("unknown_key"),
+                ),
+                Case(Field::Source, "elsewhere", |ask| ask.source = Some("127.9.0.1"), Login("source_network")),
                 Case(Field::Door, "an agent's key", |ask| ask.key = "agent", Login("other_holder")),
                 Case(Field::User, "a replica too", |ask| ask.user = Some("acme/prod-eu/one"), Login("malformed_user")),
                 Case(Field::User, "capitals", |ask| ask.user = Some("ACME/prod-eu"), Login("malformed_user")),
@@ -378,7 +452,14 @@ fn cases(door: Door) -> Vec<Case> {
                     |ask| ask.principal = "deployer",
                     Gateway("not_registered"),
                 ),
+                Case(
+                    Field::Source,
+                    "a principal from elsewhere",
+                    |ask| ask.principal = "elsewhere",
+                    Gateway("source_network"),
+                ),
                 Case(Field::Time, "expired", |ask| ask.principal = "former", Gateway("principal_expired")),
+                Case(Field::Time, "not yet", |ask| ask.principal = "upcoming", Gateway("not_yet_valid")),
             ]);
         }
         Door::Client => {
@@ -403,6 +484,13 @@ fn cases(door: Door) -> Vec<Case> {
                     |ask| ask.organisation = "globex",
                     Login("other_organisation"),
                 ),
+                Case(
+                    Field::Time,
+                    "a login key that is not good yet",
+                    |ask| ask.key = "direct-early",
+                    Login("not_yet_valid"),
+                ),
+                Case(Field::Time, "a login key that is good no more", |ask| ask.key = "direct-late", Login("expired")),
                 Case(Field::Key, "another organisation's", |ask| ask.key = "login-globex", Login("unknown_key")),
                 Case(Field::Key, "a principal's", |ask| ask.key = "provisioner", Login("unknown_key")),
                 Case(Field::Key, "its own", |ask| ask.key = "agent", Login("unknown_key")),
@@ -443,6 +531,52 @@ fn cases(door: Door) -> Vec<Case> {
                 ),
             ]);
         }
+        Door::Listen => {
+            cases.extend(targets().into_iter().chain(forms()).filter_map(|Case(field, what, change, by)| match by {
+                Agent(_) => Some(Case(field, what, change, by)),
+                Gateway(reason @ "malformed_target") => Some(Case(field, what, change, Agent(reason))),
+                _ => None,
+            }));
+            cases.extend(channels());
+            cases.extend([
+                Case(Field::Organisation, "another", |ask| ask.organisation = "globex", Login("other_organisation")),
+                Case(Field::Organisation, "none", |ask| ask.organisation = "initech", Login("unknown_organisation")),
+                Case(Field::User, "an agent's name", |ask| ask.user = Some("acme/prod-eu"), Login("malformed_user")),
+                Case(Field::User, "capitals", |ask| ask.user = Some("ACME"), Login("malformed_user")),
+                Case(Field::User, "nobody", |ask| ask.user = Some(""), Login("malformed_user")),
+                Case(Field::Key, "a stranger's", |ask| ask.key = "stranger", Login("unknown_key")),
+                Case(Field::Key, "a principal's", |ask| ask.key = "provisioner", Login("unknown_key")),
+                Case(Field::Key, "its own", |ask| ask.key = "agent", Login("unknown_key")),
+                Case(Field::Key, "another's", |ask| ask.key = "login-globex", Login("other_organisation")),
+                Case(
+                    Field::Key,
+                    "a signature of something else",
+                    |ask| ask.login = json!({"forge": true}),
+                    Login("left_before_login"),
+                ),
+                Case(Field::Time, "a key that is not good yet", |ask| ask.key = "direct-early", Login("not_yet_valid")),
+                Case(Field::Time, "a key that is good no more", |ask| ask.key = "direct-late", Login("expired")),
+                Case(Field::Source, "elsewhere", |ask| ask.source = Some("127.9.0.1"), Login("source_network")),
+                Case(
+                    Field::Door,
+                    "an agent's line",
+                    |ask| ask.line = Some("SSH-2.0-caponier_1 agent=acme/prod-eu/x"),
+                    Login("is_an_agent"),
+                ),
+                Case(
+                    Field::Principal,
+                    "a claim of a key that asserts nobody",
+                    |ask| ask.originator = "caponier1:ID:WHO:WHENCE",
+                    Agent("principal_not_asserted"),
+                ),
+                Case(
+                    Field::Principal,
+                    "no claim of a key that asserts",
+                    |ask| ask.key = "login-acme",
+                    Agent("principal_missing"),
+                ),
+            ]);
+        }
     }
     cases
 }
@@ -457,6 +591,8 @@ struct World {
     /// The gateway, and its loopback doors in their order.
     door: SocketAddr,
     doors: Vec<SocketAddr>,
+    /// Whether the agent has a listener of its own.
+    listens: bool,
     faults: Vec<String>,
 }
 
@@ -464,7 +600,7 @@ impl World {
     /// Keys, a registry and targets.
     async fn new() -> Self {
         let yard = Yard::new();
-        for key in ["gateway", "login-acme", "login-globex"] {
+        for key in ["gateway", "login-acme", "login-globex", "direct", "direct-early", "direct-late"] {
             yard.key(key);
         }
         for (whose, key) in [
@@ -473,36 +609,51 @@ impl World {
             ("acme/principals/provisioner", "provisioner"),
             ("acme/principals/provisioner", "lapsed"),
             ("acme/principals/provisioner", "withdrawn"),
+            ("acme/principals/provisioner", "early"),
             ("globex/agents/prod-eu", "agent-globex"),
         ] {
             yard.register(whose, key);
         }
         let registry = yard.registry();
         registry.about_key("acme/principals/provisioner", "lapsed", "expires = \"2020-01-01T00:00:00Z\"");
+        registry.about_key("acme/principals/provisioner", "early", "not_before = \"2099-01-01T00:00:00Z\"");
         registry.about_key("acme/principals/provisioner", "withdrawn", "revoked = true");
-        registry.about("acme/principals/provisioner", "agents = [\"prod-*\"]");
+        registry.about("acme/principals/provisioner", "agents = [\"prod-*\"]\naccept_from = [\"127.0.0.0/16\"]");
         for (whose, key, toml) in [
             ("acme/principals/bystander", "bystander", "agents = [\"stage-*\"]"),
             ("acme/principals/former", "former", "agents = [\"prod-*\"]\nexpires = \"2020-01-01T00:00:00Z\""),
+            ("acme/principals/upcoming", "upcoming", "agents = [\"prod-*\"]\nnot_before = \"2099-01-01T00:00:00Z\""),
+            ("acme/principals/elsewhere", "elsewhere", "agents = [\"prod-*\"]\naccept_from = [\"192.0.2.0/24\"]"),
             ("globex/principals/deployer", "deployer", "agents = [\"*\"]"),
         ] {
             yard.principal(whose, key, toml);
         }
+        let authority = yard.key("authority");
+        registry.key("acme/user-ca", "authority", &yard.public("authority"));
+        registry.about("acme/user-ca/authority", "principals = [\"*\"]");
+        for (key, file) in [("provisioner", "certificate-of-ours"), ("certified", "certificate-of-another")] {
+            let public = yard.key(key).with_extension("pub");
+            let mut sign = Command::new("ssh-keygen");
+            sign.args(["-q", "-I", key, "-n", "provisioner", "-s"]).arg(&authority).arg(public);
+            run(&mut sign).await.done();
+            // Elsewhere, or the stock client would show it of its own accord.
+            fs::rename(yard.path(&format!("{key}-cert.pub")), yard.path(file)).expect("moved");
+        }
         let counted = Counted::new();
-        let mut ports = [0; 6];
+        let mut ports = [0; 9];
         for port in &mut ports {
             *port = counted.listen("127.0.0.1", 0).await;
         }
-        let [echo, named, outside, others, closed, theirs] = ports;
+        let [echo, named, outside, others, closed, theirs, early, late, denied] = ports;
         counted.listen("127.0.0.2", echo).await;
-        let ports = Ports { echo, named, outside, others, closed, theirs };
+        let ports = Ports { echo, named, outside, others, closed, theirs, early, late, denied };
         yard.principal(
             "acme/principals/narrow",
             "narrow",
             &format!("agents = [\"prod-*\"]\ntargets = [\"127.0.0.1:{echo}\"]"),
         );
         let (door, doors) = (SocketAddr::from(([127, 0, 0, 1], 0)), Vec::new());
-        Self { yard, counted, ports, door, doors, faults: Vec::new() }
+        Self { yard, counted, ports, door, doors, listens: false, faults: Vec::new() }
     }
 
     /// A gateway without loopback doors, and an agent that is linked to it.
@@ -535,25 +686,41 @@ impl World {
 
     /// The agent, with these gateways for its organisations.
     async fn start_agent(&mut self, acme: &str, globex: &str) {
-        let Ports { echo, named, outside, others, theirs, .. } = self.ports;
+        let Ports { echo, named, outside, others, theirs, early, late, denied, .. } = self.ports;
         let config = format!(
             "[agent]\nid = \"prod-eu\"\nreplica = \"one\"\nhost_key = \"agent\"\n\
-             [audit]\nfile = \"agent.jsonl\"\n\
+             [audit]\nfile = \"agent.jsonl\"\n{}\
              [[organisation]]\nid = \"acme\"\ngateways = [{acme}]\n\
              [[organisation.orchestrator]]\nkey = \"{}\"\n\
              asserts = [\"provisioner\", \"narrow\", \"bystander\"]\n\
+             [[organisation.orchestrator]]\nkey = \"{}\"\n\
+             [[organisation.orchestrator]]\nkey = \"{}\"\nnot_before = \"2099-01-01T00:00:00Z\"\n\
+             [[organisation.orchestrator]]\nkey = \"{}\"\nexpires = \"2020-01-01T00:00:00Z\"\n\
              [[organisation.allow]]\nname = \"echo\"\naddresses = [\"127.0.0.1/32\"]\nports = [{echo}]\n\
-             principals = [\"provisioner\", \"narrow\"]\n\
+             principals = [\"provisioner\", \"narrow\", \"{}\"]\n\
              [[organisation.allow]]\nname = \"named\"\nhosts = [\"localhost\"]\nwithin = [\"127.0.0.1/32\"]\n\
              ports = [{named}]\n\
              [[organisation.allow]]\nname = \"outside\"\nhosts = [\"localhost\"]\nwithin = [\"10.0.0.0/8\"]\n\
              ports = [{outside}]\n\
              [[organisation.allow]]\nname = \"others\"\naddresses = [\"127.0.0.1/32\"]\nports = [{others}]\n\
              principals = [\"ci-*\"]\n\
+             [[organisation.allow]]\nname = \"but\"\naddresses = [\"127.0.0.1/32\"]\nports = [{denied}]\n\
+             [[organisation.allow]]\nname = \"but-named\"\nhosts = [\"localhost\"]\nwithin = [\"127.0.0.1/32\"]\n\
+             ports = [{denied}]\n\
+             [[organisation.deny]]\nname = \"denied\"\naddresses = [\"127.0.0.1/32\"]\nports = [{denied}]\n\
+             [[organisation.allow]]\nname = \"early\"\naddresses = [\"127.0.0.1/32\"]\nports = [{early}]\n\
+             not_before = \"2099-01-01T00:00:00Z\"\n\
+             [[organisation.allow]]\nname = \"late\"\naddresses = [\"127.0.0.1/32\"]\nports = [{late}]\n\
+             expires = \"2020-01-01T00:00:00Z\"\n\
              [[organisation]]\nid = \"globex\"\ngateways = [{globex}]\n\
              [[organisation.orchestrator]]\nkey = \"{}\"\nasserts = [\"*\"]\n\
              [[organisation.allow]]\nname = \"theirs\"\naddresses = [\"127.0.0.1/32\"]\nports = [{theirs}]\n",
+            if self.listens { "[listen]\naddress = \"127.0.0.1:0\"\naccept_from = [\"127.0.0.0/16\"]\n" } else { "" },
             self.yard.public("login-acme"),
+            self.yard.public("direct"),
+            self.yard.public("direct-early"),
+            self.yard.public("direct-late"),
+            self.yard.fingerprint("direct"),
             self.yard.public("login-globex"),
         );
         self.yard.agent("agent", &config).await;
@@ -612,6 +779,21 @@ impl World {
     }
 }
 
+/// An address of this host for each login, so that none has to wait for what another has tried.
+fn source(number: usize) -> String {
+    format!("127.0.1.{}", number + 1)
+}
+
+/// What whoever connects is told before the end, which may come before the connection is known to be there.
+async fn told(address: SocketAddr) -> Vec<u8> {
+    let mut got = Vec::new();
+    if let Ok(mut stream) = TcpStream::connect(address).await {
+        // By a reset or in good order.
+        drop(within("the end of a connection", stream.read_to_end(&mut got)).await);
+    }
+    got
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // The doors.
 
@@ -621,7 +803,7 @@ async fn at_the_ssh_door_one_wrong_field_is_enough() {
     let (mut peer, mut other) = (Peer::start(), Peer::start());
     world.yard.enter(&mut peer, world.door, "acme/prod-eu", "provisioner").await;
     let mut narrow = None;
-    for case in cases(Door::Ssh) {
+    for (number, case) in cases(Door::Ssh).into_iter().enumerate() {
         let Case(_, what, change, by) = &case;
         let mut ask = Ask::permitted(world.ports);
         if *what == "an address for the name" {
@@ -630,7 +812,8 @@ async fn at_the_ssh_door_one_wrong_field_is_enough() {
         change(&mut ask);
         let mark = world.mark();
         if let By::Login(reason) = by {
-            let connect = json!({"do": "connect", "port": world.door.port(), "source": "127.0.0.1"});
+            let source = ask.source.map_or_else(|| source(number), str::to_owned);
+            let connect = json!({"do": "connect", "port": world.door.port(), "source": source});
             let from = other.ask(connect).await["local"].clone();
             other.ask(json!({"do": "client"})).await;
             let answer = other.try_ask(ask.login(&world.yard, &ask.name())).await;
@@ -700,20 +883,20 @@ async fn to_the_stock_client_one_wrong_field_looks_like_any_other() {
     let known = format!("[127.0.0.1]:{} {}\n", world.door.port(), world.yard.public("gateway"));
     world.yard.write("known_hosts", &known);
     let ssh = |world: &World, ask: &Ask| {
-        let mut command = tokio::process::Command::new("ssh");
+        let mut command = Command::new("ssh");
         command.env_remove("SSH_AUTH_SOCK").args(["-F", "none", "-o", "BatchMode=yes"]);
         command.args(["-o", "StrictHostKeyChecking=yes", "-o", "GlobalKnownHostsFile=none", "-o"]);
         command.arg(format!("UserKnownHostsFile={}", world.yard.path("known_hosts").display()));
         command.args(["-o", "IdentitiesOnly=yes", "-o", "IdentityAgent=none", "-i"]).arg(world.yard.key(ask.key));
-        command.args(["-p", &world.door.port().to_string(), "-W", &ask.target(), "-l", &ask.name(), "127.0.0.1"]);
+        command.args(["-p", &world.door.port().to_string(), "-W", &ask.target(), "-l", &ask.name()]);
         command
     };
     let cases: Vec<Case> = logins().into_iter().chain(targets()).collect();
-    for case in &cases {
+    for (number, case) in cases.iter().enumerate() {
         let mut ask = Ask::permitted(world.ports);
         case.2(&mut ask);
         let mark = world.mark();
-        let said = run(&mut ssh(&world, &ask)).await;
+        let said = run(ssh(&world, &ask).args(["-b", &source(number), "127.0.0.1"])).await;
         let error = said.stderr.replace('\r', "");
         let expected = match case.3 {
             By::Login(_) => format!("{}@127.0.0.1: Permission denied (publickey).\n", ask.name()),
@@ -731,7 +914,7 @@ async fn to_the_stock_client_one_wrong_field_looks_like_any_other() {
         world.expect_denied(case, &ask, mark).await;
     }
     // Its standard input has ended, and so the forward ends well.
-    let said = run(&mut ssh(&world, &Ask::permitted(world.ports))).await;
+    let said = run(ssh(&world, &Ask::permitted(world.ports)).arg("127.0.0.1")).await;
     assert_eq!(said.code(), 0, "{said:?}");
     world.done();
 }
@@ -753,10 +936,7 @@ async fn at_a_loopback_door_one_wrong_field_is_enough() {
     world.start_gateway(&asks).await;
     for (case, (ask, door)) in cases.iter().zip(asks.iter().zip(world.doors.clone())) {
         let mark = world.mark();
-        let mut stream = connect(door).await;
-        let mut got = Vec::new();
-        // A reset or an end, and not a byte.
-        drop(within("the end of a connection", stream.read_to_end(&mut got)).await);
+        let got = told(door).await;
         if !got.is_empty() {
             world.fault(case, format!("told {got:?}"));
         }
@@ -832,9 +1012,7 @@ async fn for_our_own_client_one_wrong_field_is_enough() {
     }
     for (case, (ask, listener)) in opens.iter().zip(asks.iter().zip(&listeners)) {
         let mark = world.mark();
-        let mut stream = connect(*listener).await;
-        let mut got = Vec::new();
-        drop(within("the end of a connection", stream.read_to_end(&mut got)).await);
+        let got = told(*listener).await;
         if !got.is_empty() {
             world.fault(case, format!("told {got:?}"));
         }
@@ -932,6 +1110,85 @@ async fn at_an_agent_one_wrong_field_is_enough_whatever_its_gateway_says() {
     world.done();
 }
 
+#[tokio::test]
+async fn at_an_agents_own_listener_one_wrong_field_is_enough() {
+    let mut world = World { listens: true, ..World::new().await };
+    world.start_agent("\"ssh://127.0.0.1:9\"", "\"ssh://127.0.0.1:9\"").await;
+    let line = world.yard.program("agent").says(LISTENING).await;
+    let (_, address) = line.split_once(LISTENING).expect("an address");
+    let door: SocketAddr = address.split(' ').next().expect("an address").parse().expect("an address");
+    let permitted = Ask { host: "127.0.0.1".to_owned(), ..Ask::directly(world.ports) };
+    let (mut peer, mut other, mut asserting) = (Peer::start(), Peer::start(), Peer::start());
+    world.yard.enter(&mut peer, door, "acme", "direct").await;
+    world.yard.enter(&mut asserting, door, "acme", "login-acme").await;
+    for (number, case) in cases(Door::Listen).into_iter().enumerate() {
+        let Case(_, what, change, by) = &case;
+        let mut ask = permitted.clone();
+        change(&mut ask);
+        let (_, before, count) = world.mark();
+        let reason = match by {
+            By::Login(reason) => {
+                let source = ask.source.map_or_else(|| source(number), str::to_owned);
+                let connect = json!({"do": "connect", "port": door.port(), "source": source});
+                let from = other.ask(connect).await["local"].clone();
+                let line = ask.line.unwrap_or("SSH-2.0-paramiko_2.12.0");
+                let exchanged = other.ask(json!({"do": "client", "identification": line})).await["exchanged"] == true;
+                // Who comes from elsewhere or is no client is turned away before that.
+                let early = [Field::Source, Field::Door].contains(&case.0);
+                if exchanged == early {
+                    world.fault(&case, format!("a key exchange: {exchanged}"));
+                }
+                if exchanged {
+                    let answer = other.ask(ask.login(&world.yard, ask.organisation)).await;
+                    if answer["ok"] != false || answer["answers"] != json!([LOGIN_FAILURE]) {
+                        world.fault(&case, &answer);
+                    }
+                }
+                other.ask(json!({"do": "drop"})).await;
+                let refused = |it: &Value| it["event"] == "auth.refused" && it["client"] == from;
+                let record = world.yard.entry("agent", before, what, refused).await;
+                if record["reason"] != *reason || record["door"] != "listen" {
+                    world.fault(&case, &record);
+                }
+                None
+            }
+            By::Gateway(_) => unreachable!("there is none"),
+            By::Agent(reason) => Some(*reason),
+            By::Wire => None,
+        };
+        if !matches!(by, By::Login(_)) {
+            let session = if ask.key == "login-acme" { &mut asserting } else { &mut peer };
+            let mut open = ask.open();
+            open["originator"] = ask.originator().into();
+            let answer = session.ask(open).await;
+            let plainly = answer["text"] == "not allowed" && answer["code"] == 1;
+            if answer["message"] != 92 || (reason.is_some() && !plainly) {
+                world.fault(&case, &answer);
+            }
+        }
+        if let Some(reason) = reason {
+            let record = world.yard.entry("agent", before, what, |it| it["event"] == "forward.denied").await;
+            let whose = record["organisation"] == "acme" && record["key"] == world.yard.fingerprint(ask.key);
+            if record["reason"] != reason || record["door"] != "listen" || !whose {
+                world.fault(&case, &record);
+            }
+        }
+        if world.counted.count() != count {
+            world.fault(&case, "somebody was dialled");
+        }
+        let mut open = permitted.open();
+        open["originator"] = permitted.originator().into();
+        let opened = peer.ask(open).await;
+        peer.echoes(&opened).await;
+        peer.ask(json!({"do": "close", "id": opened["id"]})).await;
+    }
+    // And nothing but forwards can be asked for.
+    let folder = world.yard.path("");
+    world.faults.extend(kinds::not_refused(&mut peer, world.ports.echo, &folder, || "127.0.0.1".to_owned()).await);
+    assert!(!folder.join("executed").exists(), "a command was executed");
+    world.done();
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Nothing is missing.
 
@@ -939,7 +1196,7 @@ async fn at_an_agent_one_wrong_field_is_enough_whatever_its_gateway_says() {
 #[test]
 fn every_door_has_a_case_for_every_field() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let known = |name: &str| ["ssh", "local"].contains(&name);
+    let known = |name: &str| ["ssh", "local", "listen"].contains(&name);
     let mut faults = Vec::new();
     for file in fs::read_dir(source.join("gateway/door")).expect("the doors").flatten() {
         let name = file.path().file_stem().expect("a name").to_string_lossy().into_owned();
@@ -948,7 +1205,8 @@ fn every_door_has_a_case_for_every_field() {
         }
     }
     for (path, text) in sources(&source) {
-        for part in text.split("door(\"").skip(1).chain(text.split("door: \"").skip(1)) {
+        let named = ["door(\"", "door: \"", "door: Some(\"", "DOOR: &str = \""];
+        for part in named.iter().flat_map(|words| text.split(words).skip(1)) {
             let name = part.split('"').next().unwrap_or_default();
             if !known(name) {
                 faults.push(format!("{path} records a door {name:?} that has no refusals here"));

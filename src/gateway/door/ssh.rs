@@ -28,6 +28,7 @@ use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::task::reached;
+use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, Public, ServerOptions};
 use crate::tunnel::wire::{self, Peer};
@@ -89,8 +90,15 @@ impl DoorLogin {
 
     fn refuse(&self, reason: &'static str, credential: Option<Credential>, agent: Option<AgentName>) {
         let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.refused = Some(Refused { reason, credential, agent });
         logins.refusals += 1;
+        // Clients show the bare key after the certificate; what was wrong with that tells more.
+        let key = credential.as_ref().filter(|shown| shown.certificate().is_none()).map(Credential::key);
+        let certified = |last: &Refused| {
+            last.credential.as_ref().filter(|shown| shown.certificate().is_some()).map(Credential::key)
+        };
+        if key.is_none() || logins.refused.as_ref().and_then(certified) != key {
+            logins.refused = Some(Refused { reason, credential, agent });
+        }
     }
 }
 
@@ -135,12 +143,13 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
     let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone(), from: address.ip(), certificates };
+    let state = gateway.state.current();
     let options = ServerOptions {
         line: wire::DOOR_LINE.to_owned(),
         said: greeted.said.is_some(),
         head: greeted.head,
-        key: gateway.state.current().host_key.clone(),
-        certificate: None,
+        key: state.host_key.clone(),
+        certificate: state.host_certificate(Timestamp::now()).cloned(),
         control_channel: false,
         keepalive: limits::DOOR_KEEPALIVE,
         keepalive_max: 3,
@@ -151,6 +160,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let mut server = match ssh::serve(stream, options, login, &gateway.tasks).await {
         Ok(server) => server,
         Err(error) => {
+            gateway.blame(address.ip(), Fault::Garbage);
             let event = Event::new(Kind::AuthRefused).client(address).door("ssh").detail(Chain(&error));
             return gateway.trail.stranger(event, "handshake");
         }
@@ -160,6 +170,11 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let timed_out = tokio::select! {
         outcome = place.during(timeout_at(deadline, server.logged_in.cancelled())) => outcome.is_err(),
         () = switch.gone().cancelled() => false,
+        () = seat.lost().cancelled() => {
+            switch.cut();
+            let event = Event::new(Kind::AuthRefused).client(address).door("ssh");
+            return gateway.trail.stranger(event, "too_many_connections");
+        }
         () = stop.cancelled() => {
             switch.cut();
             return;
@@ -168,9 +183,10 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let guest = logins.lock().unwrap_or_else(PoisonError::into_inner).guest.clone().filter(|_| !timed_out);
     let Some(guest) = guest else {
         switch.cut();
-        return record_stranger(&gateway, address, &logins, timed_out);
+        return record_stranger(&gateway, address, &logins, timed_out, switch.is_flooded());
     };
     drop(seat);
+    let _welcome = gateway.penalties.welcome(address.ip());
     let counted = gateway.quotas.session(&gateway.limits(), &guest.agent.organisation, &guest.principal);
     let event = |kind| {
         Event::new(kind)
@@ -199,7 +215,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let _present = gateway.drain.greet();
     let forwards = Count::default();
     let mut goodbye = false;
-    // Fires when the listener no longer accepts the address, which takes the session's forwards along.
+    // Fires when the guest or its address is no longer accepted, which takes the session's forwards along.
     let withdrawn = CancellationToken::new();
     loop {
         tokio::select! {
@@ -225,13 +241,11 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
             }
             () = gone.cancelled() => break,
             () = no_longer_admitted(&gateway, &guest, address.ip()) => {
-                // The forwards see the same change of the registry and say so; nothing is left but the session.
-                tokio::task::yield_now().await;
+                withdraw(&withdrawn).await;
                 break;
             }
             () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => {
-                withdrawn.cancel();
-                tokio::task::yield_now().await;
+                withdraw(&withdrawn).await;
                 break;
             }
             () = stop.cancelled() => break,
@@ -252,6 +266,13 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
             debug!(error = %Chain(&error), "could not record what a client tried");
         }
     }
+}
+
+/// Lets the session's forwards say that they were taken back, before they lose their session. They would notice the same
+/// themselves, but perhaps later than that.
+async fn withdraw(withdrawn: &CancellationToken) {
+    withdrawn.cancel();
+    tokio::task::yield_now().await;
 }
 
 /// Waits until the gateway drains and the session's last forward has ended.
@@ -285,10 +306,11 @@ fn request(
     }
 }
 
-fn record_stranger(gateway: &Gateway, address: SocketAddr, logins: &Mutex<Logins>, timed_out: bool) {
+fn record_stranger(gateway: &Gateway, address: SocketAddr, logins: &Mutex<Logins>, timed_out: bool, flooded: bool) {
     let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
     let mut event = Event::new(Kind::AuthRefused).client(address).door("ssh");
     let reason = match &logins.refused {
+        _ if flooded => "too_much_before_login",
         Some(Refused { reason, credential, agent }) => {
             if let Some(credential) = credential {
                 event = event.credential(credential);
@@ -304,6 +326,7 @@ fn record_stranger(gateway: &Gateway, address: SocketAddr, logins: &Mutex<Logins
         None if timed_out => "timeout",
         None => "left_before_login",
     };
+    gateway.blame(address.ip(), Fault::of_login(reason, timed_out));
     gateway.trail.stranger(event, reason);
 }
 

@@ -10,8 +10,8 @@ fn at(second: i64) -> Timestamp {
     Timestamp::from_second(second).expect("a time")
 }
 
-fn from() -> IpAddr {
-    "192.0.2.7".parse().expect("an address")
+fn from() -> Option<IpAddr> {
+    Some("192.0.2.7".parse().expect("an address"))
 }
 
 fn option(name: &str, data: &str) -> Vec<(String, String)> {
@@ -88,7 +88,9 @@ fn one_wrong_field_is_enough_to_refuse() {
     // An IPv4 client at a listener for IPv6.
     let narrow = Forge { options: option("source-address", "192.0.2.7/32"), ..good.clone() }.sign();
     let mapped = "::ffff:192.0.2.7".parse().expect("an address");
-    assert_eq!(narrow.judge(trust, Use::Login(mapped), at(1500)), Ok(()));
+    assert_eq!(narrow.judge(trust, Use::Login(Some(mapped)), at(1500)), Ok(()));
+    assert_eq!(narrow.judge(trust, Use::Login(None), at(1500)), Err(Flaw::SourceAddress));
+    assert_eq!(good.sign().judge(trust, Use::Login(None), at(1500)), Ok(()));
     // What is not known and not critical does not matter.
     let mut extended = good.clone();
     extended.extensions.push(("unheard-of@example.com".to_owned(), "data".to_owned()));

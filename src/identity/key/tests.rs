@@ -269,6 +269,72 @@ fn refuses_points_of_small_order() {
 }
 
 #[test]
+fn regression_points_off_their_curve_are_refused_in_every_form() {
+    let dir = dir();
+    for (bits, curve) in [(256, "prime256v1"), (384, "secp384r1"), (521, "secp521r1")] {
+        sh(
+            &dir,
+            &format!(
+                "ssh-keygen -q -t ecdsa -b {bits} -N '' -f good{bits}
+                 openssl ecparam -name {curve} -genkey -noout | openssl ec -pubout -outform DER -out spki{bits} 2>/dev/null"
+            ),
+        );
+        let public = PublicKey::read(&dir.path().join(format!("good{bits}.pub"))).expect("a good key");
+        // The last byte of y: another one lies on the curve with -y alone, which differs in more than that.
+        let mut blob = public.blob();
+        *blob.last_mut().expect("a point") ^= 1;
+        let kind = public.algorithm();
+        file(&dir, "blob", 0o600, &blob);
+        let line = format!("{kind} {}", sh(&dir, "openssl base64 -A -in blob"));
+        assert!(matches!(PublicKey::parse(&line), Err(KeyError::Unsound(_) | KeyError::Damaged { .. })), "{kind}");
+        let mut spki = fs::read(dir.path().join(format!("spki{bits}"))).expect("read");
+        assert!(PublicKey::parse(&pem(&dir, &spki, "PUBLIC KEY")).is_ok(), "{kind}");
+        *spki.last_mut().expect("a point") ^= 1;
+        let refused = PublicKey::parse(&pem(&dir, &spki, "PUBLIC KEY"));
+        assert!(matches!(refused, Err(KeyError::Unsound(_) | KeyError::Damaged { .. })), "{kind}: {refused:?}");
+        if bits == 256 {
+            let good = russh::keys::ssh_key::public::EcdsaPublicKey::from_sec1_bytes(&public.blob()[39..]);
+            let Ok(EcdsaPublicKey::NistP256(good)) = good else { panic!("a point") };
+            let bad = EcdsaPublicKey::from_sec1_bytes(&blob[39..]);
+            let Ok(EcdsaPublicKey::NistP256(bad)) = bad else { panic!("two numbers") };
+            let token = |point| russh::keys::ssh_key::public::SkEcdsaSha2NistP256::new(point, "ssh:");
+            assert!(PublicKey::from_ssh(KeyData::SkEcdsaSha2NistP256(token(good)).into()).is_ok());
+            let refused = PublicKey::from_ssh(KeyData::SkEcdsaSha2NistP256(token(bad)).into());
+            assert!(matches!(refused, Err(KeyError::Unsound(_))), "{refused:?}");
+        }
+    }
+}
+
+/// The key material of the systems that this replaces, made as their documentation and their wizard make it: an RSA key of
+/// 4096 bits by `openssl genrsa`, its public half by `openssl rsa -pubout`, a fingerprint that is the SHA-256 of the DER in
+/// hex, PKCS#8 and SPKI under the labels of PKCS#1, and Ed25519 by `openssl genpkey` for the newer one.
+#[test]
+fn takes_the_keys_of_the_systems_before() {
+    let dir = dir();
+    sh(
+        &dir,
+        "openssl genrsa -out private.pem 4096 2>/dev/null
+         openssl rsa -in private.pem -outform PEM -pubout -out public.pem 2>/dev/null
+         sed 's/ PRIVATE KEY/ RSA PRIVATE KEY/' private.pem > wizard.private.pem
+         sed 's/ PUBLIC KEY/ RSA PUBLIC KEY/' public.pem > wizard.public.pem
+         openssl rsa -in private.pem -traditional -out terraform.pem 2>/dev/null
+         openssl genpkey -algorithm ed25519 -out runner.pem; openssl pkey -in runner.pem -pubout -out runner.pub
+         chmod 600 *",
+    );
+    let digest = sh(&dir, "openssl pkey -pubin -in public.pem -outform DER | sha256sum | cut -d' ' -f1");
+    for name in ["public.pem", "wizard.public.pem"] {
+        let key = PublicKey::read(&dir.path().join(name)).expect(name);
+        assert_eq!((key.bits(), key.spki_fingerprint().as_deref()), (4096, Some(digest.as_str())), "{name}");
+    }
+    for name in ["private.pem", "wizard.private.pem", "terraform.pem"] {
+        let key = PrivateKey::read(&dir.path().join(name)).expect(name).public();
+        assert_eq!(key.spki_fingerprint().as_deref(), Some(digest.as_str()), "{name}");
+    }
+    let runner = PrivateKey::read(&dir.path().join("runner.pem")).expect("a key").public();
+    assert_eq!(PublicKey::read(&dir.path().join("runner.pub")).expect("a key"), runner);
+}
+
+#[test]
 fn reads_every_form_and_agrees_with_the_tools_on_fingerprints() {
     let dir = dir();
     sh(

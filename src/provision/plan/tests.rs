@@ -15,6 +15,7 @@ fn resources() -> Resources {
             database: name("postgres"),
             user: name("admin"),
             password: None,
+            login_suffix: None,
             tls: Tls::Disable,
         },
         databases: vec![Database {

@@ -179,7 +179,7 @@ fn every_kind_of_fault_is_found() {
             "organisations/acme/principals/ci.toml",
             "agents = [\"*\"]\naccept_from = [\"10.1.0.0/8\"]",
             "ci.toml:2",
-            "accept_from[0]: this has bits set beyond its prefix: write 10.0.0.0/8",
+            "accept_from[0]: 10.1.0.0/8 has bits beyond its prefix: write 10.0.0.0/8",
         ),
         ("stray.txt", "", "stray.txt", "this file does not belong here"),
         ("organisations/acme/agents/prod-eu/notes.txt", "", "notes.txt", "does not belong here"),

@@ -300,7 +300,7 @@ impl server::Handler for BoxedServer {
     }
 
     async fn auth_succeeded(&mut self, _session: &mut server::Session) -> Result<(), Error> {
-        self.control.earn(limits::IDLE_PACKETS);
+        self.control.know();
         self.logged_in.cancel();
         Ok(())
     }

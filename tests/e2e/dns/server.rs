@@ -44,7 +44,7 @@ impl Record {
     pub(crate) fn service(priority: u16, weight: u16, port: u16, target: &str) -> Self {
         let mut data = [priority, weight, port].map(u16::to_be_bytes).concat();
         data.extend(labels(target));
-        Self { name: None, ttl: 60, kind: SRV, data }
+        Self { name: None, ttl: 0, kind: SRV, data }
     }
 
     /// The record belongs to another name than the one that was asked for.

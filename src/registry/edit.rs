@@ -1,0 +1,473 @@
+//! Changes to a registry in folders, made by a program: a key more, a key withdrawn.
+//!
+//! Promised: nothing is changed in a registry that does not load, and what was written is loaded again before it is said to
+//! be done, else taken back. No file is ever overwritten but a key's own `.toml`, of which all but `revoked` stays as it
+//! stands, comments included. Each file appears whole or not at all and is on disk when this returns; what stands beside a
+//! key comes before it, so that a key never counts for longer than was said. One program at a time: the folder is locked.
+//!
+//! Absent: taking files away. A revoked key stays, so that the trail can say what it was, and nobody registers it again.
+
+use std::fmt::Write as _;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+
+use super::file::{AboutKey, KeyFiles, load_with_files};
+use super::{RegisteredKey, Role, Snapshot};
+use crate::document::{Document, Faults, read_text};
+use crate::identity::{Fingerprint, KeyError, OrganisationId, Pattern, PublicKey};
+
+/// Why a registry was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// It has faults.
+    #[error("the registry has faults, and is not changed before they are mended")]
+    Faults(#[source] Faults),
+    /// Somebody else changes it, or the system refuses.
+    #[error("could not lock the registry {}; does another program change it now?", .path.display())]
+    Lock {
+        /// Its folder.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// There is no such agent or principal.
+    #[error("there is no {role} in {organisation}: say --new if it is to be made")]
+    UnknownHolder {
+        /// In which organisation.
+        organisation: OrganisationId,
+        /// Who.
+        role: Role,
+    },
+    /// The key is there.
+    #[error(
+        "key {key} is registered in {organisation} already, for {role}: a key has one holder, and is never used again"
+    )]
+    Present {
+        /// Which.
+        key: Fingerprint,
+        /// Where.
+        organisation: OrganisationId,
+        /// For whom.
+        role: Role,
+    },
+    /// It would never count, or the words beside it cannot be stored.
+    #[error("{0}")]
+    Unfit(&'static str),
+    /// No key has this fingerprint.
+    #[error("no key in the registry has the fingerprint {0}: `caponier keys list` shows them")]
+    UnknownKey(KeyName),
+    /// Several organisations know it.
+    #[error("key {key} is registered in {organisations}: say in which with --organisation")]
+    Ambiguous {
+        /// Which.
+        key: KeyName,
+        /// Where.
+        organisations: String,
+    },
+    /// A sidecar that is written in a way that cannot be changed safely.
+    #[error("{} cannot be changed by a program as it is written: write revoked = true there yourself", .0.display())]
+    Unwritable(PathBuf),
+    /// The file system.
+    #[error("could not write {}", .path.display())]
+    Write {
+        /// What.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// What was written does not load.
+    #[error("the registry would have faults then, so that nothing was changed")]
+    Broken(#[source] Faults),
+}
+
+/// A key by its fingerprint, in either form.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KeyName {
+    /// As SSH writes it.
+    Ssh(Fingerprint),
+    /// The SHA-256 of its SPKI, in hex.
+    Spki(String),
+}
+
+impl KeyName {
+    /// Whether it is this key's.
+    #[must_use]
+    pub fn names(&self, key: &PublicKey) -> bool {
+        match self {
+            Self::Ssh(fingerprint) => key.fingerprint() == *fingerprint,
+            Self::Spki(hex) => key.spki_fingerprint().is_some_and(|spki| spki == *hex),
+        }
+    }
+}
+
+impl FromStr for KeyName {
+    type Err = KeyError;
+
+    fn from_str(text: &str) -> Result<Self, KeyError> {
+        if text.len() == 64 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Ok(Self::Spki(text.to_ascii_lowercase()));
+        }
+        text.parse().map(Self::Ssh)
+    }
+}
+
+impl std::fmt::Display for KeyName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Ssh(fingerprint) => fingerprint.fmt(f),
+            Self::Spki(hex) => f.write_str(hex),
+        }
+    }
+}
+
+/// A key that is registered, with all that is known of it.
+#[derive(Debug, Clone)]
+pub struct Listed {
+    /// In which organisation.
+    pub organisation: OrganisationId,
+    /// For whom.
+    pub role: Role,
+    /// The key.
+    pub key: RegisteredKey,
+    /// Where it lies.
+    pub file: PathBuf,
+}
+
+/// Every key of a registry, by organisation and holder.
+///
+/// # Errors
+/// With every fault of the registry, if there is one.
+pub fn list(dir: &Path) -> Result<Vec<Listed>, Faults> {
+    load_with_files(dir).map(|(snapshot, files)| listed(&snapshot, &files))
+}
+
+fn listed(snapshot: &Snapshot, files: &KeyFiles) -> Vec<Listed> {
+    let mut all = Vec::new();
+    for (id, organisation) in snapshot.organisations() {
+        for (role, key) in organisation.keys() {
+            let file = files.get(id).and_then(|files| files.get(&key.key.fingerprint())).cloned().unwrap_or_default();
+            all.push(Listed { organisation: id.clone(), role, key: key.clone(), file });
+        }
+    }
+    all
+}
+
+/// A key that is to be registered.
+#[derive(Debug, Clone)]
+pub struct Addition {
+    /// In which organisation.
+    pub organisation: OrganisationId,
+    /// For whom.
+    pub role: Role,
+    /// The key.
+    pub key: PublicKey,
+    /// From when on it counts.
+    pub not_before: Option<Timestamp>,
+    /// From when on it does not count any more.
+    pub expires: Option<Timestamp>,
+    /// A note for people.
+    pub comment: Option<String>,
+    /// Whether the holder, and its organisation, may be new; then a principal may use these agents.
+    pub new: Option<Vec<Pattern>>,
+}
+
+/// What became of a revocation.
+#[derive(Debug, Clone)]
+pub struct Revoked {
+    /// The key as it was registered.
+    pub key: Listed,
+    /// Whether it was revoked before; then nothing was changed.
+    pub before: bool,
+    /// Whether its holder has no other key now that counts.
+    pub last: bool,
+}
+
+/// A registry that nobody else changes meanwhile.
+#[derive(Debug)]
+pub struct Editor {
+    dir: PathBuf,
+    /// Holds the lock.
+    _lock: File,
+    snapshot: Snapshot,
+    files: KeyFiles,
+}
+
+impl Editor {
+    /// Locks and loads a registry. Does not wait for others.
+    ///
+    /// # Errors
+    /// If it is locked, or has faults.
+    pub fn open(dir: &Path) -> Result<Self, EditError> {
+        let locked = || {
+            let lock = File::open(dir)?;
+            rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+            Ok(lock)
+        };
+        let lock = locked().map_err(|source| EditError::Lock { path: dir.to_owned(), source })?;
+        let (snapshot, files) = load_with_files(dir).map_err(EditError::Faults)?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock, snapshot, files })
+    }
+
+    /// What is registered.
+    #[must_use]
+    pub fn snapshot(&self) -> &Snapshot {
+        &self.snapshot
+    }
+
+    /// Registers a key; the file that it lies in then.
+    ///
+    /// # Errors
+    /// If it may not be, or the file system refuses; then nothing is left behind but perhaps empty folders.
+    pub fn add(&mut self, addition: &Addition, now: Timestamp) -> Result<PathBuf, EditError> {
+        self.judge(addition, now)?;
+        let Addition { organisation, role, key, .. } = addition;
+        let (kind, name) = match role {
+            Role::Agent(id) => ("agents", id.as_str()),
+            Role::Principal(id) => ("principals", id.as_str()),
+            Role::Authority => {
+                return Err(EditError::Unfit("a user CA is registered by hand, with what it may certify"));
+            }
+        };
+        let members = self.dir.join("organisations").join(organisation.as_str()).join(kind);
+        let folder = members.join(name);
+        let write = |path: &Path| {
+            let path = path.to_owned();
+            move |source| EditError::Write { path, source }
+        };
+        DirBuilder::new().recursive(true).create(&folder).map_err(write(&folder))?;
+        let mut made = Made::default();
+        if let (Role::Principal(_), Some(agents)) = (role, &addition.new)
+            && !self.holds(organisation, role)
+        {
+            let quoted: Vec<_> = agents.iter().map(|pattern| string(pattern.as_str())).collect();
+            made.file(&members.join(format!("{name}.toml")), &format!("agents = [{}]\n", quoted.join(", ")))?;
+        }
+        let stem = free_stem(&folder, &now.strftime("%Y-%m-%d").to_string());
+        let about = about(addition);
+        if !about.is_empty() {
+            made.file(&folder.join(format!("{stem}.toml")), &about)?;
+        }
+        let file = folder.join(format!("{stem}.pub"));
+        made.file(&file, &format!("{}\n", key.to_openssh()))?;
+        (self.snapshot, self.files) = load_with_files(&self.dir).map_err(EditError::Broken)?;
+        made.keep();
+        Ok(file)
+    }
+
+    /// Withdraws a key. The organisation need be given only where several know the key.
+    ///
+    /// # Errors
+    /// If there is no such key, or the file system refuses; then it is as good as before.
+    pub fn revoke(
+        &mut self,
+        name: &KeyName,
+        organisation: Option<&OrganisationId>,
+        now: Timestamp,
+    ) -> Result<Revoked, EditError> {
+        let mut found = listed(&self.snapshot, &self.files);
+        found.retain(|it| name.names(&it.key.key) && organisation.is_none_or(|only| *only == it.organisation));
+        let key = match found.len() {
+            0 => return Err(EditError::UnknownKey(name.clone())),
+            1 => found.remove(0),
+            _ => {
+                let ids: Vec<_> = found.iter().map(|it| it.organisation.as_str()).collect();
+                return Err(EditError::Ambiguous { key: name.clone(), organisations: ids.join(" and ") });
+            }
+        };
+        let before = key.key.revoked;
+        if !before {
+            self.write_revoked(&key)?;
+        }
+        let others = self.snapshot.organisations().get(&key.organisation).into_iter().flat_map(|held| held.keys());
+        let member = key.role != Role::Authority;
+        let last = member && !others.into_iter().any(|(role, other)| role == key.role && other.counts(now));
+        Ok(Revoked { key, before, last })
+    }
+
+    fn write_revoked(&mut self, key: &Listed) -> Result<(), EditError> {
+        let path = key.file.with_extension("toml");
+        let unwritable = || EditError::Unwritable(path.clone());
+        if !path.exists() {
+            let mut made = Made::default();
+            made.file(&path, "revoked = true\n")?;
+            (self.snapshot, self.files) = load_with_files(&self.dir).map_err(EditError::Broken)?;
+            made.keep();
+            return Ok(());
+        }
+        // Where the file really is: a link to it stays a link.
+        let path = path.canonicalize().map_err(|source| EditError::Write { path: path.clone(), source })?;
+        let text = read_text(&path).map_err(EditError::Faults)?;
+        let new = with_revoked(&path, &text).ok_or_else(unwritable)?;
+        replace(&path, &new)?;
+        match load_with_files(&self.dir) {
+            Ok(loaded) => {
+                (self.snapshot, self.files) = loaded;
+                Ok(())
+            }
+            Err(faults) => {
+                replace(&path, &text)?;
+                Err(EditError::Broken(faults))
+            }
+        }
+    }
+
+    fn holds(&self, organisation: &OrganisationId, role: &Role) -> bool {
+        self.snapshot.organisations().get(organisation).is_some_and(|held| match role {
+            Role::Agent(id) => held.agents.contains_key(id),
+            Role::Principal(id) => held.principals.contains_key(id),
+            Role::Authority => !held.authorities.is_empty(),
+        })
+    }
+
+    fn judge(&self, addition: &Addition, now: Timestamp) -> Result<(), EditError> {
+        let Addition { organisation, role, key, not_before, expires, comment, new } = addition;
+        if !self.holds(organisation, role) && new.is_none() {
+            return Err(EditError::UnknownHolder { organisation: organisation.clone(), role: role.clone() });
+        }
+        let fingerprint = key.fingerprint();
+        let held = self.snapshot.organisations().get(organisation).into_iter().flat_map(|held| held.keys());
+        if let Some((role, _)) = held.into_iter().find(|(_, other)| other.key.fingerprint() == fingerprint) {
+            return Err(EditError::Present { key: fingerprint, organisation: organisation.clone(), role });
+        }
+        if expires.is_some_and(|expires| expires <= now) {
+            return Err(EditError::Unfit("the key would have expired already"));
+        }
+        if let (Some(from), Some(to)) = (not_before, expires)
+            && to <= from
+        {
+            return Err(EditError::Unfit("the key would never count: it expires before it begins to"));
+        }
+        if comment
+            .as_deref()
+            .is_some_and(|comment| comment.len() > COMMENT_MAX || comment.chars().any(char::is_control))
+        {
+            return Err(EditError::Unfit("a comment is at most 255 bytes long and has no control characters"));
+        }
+        Ok(())
+    }
+}
+
+/// Files that were made, and go again unless they are kept.
+#[derive(Default)]
+struct Made(Vec<PathBuf>);
+
+impl Made {
+    /// Makes a file that was not there: whole, or not at all.
+    fn file(&mut self, path: &Path, text: &str) -> Result<(), EditError> {
+        let failed = |source| EditError::Write { path: path.to_owned(), source };
+        let staging = stage(path, text).map_err(failed)?;
+        // Other than a rename, a link fails where something is there.
+        let linked = std::fs::hard_link(&staging, path);
+        let removed = std::fs::remove_file(&staging);
+        linked.map_err(failed)?;
+        self.0.push(path.to_owned());
+        removed.and_then(|()| sync_folder(path)).map_err(failed)
+    }
+
+    fn keep(mut self) {
+        self.0.clear();
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        // The key before what stands beside it, for the reason that it came after that.
+        for path in self.0.drain(..).rev() {
+            drop(std::fs::remove_file(path));
+        }
+    }
+}
+
+/// Puts a file in the place of one that is there.
+fn replace(path: &Path, text: &str) -> Result<(), EditError> {
+    let replaced = || {
+        let staging = stage(path, text)?;
+        std::fs::set_permissions(&staging, std::fs::metadata(path)?.permissions())?;
+        std::fs::rename(&staging, path).inspect_err(|_| drop(std::fs::remove_file(&staging)))?;
+        sync_folder(path)
+    };
+    replaced().map_err(|source| EditError::Write { path: path.to_owned(), source })
+}
+
+/// Writes what a file is to hold beside it, under a name that the registry passes over.
+fn stage(path: &Path, text: &str) -> io::Result<PathBuf> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let staging = path.with_file_name(format!(".{name}.{}", std::process::id()));
+    // Left by a process of the same id that was killed.
+    drop(std::fs::remove_file(&staging));
+    let written = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o644).open(&staging)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    written().inspect_err(|_| drop(std::fs::remove_file(&staging)))?;
+    Ok(staging)
+}
+
+fn sync_folder(path: &Path) -> io::Result<()> {
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// A name for a key that nothing in the folder has, in whatever form.
+fn free_stem(folder: &Path, date: &str) -> String {
+    let taken = |stem: &str| {
+        ["pub", "pem", "toml"].iter().any(|ending| folder.join(format!("{stem}.{ending}")).symlink_metadata().is_ok())
+    };
+    let names = std::iter::once(date.to_owned()).chain((2_u32..).map(|number| format!("{date}-{number}")));
+    names.into_iter().find(|stem| !taken(stem)).unwrap_or_default()
+}
+
+fn about(addition: &Addition) -> String {
+    let mut text = String::new();
+    for (key, moment) in [("not_before", addition.not_before), ("expires", addition.expires)] {
+        if let Some(moment) = moment {
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{key} = {}", moment.strftime("%Y-%m-%dT%H:%M:%SZ"));
+        }
+    }
+    if let Some(comment) = &addition.comment {
+        let _ = writeln!(text, "comment = {}", string(comment));
+    }
+    text
+}
+
+/// A TOML string. What it holds has no control characters.
+fn string(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// The text of a sidecar with the key revoked and all else as it stands; `None` where that cannot be had.
+fn with_revoked(path: &Path, text: &str) -> Option<String> {
+    let read = |text: &str| {
+        let document = Document::parse(path, text).ok()?;
+        let line = document.root().optional("revoked").and_then(|item| item.place().fault("").line);
+        // Of a CA more is said there, which is left as it stands.
+        AboutKey::read(&document).map(|about| (about, line))
+    };
+    let (about, line) = read(text)?;
+    let new = match line {
+        Some(line) => {
+            let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
+            let this = lines.get_mut(line.checked_sub(1)?)?;
+            let value = this.find('=').and_then(|at| this[at..].find("false").map(|value| at + value))?;
+            this.replace_range(value..value + "false".len(), "true");
+            lines.concat()
+        }
+        None if text.is_empty() || text.ends_with('\n') => format!("{text}revoked = true\n"),
+        None => format!("{text}\nrevoked = true\n"),
+    };
+    // Whatever the way it is written: it is to mean that, and all else as before.
+    (read(&new)?.0 == AboutKey { revoked: true, ..about }).then_some(new)
+}
+
+const COMMENT_MAX: usize = 255;
+
+#[cfg(test)]
+mod tests;

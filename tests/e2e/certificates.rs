@@ -1,0 +1,387 @@
+//! OpenSSH certificates, made by `ssh-keygen` and shown by `ssh`: at the SSH door, at the agent, and of the door's host key.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::process::Command;
+use tokio::time::Instant;
+
+use crate::harness::{
+    AGENT, Plan, Said, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run,
+};
+
+/// Where the registry has acme's CA.
+const CA: &str = "acme/user-ca";
+
+/// A site with a second listener, which takes certificates of the CA `ca` for `provisioner`.
+struct Certified {
+    site: Site,
+    port: u16,
+}
+
+impl Certified {
+    async fn start(plan: Plan) -> Self {
+        let port = free_port();
+        let registry = plan.registry();
+        for name in ["ca", "holder"] {
+            plan.key(name);
+        }
+        registry.key(CA, "ca", &plan.public("ca"));
+        registry.about_key(CA, "ca", "principals = [\"prov*\"]");
+        let listener = format!("[[listener]]\naddress = \"127.0.0.1:{port}\"\nuser_ca = true");
+        let site = plan.gateway_setting(&listener).start().await;
+        fs::write(site.path().join("known_any"), format!("* {}\n", site.public("gateway"))).expect("written");
+        Self { site, port }
+    }
+
+    /// Stock ssh that shows nothing but the certificate of this name.
+    fn ssh(&self, port: u16, certificate: &str, arguments: &[&str]) -> Command {
+        let path = self.site.path();
+        let options = [
+            format!("Port={port}"),
+            format!("UserKnownHostsFile={}", path.join("known_any").display()),
+            "PubkeyAcceptedAlgorithms=ssh-ed25519-cert-v01@openssh.com".to_owned(),
+        ];
+        let mut words: Vec<&str> = options.iter().flat_map(|option| ["-o", option.as_str()]).collect();
+        words.extend(arguments);
+        self.site.ssh_as(certificate, AGENT, &words)
+    }
+
+    /// A session with a forward to `target` at the listener that takes certificates.
+    async fn forward(&self, certificate: &str, target: SocketAddr) -> (crate::harness::Program, SocketAddr) {
+        let port = free_port();
+        let ssh = self.ssh(self.port, certificate, &["-N", "-v", "-L", &format!("127.0.0.1:{port}:{target}")]);
+        let mut ssh = self.site.background(&format!("ssh-{certificate}"), ssh);
+        ssh.says("Entering interactive session").await;
+        (ssh, SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+}
+
+/// Has `ca` sign a copy of a key of the site's folder; `name-cert.pub` is the certificate, where `ssh` looks for it.
+async fn sign(dir: &std::path::Path, ca: &str, subject: &str, name: &str, arguments: &[&str]) -> PathBuf {
+    for end in ["", ".pub"] {
+        fs::copy(dir.join(format!("{subject}{end}")), dir.join(format!("{name}{end}"))).expect("a copy");
+    }
+    let mut keygen = Command::new("ssh-keygen");
+    keygen
+        .arg("-q")
+        .arg("-s")
+        .arg(dir.join(ca))
+        .args(["-I", name])
+        .args(arguments)
+        .arg(dir.join(format!("{name}.pub")));
+    run(&mut keygen).await.done();
+    dir.join(format!("{name}-cert.pub"))
+}
+
+fn fingerprint(public: &str) -> String {
+    caponier::identity::PublicKey::parse(public).expect("a key").fingerprint().to_string()
+}
+
+const REFUSED: &str = "acme/prod-eu@127.0.0.1: Permission denied (publickey).\r\n";
+
+fn is_refused(said: &Said, what: &str) {
+    assert_eq!((said.code(), said.stdout.as_str()), (255, ""), "{what}: {said:?}");
+    assert_eq!(said.stderr, REFUSED, "{what}");
+}
+
+#[tokio::test]
+async fn one_wrong_field_of_a_certificate_is_refused_as_any_wrong_key_is() {
+    let target = echo().await;
+    let plan = Site::plan().allow(target);
+    let dir = plan.path().to_owned();
+    for name in ["other-ca", "globex-ca"] {
+        plan.key(name);
+    }
+    for (file, arguments) in [("rsa-ca", ["-t", "rsa", "-b", "3072"]), ("weak-ca", ["-t", "rsa", "-b", "2048"])] {
+        let mut keygen = Command::new("ssh-keygen");
+        run(keygen.args(arguments).args(["-q", "-N", "", "-f"]).arg(dir.join(file))).await.done();
+    }
+    let registry = plan.registry();
+    registry.key("globex/user-ca", "globex-ca", &plan.public("globex-ca"));
+    registry.about_key("globex/user-ca", "globex-ca", "principals = [\"*\"]");
+    registry.key(CA, "rsa-ca", &fs::read_to_string(dir.join("rsa-ca.pub")).expect("a key"));
+    registry.about_key(CA, "rsa-ca", "principals = [\"*\"]");
+    registry.key(CA, "late-ca", &plan_key(&plan, "late-ca"));
+    registry.about_key(CA, "late-ca", "principals = [\"*\"]\nexpires = 2020-01-01T00:00:00Z");
+    registry.key(CA, "gone-ca", &plan_key(&plan, "gone-ca"));
+    registry.about_key(CA, "gone-ca", "principals = [\"*\"]\nrevoked = true");
+    registry.key("acme/principals/other", "one", &plan_key(&plan, "other"));
+    registry.about("acme/principals/other", "agents = [\"*\"]");
+    let world = Certified::start(plan).await;
+    registry_revokes(&world.site);
+    let (site, target) = (&world.site, target.to_string());
+    let ask = async |port: u16, certificate: &str| run(&mut world.ssh(port, certificate, &["-W", &target])).await;
+
+    let always = ["-V", "always:forever"];
+    let good = ["-n", "provisioner", "-z", "5"];
+    for (name, ca) in [("good", "ca"), ("good-rsa", "rsa-ca")] {
+        sign(&dir, ca, "holder", name, &[&good[..], &always].concat()).await;
+        let said = ask(world.port, name).await;
+        assert_eq!(said.code(), 0, "{name}: {said:?}");
+        let like = json!({"event": "forward.ended", "key_id": name, "serial": "5", "principal": "provisioner"});
+        let record = site.record(Side::Gateway, like).await;
+        assert_eq!(record["ca"], fingerprint(&site.public(ca)), "{record}");
+        assert_eq!(record["key"], fingerprint(&site.public("holder")), "{record}");
+        site.record(Side::Gateway, json!({"event": "auth.accepted", "key_id": name})).await;
+    }
+    // Elsewhere the same is not even listened to.
+    let refused = json!({"event": "auth.refused"});
+    let mut seen = site.records(Side::Gateway, &refused).len();
+    is_refused(&ask(site.address.port(), "good").await, "a listener without user_ca");
+    let more = ["source-address=10.0.0.0/8", "force-command=/bin/true", "critical:unheard@example.com=x"];
+    let option = |at: usize| vec!["-n", "provisioner", "-O", more[at]];
+    let cases: Vec<(&str, &str, Vec<&str>, &str)> = vec![
+        ("another CA", "other-ca", vec!["-n", "provisioner"], "certificate_unknown_ca"),
+        ("another organisation's CA", "globex-ca", vec!["-n", "provisioner"], "certificate_unknown_ca"),
+        ("a weak CA", "weak-ca", vec!["-n", "provisioner"], "certificate_weak_ca"),
+        ("SHA-1", "rsa-ca", vec!["-n", "provisioner", "-t", "ssh-rsa"], "certificate_sha1"),
+        ("a CA that expired", "late-ca", vec!["-n", "provisioner"], "certificate_ca_expired"),
+        ("a CA that was revoked", "gone-ca", vec!["-n", "provisioner"], "certificate_ca_revoked"),
+        // Which ssh does not even show.
+        ("a host's", "ca", vec!["-h", "-n", "provisioner"], "left_before_login"),
+        ("no principals", "ca", vec![], "certificate_principal"),
+        ("a principal that is not this CA's", "ca", vec!["-n", "other"], "certificate_principal"),
+        ("two principals", "rsa-ca", vec!["-n", "provisioner,other"], "certificate_principal"),
+        ("an unknown principal", "ca", vec!["-n", "provident"], "certificate_principal"),
+        ("another network", "ca", option(0), "certificate_source_address"),
+        ("a command", "ca", option(1), "certificate_option"),
+        ("an unknown option", "ca", option(2), "certificate_option"),
+        ("verify-required", "ca", vec!["-n", "provisioner", "-O", "verify-required"], "certificate_option"),
+        ("no forwarding", "ca", vec!["-n", "provisioner", "-O", "no-port-forwarding"], "certificate_no_forwarding"),
+        ("a revoked serial number", "ca", vec!["-n", "provisioner", "-z", "666"], "certificate_revoked"),
+        ("a revoked key id", "ca", vec!["-n", "provisioner", "-I", "gone"], "certificate_revoked"),
+        // The SSH library refuses these two before anybody else is asked.
+        ("expired", "ca", vec!["-n", "provisioner", "-V", "20200101:20200102"], "left_before_login"),
+        ("not yet valid", "ca", vec!["-n", "provisioner", "-V", "20980101:20990101"], "left_before_login"),
+    ];
+    seen += 1;
+    for (number, (what, ca, arguments, reason)) in cases.iter().enumerate() {
+        let mut arguments = arguments.clone();
+        if !arguments.contains(&"-V") {
+            arguments.extend(always);
+        }
+        let name = format!("wrong-{number}");
+        sign(&dir, ca, "holder", &name, &arguments).await;
+        is_refused(&ask(world.port, &name).await, what);
+        let record =
+            eventually(what, async || site.records(Side::Gateway, &refused).into_iter().nth(seen + number)).await;
+        assert_eq!(record["reason"], *reason, "{what}: {record}");
+    }
+    // A plain key does there as everywhere, if it is registered.
+    let known = site.path().join("known_any").display().to_string();
+    let options = [format!("Port={}", world.port), format!("UserKnownHostsFile={known}")];
+    let plain = async |key: &str| {
+        run(&mut site.ssh_as(key, AGENT, &["-o", &options[0], "-o", &options[1], "-W", &target])).await
+    };
+    is_refused(&plain("holder").await, "a plain key that is not registered");
+    assert_eq!(plain("provisioner").await.code(), 0);
+    // A key that is registered does not bring a certificate along where none is taken.
+    sign(&dir, "ca", "provisioner", "of-the-registered", &["-n", "provisioner", "-V", "always:forever"]).await;
+    let only = "PubkeyAcceptedAlgorithms=ssh-ed25519-cert-v01@openssh.com";
+    is_refused(
+        &run(&mut site.ssh_as("of-the-registered", AGENT, &["-o", only, "-W", &target])).await,
+        "a certificate of a good key",
+    );
+    site.record(Side::Gateway, json!({"event": "auth.refused", "reason": "certificate_not_accepted"})).await;
+    world.site.stop().await;
+}
+
+fn plan_key(plan: &Plan, name: &str) -> String {
+    plan.key(name);
+    plan.public(name)
+}
+
+fn registry_revokes(site: &Site) {
+    let toml = "principals = [\"prov*\"]\nrevoked_serials = [666]\nrevoked_key_ids = [\"gone\"]";
+    site.registry().about_key(CA, "ca", toml);
+}
+
+#[tokio::test]
+async fn a_session_ends_with_its_certificate() {
+    let target = echo().await;
+    let world = Certified::start(Site::plan().allow(target)).await;
+    let (site, dir) = (&world.site, world.site.path().to_owned());
+    let begun = Instant::now();
+    let brief = ["-n", "provisioner", "-z", "1", "-V", "-1m:+20s"];
+    sign(&dir, "ca", "holder", "brief", &brief).await;
+    for (name, serial) in [("revoked", "666"), ("other", "7")] {
+        sign(&dir, "ca", "holder", name, &["-n", "provisioner", "-z", serial, "-V", "always:forever"]).await;
+    }
+    let mut sessions = Vec::new();
+    for name in ["brief", "revoked", "other"] {
+        let (ssh, listens) = world.forward(name, target).await;
+        let mut stream = connect(listens).await;
+        echoes(&mut stream, name.as_bytes()).await;
+        sessions.push((ssh, stream));
+    }
+    let [mut brief, mut revoked, mut other] = sessions.try_into().unwrap_or_else(|_| panic!("three"));
+
+    let told = Instant::now();
+    registry_revokes(site);
+    assert_eq!(read_to_end(&mut revoked.1).await, b"");
+    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    revoked.0.ended().await;
+    site.record(Side::Gateway, json!({"event": "forward.ended", "key_id": "revoked", "reason": "revoked"})).await;
+    echoes(&mut other.1, b"another serial number").await;
+
+    assert_eq!(read_to_end(&mut brief.1).await, b"");
+    assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    brief.0.ended().await;
+    site.record(Side::Gateway, json!({"event": "forward.ended", "key_id": "brief", "reason": "revoked"})).await;
+    echoes(&mut other.1, b"another certificate").await;
+
+    // The CA goes, and all with it.
+    site.registry().about_key(CA, "ca", "principals = [\"prov*\"]\nrevoked = true");
+    assert_eq!(read_to_end(&mut other.1).await, b"");
+    other.0.ended().await;
+    world.site.stop().await;
+}
+
+/// Replaces a text of a side's configuration, and has it read.
+fn change(site: &mut Site, side: Side, old: &str, new: &str) {
+    let path = site.config(side);
+    let text = fs::read_to_string(&path).expect("a configuration");
+    assert!(text.contains(old), "{old} in {text}");
+    fs::write(path, text.replacen(old, new, 1)).expect("written");
+    site.program(side).signal("HUP");
+}
+
+#[tokio::test]
+async fn a_gateway_logs_in_with_a_certificate_until_it_is_revoked() {
+    let target = echo().await;
+    let plan = Site::plan().allow(target).door(target);
+    plan.key("agent-ca");
+    let mut site = plan.start().await;
+    let dir = site.path().to_owned();
+    sign(&dir, "agent-ca", "login-acme", "login", &["-n", "acme", "-z", "3", "-V", "always:forever"]).await;
+    change(
+        &mut site,
+        Side::Gateway,
+        "login_key = \"login-acme\"\n",
+        "login_key = \"login-acme\"\nlogin_certificate = \"login-cert.pub\"\n",
+    );
+    site.record(Side::Gateway, json!({"event": "config.reloaded"})).await;
+    let orchestrator = format!("[[organisation.orchestrator]]\nkey = \"{}\"\n", site.public("login-acme").trim());
+    let authority = format!("[[organisation.orchestrator_ca]]\nkey = \"{}\"\n", site.public("agent-ca").trim());
+    // The plain key is not known any more.
+    change(&mut site, Side::Agent, &orchestrator, &authority);
+    let link = site.record(Side::Agent, json!({"event": "link.up", "key_id": "login", "serial": "3"})).await;
+    assert_eq!(link["ca"], fingerprint(&site.public("agent-ca")));
+    let mut stream = eventually("a forward on the new link", async || {
+        let mut stream = connect(site.doors[0]).await;
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        stream.write_all(b"x").await.ok()?;
+        let mut back = [0];
+        stream.read_exact(&mut back).await.ok()?;
+        Some(stream)
+    })
+    .await;
+    let open = site.record(Side::Agent, json!({"event": "forward.open", "key_id": "login"})).await;
+    assert_eq!((&open["principal"], &open["serial"]), (&json!("provisioner"), &json!("3")));
+    assert_eq!(open["asserted_by"], fingerprint(&site.public("login-acme")));
+
+    change(&mut site, Side::Agent, &authority, &format!("{authority}revoked_serials = [3]\n"));
+    let told = Instant::now();
+    assert_eq!(read_to_end(&mut stream).await, b"");
+    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    site.record(Side::Agent, json!({"event": "link.down", "key_id": "login", "reason": "revoked"})).await;
+    site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "login", "reason": "revoked"})).await;
+    site.record(Side::Agent, json!({"event": "auth.refused", "reason": "certificate_revoked"})).await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn check_finds_certificates_that_nobody_could_accept() {
+    let plan = Site::plan();
+    plan.key("some-ca");
+    let site = plan.start_gateway().await;
+    let dir = site.path().to_owned();
+    let text = fs::read_to_string(site.config(Side::Gateway)).expect("a configuration");
+    let cases: &[(&str, &str, &[&str], &str)] = &[
+        ("login", "login-acme", &["-n", "acme"], ""),
+        ("login", "login-globex", &["-n", "acme"], "for another key than login_key"),
+        ("login", "login-acme", &["-n", "globex"], "only principal must be acme"),
+        ("login", "login-acme", &["-n", "acme,globex"], "only principal must be acme"),
+        ("login", "login-acme", &[], "names no principal"),
+        ("login", "login-acme", &["-h", "-n", "acme"], "is a host's"),
+        ("login", "login-acme", &["-n", "acme", "-V", "20200101:20200102"], "has expired"),
+        ("login", "login-acme", &["-n", "acme", "-V", "20980101:20990101"], "is not valid yet"),
+        ("login", "login-acme", &["-n", "acme", "-O", "no-port-forwarding"], "does not permit port forwarding"),
+        ("host", "gateway", &["-h", "-n", "gw.example.com"], ""),
+        ("host", "gateway", &["-n", "gw.example.com"], "is a user's"),
+        ("host", "gateway", &["-h"], "names no principal"),
+        ("host", "login-acme", &["-h", "-n", "gw.example.com"], "for another key than host_key"),
+        ("host", "gateway", &["-h", "-n", "gw.example.com", "-V", "20200101:20200102"], "has expired"),
+    ];
+    for (number, (kind, subject, arguments, problem)) in cases.iter().enumerate() {
+        let name = format!("case-{number}");
+        let mut arguments = arguments.to_vec();
+        if !arguments.contains(&"-V") {
+            arguments.extend(["-V", "always:forever"]);
+        }
+        let file = sign(&dir, "some-ca", subject, &name, &arguments).await;
+        let (after, key) = match *kind {
+            "login" => ("login_key = \"login-acme\"\n", "login_certificate"),
+            _ => ("host_key = \"gateway\"\n", "host_certificate"),
+        };
+        let changed = text.replacen(after, &format!("{after}{key} = \"{}\"\n", file.display()), 1);
+        let config = dir.join(format!("{name}.toml"));
+        fs::write(&config, changed).expect("written");
+        let said = run(caponier().arg("check").arg(&config)).await;
+        assert_eq!(said.code(), if problem.is_empty() { 0 } else { 2 }, "{arguments:?}: {said:?}");
+        assert!(said.stderr.contains(problem), "{arguments:?}: {said:?}");
+    }
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_host_certificate_is_what_ssh_and_our_client_go_by() {
+    let target = echo().await;
+    let plan = Site::plan().allow(target);
+    for name in ["host-ca", "other-ca"] {
+        plan.key(name);
+    }
+    let dir = plan.path().to_owned();
+    sign(&dir, "host-ca", "gateway", "host", &["-h", "-n", "127.0.0.1", "-V", "always:forever"]).await;
+    let site = plan.gateway_setting("host_certificate = \"host-cert.pub\"").start().await;
+    let known = |name: &str, line: String| {
+        let path = dir.join(name);
+        fs::write(&path, line).expect("written");
+        path.display().to_string()
+    };
+    let good = known("known-ca", format!("@cert-authority 127.0.0.*,[127.0.0.1]:* {}\n", site.public("host-ca")));
+    let wrong = known("known-other", format!("@cert-authority * {}\n", site.public("other-ca")));
+    let ssh = async |known: &str| {
+        let known = format!("UserKnownHostsFile={known}");
+        run(&mut site.ssh(&["-o", &known, "-W", &target.to_string()])).await
+    };
+    let said = ssh(&good).await;
+    assert_eq!(said.code(), 0, "{said:?}");
+    let said = ssh(&wrong).await;
+    assert_eq!(said.code(), 255, "{said:?}");
+    assert!(said.stderr.contains("Host key verification failed"), "{said:?}");
+    // Whoever knows the key goes on as before.
+    assert_eq!(run(&mut site.ssh(&["-W", &target.to_string()])).await.code(), 0);
+
+    let forward = |known: &str| {
+        let port = free_port();
+        let mut command = caponier();
+        command.args(["forward", "--agent", AGENT, "-L", &format!("{port}:{target}"), "--known-hosts", known]);
+        command.arg("--gateway").arg(format!("ssh://{}", site.address)).arg("--identity").arg(site.key("provisioner"));
+        (command, SocketAddr::from(([127, 0, 0, 1], port)))
+    };
+    let (command, listens) = forward(&good);
+    let mut ours = site.background("forward-ca", command);
+    ours.says("listening on").await;
+    echoes(connect(listens).await, b"by certificate").await;
+    ours.signal("TERM");
+    ours.ended().await;
+    let said = run(&mut forward(&wrong).0).await;
+    assert_eq!(said.code(), 1, "{said:?}");
+    assert!(said.stderr.contains("is not the one pinned"), "{said:?}");
+    site.stop().await;
+}
