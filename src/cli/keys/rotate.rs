@@ -23,10 +23,12 @@ use crate::registry::edit::{Addition, Editor, KeyName};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  At the agent:    caponier keys rotate --config /etc/caponier/agent.toml
-  At the gateway:  caponier keys rotate --registry keys acme/prod-eu agent.key.new.pub \\
-                       --admin /run/caponier/gateway.sock
-  At the agent:    caponier keys rotate --config /etc/caponier/agent.toml --switch
+  caponier keys rotate --config /etc/caponier/agent.toml
+  caponier keys rotate --registry keys acme/prod-eu agent.key.new.pub \\
+      --admin /run/caponier/gateway.sock
+  caponier keys rotate --config /etc/caponier/agent.toml --switch
+
+The first and the last are for the agent's host, the second is for the gateway's.
 
 The first makes a key pair beside the old one. The second registers its public half, waits until each replica of the agent \
 that is linked has a link with it and nothing runs on the old links any more, and then revokes the old keys; if that does not come \
