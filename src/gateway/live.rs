@@ -88,6 +88,13 @@ impl State {
         self.listener(listener).is_some_and(|listener| network::admits(listener.accept_from.as_ref(), from))
     }
 
+    /// Whether who came in by a main listener from an address, and showed this, could do so now.
+    pub(super) fn takes(&self, listener: usize, from: IpAddr, shown: &Credential) -> bool {
+        let certified = shown.certificate().is_some();
+        self.accepts(listener, from)
+            && (!certified || self.listener(listener).is_some_and(|listener| listener.certificates))
+    }
+
     /// Whether an address is a balancer's before a main listener.
     pub(super) fn is_balancer(&self, listener: usize, address: IpAddr) -> bool {
         let balancers = self.listener(listener).and_then(|listener| listener.balancers.as_ref());

@@ -244,6 +244,37 @@ async fn a_session_ends_with_its_certificate() {
     world.site.stop().await;
 }
 
+#[tokio::test]
+async fn a_listener_that_takes_no_certificates_any_more_cuts_those_that_came_by_one() {
+    let target = echo().await;
+    let mut world = Certified::start(Site::plan().allow(target)).await;
+    let dir = world.site.path().to_owned();
+    sign(&dir, "ca", "holder", "good", &["-n", "provisioner", "-V", "always:forever"]).await;
+    let (mut ssh, listens) = world.forward("good", target).await;
+    let mut certified = connect(listens).await;
+    echoes(&mut certified, b"by certificate").await;
+    // By a plain key at the same listener.
+    let (port, local) = (format!("Port={}", world.port), free_port());
+    let known = format!("UserKnownHostsFile={}", dir.join("known_any").display());
+    let forward = format!("127.0.0.1:{local}:{target}");
+    let plain = world.site.ssh(&["-o", &port, "-o", &known, "-N", "-v", "-L", &forward]);
+    let mut plain = world.site.background("plain", plain);
+    plain.says("Entering interactive session").await;
+    let mut stays = connect(SocketAddr::from(([127, 0, 0, 1], local))).await;
+    echoes(&mut stays, b"by key").await;
+
+    change(&mut world.site, Side::Gateway, "user_ca = true", "user_ca = false");
+    let told = Instant::now();
+    assert_eq!(read_to_end(&mut certified).await, b"");
+    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    ssh.ended().await;
+    let like = json!({"event": "forward.ended", "key_id": "good", "reason": "revoked"});
+    world.site.record(Side::Gateway, like).await;
+    echoes(&mut stays, b"still by key").await;
+    drop(stays);
+    world.site.stop().await;
+}
+
 /// Replaces a text of a side's configuration, and has it read.
 fn change(site: &mut Site, side: Side, old: &str, new: &str) {
     let path = site.config(side);
