@@ -11,7 +11,6 @@
 //! the configuration to drop its key, its address or the listener, for its last forward in a drain, and for the stop.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -271,7 +270,7 @@ async fn serve(
                     Over::Channels => "channels_per_session",
                     Over::Opens => "pending_opens_per_session",
                 });
-                session.take(opening, over, &forwards, &server.unheard).await;
+                session.take(opening, over, &forwards, &server.misconduct.opens).await;
             }
             () = gone.cancelled() => break,
             () = session.revoked() => {
@@ -292,12 +291,10 @@ async fn serve(
         drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
-    let unheard = server.unheard.load(Ordering::Relaxed);
-    if unheard > 0 {
-        let detail = format!("{unheard} opens were refused without a record of their own");
-        let event = event(Kind::PeerViolation).reason("opens_flood").detail(detail);
+    for (reason, detail) in server.misconduct.sums() {
+        let event = event(Kind::PeerViolation).reason(reason).detail(detail);
         if let Err(error) = agent.trail.note(event).await {
-            debug!(error = %Chain(&error), "could not record a flood of opens");
+            debug!(error = %Chain(&error), "could not record what a client tried");
         }
     }
 }

@@ -18,8 +18,8 @@ Example:
   caponier check /etc/caponier/agent.toml
 
 Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened. \
-Warned of, without effect on the exit code: loopback doors that the registry refuses, a registry that others may write, and \
-certificates of the gateway's own outside of their time or near its end.")]
+Warned of, without effect on the exit code: loopback doors that the registry refuses, files of the registry that everybody may \
+write, and certificates of the gateway's own outside of their time or near its end.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]

@@ -14,10 +14,10 @@
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
-//! state that changes while it is read is read again. Files whose names begin with a dot are passed
-//! over, and so is a `README` (`.md`, `.txt`, `.rst`); every other file that does not belong there is a fault, as is a `.toml`
-//! without its key (unless that [waits](waiting)). Symbolic links are followed, so that a directory which is swapped as a whole
-//! (as Kubernetes does with mounted secrets) is seen as one change.
+//! state that changes while it is read is read again. Files whose names begin with a dot are passed over, and so is a
+//! `README` (`.md`, `.txt`, `.rst`); every other file that does not belong there is a fault, as is a `.toml` without its
+//! key (unless that [waits](waiting)). Symbolic links are followed, so that a directory which is swapped as a whole (as
+//! Kubernetes does with mounted secrets) is seen as one change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
