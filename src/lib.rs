@@ -102,7 +102,8 @@
 //!
 //! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers
 //! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
-//! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
+//! `tunnel::transport` keeps what the socket does not take, and cuts what keeps it busy without any use. It ends when its
+//! stream is cut.
 //!
 //! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, or for the files of the configuration to have
 //! changed and come to rest, at which it looks every second ([`reload::sources`]); then for the configuration to be
