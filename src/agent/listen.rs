@@ -213,7 +213,10 @@ async fn serve(
     };
     let mut server = match ssh::serve(stream, options, login, &agent.tasks).await {
         Ok(server) => server,
-        Err(error) => return agent.trail.stranger(refused(address).detail(Chain(&error)), "handshake"),
+        Err(error) => {
+            blame(&agent, address, Fault::Garbage);
+            return agent.trail.stranger(refused(address).detail(Chain(&error)), "handshake");
+        }
     };
     let switch = server.control.clone();
     let _cut = switch.cut_on_drop();
@@ -274,8 +277,8 @@ async fn serve(
                 session.take(opening, over, &forwards, &server.unheard).await;
             }
             () = gone.cancelled() => break,
-            () = session.revoked() => {
-                debug!("cutting a session that the configuration no longer allows");
+            why = session.revoked() => {
+                debug!(why, "cutting a session that the configuration no longer allows");
                 // The forwards see the same change and say so; nothing is left but the session.
                 tokio::task::yield_now().await;
                 break;
