@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::document::{Document, Fault, Faults};
+use crate::policy::rule::Allowlist;
 use crate::{agent, client, gateway, provision};
 
 /// What settings in the environment begin with.
@@ -146,6 +147,17 @@ fn load_into(
             document.finish(provisioning).map(|provisioning| Loaded::Resources(Box::new(provisioning)))
         }
     }
+}
+
+/// Reads rules alone, as they stand in an `[[organisation]]` of an agent: `[[allow]]` and `[[deny]]`. `file` is what faults call
+/// it.
+///
+/// # Errors
+/// With every fault, if there is one.
+pub fn rules(file: &Path, text: &str) -> Result<Allowlist, Faults> {
+    let document = Document::parse(file, text)?;
+    let rules = file::allowlist(&document.root());
+    document.finish(rules)
 }
 
 /// Honoured for `agent.proxy`. Empty, it counts as absent, as proxy variables do elsewhere.

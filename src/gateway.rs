@@ -5,9 +5,9 @@
 //! configuration no longer allows is cut. A configuration that is read again is taken over whole or not at all, and what it
 //! does not touch goes on.
 //!
-//! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
-//! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
-//! socket answers questions about the roster.
+//! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]);
+//! one task per connection becomes a link, kept in the [`roster`], or a session at the SSH [`door`]; one task per
+//! forward runs through the broker to its end. The [`admin`] socket answers questions about the roster.
 //!
 //! When the stop given to [`run`] asks for a drain, listeners end first, with all that they have accepted taken on; then
 //! agents are told, door sessions and links end with their last forward, and the admin socket goes on answering. When no

@@ -25,7 +25,8 @@ use crate::task::reached;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
 use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, Public, RunError, Running, ServerOptions,
+    self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running,
+    ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
@@ -82,7 +83,7 @@ pub(super) struct Link {
     shared: Arc<Shared>,
     opens: mpsc::Receiver<Opening>,
     control_channel: oneshot::Receiver<ControlChannel>,
-    unheard: Arc<AtomicU64>,
+    misconduct: Arc<Misconduct>,
     running: Running,
 }
 
@@ -210,7 +211,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         .detail(gateway);
     agent.trail.note(event).await.map_err(LinkError::Trail)?;
     cut.disarm();
-    let unheard = server.unheard.clone();
+    let misconduct = server.misconduct.clone();
     let (opens, control_channel, running) = server.split();
     let session = Arc::new(Session {
         agent: agent.clone(),
@@ -229,7 +230,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         superseded: CancellationToken::new(),
         moved: CancellationToken::new(),
     });
-    Ok(Link { shared, opens, control_channel, unheard, running })
+    Ok(Link { shared, opens, control_channel, misconduct, running })
 }
 
 #[derive(Default)]
@@ -352,7 +353,7 @@ impl Link {
                         Over::Channels => "forwards_per_link",
                         Over::Opens => "pending_opens_per_link",
                     });
-                    session.take(opening, over, &Count::default(), &self.unheard).await;
+                    session.take(opening, over, &Count::default(), &self.misconduct.opens).await;
                 }
                 why = session.revoked() => {
                     info!(gateway = %shared.post.gateway, "cutting a link that the configuration no longer allows");
@@ -363,17 +364,16 @@ impl Link {
             }
         };
         session.switch.cut();
-        let unheard = self.unheard.load(Ordering::Relaxed);
-        if unheard > 0 {
+        for (reason, detail) in self.misconduct.sums() {
             let event = Event::new(Kind::PeerViolation)
                 .organisation(&session.organisation)
                 .agent(&agent.id)
                 .replica(&session.replica)
                 .credential(&session.orchestrator)
-                .reason("opens_flood")
-                .detail(format!("{unheard} opens were refused without a record of their own"));
+                .reason(reason)
+                .detail(detail);
             if let Err(error) = agent.trail.note(event).await {
-                debug!(error = %Chain(&error), "could not record a flood of opens");
+                debug!(error = %Chain(&error), "could not record what a gateway tried");
             }
         }
         let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;

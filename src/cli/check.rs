@@ -8,8 +8,6 @@ use jiff::Timestamp;
 
 use super::{Exit, ExitWith, print};
 use crate::config::{self, Loaded};
-use crate::gateway::Local;
-use crate::network;
 use crate::policy::Decision;
 use crate::registry;
 
@@ -20,7 +18,7 @@ Example:
   caponier check /etc/caponier/agent.toml
 
 Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened. \
-Warned of, without effect on the exit code: loopback doors that the registry refuses, and a registry that others may write.")]
+Warned of, without effect on the exit code: loopback doors that the registry refuses, and files of the registry that everybody may write.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]
@@ -59,9 +57,6 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let (agents, principals) = organisations.fold((0, 0), |(agents, principals), organisation| {
                 (agents + organisation.agents.len(), principals + organisation.principals.len())
             });
-            for problem in closed_doors(&config.local, &registry) {
-                print(&format!("{}: warning: {problem}\n", args.file.display()))?;
-            }
             format!(
                 "gateway for {} organisation(s), {} loopback door(s); {agents} agent(s) and {principals} principal(s) in its \
                  registry",
@@ -76,26 +71,4 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     print(&format!("{}: in order ({kind})\n", args.file.display()))?;
     Ok(Exit::Done.into())
-}
-
-/// Loopback doors that let nobody in: whoever comes in by one comes from loopback, which an accept_from may leave out.
-fn closed_doors(doors: &[Local], registry: &registry::Snapshot) -> Vec<String> {
-    let mut problems = Vec::new();
-    for door in doors {
-        let Some(organisation) = registry.organisations().get(&door.agent.organisation) else { continue };
-        let principal = organisation.principals.get(&door.principal);
-        let from = door.listen.ip();
-        for (whose, networks) in [
-            (format!("organisation {}", door.agent.organisation), organisation.accept_from.as_ref()),
-            (format!("principal {}", door.principal), principal.and_then(|record| record.accept_from.as_ref())),
-        ] {
-            if !network::admits(networks, from) {
-                problems.push(format!(
-                    "the door on {} refuses everybody: accept_from of {whose} does not hold {from}",
-                    door.listen
-                ));
-            }
-        }
-    }
-    problems
 }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::agents::table;
-use super::{Exit, ExitWith, print, running};
+use super::{Exit, ExitWith, moment, print, running};
 use crate::config::{self, Loaded};
 use crate::identity::{AgentId, AgentName, OrganisationId, Principal};
 use crate::limits;
@@ -48,7 +48,8 @@ enum Command {
 #[command(after_help = "\
 Example:
   caponier policy test agent.toml --principal provisioner orders.db.internal:5432
-  caponier policy test agent.toml --principal ci-7 --at 2027-01-31T12:00:00Z --address 10.20.0.5 orders.db.internal:5432
+  caponier policy test agent.toml --principal ci-7 --at 2027-01-31T12:00:00Z --address 10.20.0.5 \\
+      orders.db.internal:5432
   caponier policy test gateway.toml --principal provisioner --agent acme/prod-eu orders.db.internal:5432
 
 An agent's configuration answers by its rules, a gateway's by its registry. Names are looked up as the agent would, unless \
@@ -96,11 +97,11 @@ struct Of {
     /// The organisation; may be left out where there is only one.
     #[arg(long, value_name = "ORG", conflicts_with = "agent")]
     organisation: Option<OrganisationId>,
-    /// The agent; needed to test a gateway's configuration.
+    /// The agent, which says the organisation too; needed to test a gateway's configuration.
     #[arg(long, value_name = "ORG/AGENT")]
     agent: Option<AgentName>,
-    /// The moment that it is asked for, as in 2027-01-31T12:00:00Z; now, unless given.
-    #[arg(long, value_name = "TIME")]
+    /// The moment that it is asked for, as 2027-01-31T12:00:00Z; now, unless given.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     at: Option<Timestamp>,
     /// Print JSON.
     #[arg(long)]

@@ -296,7 +296,7 @@ fn window(table: &Table<'_>) -> Option<Window> {
     Some(window)
 }
 
-fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
+pub(super) fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
     let mut names = Once::new("rule");
     let tables = organisation.tables("allow");
     let mut rules: Vec<(Rule, &Table<'_>)> = Vec::new();

@@ -254,8 +254,8 @@ impl Certificate {
         if blob.windows(MARK.len()).filter(|window| *window == MARK).count() > 2 {
             return Err(CertificateError::Nested);
         }
-        let whole =
-            russh::keys::Certificate::from_bytes(blob).map_err(|error| CertificateError::Damaged(error.to_string()))?;
+        let whole = russh::keys::Certificate::from_bytes(blob)
+            .map_err(|error| CertificateError::Damaged(key::unquoted(&error)))?;
         Self::from_ssh(&whole)
     }
 

@@ -2,6 +2,7 @@
 //! in the place of either. All of it is refused on the wire and recorded, and costs nobody else their session.
 
 mod before;
+mod floods;
 mod links;
 mod listener;
 

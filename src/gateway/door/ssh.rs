@@ -234,7 +234,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
                         broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
                     }
                     Admission::Unheard => {
-                        server.unheard.fetch_add(1, Ordering::Relaxed);
+                        server.misconduct.opens.fetch_add(1, Ordering::Relaxed);
                         Channel(opening, flow).refuse(Public::NotAvailable).await;
                     }
                 }
@@ -260,12 +260,10 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
         drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
-    let unheard = server.unheard.load(Ordering::Relaxed);
-    if unheard > 0 {
-        let detail = format!("{unheard} opens were refused without a record of their own");
-        let event = event(Kind::PeerViolation).reason("opens_flood").detail(detail);
+    for (reason, detail) in server.misconduct.sums() {
+        let event = event(Kind::PeerViolation).reason(reason).detail(detail);
         if let Err(error) = gateway.trail.note(event).await {
-            debug!(error = %Chain(&error), "could not record a flood of opens");
+            debug!(error = %Chain(&error), "could not record what a client tried");
         }
     }
 }

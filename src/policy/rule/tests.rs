@@ -1,6 +1,7 @@
 //! Tests of the module above.
 
 use std::error::Error;
+use std::net::IpAddr;
 
 use super::*;
 
