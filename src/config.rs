@@ -401,6 +401,10 @@ mod tests {
             (14, "", 15, "within belongs to hosts"),
             (15, "", 12, "within: this key is missing: hosts needs"),
             (15, "within = [\"10.20.0.0/33\"]", 15, "a network is wanted, such as"),
+            // To some readers these are octal, and so other networks.
+            (15, "within = [\"010.20.0.0/16\"]", 15, "a network is wanted, such as"),
+            (15, "within = [\"10.20.0.0/016\"]", 15, "a network is wanted, such as"),
+            (15, "within = [\"::ffff:010.20.0.0/112\"]", 15, "a network is wanted, such as"),
             (15, "within = [\"10.20.0.0\"]", 15, "write 10.20.0.0/32 for this one address"),
             (15, "within = [\"10.20.0.1/16\"]", 15, "10.20.0.1/16 has bits beyond its prefix"),
             (15, "within = [\"10.0.0.0/8\"]\naddresses = [\"10.0.0.0/8\"]", 16, "hosts and addresses in one rule"),
@@ -460,6 +464,7 @@ mod tests {
             (21, &deny("hosts = [\"db\"]"), 22, "deny[0].ports: this key is missing"),
             (21, &deny("ports = [1]"), 22, "deny[0].hosts: this rule denies nothing"),
             (21, &deny("ports = [1]\naddresses = [\"10.0.0.1/8\"]"), 25, "10.0.0.1/8 has bits beyond its prefix"),
+            (21, &deny("ports = [1]\naddresses = [\"010.0.0.0/8\"]"), 25, "a network is wanted, such as"),
             (21, &deny("ports = [1]\nhosts = [\"*\"]"), 25, "deny[0].hosts[0]: the last label"),
             (21, &deny("ports = [1]\nhosts = []"), 25, "at least one element"),
             (21, &deny("ports = [1]\nhosts = [\"db\"]\nwithin = [\"10.0.0.0/8\"]"), 26, "deny[0].within: unknown key"),

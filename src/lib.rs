@@ -17,7 +17,7 @@
 //!    │                 │  record the end                                │  record the end               │
 //! ```
 //!
-//! `gateway::broker` is the only way at the gateway, whatever the door; `agent::serve` the only one at the agent. Each
+//! `gateway::broker` is the only way at the gateway, whatever the door; `agent::forward` the only one at the agent. Each
 //! reads from top to bottom like the line above. `client` is the principal's end of the same: `caponier forward` and
 //! `caponier provision` are clients of the SSH door, of an agent that listens, or of any SSH server that forwards. Who
 //! comes to an agent that listens has no gateway before it: `agent::serve` is then all of the way.

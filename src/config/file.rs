@@ -22,7 +22,7 @@ use crate::gateway::Local;
 use crate::identity::certificate::{Flaw, Use};
 use crate::identity::{AgentName, Certificate, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
-use crate::network::{Network, Networks};
+use crate::network::{self, Network, Networks};
 use crate::policy::deny::Deny;
 use crate::policy::pattern::{HostPattern, HostPatternError};
 use crate::policy::ports::Ports;
@@ -684,7 +684,7 @@ fn host(item: &Item<'_>) -> Option<HostPattern> {
 
 fn network(item: &Item<'_>) -> Option<IpNet> {
     let text = item.string()?;
-    if let Ok(network) = text.parse() {
+    if let Some(network) = network::parse(text) {
         return Some(network);
     }
     match text.parse::<IpAddr>() {

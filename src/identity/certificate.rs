@@ -24,6 +24,7 @@ use russh::keys::ssh_key::certificate::{CertType, OptionsMap};
 
 use super::{Fingerprint, KeyError, PublicKey, key};
 use crate::limits::{CERTIFICATE_KEY_ID_MAX, CERTIFICATE_MAX, CERTIFICATE_NAMES_MAX};
+use crate::network;
 
 /// Why something is no certificate that could ever count.
 #[derive(Debug, thiserror::Error)]
@@ -460,9 +461,9 @@ fn options(options: &OptionsMap) -> (Option<Vec<IpNet>>, Option<String>) {
 /// A list as `sshd` reads it: networks or addresses between commas, without anything else. A list of which anything cannot be
 /// read holds nothing.
 fn networks(list: &str) -> Option<Vec<IpNet>> {
-    let network = |text: &str| match text.parse::<IpNet>() {
-        Ok(network) => Some(network).filter(|network| network.network() == network.addr()),
-        Err(_) => text.parse::<IpAddr>().ok().map(IpNet::from),
+    let network = |text: &str| match network::parse(text) {
+        Some(network) => Some(network).filter(|network| network.network() == network.addr()),
+        None => text.parse::<IpAddr>().ok().map(IpNet::from),
     };
     list.split(',').map(network).collect::<Option<Vec<_>>>().filter(|list| list.len() <= CERTIFICATE_NAMES_MAX)
 }

@@ -123,6 +123,10 @@ impl FromStr for HostPattern {
         }
         let text = text.strip_suffix('.').unwrap_or(text);
         let labels: Vec<&str> = text.split('.').collect();
+        // Two dots at the end: one of them would be taken off again with the name below, and leave a wildcard last.
+        if text.ends_with('.') {
+            return Err(TargetError::Label.into());
+        }
         if labels.iter().any(|label| label.contains('*') && !matches!(*label, "*" | "**")) {
             return Err(HostPatternError::Part);
         }
@@ -213,6 +217,10 @@ mod tests {
             ("", HostPatternError::Name(TargetError::Empty)),
             (".", HostPatternError::Name(TargetError::Empty)),
             ("*.", Last),
+            ("*..", HostPatternError::Name(TargetError::Label)),
+            ("**..", HostPatternError::Name(TargetError::Label)),
+            ("db.*..", HostPatternError::Name(TargetError::Label)),
+            ("*.internal..", HostPatternError::Name(TargetError::Label)),
             ("*..internal", HostPatternError::Name(TargetError::Label)),
             (".*.internal", HostPatternError::Name(TargetError::Label)),
             ("*.-a.internal", HostPatternError::Name(TargetError::Label)),
