@@ -132,7 +132,8 @@ impl FromStr for HostPattern {
         {
             return Err(HostPatternError::Numeric);
         }
-        if labels.last().is_none_or(|label| label.contains('*')) {
+        // A second dot at the end would be taken for the end of a name, and leave a wildcard there.
+        if labels.last().is_none_or(|label| label.is_empty() || label.contains('*')) {
             return Err(HostPatternError::Last);
         }
         // With a letter for each wildcard it is the shortest name that it stands for: all that holds for names is in there.
@@ -213,6 +214,9 @@ mod tests {
             ("", HostPatternError::Name(TargetError::Empty)),
             (".", HostPatternError::Name(TargetError::Empty)),
             ("*.", Last),
+            ("*..", Last),
+            ("**..", Last),
+            ("*.db..", Last),
             ("*..internal", HostPatternError::Name(TargetError::Label)),
             (".*.internal", HostPatternError::Name(TargetError::Label)),
             ("*.-a.internal", HostPatternError::Name(TargetError::Label)),
