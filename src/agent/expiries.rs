@@ -115,7 +115,7 @@ mod tests {
         };
         let of_key = ("orchestrator".to_owned(), first.fingerprint(), Stage::Month, true);
         let of_ca = |succeeded| (CA.to_owned(), ca.fingerprint(), Stage::Week, succeeded);
-        assert_eq!(told(vec![certifies(&ca, 100)]), [of_key.clone()]);
+        assert_eq!(told(vec![certifies(&ca, 100)]), std::slice::from_ref(&of_key));
         assert_eq!(told(vec![certifies(&ca, 5)]), [of_key.clone(), of_ca(false)]);
         assert_eq!(told(vec![certifies(&ca, 5), certifies(&next_ca, 100)]), [of_key, of_ca(true)]);
     }
