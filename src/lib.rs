@@ -100,9 +100,10 @@
 //! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
 //!
-//! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers
-//! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
-//! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
+//! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers in
+//! it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
+//! `tunnel::transport` keeps what the socket does not take, and cuts what keeps it busy without any use. It ends when
+//! its stream is cut.
 //!
 //! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, or for the files of the configuration to have
 //! changed and come to rest, at which it looks every second ([`reload::sources`]); then for the configuration to be
@@ -163,7 +164,8 @@
 //! reads on a blocking thread. Another task waits for what it reports, and records it.
 //!
 //! **Keys that come to their end** (`agent::expiries`, `gateway::expiries`): one task on each side waits for the next
-//! key to come near its end, and for another state; a link's control channel does the same for its agent's key.
+//! key to come near its end, and for another state; a second one at the gateway for its own certificates; a link's
+//! control channel does the same for its agent's key.
 //!
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!

@@ -107,9 +107,6 @@ pub const CERTIFICATE_KEY_ID_MAX: usize = 256;
 /// Most principals of a certificate, and most options: as many as OpenSSH reads.
 pub const CERTIFICATE_NAMES_MAX: usize = 256;
 
-/// The gateway's own certificates are warned of, when they are read, from so long before their end.
-pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
-
 /// What rests on a certificate looks at the clock at least this often: a timer for its end does not notice that the clock was
 /// set meanwhile.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);

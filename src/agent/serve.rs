@@ -56,7 +56,7 @@ pub(super) enum LinkError {
     },
     #[error(
         "gateway {gateway} closed the connection after key exchange, before login: the agent's key {key} is not registered \
-         there for {agent}, or has expired or been revoked"
+         there for {agent}, has expired or been revoked, or is not accepted from this address; the trail there says which"
     )]
     KeyNotAccepted { gateway: GatewayUrl, key: Fingerprint, agent: String },
     #[error(

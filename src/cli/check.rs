@@ -18,7 +18,8 @@ Example:
   caponier check /etc/caponier/agent.toml
 
 Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened. \
-Warned of, without effect on the exit code: loopback doors that the registry refuses, and files of the registry that everybody may write.")]
+Warned of, without effect on the exit code: loopback doors that the registry refuses, files of the registry that everybody may \
+write, and certificates of the gateway's own outside of their time or near its end.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]
@@ -57,6 +58,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let (agents, principals) = organisations.fold((0, 0), |(agents, principals), organisation| {
                 (agents + organisation.agents.len(), principals + organisation.principals.len())
             });
+            // Nor this: the gateway goes on with the plain key.
+            for warning in config.certificate_warnings(Timestamp::now()) {
+                warn(&warning.to_string());
+            }
             format!(
                 "gateway for {} organisation(s), {} loopback door(s); {agents} agent(s) and {principals} principal(s) in its \
                  registry",

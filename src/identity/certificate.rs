@@ -307,6 +307,12 @@ impl Certificate {
         i64::try_from(self.0.whole.valid_before()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
     }
 
+    /// From when on it counts; `None` if that is beyond all time.
+    #[must_use]
+    pub fn begins(&self) -> Option<Timestamp> {
+        i64::try_from(self.0.whole.valid_after()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
+    }
+
     /// The critical option that is not met here, if there is one.
     #[must_use]
     pub fn unmet_option(&self) -> Option<&str> {
@@ -362,15 +368,18 @@ impl Certificate {
         if !named {
             return Err(Flaw::Principal);
         }
-        self.judge_time(now)?;
         if matches!(shown, Use::Login(_)) && !self.0.permits_forwarding {
             return Err(Flaw::NoForwarding);
         }
-        Ok(())
+        // At last: what is wrong with its time alone may be right later.
+        self.judge_time(now)
     }
 
-    /// Good from its first second on, and no more from its last.
-    fn judge_time(&self, now: Timestamp) -> Result<(), Flaw> {
+    /// Whether its time has begun and is not over: good from its first second on, and no more from its last.
+    ///
+    /// # Errors
+    /// [`Flaw::NotYetValid`] or [`Flaw::Expired`].
+    pub fn judge_time(&self, now: Timestamp) -> Result<(), Flaw> {
         let now = u64::try_from(now.as_second()).unwrap_or(0);
         if now < self.0.whole.valid_after() {
             return Err(Flaw::NotYetValid);

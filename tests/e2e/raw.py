@@ -368,8 +368,9 @@ class Peer:
         return {}
 
     def do_login(self, user, method="publickey", key=None, password=None, body=None, service="ssh-connection",
-                 within=10, algorithm=None, forge=False, certificate=None):
-        """One attempt to log in; answers every message of it, bytes and all."""
+                 within=10, algorithm=None, forge=False, certificate=None, probe=False):
+        """One attempt to log in, or with probe one question whether the key would do; answers every message of it, bytes
+        and all."""
         if not getattr(self.ssh, "served", False):
             self.ssh._expect_packet(6)
             self.raw(bytes([5]) + string("ssh-userauth"))
@@ -382,10 +383,11 @@ class Peer:
             if certificate:
                 algorithm, blob = open(certificate).read().split()[:2]
                 blob = base64.b64decode(blob)
-            request += b"\x01" + string(algorithm) + string(blob)
-            signed = os.urandom(32) if forge else self.ssh.session_id
-            signature = pair.sign_ssh_data(string(signed) + request, signs)
-            request += string(signature.asbytes())
+            request += (b"\x00" if probe else b"\x01") + string(algorithm) + string(blob)
+            if not probe:
+                signed = os.urandom(32) if forge else self.ssh.session_id
+                signature = pair.sign_ssh_data(string(signed) + request, signs)
+                request += string(signature.asbytes())
         elif method == "password":
             request += b"\x00" + string(password or "")
         elif body is not None:

@@ -215,7 +215,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let _present = gateway.drain.greet();
     let forwards = Count::default();
     let mut goodbye = false;
-    // Fires when the guest or its address is no longer accepted, which takes the session's forwards along.
+    // Fires when the guest, its address or its certificate is no longer accepted, which takes the session's forwards along.
     let withdrawn = CancellationToken::new();
     loop {
         tokio::select! {
@@ -244,7 +244,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
                 withdraw(&withdrawn).await;
                 break;
             }
-            () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => {
+            () = gateway.state.until(|state| !state.takes(listener, address.ip(), &guest.credential)) => {
                 withdraw(&withdrawn).await;
                 break;
             }
