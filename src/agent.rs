@@ -1,19 +1,20 @@
 //! The agent: dials out to its organisations' gateways, or listens for their orchestrators itself, and forwards what its own
 //! allowlist permits.
 //!
-//! Promised: it opens no listening socket but the one that its owner may have asked for; nothing that comes over a link changes its keys or rules; every forward is
-//! decided here, on the resolved address, and the address that was checked is the one dialled; what cannot be recorded is
-//! not opened.
+//! Promised: it opens no listening socket but the one that its owner may have asked for; nothing that comes over a link
+//! changes its keys or rules; every forward is decided here, on the resolved address, and the address that was checked
+//! is the one dialled; what cannot be recorded is not opened.
 //!
 //! A configuration that is read again is taken over whole or not at all; what it no longer allows is closed at once, what
 //! it does not touch goes on, and a changed identity is taken on without a gap.
 //!
-//! What waits on what: one task takes over new configurations ([`live`]), one waits for the times that they give, and has
-//! everything judged again when one has come; one task per organisation and gateway keeps a link
-//! ([`dial`]), one accepts where it listens itself ([`listen`]), one task per link or session there serves it ([`serve`]), one task per forward moves its bytes and watches for a configuration
-//! that no longer allows it. When the stop given to [`run`] asks for a drain, nobody dials any more, each link tells its
-//! gateway to give it nothing new, and opens that come all the same are refused. When no forward is left, or those that were
-//! have been cut, everything else is stopped and waited for, and the trail closed.
+//! What waits on what: one task takes over new configurations ([`live`]), one waits for the times that they give, and
+//! has everything judged again when one has come; one task per organisation and gateway keeps a link ([`dial`]), one
+//! accepts where it listens itself ([`listen`]), one task per link or session there serves it ([`serve`]), one task per
+//! forward ([`forward`]) moves its bytes and watches for a configuration that no longer allows it. When the stop given to
+//! [`run`] asks for a drain, nobody dials any more, each link tells its gateway to give it nothing new, and opens that
+//! come all the same are refused. When no forward is left, or those that were have been cut, everything else is stopped
+//! and waited for, and the trail closed.
 //!
 //! What runs where: whoever keeps a link lives on one thread of a [`Crew`], with all its links and their forwards, as
 //! [`crate::tunnel::ssh`] wants it. There is a thread per link as far as there are processors; the usual agent, with one
@@ -21,6 +22,7 @@
 
 mod dial;
 mod expiries;
+mod forward;
 mod listen;
 mod live;
 mod reach;
@@ -56,7 +58,7 @@ use crate::policy::{Denial, Reason};
 use crate::reload::{Fresh, Live, Reloads};
 use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
-use crate::target::Target;
+use crate::target::{Host, Target, normal};
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
@@ -139,12 +141,19 @@ pub struct Organisation {
 }
 
 impl Config {
-    /// Its own gateways and proxy as they are written, which no forward may reach.
+    /// Its own gateways and proxy as they are written, and its listener, where that has an address. No forward may reach
+    /// them.
     #[must_use]
     pub fn ways_out(&self) -> HashSet<Target> {
         let gateways = self.organisations.iter().flat_map(|organisation| &organisation.gateways);
         let gateways = gateways.map(|gateway| gateway.target().clone());
-        gateways.chain(self.proxy.iter().map(|proxy| proxy.endpoint.clone())).collect()
+        // Not where it is on all addresses: which these are is not known here.
+        let listener = self
+            .listen
+            .iter()
+            .filter(|listen| !listen.address.ip().is_unspecified())
+            .map(|listen| Target { host: Host::Address(normal(listen.address.ip())), port: listen.address.port() });
+        gateways.chain(self.proxy.iter().map(|proxy| proxy.endpoint.clone())).chain(listener).collect()
     }
 }
 
@@ -221,6 +230,17 @@ pub enum RunError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// The listener, while the one before is in its way.
+    #[error(
+        "could not listen on {address}, because this agent listens on {before} already: give it another port as well, or \
+         restart the agent"
+    )]
+    ListenAgain {
+        /// Where.
+        address: SocketAddr,
+        /// Where it listens until then.
+        before: SocketAddr,
     },
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
@@ -492,7 +512,7 @@ impl Agent {
         self.state.current().limits
     }
 
-    /// What keeps forwards away from the agent's own gateways and proxy.
+    /// What keeps forwards away from the agent's own gateways, proxy and listener.
     fn guard(&self, state: &State) -> Guard {
         let ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);
         Guard::new(state.ways_out.iter().cloned(), ways_out.addresses.iter().copied())

@@ -23,6 +23,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use jiff::Timestamp;
 
 /// How the program ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,14 @@ impl<T, E: Into<anyhow::Error>> ExitWith<T> for Result<T, E> {
     fn exit_with(self, exit: Exit) -> anyhow::Result<T> {
         self.map_err(|error| Coded { exit, error: error.into().into_boxed_dyn_error() }.into())
     }
+}
+
+/// Reads a moment from the command line.
+///
+/// # Errors
+/// If it is none, with the form that is wanted.
+fn moment(text: &str) -> Result<Timestamp, String> {
+    text.parse().map_err(|_| "a moment such as 2027-11-30T00:00:00Z is wanted, with its offset from UTC".to_owned())
 }
 
 /// Writes an answer to standard output. A reader that has gone away is not an error: it has seen enough.

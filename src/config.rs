@@ -16,6 +16,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 use crate::document::{Document, Fault, Faults};
+use crate::policy::rule::Allowlist;
 use crate::{agent, client, gateway, provision};
 
 /// What settings in the environment begin with.
@@ -146,6 +147,17 @@ fn load_into(
             document.finish(provisioning).map(|provisioning| Loaded::Resources(Box::new(provisioning)))
         }
     }
+}
+
+/// Reads rules alone, as they stand in an `[[organisation]]` of an agent: `[[allow]]` and `[[deny]]`. `file` is what faults call
+/// it.
+///
+/// # Errors
+/// With every fault, if there is one.
+pub fn rules(file: &Path, text: &str) -> Result<Allowlist, Faults> {
+    let document = Document::parse(file, text)?;
+    let rules = file::allowlist(&document.root());
+    document.finish(rules)
 }
 
 /// Honoured for `agent.proxy`. Empty, it counts as absent, as proxy variables do elsewhere.
@@ -389,6 +401,10 @@ mod tests {
             (14, "", 15, "within belongs to hosts"),
             (15, "", 12, "within: this key is missing: hosts needs"),
             (15, "within = [\"10.20.0.0/33\"]", 15, "a network is wanted, such as"),
+            // To some readers these are octal, and so other networks.
+            (15, "within = [\"010.20.0.0/16\"]", 15, "a network is wanted, such as"),
+            (15, "within = [\"10.20.0.0/016\"]", 15, "a network is wanted, such as"),
+            (15, "within = [\"::ffff:010.20.0.0/112\"]", 15, "a network is wanted, such as"),
             (15, "within = [\"10.20.0.0\"]", 15, "write 10.20.0.0/32 for this one address"),
             (15, "within = [\"10.20.0.1/16\"]", 15, "10.20.0.1/16 has bits beyond its prefix"),
             (15, "within = [\"10.0.0.0/8\"]\naddresses = [\"10.0.0.0/8\"]", 16, "hosts and addresses in one rule"),
@@ -448,6 +464,7 @@ mod tests {
             (21, &deny("hosts = [\"db\"]"), 22, "deny[0].ports: this key is missing"),
             (21, &deny("ports = [1]"), 22, "deny[0].hosts: this rule denies nothing"),
             (21, &deny("ports = [1]\naddresses = [\"10.0.0.1/8\"]"), 25, "10.0.0.1/8 has bits beyond its prefix"),
+            (21, &deny("ports = [1]\naddresses = [\"010.0.0.0/8\"]"), 25, "a network is wanted, such as"),
             (21, &deny("ports = [1]\nhosts = [\"*\"]"), 25, "deny[0].hosts[0]: the last label"),
             (21, &deny("ports = [1]\nhosts = []"), 25, "at least one element"),
             (21, &deny("ports = [1]\nhosts = [\"db\"]\nwithin = [\"10.0.0.0/8\"]"), 26, "deny[0].within: unknown key"),

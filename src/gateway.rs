@@ -5,9 +5,9 @@
 //! configuration no longer allows is cut. A configuration that is read again is taken over whole or not at all, and what it
 //! does not touch goes on.
 //!
-//! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]); one task per connection becomes a link, kept in the
-//! [`roster`], or a session at the SSH [`door`]; one task per forward runs through the broker to its end. The [`admin`]
-//! socket answers questions about the roster.
+//! What waits on what: one task takes over new configurations ([`live`]); one task per listener accepts ([`intake`]);
+//! one task per connection becomes a link, kept in the [`roster`], or a session at the SSH [`door`]; one task per
+//! forward runs through the broker to its end. The [`admin`] socket answers questions about the roster.
 //!
 //! When the stop given to [`run`] asks for a drain, listeners end first, with all that they have accepted taken on; then
 //! agents are told, door sessions and links end with their last forward, and the admin socket goes on answering. When no
@@ -61,6 +61,7 @@ use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes};
 pub use inherit::{InheritError, Inherited};
+pub use live::Warning;
 
 /// What a gateway is told by its operator.
 #[derive(Debug, Clone)]
@@ -133,6 +134,14 @@ pub struct Listener {
     pub balancers: Option<Networks>,
     /// Whether principals may log in with certificates here.
     pub certificates: bool,
+}
+
+impl Config {
+    /// Which of the gateway's own certificates do not count at the time `now`, or end soon.
+    #[must_use]
+    pub fn certificate_warnings(&self, now: Timestamp) -> Vec<Warning> {
+        live::State::new(self).certificate_warnings(now)
+    }
 }
 
 impl Listener {
@@ -343,6 +352,7 @@ pub async fn run(
     });
     watch_registry(&gateway, registry);
     tasks.spawn(expiries::watch(gateway.clone()));
+    tasks.spawn(expiries::watch_certificates(gateway.clone()));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
     for (index, listener) in listeners.into_iter().enumerate() {
@@ -350,7 +360,6 @@ pub async fn run(
     }
     let open = local.into_iter().map(|(listener, door)| OpenDoor::open(&gateway, Arc::new(listener), door)).collect();
     let host_key = config.host_key.public().fingerprint();
-    let certificates = live::ending_certificates(&config, Timestamp::now());
     tasks.spawn(follow(gateway.clone(), config, reloads, open));
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
@@ -363,7 +372,6 @@ pub async fn run(
         }
     }));
     info!(key = %host_key, listen = ?main, "gateway started");
-    warn_of_certificates(&certificates);
     ready(&main, &doors);
     tokio::select! {
         () = stop.drain().cancelled() => {}
@@ -498,19 +506,12 @@ fn take_over(
         doors.push(door);
     }
     doors.retain(|door| !door.withdrawn.is_cancelled());
-    warn_of_certificates(&live::ending_certificates(&new, Timestamp::now()));
     *config = new;
     info!("the configuration was read again and is in force: {changes}");
     if !restart.is_empty() {
         warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
     }
     Ok(changes)
-}
-
-fn warn_of_certificates(ending: &[String]) {
-    for ending in ending {
-        warn!("{ending}: have it signed anew, and the configuration read again");
-    }
 }
 
 impl OpenDoor {

@@ -17,9 +17,15 @@
 //!    │                 │  record the end                                │  record the end               │
 //! ```
 //!
-//! `gateway::broker` is the only way at the gateway, whatever the door; `agent::serve` the only one at the agent. Each
+//! `gateway::broker` is the only way at the gateway, whatever the door; `agent::forward` the only one at the agent. Each
 //! reads from top to bottom like the line above. `client` is the principal's end of the same: `caponier forward` and
-//! `caponier provision` are clients of the SSH door, of an agent that listens, or of any SSH server that forwards.
+//! `caponier provision` are clients of the SSH door, of an agent that listens, or of any SSH server that forwards. Who
+//! comes to an agent that listens has no gateway before it: `agent::serve` is then all of the way.
+//!
+//! What comes before is the same at the SSH door and at an agent's listener: `tunnel::admit` gives a stranger a seat
+//! and a turn and remembers what its address did wrong, `tunnel::proxied` believes balancers, `registry` or
+//! `agent::live` says who a key or a certificate is. `reload` brings the configurations, `registry::file` the registry,
+//! and each change has all that runs decided again.
 //!
 //! # The map
 //!
@@ -31,11 +37,11 @@
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
 //! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`] | the three programs; none imports another |
-//! | 3 | [`tunnel`] | TCP and CONNECT, admission, SSH in both roles, the wire, the splice |
-//! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists; databases and roles |
-//! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; certificates; safe SQL |
-//! | 1 | [`reload`] | configurations that are read again |
-//! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids and keys |
+//! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, admission, SSH in both roles, the wire, the splice |
+//! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
+//! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; a database's certificates; safe SQL |
+//! | 1 | [`reload`] | configurations that are read again when their files change |
+//! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
 //! | 0 | [`chain`], [`task`] | printing causes; owning tasks |
@@ -71,93 +77,101 @@
 //!
 //! # Tasks, and what each waits on
 //!
-//! An SSH session of the library and the tasks that use its channels must share a thread; `tunnel::ssh` says why. So there
-//! are several threads with a runtime each ([`task::Crew`]), and a task stays on the thread of whoever spawned it. The first
-//! is the main thread: it accepts, and has all that belongs to no session. A gateway hands each connection, still raw, to
-//! the thread that carries the fewest forwards, where it lives for good with its tasks; an agent has a thread per link as
-//! far as there are processors. Where a forward's door session and its link live on different threads, each has half of the
-//! forward, and a `tunnel::bridge` lies between. Blocking work has threads of its own: the trail's writer, reading the
-//! registry, the system's resolver. After the drain all tasks end when the stop token of their `Tasks` fires,
-//! and are awaited for [`limits::STOP_GRACE`]; then the threads are joined, and the trail is closed.
+//! An SSH session of the library and the tasks that use its channels must share a thread; `tunnel::ssh` says why. So
+//! there are several threads with a runtime each ([`task::Crew`]), and a task stays on the thread of whoever spawned
+//! it. The first is the main thread: it accepts, and has all that belongs to no session. A gateway hands each
+//! connection, still raw, to the thread that carries the fewest forwards, where it lives for good with its tasks; an
+//! agent has a thread per link as far as there are processors, and does as a gateway where it listens. Where a
+//! forward's door session and its link live on different threads, each has half of the forward, and a `tunnel::bridge`
+//! lies between. Blocking work has threads of its own: the trail's writer, reading the registry, the system's resolver.
+//! After the drain all tasks end when the stop token of their `Tasks` fires, and are awaited for
+//! [`limits::STOP_GRACE`]; then the threads are joined, and the trail is closed.
 //!
 //! **Signals** (`cli::running`): one task waits for SIGTERM and SIGINT. In the two services the first begins the drain
-//! ([`drain`]), the second cuts what still runs, a third ends the process; in the other commands the first fires the stop
-//! token, and a second ends the process. Where a service manager watches, another task tells it at intervals that all
-//! threads get to everything.
+//! ([`drain`]), the second cuts what still runs, a third ends the process; in the other commands the first fires the
+//! stop token, and a second ends the process. Where a service manager watches, another task tells it at intervals that
+//! all threads get to everything.
 //!
-//! **The drain** is no task of its own: `gateway::run` and `agent::run` wait, when it has begun, for whoever accepts, then
-//! for the last forward, the deadline or the second signal, and then a little for the goodbyes.
+//! **The drain** is no task of its own: `gateway::run` and `agent::run` wait, when it has begun, for whoever accepts,
+//! then for the last forward, the deadline or the second signal, and then a little for the goodbyes.
 //!
 //! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, writes all that is in it with as
 //! few calls as the sink allows, then answers everybody who waits. It is the last to end. Beside it one task wakes it
 //! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
 //!
-//! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers
-//! in it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
-//! `tunnel::transport` keeps what the socket does not take. It ends when its stream is cut.
+//! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers in
+//! it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
+//! `tunnel::transport` keeps what the socket does not take, and cuts what keeps it busy without any use. It ends when
+//! its stream is cut.
 //!
-//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, or for the files of the configuration to have changed and
-//! come to rest, at which it looks every second ([`reload::sources`]); then for the configuration to be read on a
-//! blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on record.
+//! **Reloading** (`agent::follow`, `gateway::follow`): waits for SIGHUP, or for the files of the configuration to have
+//! changed and come to rest, at which it looks every second ([`reload::sources`]); then for the configuration to be
+//! read on a blocking thread; takes it over in one step that does not wait, and waits for the trail to have that on
+//! record.
 //!
-//! **Agent: keeping time** (`agent::keep_time`): waits for the next moment at which a rule or an orchestrator's key begins or
-//! ceases to hold, looks at the clock every [`limits::CLOCK_LOOK`] besides, and then has everything that runs judged again.
+//! **Agent: keeping time** (`agent::keep_time`): waits for the next moment at which a rule or an orchestrator's key
+//! begins or ceases to hold, looks at the clock every [`limits::CLOCK_LOOK`] besides, and then has everything that runs
+//! judged again.
 //!
 //! **Agent: keeping linked** (`agent::dial`), one per organisation and gateway: waits for a link to be made, then for
-//! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway (which may
-//! be going away), or to be made with a key or name that is no longer the agent's; after a failure for a jittered time that
-//! grows to [`limits::RECONNECT_CAP`], or for another configuration. It ends when the agent drains; its link does so with
-//! the last forward.
+//! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway (which
+//! may be going away), or to be made with a key or name that is no longer the agent's; after a failure for a jittered
+//! time that grows to [`limits::RECONNECT_CAP`], or for another configuration. It ends when the agent drains; its link
+//! does so with the last forward.
 //!
 //! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
-//! drop its gateway or its key, and for the stop. A link that is replaced goes on until the gateway ends it, after its last
-//! forward, or until far too many opens have come. Its control channel has a task that waits for messages, and for the drain,
-//! of which it tells the gateway.
+//! drop its gateway or its key, and for the stop. A link that is replaced goes on until the gateway ends it, after its
+//! last forward, or until far too many opens have come. Its control channel has a task that waits for messages, and for
+//! the drain, of which it tells the gateway.
 //!
-//! **Agent: a lookup** (`resolve`): of configured servers a task for each question, which waits for their answers until its time is
-//! over; whoever asks the same meanwhile waits for the same task. The DNS library has a task for each server and protocol, which
-//! waits for questions, and goes with the resolver. The system's resolver has a thread for each name, which nobody can stop.
+//! **Agent: a lookup** (`resolve`): of configured servers a task for each question, which waits for their answers until
+//! its time is over; whoever asks the same meanwhile waits for the same task. The DNS library has a task for each
+//! server and protocol, which waits for questions, and goes with the resolver. The system's resolver has a thread for
+//! each name, which nobody can stop.
 //!
-//! **Agent: the listener** (`agent::listen`), if there is one: waits for connections until the drain or the configuration
-//! withdraws it. One task per connection waits for the identification string, a place among the handshakes, its turn and the
-//! login under one deadline, then for opens, for the configuration to drop its key or network, for its last forward in a
-//! drain, and for the stop.
+//! **Agent: the listener** (`agent::listen`), if there is one: waits for connections until the drain or the
+//! configuration withdraws it. One task per connection waits for the identification string, a place among the
+//! handshakes, its turn and the login under one deadline, then for opens, for the configuration to drop its key or
+//! network, for its last forward in a drain, and for the stop.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
-//! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections until the drain, and gives each a
-//! seat or turns it away. One task per connection, on a thread of the crew, waits for the identification string, then for a
-//! place among the handshakes and its turn, and becomes a link or a door session.
+//! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections until the drain, and gives each
+//! a seat or turns it away. One task per connection, on a thread of the crew, waits for the identification string, then
+//! for a place among the handshakes and its turn, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
 //! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
-//! key meanwhile, and why it gets no more forwards), for its last forward once it was retired or one of the two ends drains,
-//! for a message that breaks the protocol, or for the stop. Of several links of an agent the least loaded gets a forward; of
-//! several processes with one replica name the one that was started last (`gateway::roster`). What befell an agent's links
-//! is remembered for the operator (`gateway::lapses`).
+//! key meanwhile, and why it gets no more forwards), for its last forward once it was retired or one of the two ends
+//! drains, for a message that breaks the protocol, or for the stop. Of several links of an agent the least loaded gets
+//! a forward; of several processes with one replica name the one that was started last (`gateway::roster`). What befell
+//! an agent's links is remembered for the operator (`gateway::lapses`).
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
-//! registry to drop the guest, for its last forward in a drain, and for the stop. The loopback door waits for a place, then
-//! for a connection, until the drain.
+//! registry to drop the guest or the clock to end its certificate, for the configuration to drop its network, for its
+//! last forward in a drain, and for the stop. The loopback door waits for a place, then for a connection, until the
+//! drain.
 //!
-//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for a link where there is none, for an agent's
-//! answer, or another's after it, all under one deadline; then moves bytes until both ends are done, or the registry, the
-//! configuration, the trail, the session or the stop says otherwise. Where its link lives on another thread, a second task
-//! there waits for the answer and moves the bytes of the target's half, and the first one waits for its end.
+//! **Gateway: a forward** (`gateway::broker`), one each: waits for the trail, for a link where there is none, for an
+//! agent's answer, or another's after it, all under one deadline; then moves bytes until both ends are done, or the
+//! registry, the configuration, the trail, the session or the stop says otherwise. Where its link lives on another
+//! thread, a second task there waits for the answer and moves the bytes of the target's half, and the first one waits
+//! for its end.
 //!
 //! **Gateway: the registry** (`registry::file`): waits for the file system to tell of a change, or for the clock;
 //! reads on a blocking thread. Another task waits for what it reports, and records it.
 //!
-//! **Keys that come to their end** (`agent::expiries`, `gateway::expiries`): one task on each side waits for the next key to
-//! come near its end, and for another state; a link's control channel does the same for its agent's key.
+//! **Keys that come to their end** (`agent::expiries`, `gateway::expiries`): one task on each side waits for the next
+//! key to come near its end, and for another state; a second one at the gateway for its own certificates; a link's
+//! control channel does the same for its agent's key.
 //!
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!
 //! **Client** (`client`): one task per local listener waits for connections; one per connection waits for the session,
-//! made anew if it was lost or its gateway goes away, and moves bytes. A provisioning run is not a task: it goes through its steps in the
-//! command itself.
+//! made anew if it was lost or its gateway goes away, and moves bytes. A provisioning run is not a task: it goes
+//! through its steps in the command itself.
 
 pub mod agent;
 pub mod audit;

@@ -107,9 +107,6 @@ pub const CERTIFICATE_KEY_ID_MAX: usize = 256;
 /// Most principals of a certificate, and most options: as many as OpenSSH reads.
 pub const CERTIFICATE_NAMES_MAX: usize = 256;
 
-/// The gateway's own certificates are warned of, when they are read, from so long before their end.
-pub const CERTIFICATE_WARNING: Duration = Duration::from_secs(30 * 24 * 3600);
-
 /// What rests on a certificate looks at the clock at least this often: a timer for its end does not notice that the clock was
 /// set meanwhile.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
@@ -135,10 +132,10 @@ pub const PENDING_OPENS_PER_SESSION: usize = 128;
 /// next one, so that it is to be a few megabytes; a handshake among so many opens costs nothing.
 pub const OPENS_PER_LINK: u64 = 2_000;
 
-/// Opens after which the agent cuts a link that has not been replaced, or is asked for more all the same: three or four
-/// hundred megabytes of the library's. Fifty times [`OPENS_PER_LINK`], so that a link whose replacement fails for a while
-/// goes on; but a gateway that never lets itself be replaced must not fill the agent's memory.
-pub const OPENS_PER_LINK_MAX: u64 = 50 * OPENS_PER_LINK;
+/// Opens after which the agent cuts a link that has not been replaced, or is asked for more all the same, and the gateway
+/// gives it no more: with what the library keeps for each, a peer that never lets a link be replaced makes us hold less than
+/// 64 MiB. Eight times [`OPENS_PER_LINK`], so that a link whose replacement fails for a while goes on.
+pub const OPENS_PER_LINK_MAX: u64 = 8 * OPENS_PER_LINK;
 
 /// From a request to an open stream, over all steps; a forward that takes longer has failed.
 pub const OPEN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -469,11 +466,31 @@ pub const ABSENT_LISTED: Duration = Duration::from_secs(24 * 3600);
 
 /// Links to one gateway that an agent has replaced and that still carry forwards; the oldest is cut for one more. An idle
 /// one costs less than a hundred kilobytes on either side, and with each of them links are replaced more seldom: it takes
-/// more than half a million opens, with a forward among each link's that never ends, until one is cut.
+/// more than three hundred thousand opens, with a forward among each link's that never ends, until one is cut.
 pub const REPLACED_LINKS: usize = 64;
 
 /// How long accepting pauses after an error that is not of one connection alone.
 pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Packets that do nothing, such as ignored messages, unknown requests and windows that nobody needs, which a session may
+/// send at once and be spared for. So many are some hundredths of a second of a core; an honest peer sends a few in a minute.
+pub const IDLE_PACKETS: usize = 32_768;
+
+/// The same for each second: a fraction of a hundredth of a core.
+pub const IDLE_PACKETS_PER_SECOND: usize = 2_000;
+
+/// Bytes of a packet that count as one more: reading them costs as much.
+pub const BYTES_PER_PACKET: usize = 4 * 1024;
+
+/// Bytes on a control channel that count as a packet: to read so many messages from them takes as long.
+pub const BYTES_PER_IDLE_PACKET: usize = 64;
+
+/// Packets about a channel that come and go with an open, on either side: the open or its answer, the ends and the close.
+pub const PACKETS_PER_OPEN: usize = 4;
+
+/// Bytes sent for which a peer may answer with a packet of its own, as with window or credit: stock peers do so for
+/// 64 KiB or more.
+pub const BYTES_PER_ANSWER: usize = 8 * 1024;
 
 /// What a peer may ask for on one session that it never may, before the session is cut: an honest one asks for nothing.
 pub const VIOLATIONS_PER_SESSION: usize = 64;

@@ -47,8 +47,10 @@ impl FromStr for Network {
     }
 }
 
-/// By the standard library's reading of addresses, which refuses the leading zero that means octal to some.
-fn parse(text: &str) -> Option<IpNet> {
+/// Reads a network, which may have bits beyond its prefix. By the standard library's reading of addresses, which refuses the
+/// leading zero that means octal to some.
+#[must_use]
+pub fn parse(text: &str) -> Option<IpNet> {
     let (address, length) = text.split_once('/')?;
     let plain = length.bytes().all(|byte| byte.is_ascii_digit()) && (length == "0" || !length.starts_with('0'));
     let length = length.parse().ok().filter(|_| plain)?;
@@ -56,7 +58,8 @@ fn parse(text: &str) -> Option<IpNet> {
 }
 
 /// A network of IPv4-mapped addresses is one of IPv4 addresses.
-fn unmapped(network: IpNet) -> IpNet {
+#[must_use]
+pub fn unmapped(network: IpNet) -> IpNet {
     const MAPPED: u8 = 96;
     let IpNet::V6(v6) = network else { return network };
     let address = v6.addr().to_ipv4_mapped().zip(v6.prefix_len().checked_sub(MAPPED));

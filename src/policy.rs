@@ -95,7 +95,7 @@ pub enum Reason {
     ReservedAddress,
     /// Agent: a deny rule holds. No other rule opens what it denies.
     DenyRule,
-    /// Agent: one of the agent's own gateways, or its upstream proxy. No rule opens these.
+    /// Agent: one of the agent's own gateways, its upstream proxy or its listener. No rule opens these.
     OwnGateway,
 }
 

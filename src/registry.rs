@@ -219,11 +219,8 @@ impl Snapshot {
         let Role::Principal(id) = self.role(organisation, key)? else { return Err(Refusal::OtherHolder) };
         let record = principals.get(id).ok_or(Refusal::UnknownKey)?;
         active(&record.keys, key, now)?;
-        match record.window().at(now) {
-            Ok(()) => Ok(id.clone()),
-            Err(Closed::NotYet(_)) => Err(Refusal::NotYetValid),
-            Err(Closed::Expired(_)) => Err(Refusal::Expired),
-        }
+        record.open(now)?;
+        Ok(id.clone())
     }
 
     /// The principal whom `key` stands for, if it may use this agent at the time `now` from the address `from`.
@@ -252,18 +249,15 @@ impl Snapshot {
         now: Timestamp,
     ) -> Result<(), Refusal> {
         let organisation = self.organisation(&agent.organisation)?;
-        if organisation.principals.get(id).is_some_and(|record| expired(record.expires, now)) {
-            return Err(Refusal::Expired);
-        }
+        let record = organisation.principals.get(id).ok_or(Refusal::NotGranted)?;
+        record.open(now)?;
         if !organisation.agents.contains_key(&agent.agent) {
             return Err(Refusal::UnknownAgent);
         }
-        match organisation.principals.get(id) {
-            Some(record) if !record.grant.covers(&agent.agent) => Err(Refusal::NotGranted),
-            Some(record) if !organisation.accepts(record.accept_from.as_ref(), from) => Err(Refusal::SourceNetwork),
-            Some(_) => Ok(()),
-            None => Err(Refusal::NotGranted),
+        if !record.grant.covers(&agent.agent) {
+            return Err(Refusal::NotGranted);
         }
+        organisation.accepts(record.accept_from.as_ref(), from).then_some(()).ok_or(Refusal::SourceNetwork)
     }
 
     /// Decides whether a principal of the agent's organisation may ask that agent for `target` at the time `now`, from the
@@ -351,6 +345,13 @@ impl PrincipalRecord {
     #[must_use]
     pub fn window(&self) -> Window {
         Window { not_before: self.not_before, expires: self.expires }
+    }
+
+    fn open(&self, now: Timestamp) -> Result<(), Refusal> {
+        self.window().at(now).map_err(|closed| match closed {
+            Closed::NotYet(_) => Refusal::NotYetValid,
+            Closed::Expired(_) => Refusal::Expired,
+        })
     }
 }
 

@@ -2,10 +2,10 @@
 //! ([`sources`]) says something else than when it was read last.
 //!
 //! Promised: a change of the files is taken up within five seconds without being asked for, once it has come to rest; a
-//! state is read once, whether it is in order or not, save that SIGHUP has any state read. It is read on a thread that may block, so that a file system that hangs holds nothing up but the reading;
-//! requests that come meanwhile are one request; who stops waiting for one and waits again gets what was read for it; and a
-//! service manager can be told when a reload is under way. What a new configuration means is its program's business: see
-//! `agent` and `gateway`.
+//! state is read once, whether it is in order or not, save that SIGHUP has any state read. It is read on a thread that
+//! may block, so that a file system that hangs holds nothing up but the reading; requests that come meanwhile are one
+//! request; who stops waiting for one and waits again gets what was read for it; and a service manager can be told when
+//! a reload is under way. What a new configuration means is its program's business: see `agent` and `gateway`.
 
 pub mod sources;
 
@@ -118,8 +118,9 @@ impl<C: Send + 'static> Reloads<C> {
         Self { tell: Box::new(tell), ..self }
     }
 
-    /// Waits for a request, or for the files to be other than what was read last, and reads. The caller says [`Reloads::settled`] when it has taken over what was read, or has
-    /// refused it. Never comes back where no request can come any more. May be dropped; then nothing is lost.
+    /// Waits for a request, or for the files to be other than what was read last, and reads. The caller says
+    /// [`Reloads::settled`] when it has taken over what was read, or has refused it. Never comes back where no request
+    /// can come any more. May be dropped; then nothing is lost.
     ///
     /// # Errors
     /// With every fault of what was read.

@@ -143,7 +143,7 @@ enum Next {
 /// there are, the later comes the next, since one too many is cut, and forwards that live long must not be lost to many
 /// short ones beside them.
 fn share(kept: usize) -> u64 {
-    limits::OPENS_PER_LINK * (1 + kept as u64 / 8)
+    limits::OPENS_PER_LINK * (1 + kept as u64 / 16)
 }
 
 async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link, share: u64) -> Next {
@@ -174,6 +174,6 @@ async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link
 }
 
 const _: () = assert!(
-    limits::OPENS_PER_LINK * (1 + limits::REPLACED_LINKS as u64 / 8) < limits::OPENS_PER_LINK_MAX,
+    limits::OPENS_PER_LINK * (1 + limits::REPLACED_LINKS as u64 / 16) < limits::OPENS_PER_LINK_MAX,
     "a link is to be replaced before it is cut"
 );

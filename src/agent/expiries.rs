@@ -1,5 +1,5 @@
 //! Keys that expire soon: the owner is told in the log, of the agent's own key when a gateway says so, and of the
-//! orchestrators' keys by the configuration.
+//! orchestrators' keys and CAs by the configuration.
 //!
 //! Promised: each is told once when a key has 30 days left, 7 days, and none, and again after each start, as far as that is
 //! still ahead. What a gateway says of a key's end is its word: it changes nothing here.
@@ -9,6 +9,7 @@ use std::sync::{Arc, PoisonError};
 use jiff::Timestamp;
 use tracing::warn;
 
+use super::live::{Entry, State};
 use super::{Agent, Post};
 use crate::registry::expiry::{self, Ending, Left, Said, Stage};
 use crate::tunnel::wire::KeyNotice;
@@ -34,40 +35,88 @@ pub(super) fn heed(post: &Post, notice: KeyNotice) {
     );
 }
 
-/// Tells of orchestrators' keys, until the agent stops. Waits for another configuration, and for the clock.
+/// Tells of orchestrators' keys and CAs, until the agent stops. Waits for another configuration, and for the clock.
 pub(super) async fn watch(agent: Arc<Agent>) {
     let stop = agent.tasks.stopping().clone();
     let mut said = Said::default();
     loop {
         let (state, mut changes) = agent.state.follow();
         let now = Timestamp::now();
-        let ends = || state.orchestrators().filter_map(|(id, one)| Some((id, one, one.window.expires?)));
-        let endings = ends().filter_map(|(id, one, expires)| {
-            Some(Ending {
-                organisation: id.clone(),
-                holder: "orchestrator".to_owned(),
-                key: one.key.fingerprint(),
-                expires,
-                stage: Stage::of(expires, now)?,
-                succeeded: state.orchestrators().any(|(other, key)| {
-                    other == id && key.window.at(now).is_ok() && key.window.expires.is_none_or(|end| end > expires)
-                }),
-            })
-        });
-        for ending in said.take_new(endings.collect()) {
-            let left = Left { expires: ending.expires, now };
+        for ending in said.take_new(endings(&state, now)) {
+            let (holder, left) = (&ending.holder, Left { expires: ending.expires, now });
             let advice = if ending.succeeded {
-                "the organisation has another that lasts longer"
+                "the organisation has another that lasts longer".to_owned()
             } else {
-                "the organisation has none that lasts longer, and will not get in: add its next [[organisation.orchestrator]]"
+                format!("the organisation has none that lasts longer: add its next [[organisation.{holder}]]")
             };
-            warn!(organisation = %ending.organisation, key = %ending.key, "an orchestrator's key {left}; {advice}");
+            let whose = if holder == CA { "an orchestrator CA's" } else { "an orchestrator's" };
+            warn!(organisation = %ending.organisation, key = %ending.key, "{whose} key {left}; {advice}");
         }
-        let next = ends().filter_map(|(_, _, expires)| Stage::next(expires, now)).min();
+        let ends = state.entries().filter_map(|entry| entry.window.expires);
+        let next = ends.filter_map(|expires| Stage::next(expires, now)).min();
         tokio::select! {
             () = stop.cancelled() => return,
             () = expiry::until(next, now) => {}
             changed = changes.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+/// What lets orchestrators log in and is at some stage of its end. A key and a CA do not take each other's place: who has
+/// the one need not have the other.
+fn endings(state: &State, now: Timestamp) -> Vec<Ending> {
+    let at_stage = |entry: Entry<'_>| {
+        let expires = entry.window.expires?;
+        let lasts_longer = |other: Entry<'_>| {
+            other.organisation == entry.organisation
+                && other.ca == entry.ca
+                && other.window.at(now).is_ok()
+                && other.window.expires.is_none_or(|end| end > expires)
+        };
+        Some(Ending {
+            organisation: entry.organisation.clone(),
+            holder: if entry.ca { CA } else { "orchestrator" }.to_owned(),
+            key: entry.key.fingerprint(),
+            expires,
+            stage: Stage::of(expires, now)?,
+            succeeded: state.entries().any(lasts_longer),
+        })
+    };
+    state.entries().filter_map(at_stage).collect()
+}
+
+/// The table that a CA stands in.
+const CA: &str = "orchestrator_ca";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::live::tests::{authority, config, key, orchestrator, organisation, state};
+    use crate::agent::{Orchestrator, OrchestratorAuthority, Organisation};
+    use crate::policy::window::Window;
+
+    #[test]
+    fn the_end_of_a_key_and_of_a_ca_is_told_each_with_what_takes_its_place() {
+        let now = Timestamp::from_second(1_800_000_000).expect("a time");
+        let until =
+            |days: i64| Window { not_before: None, expires: Some(now + jiff::SignedDuration::from_hours(days * 24)) };
+        let [first, second, ca, next_ca] = std::array::from_fn(|_| key());
+        let login = |key, days| Orchestrator { window: until(days), ..orchestrator(key, None) };
+        let certifies = |key, days| OrchestratorAuthority { window: until(days), ..authority(key, &["*"]) };
+        let told = |authorities: Vec<OrchestratorAuthority>| {
+            let keys = [login(&first, 20), login(&second, 200)];
+            let acme = Organisation { authorities, ..organisation("acme", &[], &keys, &[]) };
+            let mut told: Vec<_> = endings(&state(&config(vec![acme])), now)
+                .into_iter()
+                .map(|ending| (ending.holder, ending.key, ending.stage, ending.succeeded))
+                .collect();
+            told.sort_by_key(|(holder, ..)| holder.clone());
+            told
+        };
+        let of_key = ("orchestrator".to_owned(), first.fingerprint(), Stage::Month, true);
+        let of_ca = |succeeded| (CA.to_owned(), ca.fingerprint(), Stage::Week, succeeded);
+        assert_eq!(told(vec![certifies(&ca, 100)]), [of_key.clone()]);
+        assert_eq!(told(vec![certifies(&ca, 5)]), [of_key.clone(), of_ca(false)]);
+        assert_eq!(told(vec![certifies(&ca, 5), certifies(&next_ca, 100)]), [of_key, of_ca(true)]);
     }
 }

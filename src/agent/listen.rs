@@ -10,8 +10,8 @@
 //! thread of the crew, waits for the identification string, a place among the handshakes and the login, then for opens, for
 //! the configuration to drop its key, its address or the listener, for its last forward in a drain, and for the stop.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -61,13 +61,18 @@ impl Listening {
     /// # Errors
     /// If the address cannot be had.
     pub(super) fn prepare(&self, wanted: Option<&Listen>) -> Result<Option<TcpListener>, RunError> {
-        let is_at = |address| self.0.as_ref().is_some_and(|(at, _)| *at == address);
-        match wanted {
-            Some(&Listen { address, .. }) if !is_at(address) => {
-                listen::bind(address).map(Some).map_err(|source| RunError::Listen { address, source })
-            }
-            _ => Ok(None),
+        let Some(&Listen { address, .. }) = wanted else { return Ok(None) };
+        let before = self.0.as_ref().map(|(at, _)| *at);
+        if before == Some(address) {
+            return Ok(None);
         }
+        listen::bind(address).map(Some).map_err(|source| match before {
+            // One address and all addresses exclude each other on a port, and what there is must not go before this is there.
+            Some(before) if before.port() == address.port() && source.kind() == io::ErrorKind::AddrInUse => {
+                RunError::ListenAgain { address, before }
+            }
+            _ => RunError::Listen { address, source },
+        })
     }
 
     /// Withdraws what a configuration no longer wants, and accepts on what was prepared for it.
@@ -213,7 +218,10 @@ async fn serve(
     };
     let mut server = match ssh::serve(stream, options, login, &agent.tasks).await {
         Ok(server) => server,
-        Err(error) => return agent.trail.stranger(refused(address).detail(Chain(&error)), "handshake"),
+        Err(error) => {
+            blame(&agent, address, Fault::Garbage);
+            return agent.trail.stranger(refused(address).detail(Chain(&error)), "handshake");
+        }
     };
     let switch = server.control.clone();
     let _cut = switch.cut_on_drop();
@@ -271,11 +279,11 @@ async fn serve(
                     Over::Channels => "channels_per_session",
                     Over::Opens => "pending_opens_per_session",
                 });
-                session.take(opening, over, &forwards, &server.unheard).await;
+                session.take(opening, over, &forwards, &server.misconduct.opens).await;
             }
             () = gone.cancelled() => break,
-            () = session.revoked() => {
-                debug!("cutting a session that the configuration no longer allows");
+            why = session.revoked() => {
+                debug!(why, "cutting a session that the configuration no longer allows");
                 // The forwards see the same change and say so; nothing is left but the session.
                 tokio::task::yield_now().await;
                 break;
@@ -292,12 +300,10 @@ async fn serve(
         drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
-    let unheard = server.unheard.load(Ordering::Relaxed);
-    if unheard > 0 {
-        let detail = format!("{unheard} opens were refused without a record of their own");
-        let event = event(Kind::PeerViolation).reason("opens_flood").detail(detail);
+    for (reason, detail) in server.misconduct.sums() {
+        let event = event(Kind::PeerViolation).reason(reason).detail(detail);
         if let Err(error) = agent.trail.note(event).await {
-            debug!(error = %Chain(&error), "could not record a flood of opens");
+            debug!(error = %Chain(&error), "could not record what a client tried");
         }
     }
 }
@@ -392,4 +398,30 @@ fn record_stranger(agent: &Agent, address: SocketAddr, logins: &Mutex<Logins>, t
     };
     blame(agent, address, Fault::of_login(reason, timed_out));
     agent.trail.stranger(event, reason);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_that_is_in_the_way_of_the_next_is_named() {
+        let accept_from = || Networks::new(vec!["127.0.0.0/8".parse().expect("a network")]).expect("one at least");
+        let at = |address| Listen { address, accept_from: accept_from() };
+        let nowhere = Listening::default();
+        let any = SocketAddr::from(([0, 0, 0, 0], 0));
+        let there = nowhere.prepare(Some(&at(any))).expect("a port").expect("a listener");
+        let bound = there.local_addr().expect("its address");
+        let listening = Listening(Some((bound, CancellationToken::new())));
+        assert!(listening.prepare(Some(&at(bound))).expect("nothing to do").is_none());
+        assert!(listening.prepare(None).expect("nothing to do").is_none());
+        let narrower = SocketAddr::from(([127, 0, 0, 1], bound.port()));
+        let error = listening.prepare(Some(&at(narrower))).expect_err("in the way").to_string();
+        assert!(error.contains(&bound.to_string()) && error.contains("restart the agent"), "{error}");
+        // Somebody else's is another matter.
+        let error = nowhere.prepare(Some(&at(narrower))).expect_err("in the way").to_string();
+        assert_eq!(error, format!("could not listen on {narrower}"));
+        let elsewhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        assert!(listening.prepare(Some(&at(elsewhere))).expect("a port").is_some());
+    }
 }

@@ -13,10 +13,13 @@ use jiff::Timestamp;
 
 use super::{Config, Limits, Listen, Orchestrator, OrchestratorAuthority};
 use crate::identity::certificate::{Certificate, Flaw, Trust, Use};
-use crate::identity::{Credential, Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, ReplicaId};
+use crate::identity::{
+    Credential, Fingerprint, OrganisationId, Principal, PrincipalId, PrivateKey, PublicKey, ReplicaId,
+};
 use crate::limits;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
+use crate::policy::window::Window;
 use crate::reload::Changes;
 use crate::resolve::Resolver;
 use crate::target::Target;
@@ -32,7 +35,7 @@ pub(super) struct State {
     pub(super) proxy: Option<Proxy>,
     /// How long forwards that run may go on after the signal to end.
     pub(super) drain: Duration,
-    /// The agent's own gateways and proxy as they are written, which no forward may reach.
+    /// The agent's own gateways, proxy and listener as they are written, which no forward may reach.
     pub(super) ways_out: HashSet<Target>,
     /// How much the gateways may have.
     pub(super) limits: Limits,
@@ -48,6 +51,16 @@ pub(super) struct Served {
     orchestrators: HashMap<Fingerprint, Orchestrator>,
     authorities: Vec<OrchestratorAuthority>,
     pub(super) allow: Allowlist,
+}
+
+/// A key that lets somebody log in for an organisation.
+#[derive(Clone, Copy)]
+pub(super) struct Entry<'a> {
+    pub(super) organisation: &'a OrganisationId,
+    pub(super) key: &'a PublicKey,
+    /// Whether it is that of a CA.
+    pub(super) ca: bool,
+    pub(super) window: &'a Window,
 }
 
 /// For whom somebody may speak; for itself alone, where there is none.
@@ -90,9 +103,13 @@ impl State {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
     }
 
-    /// Who may log in, and for whom.
-    pub(super) fn orchestrators(&self) -> impl Iterator<Item = (&OrganisationId, &Orchestrator)> {
-        self.organisations.iter().flat_map(|(id, served)| served.orchestrators.values().map(move |one| (id, one)))
+    /// What lets somebody log in, and when: the orchestrators' keys and CAs.
+    pub(super) fn entries(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.organisations.iter().flat_map(|(organisation, served)| {
+            let entry = |key, ca, window| Entry { organisation, key, ca, window };
+            let keys = served.orchestrators.values().map(move |one| entry(&one.key, false, &one.window));
+            keys.chain(served.authorities.iter().map(move |one| entry(&one.key, true, &one.window)))
+        })
     }
 
     /// What holds for whoever logged in for an organisation, from the address `from` where that is known, if that may at the
@@ -209,13 +226,36 @@ impl State {
     }
 
     /// Whether a forward that was permitted to `addresses` would be still, at the time `now`.
-    pub(super) fn allows(&self, case: &Case<'_>, addresses: &[SocketAddr], guard: &Guard, now: Timestamp) -> bool {
-        self.orchestrator(case.organisation, case.credential, case.from, now).is_ok_and(|(served, asserts)| {
-            speaker(asserts, case.credential, case.claimed).as_ref() == Ok(case.principal)
-                && served.allow.reconsider(case.principal, case.target, addresses, guard, now).is_ok()
-        })
+    ///
+    /// # Errors
+    /// If it would not, with the word that the audit uses for what has ended it ([`lapse`]).
+    pub(super) fn allows(
+        &self,
+        case: &Case<'_>,
+        addresses: &[SocketAddr],
+        guard: &Guard,
+        now: Timestamp,
+    ) -> Result<(), &'static str> {
+        let orchestrator = self.orchestrator(case.organisation, case.credential, case.from, now);
+        let (served, asserts) = orchestrator.map_err(lapse)?;
+        if speaker(asserts, case.credential, case.claimed).as_ref() != Ok(case.principal) {
+            return Err(REVOKED);
+        }
+        let decision = served.allow.reconsider(case.principal, case.target, addresses, guard, now);
+        decision.map_err(|denial| lapse(denial.reason.as_str()))
     }
 }
+
+/// What ends something that ran, for the audit, by the reason for which it would be refused now: the time, or somebody's
+/// will.
+pub(super) fn lapse(refused: &'static str) -> &'static str {
+    let time = ["expired", "not_yet_valid"];
+    let of = |word: &&&str| refused == **word || refused.starts_with("certificate_") && refused.ends_with(**word);
+    time.iter().find(of).unwrap_or(&REVOKED)
+}
+
+/// What the audit calls the end of something that the configuration no longer allows.
+pub(super) const REVOKED: &str = "revoked";
 
 /// A forward that was permitted, with all that the permit rested on but its addresses.
 pub(super) struct Case<'a> {
@@ -319,22 +359,31 @@ pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::agent::Organisation;
     use crate::audit::Sink;
-    use crate::identity::{Algorithm, PublicKey};
+    use crate::identity::Algorithm;
+    use crate::network::Networks;
     use crate::policy::rule::{PrincipalPattern, Reach, Rule};
-    use crate::policy::window::Window;
 
-    fn key() -> PublicKey {
+    pub(in crate::agent) fn key() -> PublicKey {
         PrivateKey::generate(Algorithm::Ed25519).public()
     }
 
-    fn orchestrator(key: &PublicKey, asserts: Option<&[&str]>) -> Orchestrator {
+    pub(in crate::agent) fn orchestrator(key: &PublicKey, asserts: Option<&[&str]>) -> Orchestrator {
         let pattern = |text: &&str| text.parse::<PrincipalPattern>().expect("a pattern");
         let asserts = asserts.map(|asserts| asserts.iter().map(pattern).collect());
         Orchestrator { key: key.clone(), asserts, window: Window::default() }
+    }
+
+    pub(in crate::agent) fn authority(key: &PublicKey, asserts: &[&str]) -> OrchestratorAuthority {
+        OrchestratorAuthority {
+            key: key.clone(),
+            asserts: asserts.iter().map(|text| text.parse().expect("a pattern")).collect(),
+            window: Window::default(),
+            revocations: crate::identity::certificate::Revocations::default(),
+        }
     }
 
     fn rule(name: &str, network: &str) -> Rule {
@@ -348,7 +397,12 @@ mod tests {
         }
     }
 
-    fn organisation(id: &str, gateways: &[&str], orchestrators: &[Orchestrator], rules: &[Rule]) -> Organisation {
+    pub(in crate::agent) fn organisation(
+        id: &str,
+        gateways: &[&str],
+        orchestrators: &[Orchestrator],
+        rules: &[Rule],
+    ) -> Organisation {
         Organisation {
             id: id.parse().expect(id),
             gateways: gateways.iter().map(|url| url.parse().expect(url)).collect(),
@@ -358,7 +412,7 @@ mod tests {
         }
     }
 
-    fn config(organisations: Vec<Organisation>) -> Config {
+    pub(in crate::agent) fn config(organisations: Vec<Organisation>) -> Config {
         Config {
             id: "prod".parse().expect("an id"),
             replica: "one".parse().expect("an id"),
@@ -373,7 +427,7 @@ mod tests {
         }
     }
 
-    fn state(config: &Config) -> State {
+    pub(in crate::agent) fn state(config: &Config) -> State {
         State::new(config, Arc::new(Resolver::system(&config.resolver)))
     }
 
@@ -454,7 +508,7 @@ mod tests {
         };
         let allows = |state: &State| {
             let guard = Guard::new(state.ways_out.clone(), []);
-            state.allows(&case, &["10.0.0.1:5432".parse().expect("an address")], &guard, Timestamp::now())
+            state.allows(&case, &["10.0.0.1:5432".parse().expect("an address")], &guard, Timestamp::now()).is_ok()
         };
         assert!(allows(&with(&[asserting(Some(&["ci-*"]))], &[db()])));
         assert!(allows(&with(
@@ -483,10 +537,55 @@ mod tests {
         let case = Case { claimed: None, principal: &own, ..case };
         let allows = |state: &State| {
             let address = "10.0.0.1:5432".parse().expect("an address");
-            state.allows(&case, &[address], &Guard::default(), Timestamp::now())
+            state.allows(&case, &[address], &Guard::default(), Timestamp::now()).is_ok()
         };
         assert!(allows(&with(&[asserting(None)], &[db()])));
         assert!(!allows(&with(&[asserting(Some(&["*"]))], &[db()])));
+    }
+
+    #[test]
+    fn what_the_time_ends_is_told_from_what_somebody_took_back() {
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let window = Window { not_before: Some(at(100)), expires: Some(at(200)) };
+        let ours = key();
+        let (id, credential) = ("acme".parse().expect("an id"), Credential::Key(ours.fingerprint()));
+        let principal = Principal::Key(ours.fingerprint());
+        let target: Target = "10.0.0.1:5432".parse().expect("a target");
+        let case = Case {
+            organisation: &id,
+            credential: &credential,
+            from: None,
+            claimed: None,
+            principal: &principal,
+            target: &target,
+        };
+        let db = || rule("db", "10.0.0.1/32");
+        let with = |key: Orchestrator, rules: &[Rule]| state(&config(vec![organisation("acme", &[], &[key], rules)]));
+        let (plain, timed) = (orchestrator(&ours, None), Orchestrator { window, ..orchestrator(&ours, None) });
+        for (state, now, expected) in [
+            (with(plain.clone(), &[Rule { window, ..db() }]), 150, Ok(())),
+            (with(plain.clone(), &[Rule { window, ..db() }]), 200, Err("expired")),
+            (with(plain.clone(), &[Rule { window, ..db() }]), 99, Err("not_yet_valid")),
+            (with(plain.clone(), &[rule("db", "10.0.0.2/32")]), 150, Err("revoked")),
+            (with(timed.clone(), &[db()]), 150, Ok(())),
+            (with(timed.clone(), &[db()]), 200, Err("expired")),
+            (with(timed, &[db()]), 99, Err("not_yet_valid")),
+            (with(orchestrator(&key(), None), &[db()]), 150, Err("revoked")),
+            (with(orchestrator(&ours, Some(&["*"])), &[db()]), 150, Err("revoked")),
+        ] {
+            let address = "10.0.0.1:5432".parse().expect("an address");
+            assert_eq!(state.allows(&case, &[address], &Guard::default(), at(now)), expected, "{now}");
+        }
+        for (refused, word) in [
+            ("certificate_expired", "expired"),
+            ("certificate_ca_expired", "expired"),
+            ("certificate_not_yet_valid", "not_yet_valid"),
+            ("certificate_revoked", "revoked"),
+            ("deny_rule", "revoked"),
+            ("unknown_key", "revoked"),
+        ] {
+            assert_eq!(lapse(refused), word, "{refused}");
+        }
     }
 
     /// A principal is mandatory on a key with `asserts` and must match; on one without it is refused.
@@ -549,6 +648,29 @@ mod tests {
         organisation("acme", &[], &[orchestrator(key, Some(&["*"]))], rules)
     }
 
+    /// As its gateways are; one on all addresses has none that is known.
+    #[test]
+    fn the_agents_own_listener_is_guarded_where_it_is() {
+        let at = |address: &str| {
+            let address = address.parse().expect("an address");
+            let accept_from = Networks::new(vec!["10.0.0.0/8".parse().expect("a network")]).expect("one at least");
+            let config = Config { listen: Some(Listen { address, accept_from }), ..config(vec![]) };
+            Guard::new(state(&config).ways_out.clone(), [])
+        };
+        for (listens, address, port, held) in [
+            ("10.0.0.7:2222", "10.0.0.7", 2222, true),
+            ("10.0.0.7:2222", "64:ff9b::a00:7", 2222, true),
+            ("[::ffff:10.0.0.7]:2222", "10.0.0.7", 2222, true),
+            ("10.0.0.7:2222", "10.0.0.7", 22, false),
+            ("10.0.0.7:2222", "10.0.0.8", 2222, false),
+            ("[fd00::7]:2222", "fd00::7", 2222, true),
+            ("0.0.0.0:2222", "10.0.0.7", 2222, false),
+            ("[::]:2222", "fd00::7", 2222, false),
+        ] {
+            assert_eq!(at(listens).holds_address(address.parse().expect(address), port), held, "{listens} {address}");
+        }
+    }
+
     #[test]
     fn a_link_is_made_anew_for_another_identity_and_a_dial_for_another_way() {
         let old = config(vec![organisation_of(&key(), &[])]);
@@ -574,10 +696,9 @@ mod tests {
         let [ca, other_ca] = [(); 2].map(|()| PrivateKey::generate(Algorithm::Ed25519));
         let at = |second| Timestamp::from_second(second).expect("a time");
         let authority = |key: &PrivateKey| OrchestratorAuthority {
-            key: key.public(),
-            asserts: vec!["ci-*".parse().expect("a pattern")],
             window: Window { not_before: None, expires: Some(at(1900)) },
             revocations: Revocations { serials: [666].into(), key_ids: ["gone".to_owned()].into() },
+            ..authority(&key.public(), &["ci-*"])
         };
         let with = |id: &str, key: &PrivateKey, orchestrators: &[Orchestrator]| Organisation {
             authorities: vec![authority(key)],

@@ -1,9 +1,6 @@
-//! One link of the agent: from the dial to its end, and the forwards on it.
-//!
-//! The order of a forward is fixed: who asks → could any rule allow it → resolve → decide → record → dial → accept →
-//! splice → record the end. The permit that the decision yields is what the dial consumes.
+//! One link of the agent, from the dial to its end; and what a session of whoever may open forwards has, at the end of a link or
+//! at the listener.
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,23 +13,20 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::live::{self, Case, State};
-use super::reach::reach;
+use super::forward::forward;
+use super::live::{self, Case, REVOKED, State};
 use super::{Agent, Post, expiries};
-use crate::audit::{Ending, Event, Kind, Resolved, TrailError};
+use crate::audit::{Event, Kind, TrailError};
 use crate::chain::Chain;
-use crate::drain::{Count, Departure, Ticket};
-use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, Principal, PublicKey, ReplicaId};
+use crate::drain::{Count, Departure};
+use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, PublicKey, ReplicaId};
 use crate::limits;
-use crate::policy::rule::Lookup;
-use crate::policy::{Decision, Denial};
-use crate::target::{Host, Target};
-use crate::task::{apart, reached};
+use crate::task::reached;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
-use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Opening, Over, Public, RunError, Running, ServerOptions,
+    self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running,
+    ServerOptions,
 };
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
@@ -62,7 +56,7 @@ pub(super) enum LinkError {
     },
     #[error(
         "gateway {gateway} closed the connection after key exchange, before login: the agent's key {key} is not registered \
-         there for {agent}, or has expired or been revoked"
+         there for {agent}, has expired or been revoked, or is not accepted from this address; the trail there says which"
     )]
     KeyNotAccepted { gateway: GatewayUrl, key: Fingerprint, agent: String },
     #[error(
@@ -89,7 +83,7 @@ pub(super) struct Link {
     shared: Arc<Shared>,
     opens: mpsc::Receiver<Opening>,
     control_channel: oneshot::Receiver<ControlChannel>,
-    unheard: Arc<AtomicU64>,
+    misconduct: Arc<Misconduct>,
     running: Running,
 }
 
@@ -217,7 +211,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         .detail(gateway);
     agent.trail.note(event).await.map_err(LinkError::Trail)?;
     cut.disarm();
-    let unheard = server.unheard.clone();
+    let misconduct = server.misconduct.clone();
     let (opens, control_channel, running) = server.split();
     let session = Arc::new(Session {
         agent: agent.clone(),
@@ -236,7 +230,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
         superseded: CancellationToken::new(),
         moved: CancellationToken::new(),
     });
-    Ok(Link { shared, opens, control_channel, unheard, running })
+    Ok(Link { shared, opens, control_channel, misconduct, running })
 }
 
 #[derive(Default)]
@@ -341,7 +335,7 @@ impl Link {
         let _present = agent.drain.greet();
         let conversation = agent.tasks.spawn(converse(shared.clone(), self.control_channel));
         let mut opened: u64 = 0;
-        let (mut revoked, mut worn_out) = (false, false);
+        let (mut revoked, mut worn_out) = (None, false);
         let end = loop {
             tokio::select! {
                 opening = self.opens.recv() => {
@@ -359,28 +353,27 @@ impl Link {
                         Over::Channels => "forwards_per_link",
                         Over::Opens => "pending_opens_per_link",
                     });
-                    session.take(opening, over, &Count::default(), &self.unheard).await;
+                    session.take(opening, over, &Count::default(), &self.misconduct.opens).await;
                 }
-                () = session.revoked() => {
+                why = session.revoked() => {
                     info!(gateway = %shared.post.gateway, "cutting a link that the configuration no longer allows");
-                    revoked = true;
+                    revoked = Some(why);
                     break LinkEnd::Lost;
                 }
                 () = stop.cancelled() => break LinkEnd::Stopped,
             }
         };
         session.switch.cut();
-        let unheard = self.unheard.load(Ordering::Relaxed);
-        if unheard > 0 {
+        for (reason, detail) in self.misconduct.sums() {
             let event = Event::new(Kind::PeerViolation)
                 .organisation(&session.organisation)
                 .agent(&agent.id)
                 .replica(&session.replica)
                 .credential(&session.orchestrator)
-                .reason("opens_flood")
-                .detail(format!("{unheard} opens were refused without a record of their own"));
+                .reason(reason)
+                .detail(detail);
             if let Err(error) = agent.trail.note(event).await {
-                debug!(error = %Chain(&error), "could not record a flood of opens");
+                debug!(error = %Chain(&error), "could not record what a gateway tried");
             }
         }
         let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
@@ -388,7 +381,7 @@ impl Link {
         drop(timeout(limits::STOP_GRACE, conversation).await);
         let (reason, detail) = match (ended, &end) {
             (_, LinkEnd::Stopped) => ("stopped", shared.post.gateway.to_string()),
-            (_, LinkEnd::Lost) if revoked => ("revoked", shared.post.gateway.to_string()),
+            (_, LinkEnd::Lost) if let Some(why) = revoked => (why, shared.post.gateway.to_string()),
             (_, LinkEnd::Lost) if worn_out => ("worn_out", shared.post.gateway.to_string()),
             (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.post.gateway.to_string()),
             (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.post.gateway, Chain(&error))),
@@ -442,7 +435,7 @@ impl Session {
     }
 
     /// Refuses an opening. A gateway is told the reason, which its operator may read; everybody else as little as at any door.
-    async fn answer(&self, opening: Opening, code: RefusalCode, forward: Option<&ForwardId>, words: &str) {
+    pub(super) async fn answer(&self, opening: Opening, code: RefusalCode, forward: Option<&ForwardId>, words: &str) {
         let Some(guest) = &self.guest else { return opening.refuse(code, forward, words).await };
         let public = match code {
             RefusalCode::Denied | RefusalCode::Malformed => Public::NotAllowed,
@@ -455,44 +448,58 @@ impl Session {
     }
 
     /// Whether the configuration still has what the session came by, and the key that it was logged in with.
-    fn stands(&self, state: &State) -> bool {
-        self.guest.as_ref().is_none_or(|guest| state.listens_to(guest.client.ip()))
-            && state.orchestrator(&self.organisation, &self.orchestrator, self.from(), Timestamp::now()).is_ok()
+    ///
+    /// # Errors
+    /// If it has not, with the word that the audit uses.
+    fn stands(&self, state: &State) -> Result<(), &'static str> {
+        if self.dismissed.is_cancelled() || self.from().is_some_and(|from| !state.listens_to(from)) {
+            return Err(REVOKED);
+        }
+        let login = state.orchestrator(&self.organisation, &self.orchestrator, self.from(), Timestamp::now());
+        login.map(drop).map_err(live::lapse)
     }
 
     /// Where the peer is; of a gateway nobody can tell.
-    fn from(&self) -> Option<IpAddr> {
+    pub(super) fn from(&self) -> Option<IpAddr> {
         self.guest.as_ref().map(|guest| guest.client.ip())
     }
 
     /// Waits until the configuration no longer has the way that the session came by, or the key that it was logged in with.
-    pub(super) async fn revoked(&self) {
+    /// Yields the word that the audit uses.
+    pub(super) async fn revoked(&self) -> &'static str {
         tokio::select! {
             () = self.dismissed.cancelled() => {}
-            () = self.agent.state.until(|state| !self.stands(state)) => {}
+            () = self.agent.state.until(|state| self.stands(state).is_err()) => {}
             // By itself, and nothing else tells of it.
             () = reached(self.orchestrator.expires(), limits::CERTIFICATE_LOOK) => {}
         }
+        // What has ended it may hold again by now, and has ended it all the same.
+        self.stands(&self.agent.state.current()).err().unwrap_or(REVOKED)
     }
 
     /// Whether a forward that was permitted to `addresses` would be still, in this session.
-    fn allows(&self, state: &State, case: &Case<'_>, addresses: &[SocketAddr]) -> bool {
-        !self.dismissed.is_cancelled()
-            && self.stands(state)
-            && state.allows(case, addresses, &self.agent.guard(state), Timestamp::now())
+    ///
+    /// # Errors
+    /// If it would not, with the word that the audit uses.
+    pub(super) fn allows(&self, state: &State, case: &Case<'_>, addresses: &[SocketAddr]) -> Result<(), &'static str> {
+        self.stands(state)?;
+        state.allows(case, addresses, &self.agent.guard(state), Timestamp::now())
     }
 
-    /// Waits until a state that `changes` has not seen yet no longer allows what was permitted.
-    async fn no_longer_allows(
+    /// Waits until a state that `changes` has not seen yet no longer allows what was permitted. Yields the word that the audit
+    /// uses.
+    pub(super) async fn no_longer_allows(
         &self,
         mut changes: watch::Receiver<Arc<State>>,
         case: &Case<'_>,
         addresses: &[SocketAddr],
-    ) {
+    ) -> &'static str {
         loop {
             tokio::select! {
-                () = self.dismissed.cancelled() => return,
-                () = reached(self.orchestrator.expires(), limits::CERTIFICATE_LOOK) => return,
+                () = self.dismissed.cancelled() => return REVOKED,
+                () = reached(self.orchestrator.expires(), limits::CERTIFICATE_LOOK) => {
+                    return self.stands(&self.agent.state.current()).err().unwrap_or(REVOKED);
+                }
                 changed = changes.changed() => {
                     if changed.is_err() {
                         // The agent is going away, and ends the forward itself.
@@ -501,8 +508,8 @@ impl Session {
                 }
             }
             let state = changes.borrow_and_update().clone();
-            if !self.allows(&state, case, addresses) {
-                return;
+            if let Err(why) = self.allows(&state, case, addresses) {
+                return why;
             }
         }
     }
@@ -587,268 +594,6 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                 }
             }
         }
-    }
-}
-
-/// One forward, from the peer's request to its end; or, with a limit that it is `over`, or without a ticket because the
-/// agent drains, to its refusal.
-async fn forward(session: &Session, opening: Opening, over: Option<&'static str>, ticket: Option<Ticket>) {
-    let agent = &session.agent;
-    let credential = &session.orchestrator;
-    // Decided on the state that holds now, and from then on again on each that this has not seen.
-    let (state, changes) = agent.state.follow();
-    let now = Timestamp::now();
-    let originator = Originator::parse(&opening.originator);
-    let mut record = crate::audit::Opening {
-        forward: ForwardId::random().to_string(),
-        organisation: Some(session.organisation.clone()),
-        agent: Some(agent.id.clone()),
-        replica: Some(session.replica.clone()),
-        key: Some(credential.key()),
-        certificate: credential.certificate().cloned(),
-        client: session.guest.as_ref().map(|guest| guest.client.to_string()),
-        door: session.guest.as_ref().map(|_| DOOR),
-        target: format!("{}:{}", opening.host, opening.port),
-        ..crate::audit::Opening::default()
-    };
-    let peer = match &originator {
-        Ok(Some(originator)) => {
-            record.peer_forward = Some(originator.forward.to_string());
-            record.principal = Some(Principal::Named(originator.principal.clone()));
-            record.asserted_by = Some(credential.key().to_string());
-            // Who came in at the listener is where it is, whatever it says.
-            record.client.get_or_insert_with(|| originator.client.clone());
-            Some(originator.forward.clone())
-        }
-        _ => None,
-    };
-    let refusal = Refusal { session, opening, record, peer };
-
-    let claimed = match &originator {
-        Ok(originator) => originator.as_ref().map(|originator| &originator.principal),
-        Err(_) => {
-            let claimed: String = refusal.opening.originator.escape_debug().take(128).collect();
-            return refusal.deny(RefusalCode::Malformed, "malformed_originator", &claimed).await;
-        }
-    };
-    let (served, asserts) = match state.orchestrator(&session.organisation, credential, session.from(), now) {
-        Ok(served) => served,
-        Err(reason) => {
-            let detail = format!("the configuration no longer lets the session's key log in: {reason}");
-            return refusal.deny(RefusalCode::Denied, "revoked", &detail).await;
-        }
-    };
-    let principal = match live::speaker(asserts, credential, claimed) {
-        Ok(principal) => principal,
-        Err((reason, detail)) => return refusal.deny(RefusalCode::Denied, reason, detail).await,
-    };
-    let mut refusal = refusal;
-    refusal.record.principal = Some(principal.clone());
-
-    let counted = match over {
-        Some(limit) => Err(limit),
-        None => agent.usage.forward(&agent.limits(), &session.organisation),
-    };
-    let _counted = match counted {
-        Ok(counted) => counted,
-        Err(limit) => return refusal.deny(RefusalCode::Limit, "limit", limit).await,
-    };
-    let Some(mut ticket) = ticket else {
-        return refusal.deny(RefusalCode::Draining, "draining", "the agent goes away").await;
-    };
-    let target = match Target::from_wire(&refusal.opening.host, refusal.opening.port) {
-        Ok(target) => target,
-        Err(error) => return refusal.deny(RefusalCode::Malformed, "malformed_target", &error.to_string()).await,
-    };
-    refusal.record.target = target.to_string();
-
-    let guard = agent.guard(&state);
-    let allow = &served.allow;
-    let lookup = match allow.consider(&principal, &target, &guard, now) {
-        Ok(lookup) => lookup,
-        Err(denial) => return refusal.denied(denial).await,
-    };
-    let deadline = Instant::now() + limits::OPEN_TIMEOUT;
-    let resolver = &state.resolver;
-    let found = match (lookup, &target.host) {
-        (Lookup::Address(address), _) => Ok(vec![address]),
-        (_, Host::Address(address)) => Ok(vec![SocketAddr::new(*address, target.port)]),
-        (Lookup::Addresses, Host::Name(name)) => resolver
-            .addresses(name)
-            .await
-            .map(|found| found.into_iter().map(|address| SocketAddr::new(address, target.port)).collect()),
-        (Lookup::Service, Host::Name(name)) => resolver.service(name).await,
-    };
-    let resolved: Vec<SocketAddr> = match found {
-        Ok(resolved) => resolved,
-        Err(error) => {
-            let detail = Chain(&error).to_string();
-            return refusal.fail(RefusalCode::Unresolved, "unresolved", detail).await;
-        }
-    };
-    // A service's instances have ports and an order of their own; and who asks for an address means that one.
-    let turns = matches!(lookup, Lookup::Addresses).then(|| resolver.family());
-    let on_record = |place: &SocketAddr| match lookup {
-        Lookup::Address(_) | Lookup::Addresses => Resolved::Address(place.ip()),
-        Lookup::Service => Resolved::Instance(*place),
-    };
-    refusal.record.resolved = resolved.iter().map(on_record).collect();
-    let permit = match allow.decide(&principal, &target, &resolved, &guard, Timestamp::now()) {
-        Decision::Allow(permit) => permit,
-        Decision::Deny(denial) => return refusal.denied(denial).await,
-    };
-    refusal.record.rule = Some(permit.rule().to_owned());
-    refusal.record.refused = permit.refused().iter().map(on_record).collect();
-
-    let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let mut entry = match agent.trail.open(refusal.record.clone()).await {
-        Ok(entry) => entry,
-        // The trail holds the gateway's ids of the live forwards, by organisation.
-        Err(TrailError::Duplicate) => return refusal.deny(RefusalCode::Malformed, "duplicate_forward", "").await,
-        Err(error) => return refusal.unrecorded(&error).await,
-    };
-    let case = Case {
-        organisation: &session.organisation,
-        credential,
-        from: session.from(),
-        claimed,
-        principal: &principal,
-        target: &target,
-    };
-    let dialled = tokio::select! {
-        // First: to what has been taken back by now, no connection is made.
-        biased;
-        () = session.no_longer_allows(changes.clone(), &case, &resolved) => {
-            let detail = "the configuration changed while the forward was opened".to_owned();
-            entry.finish(Ending::Denied { reason: "revoked", detail });
-            return refusal.answer(RefusalCode::Denied, "revoked").await;
-        }
-        dialled = timeout_at(deadline, reach(permit, turns)) => dialled.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())),
-        why = agent.drain.cut() => {
-            entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
-            return refusal.answer(RefusalCode::Draining, "the agent goes away").await;
-        }
-        // The peer is gone: the entry ends as abandoned.
-        () = session.switch.gone().cancelled() => return,
-    };
-    let (stream, address) = match dialled {
-        Ok(dialled) => dialled,
-        Err(error) => {
-            entry.finish(Ending::Failed { reason: "connect_failed", detail: error.to_string() });
-            return refusal.answer(RefusalCode::ConnectFailed, &format!("could not connect: {}", error.kind())).await;
-        }
-    };
-    entry.established(Some(address));
-    ticket.opened();
-    let flow = match &session.guest {
-        Some(guest) => guest.flow,
-        // Whoever names an originator in our form is our gateway, and speaks of credit.
-        None if refusal.peer.is_some() => Flow::Credit,
-        None => Flow::Stock,
-    };
-    let Some(channel) = refusal.opening.accept(flow).await else { return };
-    let counters = entry.counters();
-    let stop = CancellationToken::new();
-    let mut cut = None;
-    // Of all that were permitted, the one that counts from here on.
-    let addresses = [address];
-    let (end, remains) = {
-        let splice =
-            splice::splice(Side::Channel(channel), Side::Tcp(stream), &counters, agent.limits().forward, &stop);
-        tokio::pin!(splice);
-        let watch = apart(async {
-            tokio::select! {
-                () = session.no_longer_allows(changes, &case, &addresses) => None,
-                why = agent.drain.cut() => Some(why),
-                () = unrecorded.cancelled() => None,
-            }
-        });
-        let why = tokio::select! {
-            // First: bytes that never end must not hide it.
-            biased;
-            why = watch => {
-                cut = why;
-                None
-            }
-            end = &mut splice => Some(end),
-        };
-        match why {
-            Some(end) => end,
-            None => {
-                stop.cancel();
-                splice.await
-            }
-        }
-    };
-    let reason = match (end, cut) {
-        (End::Clean, _) => "eof",
-        // Whatever was wrong with it already: it still went on, to deliver what it had, and was cut.
-        (_, Some(why)) => why,
-        // Also where the link was cut for the same reason, and that was noticed first.
-        (End::NearBroke(_) | End::Stopped, None) if !session.allows(&agent.state.current(), &case, &addresses) => {
-            "revoked"
-        }
-        (End::NearBroke(_), None) if session.departure.is_due() => "gateway_drained",
-        (End::NearBroke(_), None) if session.guest.is_none() && session.switch.gone().is_cancelled() => "link_lost",
-        (End::NearBroke(_), None) => "client_gone",
-        (End::FarBroke(_), None) => "target_broke",
-        (End::Stalled, None) => "stalled",
-        (End::Idle, None) => "idle",
-        (End::Expired, None) => "expired",
-        (End::Stopped, None) if unrecorded.is_cancelled() => "audit_failed",
-        (End::Stopped, None) => "agent_stopped",
-    };
-    entry.finish(counters.ended(reason));
-    // It has ended: a drain gives it time for its goodbye, and does not count it as cut.
-    let _leaving = agent.drain.leave();
-    drop(ticket);
-    remains.leave().await;
-}
-
-/// A forward that has not been granted yet, and all that is needed to refuse it.
-struct Refusal<'a> {
-    session: &'a Session,
-    opening: Opening,
-    record: crate::audit::Opening,
-    peer: Option<ForwardId>,
-}
-
-impl Refusal<'_> {
-    /// Records what the policy said, then tells the gateway.
-    async fn denied(mut self, denial: Denial) {
-        self.record.rule = denial.rule;
-        self.deny(RefusalCode::Denied, denial.reason.as_str(), &denial.detail).await;
-    }
-
-    /// Records a denial, then tells the peer. A gateway's operator may read the reason, which both trails then share.
-    async fn deny(self, code: RefusalCode, reason: &str, detail: &str) {
-        debug!(reason, detail, "denied a forward");
-        match self.session.agent.trail.deny(self.record.clone(), reason, detail).await {
-            // Which limit it is, so that the gateway's trail says so too.
-            Ok(()) if code == RefusalCode::Limit => self.answer(code, detail).await,
-            Ok(()) => self.answer(code, reason).await,
-            Err(error) => self.unrecorded(&error).await,
-        }
-    }
-
-    /// Records a forward that failed before it could be decided to the end, then tells the peer.
-    async fn fail(self, code: RefusalCode, reason: &'static str, detail: String) {
-        match self.session.agent.trail.open(self.record.clone()).await {
-            Ok(entry) => {
-                entry.finish(Ending::Failed { reason, detail });
-                self.answer(code, reason).await;
-            }
-            Err(error) => self.unrecorded(&error).await,
-        }
-    }
-
-    async fn unrecorded(self, error: &TrailError) {
-        debug!(error = %Chain(error), "refused a forward because it could not be recorded");
-        self.answer(RefusalCode::Unrecorded, "the agent could not record the forward").await;
-    }
-
-    async fn answer(self, code: RefusalCode, words: &str) {
-        self.session.answer(self.opening, code, self.peer.as_ref(), words).await;
     }
 }
 

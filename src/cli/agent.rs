@@ -9,19 +9,20 @@ use super::{Exit, ExitWith, running};
 use crate::agent;
 use crate::config::Loaded;
 
-/// Run an agent: dial out to its gateways and forward what its allowlist permits, until SIGTERM or SIGINT.
+/// Run an agent: dial out to its gateways, or listen where its configuration says so, and forward what its allowlist permits,
+/// until SIGTERM or SIGINT.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
   caponier agent --config /etc/caponier/agent.toml
 
-The configuration and the keys that it names are read again when they change, and on SIGHUP: whole or, if they have faults, \
-not at all. What it no longer allows ends at once, and what \
-it does not touch goes on; agent.id, [audit] and [log] need a restart. AGENT_PROXY names an HTTP proxy on the way out \
-(http://HOST:PORT), and CAPONIER_AGENT__… sets any other single value.
+The configuration and the keys that it names are read again within five seconds of a change, and on SIGHUP at once: whole or, \
+if they have faults, not at all. What it no longer allows ends at once, and what it does not touch goes on; agent.id, [audit] \
+and [log] need a restart. AGENT_PROXY names an HTTP proxy on the way out (http://HOST:PORT), and CAPONIER_TABLE__KEY sets any \
+single value, as in CAPONIER_AGENT__HOST_KEY.
 
-SIGTERM and SIGINT make it drain: its gateways give it nothing new, and what runs may go on for drain_s seconds; the exit \
-code is 1 if something had to be cut then. A second signal cuts at once.")]
+SIGTERM and SIGINT make it drain: its gateways give it nothing new, and what runs may go on for drain_s seconds (300 unless \
+the configuration says otherwise); the exit code is 1 if something had to be cut then. A second signal cuts at once.")]
 pub struct Args {
     /// The configuration, with an `[agent]` table; deploy/agent.toml explains it.
     #[arg(long, short, value_name = "FILE")]

@@ -8,8 +8,6 @@ use jiff::Timestamp;
 
 use super::{Exit, ExitWith, print};
 use crate::config::{self, Loaded};
-use crate::gateway::Local;
-use crate::network;
 use crate::policy::Decision;
 use crate::registry;
 
@@ -20,7 +18,8 @@ Example:
   caponier check /etc/caponier/agent.toml
 
 Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened. \
-Warned of, without effect on the exit code: loopback doors that the registry refuses, and a registry that others may write.")]
+Warned of, without effect on the exit code: loopback doors that the registry refuses, files of the registry that everybody may \
+write, and certificates of the gateway's own outside of their time or near its end.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]
@@ -59,8 +58,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let (agents, principals) = organisations.fold((0, 0), |(agents, principals), organisation| {
                 (agents + organisation.agents.len(), principals + organisation.principals.len())
             });
-            for problem in closed_doors(&config.local, &registry) {
-                print(&format!("{}: warning: {problem}\n", args.file.display()))?;
+            // Nor this: the gateway goes on with the plain key.
+            for warning in config.certificate_warnings(Timestamp::now()) {
+                warn(&warning.to_string());
             }
             format!(
                 "gateway for {} organisation(s), {} loopback door(s); {agents} agent(s) and {principals} principal(s) in its \
@@ -76,26 +76,4 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     print(&format!("{}: in order ({kind})\n", args.file.display()))?;
     Ok(Exit::Done.into())
-}
-
-/// Loopback doors that let nobody in: whoever comes in by one comes from loopback, which an accept_from may leave out.
-fn closed_doors(doors: &[Local], registry: &registry::Snapshot) -> Vec<String> {
-    let mut problems = Vec::new();
-    for door in doors {
-        let Some(organisation) = registry.organisations().get(&door.agent.organisation) else { continue };
-        let principal = organisation.principals.get(&door.principal);
-        let from = door.listen.ip();
-        for (whose, networks) in [
-            (format!("organisation {}", door.agent.organisation), organisation.accept_from.as_ref()),
-            (format!("principal {}", door.principal), principal.and_then(|record| record.accept_from.as_ref())),
-        ] {
-            if !network::admits(networks, from) {
-                problems.push(format!(
-                    "the door on {} refuses everybody: accept_from of {whose} does not hold {from}",
-                    door.listen
-                ));
-            }
-        }
-    }
-    problems
 }

@@ -29,8 +29,9 @@ use crate::tunnel::connect::{GatewayUrl, Proxy};
 Example:
   caponier forward --gateway ssh://gateway.example.com --agent acme/prod-eu --identity ~/.ssh/provisioner \\
       --known-hosts ~/.ssh/known_hosts -L 5432:orders.db.internal:5432
-  caponier forward --ssh-host bastion.example.com --ssh-user acme --identity ~/.ssh/provisioner \
-      --host-key-fingerprint SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8 -L 5432:orders.db.internal:5432
+  caponier forward --ssh-host bastion.example.com --ssh-user acme --identity ~/.ssh/provisioner \\
+      --host-key-fingerprint SHA256:nThbg6kXUpJWGl7E1IGOCspRomTxdCARLviKw6E5SY8 \\
+      -L 5432:orders.db.internal:5432
 
 A server whose host key is not pinned is never trusted. `ssh-keyscan -p 443 gateway.example.com` prints the line for a \
 known_hosts file; compare its fingerprint with the one that the server's operator publishes. A session that was lost is \
@@ -59,13 +60,14 @@ pub struct Args {
     /// Your private key file.
     #[arg(long, short, value_name = "FILE")]
     identity: PathBuf,
-    /// An OpenSSH known_hosts file that has the server's host key.
+    /// An OpenSSH known_hosts file that has the server's host key, or a CA that vouches for it (@cert-authority).
     #[arg(long, value_name = "FILE")]
     known_hosts: Option<PathBuf>,
     /// The server's host key, by its fingerprint.
     #[arg(long = "host-key-fingerprint", alias = "host-key", value_name = "SHA256:…")]
     host_key: Option<Fingerprint>,
-    /// Listen on PORT (0: any free one) and forward to HOST:HOSTPORT. May be given several times.
+    /// Listen on PORT (0: any free one) of BIND, a loopback address (127.0.0.1 unless given), and forward to HOST:HOSTPORT. May
+    /// be given several times.
     #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:HOSTPORT", required = true)]
     listen: Vec<Listen>,
     /// An HTTP proxy on the way to the server: http://HOST:PORT. Credentials are read from CAPONIER_FORWARD_PROXY alone, which

@@ -16,12 +16,13 @@ use crate::gateway;
 Example:
   caponier gateway --config /etc/caponier/gateway.toml
 
-The registry and the configuration are read again when they change, and on SIGHUP: whole or, if they have faults, not at all. What \
-they no longer allow ends at once, and what they do not touch goes on; addresses to listen on, gateway.registry, gateway.admin_socket, \
-[audit] and [log] need a restart.
+The registry and the configuration are read again within five seconds of a change, and on SIGHUP at once: each whole or, if it \
+has faults, not at all. What they no longer allow ends at once, and what they do not touch goes on; addresses to listen on \
+(those of [[local]] excepted), gateway.registry, gateway.admin_socket, [audit] and [log] need a restart. CAPONIER_TABLE__KEY \
+sets any single value, as in CAPONIER_GATEWAY__HOST_KEY.
 
 SIGTERM and SIGINT make it drain: it accepts nothing new, agents link elsewhere, and what runs may go on for drain_s \
-seconds; the exit code is 1 if something had to be cut then. A second signal cuts at once. Listeners are inherited by \
+seconds (300 unless the configuration says otherwise); the exit code is 1 if something had to be cut then. A second signal cuts at once. Listeners are inherited by \
 socket activation (LISTEN_FDS), which deploy/ explains, so that a new process accepts meanwhile.")]
 pub struct Args {
     /// The configuration, with a `[gateway]` table; deploy/gateway.toml explains it.

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::agents::table;
-use super::{Exit, ExitWith, print, running};
+use super::{Exit, ExitWith, moment, print, running};
 use crate::config::{self, Loaded};
 use crate::identity::{AgentId, AgentName, OrganisationId, Principal};
 use crate::limits;
@@ -48,7 +48,8 @@ enum Command {
 #[command(after_help = "\
 Example:
   caponier policy test agent.toml --principal provisioner orders.db.internal:5432
-  caponier policy test agent.toml --principal ci-7 --at 2027-01-31T12:00:00Z --address 10.20.0.5 orders.db.internal:5432
+  caponier policy test agent.toml --principal ci-7 --at 2027-01-31T12:00:00Z --address 10.20.0.5 \\
+      orders.db.internal:5432
   caponier policy test gateway.toml --principal provisioner --agent acme/prod-eu orders.db.internal:5432
 
 An agent's configuration answers by its rules, a gateway's by its registry. Names are looked up as the agent would, unless \
@@ -65,9 +66,9 @@ struct Test {
     /// times.
     #[arg(long = "address", value_name = "IP")]
     addresses: Vec<Address>,
-    /// For a gateway's configuration: the client's address.
-    #[arg(long, value_name = "IP", default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]
-    from: IpAddr,
+    /// For a gateway's configuration: the client's address; 127.0.0.1, unless given.
+    #[arg(long, value_name = "IP")]
+    from: Option<IpAddr>,
 }
 
 /// Show all that a principal may reach, as a table: deny rules first, then what is allowed.
@@ -96,11 +97,11 @@ struct Of {
     /// The organisation; may be left out where there is only one.
     #[arg(long, value_name = "ORG", conflicts_with = "agent")]
     organisation: Option<OrganisationId>,
-    /// The agent; needed to test a gateway's configuration.
+    /// The agent, which says the organisation too; needed to test a gateway's configuration.
     #[arg(long, value_name = "ORG/AGENT")]
     agent: Option<AgentName>,
-    /// The moment that it is asked for; now, unless given.
-    #[arg(long, value_name = "TIME")]
+    /// The moment that it is asked for, as 2027-01-31T12:00:00Z; now, unless given.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     at: Option<Timestamp>,
     /// Print JSON.
     #[arg(long)]
@@ -158,6 +159,20 @@ impl Test {
     fn at_agent(&self, config: &agent::Config) -> anyhow::Result<Answer> {
         let organisation = self.of.of_agent(config)?;
         let (principal, target, now) = (&self.of.principal, &self.target, self.of.now());
+        // Whoever gives these means something by them: an answer that passes over them would be to another question.
+        if self.from.is_some() {
+            return usage("--from is for a gateway's configuration: an agent's rules do not ask where a client is");
+        }
+        let service = match &target.host {
+            Host::Address(_) if !self.addresses.is_empty() => {
+                return usage("--address says what a name means, and the target is an address already");
+            }
+            Host::Address(_) => false,
+            Host::Name(name) => name.is_service(),
+        };
+        if !service && self.addresses.iter().any(|Address(_, port)| port.is_some()) {
+            return usage("only an instance of a service has a port of its own: give --address without");
+        }
         if let Err(denial) = organisation.speaks_for(principal, now) {
             return Ok(Answer { outcome: Err(denial), places: Vec::new() });
         }
@@ -190,7 +205,11 @@ impl Test {
         let Principal::Named(principal) = &self.of.principal else {
             return usage("a registry knows principals by name: a fingerprint is one at an agent alone");
         };
-        let decision = registry.decide(principal, agent, &self.target, self.from, self.of.now());
+        if !self.addresses.is_empty() {
+            return usage("--address is for an agent's configuration: a registry compares names and looks none up");
+        }
+        let from = self.from.unwrap_or(IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let decision = registry.decide(principal, agent, &self.target, from, self.of.now());
         let outcome = decision.into_result().map(|_| None);
         Ok(Answer { outcome, places: Vec::new() })
     }

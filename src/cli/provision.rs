@@ -27,7 +27,7 @@ Example:
   caponier provision apply -f resources.toml
   caponier provision destroy -f resources.toml
 
-deploy/resources.toml explains the file. The administrator's password comes from the file that it names, or from
+deploy/resources.toml explains the file. The administrator's password comes from the file that it names, or from \
 CAPONIER_DATABASE_PASSWORD.")]
 pub struct Args {
     #[command(subcommand)]

@@ -22,7 +22,7 @@ use crate::gateway::Local;
 use crate::identity::certificate::{Flaw, Use};
 use crate::identity::{AgentName, Certificate, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
-use crate::network::{Network, Networks};
+use crate::network::{self, Network, Networks};
 use crate::policy::deny::Deny;
 use crate::policy::pattern::{HostPattern, HostPatternError};
 use crate::policy::ports::Ports;
@@ -251,7 +251,8 @@ fn host_certificate(item: &Item<'_>, key: Option<&PrivateKey>) -> Option<Certifi
     certificate_of(item, "host_key", key, Use::AnyHost)
 }
 
-/// A certificate that somebody could accept now, for the key that stands beside it.
+/// A certificate that somebody could accept in its time, for the key that stands beside it. That its time is over, or yet to
+/// come, is no fault: it would keep a gateway from starting for all others, and the plain key is used meanwhile.
 fn certificate_of(item: &Item<'_>, beside: &str, key: Option<&PrivateKey>, shown: Use<'_>) -> Option<Certificate> {
     let certificate = match Certificate::read(&item.file()?) {
         Ok(certificate) => certificate,
@@ -261,12 +262,10 @@ fn certificate_of(item: &Item<'_>, beside: &str, key: Option<&PrivateKey>, shown
         return item.reject(format!("this certificate is for another key than {beside}"));
     }
     let wrong = match certificate.judge_apart_from_trust(shown, Timestamp::now()) {
-        Ok(()) => return Some(certificate),
+        Ok(()) | Err(Flaw::Expired | Flaw::NotYetValid) => return Some(certificate),
         Err(Flaw::Kind) if beside == "host_key" => "is a user's: a host's is made with `ssh-keygen -h`",
         Err(Flaw::Kind) => "is a host's: a user's is made without `ssh-keygen -h`",
         Err(Flaw::Principal) => "names no principal, and so would count for nobody (`ssh-keygen -n`)",
-        Err(Flaw::Expired) => "has expired: have it signed anew",
-        Err(Flaw::NotYetValid) => "is not valid yet: look at the clock, or use it later",
         Err(Flaw::NoForwarding) => "does not permit port forwarding, without which it is of no use here",
         Err(Flaw::SourceAddress) => "has a source-address, and an agent cannot tell where its gateway is",
         Err(_) => "has a critical option that is not met here",
@@ -296,7 +295,7 @@ fn window(table: &Table<'_>) -> Option<Window> {
     Some(window)
 }
 
-fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
+pub(super) fn allowlist(organisation: &Table<'_>) -> Option<Allowlist> {
     let mut names = Once::new("rule");
     let tables = organisation.tables("allow");
     let mut rules: Vec<(Rule, &Table<'_>)> = Vec::new();
@@ -685,7 +684,7 @@ fn host(item: &Item<'_>) -> Option<HostPattern> {
 
 fn network(item: &Item<'_>) -> Option<IpNet> {
     let text = item.string()?;
-    if let Ok(network) = text.parse() {
+    if let Some(network) = network::parse(text) {
         return Some(network);
     }
     match text.parse::<IpAddr>() {

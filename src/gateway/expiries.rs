@@ -1,7 +1,8 @@
-//! Keys that expire soon: the operator is told in the log, and an agent over its links.
+//! Keys that expire soon: the operator is told in the log, and an agent over its links. The gateway's own certificates, too.
 //!
 //! Promised: each is told once when a key has 30 days left, 7 days, and none, and again after each start, as far as that is
-//! still ahead ([`crate::registry::expiry`] decides). It waits for the registry to change, and for the clock.
+//! still ahead ([`crate::registry::expiry`] decides). It waits for the registry or the configuration to change, and for the
+//! clock.
 
 use std::sync::Arc;
 
@@ -33,6 +34,25 @@ pub(super) async fn watch(gateway: Arc<Gateway>) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = expiry::until(snapshot.next_ending(now), now) => {}
+            changed = changed.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// Tells the operator of the gateway's own certificates, until the gateway stops.
+pub(super) async fn watch_certificates(gateway: Arc<Gateway>) {
+    let stop = gateway.tasks.stopping().clone();
+    let mut said = Vec::new();
+    loop {
+        let ((state, mut changed), now) = (gateway.state.follow(), Timestamp::now());
+        let warnings = state.certificate_warnings(now);
+        for warning in warnings.iter().filter(|warning| !said.contains(*warning)) {
+            warn!("{warning}");
+        }
+        said = warnings;
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = expiry::until(state.next_certificate_warning(now), now) => {}
             changed = changed.changed() => if changed.is_err() { return },
         }
     }

@@ -306,6 +306,12 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted
     if gateway.registry.current().has(&peer.name) {
         gateway.lapses.ended(&peer, lapse, gateway.roster.holds(&peer));
     }
+    if link.client().control().was_flooded() {
+        let event = event(Kind::PeerViolation).reason(ssh::IDLE_FLOOD).detail(ssh::IDLE_FLOOD_TEXT);
+        if let Err(error) = gateway.trail.note(event).await {
+            debug!(error = %Chain(&error), "could not record what an agent tried");
+        }
+    }
     if let Err(error) = gateway.trail.note(event(Kind::LinkDown).reason(reason)).await {
         warn!(error = %Chain(&error), "could not record the end of a link");
     }

@@ -3,15 +3,17 @@
 //! Promised: pure functions, no I/O, no waiting.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 use super::{Config, Limits, Listener, Local, Penalties};
+use crate::identity::certificate::Flaw;
 use crate::identity::{Certificate, Credential, OrganisationId, PrivateKey};
-use crate::limits;
 use crate::network;
+use crate::registry::expiry::Stage;
 use crate::reload::Changes;
 
 /// What holds now. It does not change.
@@ -37,9 +39,9 @@ pub(super) struct Login {
 }
 
 impl Login {
-    /// The certificate, unless its time is over: then the key may do.
+    /// The certificate, while its time lasts: before and after, the key may do.
     pub(super) fn certificate(&self, now: Timestamp) -> Option<&Certificate> {
-        self.certificate.as_ref().filter(|certificate| is_good(certificate, now))
+        self.certificate.as_ref().filter(|certificate| certificate.judge_time(now).is_ok())
     }
 
     /// What is shown first.
@@ -49,10 +51,6 @@ impl Login {
             None => Credential::Key(self.key.public().fingerprint()),
         }
     }
-}
-
-fn is_good(certificate: &Certificate, now: Timestamp) -> bool {
-    certificate.expires().is_none_or(|expires| now < expires)
 }
 
 impl State {
@@ -90,6 +88,13 @@ impl State {
         self.listener(listener).is_some_and(|listener| network::admits(listener.accept_from.as_ref(), from))
     }
 
+    /// Whether who came in by a main listener from an address, and showed this, could do so now.
+    pub(super) fn takes(&self, listener: usize, from: IpAddr, shown: &Credential) -> bool {
+        let certified = shown.certificate().is_some();
+        self.accepts(listener, from)
+            && (!certified || self.listener(listener).is_some_and(|listener| listener.certificates))
+    }
+
     /// Whether an address is a balancer's before a main listener.
     pub(super) fn is_balancer(&self, listener: usize, address: IpAddr) -> bool {
         let balancers = self.listener(listener).and_then(|listener| listener.balancers.as_ref());
@@ -107,26 +112,68 @@ impl State {
         self.logins.get(organisation)
     }
 
-    /// The certificate of the SSH door's host key, unless its time is over: a client that asks for one takes the key then.
+    /// The certificate of the SSH door's host key, while its time lasts: else a client that asks for one takes the key.
     pub(super) fn host_certificate(&self, now: Timestamp) -> Option<&Certificate> {
-        self.host_certificate.as_ref().filter(|certificate| is_good(certificate, now))
+        self.host_certificate.as_ref().filter(|certificate| certificate.judge_time(now).is_ok())
+    }
+
+    /// The gateway's own certificates, with their names.
+    fn certificates(&self) -> impl Iterator<Item = (String, &Certificate)> {
+        let host = self.host_certificate.as_ref().map(|certificate| ("host_certificate".to_owned(), certificate));
+        let logins = self.logins.iter().filter_map(|(id, login)| {
+            login.certificate.as_ref().map(|certificate| (format!("login_certificate of {id}"), certificate))
+        });
+        host.into_iter().chain(logins)
+    }
+
+    /// Which of the gateway's own certificates do not count, or end soon.
+    pub(super) fn certificate_warnings(&self, now: Timestamp) -> Vec<Warning> {
+        let warned = |(what, certificate): (String, &Certificate)| {
+            let begins = certificate.begins().filter(|_| certificate.judge_time(now) == Err(Flaw::NotYetValid));
+            if let Some(begins) = begins {
+                return Some(Warning { what, at: begins, stage: None });
+            }
+            let expires = certificate.expires()?;
+            Some(Warning { what, at: expires, stage: Some(Stage::of(expires, now)?) })
+        };
+        let mut warnings: Vec<_> = self.certificates().filter_map(warned).collect();
+        warnings.sort_by(|one, other| one.what.cmp(&other.what));
+        warnings
+    }
+
+    /// When those change next, after `now`, if nothing else does.
+    pub(super) fn next_certificate_warning(&self, now: Timestamp) -> Option<Timestamp> {
+        let next = |(_, certificate): (String, &Certificate)| {
+            let begins = certificate.begins().filter(|begins| *begins > now);
+            [begins, certificate.expires().and_then(|expires| Stage::next(expires, now))].into_iter().flatten().min()
+        };
+        self.certificates().filter_map(next).min()
     }
 }
 
-/// Which of the gateway's own certificates end soon, in words.
-pub(super) fn ending_certificates(config: &Config, now: Timestamp) -> Vec<String> {
-    let host = config.host_certificate.as_ref().map(|certificate| ("host_certificate".to_owned(), certificate));
-    let logins = config.organisations.iter().filter_map(|organisation| {
-        let certificate = organisation.login_certificate.as_ref()?;
-        Some((format!("login_certificate of {}", organisation.id), certificate))
-    });
-    let soon = |(what, certificate): (String, &Certificate)| {
-        let expires = certificate.expires().filter(|expires| {
-            Duration::try_from(expires.duration_since(now)).is_ok_and(|left| left < limits::CERTIFICATE_WARNING)
-        });
-        expires.map(|expires| format!("{what} expires at {expires}"))
-    };
-    host.into_iter().chain(logins).filter_map(soon).collect()
+/// What is to be said of one of the gateway's own certificates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    what: String,
+    /// Its end, or where that is what is wrong, its beginning.
+    at: Timestamp,
+    /// How near its end is; `None` before its beginning.
+    stage: Option<Stage>,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, at, stage } = self;
+        match stage {
+            None => {
+                write!(f, "{what} is not valid before {at}, and until then the plain key is used: look at the clock")
+            }
+            Some(Stage::Expired) => {
+                write!(f, "{what} has expired at {at}, and the plain key is used in its place: have it signed anew")
+            }
+            Some(Stage::Week | Stage::Month) => write!(f, "{what} expires at {at}: have it signed anew"),
+        }
+    }
 }
 
 /// What differs between two configurations, by ids.

@@ -361,6 +361,10 @@ impl<S> Link<S> {
         {
             self.retire(Standing::Unanswering);
         }
+        // An agent of ours has long made another link by then; one that does not must not make us keep what the library does.
+        if self.is_active() && self.answers.total() >= limits::OPENS_PER_LINK_MAX {
+            self.retire(Standing::Retired);
+        }
         self.is_active() && !self.gone.is_cancelled()
     }
 

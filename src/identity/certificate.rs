@@ -24,6 +24,7 @@ use russh::keys::ssh_key::certificate::{CertType, OptionsMap};
 
 use super::{Fingerprint, KeyError, PublicKey, key};
 use crate::limits::{CERTIFICATE_KEY_ID_MAX, CERTIFICATE_MAX, CERTIFICATE_NAMES_MAX};
+use crate::network;
 
 /// Why something is no certificate that could ever count.
 #[derive(Debug, thiserror::Error)]
@@ -253,8 +254,8 @@ impl Certificate {
         if blob.windows(MARK.len()).filter(|window| *window == MARK).count() > 2 {
             return Err(CertificateError::Nested);
         }
-        let whole =
-            russh::keys::Certificate::from_bytes(blob).map_err(|error| CertificateError::Damaged(error.to_string()))?;
+        let whole = russh::keys::Certificate::from_bytes(blob)
+            .map_err(|error| CertificateError::Damaged(key::unquoted(&error)))?;
         Self::from_ssh(&whole)
     }
 
@@ -304,6 +305,12 @@ impl Certificate {
     #[must_use]
     pub fn expires(&self) -> Option<Timestamp> {
         i64::try_from(self.0.whole.valid_before()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
+    }
+
+    /// From when on it counts; `None` if that is beyond all time.
+    #[must_use]
+    pub fn begins(&self) -> Option<Timestamp> {
+        i64::try_from(self.0.whole.valid_after()).ok().and_then(|seconds| Timestamp::from_second(seconds).ok())
     }
 
     /// The critical option that is not met here, if there is one.
@@ -361,15 +368,18 @@ impl Certificate {
         if !named {
             return Err(Flaw::Principal);
         }
-        self.judge_time(now)?;
         if matches!(shown, Use::Login(_)) && !self.0.permits_forwarding {
             return Err(Flaw::NoForwarding);
         }
-        Ok(())
+        // At last: what is wrong with its time alone may be right later.
+        self.judge_time(now)
     }
 
-    /// Good from its first second on, and no more from its last.
-    fn judge_time(&self, now: Timestamp) -> Result<(), Flaw> {
+    /// Whether its time has begun and is not over: good from its first second on, and no more from its last.
+    ///
+    /// # Errors
+    /// [`Flaw::NotYetValid`] or [`Flaw::Expired`].
+    pub fn judge_time(&self, now: Timestamp) -> Result<(), Flaw> {
         let now = u64::try_from(now.as_second()).unwrap_or(0);
         if now < self.0.whole.valid_after() {
             return Err(Flaw::NotYetValid);
@@ -451,9 +461,9 @@ fn options(options: &OptionsMap) -> (Option<Vec<IpNet>>, Option<String>) {
 /// A list as `sshd` reads it: networks or addresses between commas, without anything else. A list of which anything cannot be
 /// read holds nothing.
 fn networks(list: &str) -> Option<Vec<IpNet>> {
-    let network = |text: &str| match text.parse::<IpNet>() {
-        Ok(network) => Some(network).filter(|network| network.network() == network.addr()),
-        Err(_) => text.parse::<IpAddr>().ok().map(IpNet::from),
+    let network = |text: &str| match network::parse(text) {
+        Some(network) => Some(network).filter(|network| network.network() == network.addr()),
+        None => text.parse::<IpAddr>().ok().map(IpNet::from),
     };
     list.split(',').map(network).collect::<Option<Vec<_>>>().filter(|list| list.len() <= CERTIFICATE_NAMES_MAX)
 }

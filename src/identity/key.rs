@@ -30,6 +30,7 @@ use russh::keys::{EcdsaCurve, HashAlg};
 use zeroize::Zeroizing;
 
 use self::der::Shape;
+pub(super) use self::text::unquoted;
 use self::text::{Block, Contents};
 use super::Fingerprint;
 use crate::limits::FILE_MAX;
@@ -292,7 +293,7 @@ impl PublicKey {
         match russh::keys::PublicKey::from_bytes(blob) {
             Ok(key) => Self::from_ssh(key),
             Err(russh::keys::ssh_key::Error::AlgorithmUnknown) => Err(KeyError::Algorithm(text::printable(kind))),
-            Err(error) => Err(KeyError::Damaged { what: WHAT, detail: text::unquoted(&error) }),
+            Err(error) => Err(KeyError::Damaged { what: WHAT, detail: unquoted(&error) }),
         }
     }
 
@@ -483,7 +484,7 @@ impl PrivateKey {
             Err(Error::UnknownAlgorithm(oid)) => {
                 return Err(KeyError::Algorithm(der::name(&oid.to_string())));
             }
-            Err(error) => return Err(KeyError::Damaged { what, detail: text::unquoted(&error) }),
+            Err(error) => return Err(KeyError::Damaged { what, detail: unquoted(&error) }),
         };
         judge(key.public_key().key_data())?;
         match key.key_data() {

@@ -12,9 +12,10 @@ use jiff::Timestamp;
 use super::guard::embedded;
 use super::pattern::HostPattern;
 use super::ports::Ports;
-use super::rule::{PrincipalPattern, RuleError, check_name, check_networks, normal_network};
+use super::rule::{PrincipalPattern, RuleError, check_name, check_networks};
 use super::window::Window;
 use crate::identity::Principal;
+use crate::network::unmapped;
 use crate::target::{Host, Target, normal};
 
 /// One denial, as the configuration has it. [`Deny::check`] says whether it means anything.
@@ -79,7 +80,7 @@ impl Deny {
 
     /// Puts its networks into the form in which policies compare them.
     pub(super) fn normalise(&mut self) {
-        self.addresses.iter_mut().for_each(|network| *network = normal_network(*network));
+        self.addresses.iter_mut().for_each(|network| *network = unmapped(*network));
     }
 
     fn has_port(&self, port: u16) -> bool {

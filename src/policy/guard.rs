@@ -5,8 +5,9 @@
 //! lies wholly inside of the reserved range, so that it cannot have been written for any other purpose: `0.0.0.0/0`
 //! never reaches `127.0.0.1`, `127.0.0.0/8` does.
 //!
-//! The agent's own gateways and its upstream proxy are not reachable at all: through them a principal could go on to
-//! places that no rule has seen.
+//! The agent's own gateways, its upstream proxy and its listener are not reachable at all: through the former a principal
+//! could go on to places that no rule has seen, and at the latter come from the agent's own address. A listener on all
+//! addresses is not known here by any of them; that is for rules not to open.
 
 use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -15,7 +16,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use crate::target::{Host, Target, normal};
 
-/// The agent's own gateways and upstream proxy: as they are configured, and as they were resolved.
+/// The agent's own gateways, upstream proxy and listener: as they are configured, and as they were resolved.
 #[derive(Debug, Clone, Default)]
 pub struct Guard {
     targets: HashSet<Target>,
@@ -36,7 +37,7 @@ impl Guard {
         Self { targets, addresses }
     }
 
-    /// Whether this is, as it was asked for, one of the agent's own gateways or its proxy.
+    /// Whether this is, as it was asked for, one of the agent's own gateways, its proxy or its listener.
     #[must_use]
     pub fn holds(&self, target: &Target) -> bool {
         match target.host {
@@ -45,7 +46,7 @@ impl Guard {
         }
     }
 
-    /// Whether this is an address of one of the agent's own gateways or its proxy, also behind an embedding IPv6 form.
+    /// Whether this is an address of one of the agent's own gateways, its proxy or its listener, also behind an embedding IPv6 form.
     #[must_use]
     pub fn holds_address(&self, address: IpAddr, port: u16) -> bool {
         let address = normal(address);

@@ -123,6 +123,10 @@ impl FromStr for HostPattern {
         }
         let text = text.strip_suffix('.').unwrap_or(text);
         let labels: Vec<&str> = text.split('.').collect();
+        // Two dots at the end: one of them would be taken off again with the name below, and leave a wildcard last.
+        if text.ends_with('.') {
+            return Err(TargetError::Label.into());
+        }
         if labels.iter().any(|label| label.contains('*') && !matches!(*label, "*" | "**")) {
             return Err(HostPatternError::Part);
         }
@@ -132,8 +136,7 @@ impl FromStr for HostPattern {
         {
             return Err(HostPatternError::Numeric);
         }
-        // A second dot at the end would be taken for the end of a name, and leave a wildcard there.
-        if labels.last().is_none_or(|label| label.is_empty() || label.contains('*')) {
+        if labels.last().is_none_or(|label| label.contains('*')) {
             return Err(HostPatternError::Last);
         }
         // With a letter for each wildcard it is the shortest name that it stands for: all that holds for names is in there.
@@ -214,9 +217,10 @@ mod tests {
             ("", HostPatternError::Name(TargetError::Empty)),
             (".", HostPatternError::Name(TargetError::Empty)),
             ("*.", Last),
-            ("*..", Last),
-            ("**..", Last),
-            ("*.db..", Last),
+            ("*..", HostPatternError::Name(TargetError::Label)),
+            ("**..", HostPatternError::Name(TargetError::Label)),
+            ("db.*..", HostPatternError::Name(TargetError::Label)),
+            ("*.internal..", HostPatternError::Name(TargetError::Label)),
             ("*..internal", HostPatternError::Name(TargetError::Label)),
             (".*.internal", HostPatternError::Name(TargetError::Label)),
             ("*.-a.internal", HostPatternError::Name(TargetError::Label)),

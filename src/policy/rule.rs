@@ -10,10 +10,10 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::str::FromStr;
 
-use ipnet::{IpNet, Ipv4Net};
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::deny::Deny;
@@ -23,6 +23,7 @@ use super::ports::Ports;
 use super::window::{NeverOpen, Window};
 use super::{Decision, Denial, Reason, join, list};
 use crate::identity::{Fingerprint, ID_MAX, IdError, Pattern, Principal};
+use crate::network::unmapped;
 use crate::target::{Host, Name, Target, normal};
 
 /// One grant, as the configuration has it. [`Rule::check`] says whether it means anything.
@@ -478,7 +479,7 @@ impl Allowlist {
                 Reach::Hosts { within: networks, .. }
                 | Reach::Services { within: networks, .. }
                 | Reach::Addresses(networks) => {
-                    networks.iter_mut().for_each(|network| *network = normal_network(*network));
+                    networks.iter_mut().for_each(|network| *network = unmapped(*network));
                 }
             }
         }
@@ -728,19 +729,10 @@ fn denied(deny: &Deny, detail: String) -> Denial {
 }
 
 fn own_gateway(target: &Target, address: impl fmt::Display) -> Denial {
-    let detail = format!("{target} leads to {address}, a gateway or the proxy of this agent, which no rule can open");
+    let detail = format!(
+        "{target} leads to {address}, a gateway, the proxy or the listener of this agent, which no rule can open"
+    );
     Denial::new(Reason::OwnGateway, detail)
-}
-
-/// The form in which policies compare a network: one of IPv4-mapped addresses becomes one of IPv4.
-pub(super) fn normal_network(network: IpNet) -> IpNet {
-    const MAPPED: u8 = 96;
-    match (normal(network.addr()), network.prefix_len().checked_sub(MAPPED)) {
-        (IpAddr::V4(address), Some(length)) if matches!(network, IpNet::V6(_)) => {
-            Ipv4Net::new(address, length).map_or(network, Into::into)
-        }
-        _ => network,
-    }
 }
 
 #[cfg(test)]

@@ -2,8 +2,9 @@
 //!
 //! Promised: nothing is changed in a registry that does not load, and what was written is loaded again before it is said to
 //! be done, else taken back. No file is ever overwritten but a key's own `.toml`, of which all but `revoked` stays as it
-//! stands, comments included. Each file appears whole or not at all and is on disk when this returns; what stands beside a
-//! key comes before it, so that a key never counts for longer than was said. One program at a time: the folder is locked.
+//! stands, comments included. Each file appears whole or not at all and is on disk when this returns. They come in such an
+//! order that whoever is killed between two of them leaves a registry that loads, in which the key is not there yet or counts
+//! as was said, never for longer ([`waiting`]). One program at a time: the folder is locked.
 //!
 //! Absent: taking files away. A revoked key stays, so that the trail can say what it was, and nobody registers it again.
 
@@ -16,7 +17,7 @@ use std::str::FromStr;
 
 use jiff::Timestamp;
 
-use super::file::{AboutKey, KeyFiles, load_with_files};
+use super::file::{AboutKey, KeyFiles, load_with_files, waiting};
 use super::{RegisteredKey, Role, Snapshot};
 use crate::document::{Document, Faults, read_text};
 use crate::identity::{Fingerprint, KeyError, OrganisationId, Pattern, PublicKey};
@@ -224,9 +225,23 @@ impl Editor {
     /// Registers a key; the file that it lies in then.
     ///
     /// # Errors
-    /// If it may not be, or the file system refuses; then nothing is left behind but perhaps empty folders.
+    /// If it may not be, or the file system refuses; then nothing is left behind.
     pub fn add(&mut self, addition: &Addition, now: Timestamp) -> Result<PathBuf, EditError> {
         self.judge(addition, now)?;
+        let (file, steps) = self.steps(addition, now)?;
+        let mut made = Made::default();
+        for step in &steps {
+            made.step(step)?;
+        }
+        (self.snapshot, self.files) = load_with_files(&self.dir).map_err(EditError::Broken)?;
+        made.keep();
+        // It is passed over: if it stays, that harms nobody.
+        drop(std::fs::remove_file(waiting(&file)));
+        Ok(file)
+    }
+
+    /// What is made for a new key, one after the other, and the file that it lies in then.
+    fn steps(&self, addition: &Addition, now: Timestamp) -> Result<(PathBuf, Vec<Step>), EditError> {
         let Addition { organisation, role, key, .. } = addition;
         let (kind, name) = match role {
             Role::Agent(id) => ("agents", id.as_str()),
@@ -237,28 +252,24 @@ impl Editor {
         };
         let members = self.dir.join("organisations").join(organisation.as_str()).join(kind);
         let folder = members.join(name);
-        let write = |path: &Path| {
-            let path = path.to_owned();
-            move |source| EditError::Write { path, source }
-        };
-        DirBuilder::new().recursive(true).create(&folder).map_err(write(&folder))?;
-        let mut made = Made::default();
+        let mut steps = vec![Step::Folder(members.clone())];
         if let (Role::Principal(_), Some(agents)) = (role, &addition.new)
             && !self.holds(organisation, role)
         {
             let quoted: Vec<_> = agents.iter().map(|pattern| string(pattern.as_str())).collect();
-            made.file(&members.join(format!("{name}.toml")), &format!("agents = [{}]\n", quoted.join(", ")))?;
+            // Before the folder, which is a fault without it.
+            steps.push(Step::File(members.join(format!("{name}.toml")), format!("agents = [{}]\n", quoted.join(", "))));
         }
+        steps.push(Step::Folder(folder.clone()));
         let stem = free_stem(&folder, &now.strftime("%Y-%m-%d").to_string());
-        let about = about(addition);
+        let (about, file) = (about(addition), folder.join(format!("{stem}.pub")));
+        let text = format!("{}\n", key.to_openssh());
         if !about.is_empty() {
-            made.file(&folder.join(format!("{stem}.toml")), &about)?;
+            steps.push(Step::File(waiting(&file), text.clone()));
+            steps.push(Step::File(file.with_extension("toml"), about));
         }
-        let file = folder.join(format!("{stem}.pub"));
-        made.file(&file, &format!("{}\n", key.to_openssh()))?;
-        (self.snapshot, self.files) = load_with_files(&self.dir).map_err(EditError::Broken)?;
-        made.keep();
-        Ok(file)
+        steps.push(Step::File(file.clone(), text));
+        Ok((file, steps))
     }
 
     /// Withdraws a key. The organisation need be given only where several know the key.
@@ -296,7 +307,7 @@ impl Editor {
         let unwritable = || EditError::Unwritable(path.clone());
         if !path.exists() {
             let mut made = Made::default();
-            made.file(&path, "revoked = true\n")?;
+            made.step(&Step::File(path, "revoked = true\n".to_owned()))?;
             (self.snapshot, self.files) = load_with_files(&self.dir).map_err(EditError::Broken)?;
             made.keep();
             return Ok(());
@@ -354,11 +365,39 @@ impl Editor {
     }
 }
 
-/// Files that were made, and go again unless they are kept.
+/// Something that is made.
+#[derive(Debug)]
+enum Step {
+    /// Unless it is there.
+    Folder(PathBuf),
+    /// With this text, and not if something is there.
+    File(PathBuf, String),
+}
+
+/// What was made, and goes again unless it is kept.
 #[derive(Default)]
 struct Made(Vec<PathBuf>);
 
 impl Made {
+    fn step(&mut self, step: &Step) -> Result<(), EditError> {
+        match step {
+            Step::Folder(path) => self.folder(path),
+            Step::File(path, text) => self.file(path, text),
+        }
+    }
+
+    /// Makes a folder, and those above it, as far as they are not there.
+    fn folder(&mut self, path: &Path) -> Result<(), EditError> {
+        let missing: Vec<_> = path.ancestors().take_while(|folder| !folder.exists()).collect();
+        for folder in missing.into_iter().rev() {
+            let failed = |source| EditError::Write { path: folder.to_owned(), source };
+            DirBuilder::new().create(folder).map_err(failed)?;
+            self.0.push(folder.to_owned());
+            sync_folder(folder).map_err(failed)?;
+        }
+        Ok(())
+    }
+
     /// Makes a file that was not there: whole, or not at all.
     fn file(&mut self, path: &Path, text: &str) -> Result<(), EditError> {
         let failed = |source| EditError::Write { path: path.to_owned(), source };
@@ -378,9 +417,9 @@ impl Made {
 
 impl Drop for Made {
     fn drop(&mut self) {
-        // The key before what stands beside it, for the reason that it came after that.
+        // The last first, for the reason that it came last. A folder goes only if nothing else is in it meanwhile.
         for path in self.0.drain(..).rev() {
-            drop(std::fs::remove_file(path));
+            drop(std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path)));
         }
     }
 }
@@ -418,7 +457,9 @@ fn sync_folder(path: &Path) -> io::Result<()> {
 /// A name for a key that nothing in the folder has, in whatever form.
 fn free_stem(folder: &Path, date: &str) -> String {
     let taken = |stem: &str| {
-        ["pub", "pem", "toml"].iter().any(|ending| folder.join(format!("{stem}.{ending}")).symlink_metadata().is_ok())
+        let file = |ending: &str| folder.join(format!("{stem}.{ending}"));
+        let names = [file("pub"), file("pem"), file("toml"), waiting(&file("pub"))];
+        names.iter().any(|path| path.symlink_metadata().is_ok())
     };
     let names = std::iter::once(date.to_owned()).chain((2_u32..).map(|number| format!("{date}-{number}")));
     names.into_iter().find(|stem| !taken(stem)).unwrap_or_default()

@@ -14,9 +14,10 @@
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
-//! state that changes while it is read is read again. Files whose names begin with a dot are passed
-//! over, and so is a `README` (`.md`, `.txt`, `.rst`); every other file that does not belong there is a fault. Symbolic links are followed, so that a directory which
-//! is swapped as a whole (as Kubernetes does with mounted secrets) is seen as one change.
+//! state that changes while it is read is read again. Files whose names begin with a dot are passed over, and so is a
+//! `README` (`.md`, `.txt`, `.rst`); every other file that does not belong there is a fault, as is a `.toml` without its
+//! key (unless that [waits](waiting)). Symbolic links are followed, so that a directory which is swapped as a whole (as
+//! Kubernetes does with mounted secrets) is seen as one change.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -585,7 +586,7 @@ impl Reader {
             }
         }
         let pairs: Vec<_> = keys.into_iter().map(|(stem, path)| (path, abouts.remove(&stem))).collect();
-        for path in abouts.values() {
+        for path in abouts.values().filter(|path| !waiting(path).is_file()) {
             self.fault(path, "no key of this name beside it (.pub or .pem)");
         }
         pairs
@@ -706,6 +707,12 @@ fn accept_from(table: &Table<'_>) -> Option<Option<Networks>> {
 /// The elements of a list that may be empty: written out, an empty list grants nothing.
 fn read_all<T: FromStr<Err: std::error::Error + 'static>>(item: &Item<'_>) -> Vec<T> {
     item.items().iter().filter_map(Item::parse).collect()
+}
+
+/// Where the key of a `.toml` waits while both are written: under a name that is passed over (`.2026-11.pub` beside
+/// `2026-11.toml`). So a `.toml` can come before its key, which must not count without it, and is no fault meanwhile.
+pub(super) fn waiting(beside: &Path) -> PathBuf {
+    beside.with_file_name(format!(".{}.pub", beside.file_stem().unwrap_or_default().to_string_lossy()))
 }
 
 /// Files that are about the folder and not about the registry: `.git`, `.gitkeep`, `..data`, `README`, `README.md`. A key

@@ -1,10 +1,10 @@
 //! Who may take up a handshake, and what a connection turns out to be.
 //!
-//! Promised: a connection that has not logged in holds a [`Seat`], of which there are few, in all and per address; who fails
-//! too often is not taken up for a while ([`penalty`]); its first line is read under a deadline and a length, and nothing else is read before it is judged. A peer that waits for
-//! our line first gets it after a short patience. What follows, the handshake, costs processor time: it begins with a
-//! [`Place`], of which there are fewer, in all and per address, and at a measured pace on each thread. Who waits for one
-//! keeps its seat.
+//! Promised: a connection that has not logged in holds a [`Seat`], of which there are few, in all and per address; who
+//! fails too often is not taken up for a while ([`penalty`]); its first line is read under a deadline and a length, and
+//! nothing else is read before it is judged. A peer that waits for our line first gets it after a short patience. What
+//! follows, the handshake, costs processor time: it begins with a [`Place`], of which there are fewer, in all and per
+//! address, and at a measured pace on each thread. Who waits for one keeps its seat.
 
 pub mod penalty;
 mod room;

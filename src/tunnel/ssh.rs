@@ -19,8 +19,8 @@ mod handler;
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -148,11 +148,13 @@ pub struct Client {
 #[derive(Debug, Clone, Default)]
 pub struct Answers(Arc<Mutex<Asked>>);
 
-/// Opens that the peer was asked for since it last answered one.
 #[derive(Debug, Default)]
 struct Asked {
+    /// Opens that the peer was asked for since it last answered one.
     opens: usize,
     since: Option<Instant>,
+    /// Opens that it was asked for at all.
+    total: u64,
 }
 
 impl Answers {
@@ -160,12 +162,20 @@ impl Answers {
     pub fn asked(&self, now: Instant) {
         let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         asked.opens += 1;
+        asked.total += 1;
         asked.since.get_or_insert(now);
     }
 
     /// Counts an answer, whatever it says.
     pub fn answered(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Asked::default();
+        let mut asked = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        (asked.opens, asked.since) = (0, None);
+    }
+
+    /// How many opens the peer was asked for in all.
+    #[must_use]
+    pub fn total(&self) -> u64 {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).total
     }
 
     /// Whether the peer has answered none of at least so many opens, the first of which was asked for so long ago.
@@ -441,6 +451,8 @@ impl Client {
         let (tasks, control, answers) = (self.tasks.clone(), self.control.clone(), self.answers.clone());
         self.tasks.spawn(async move {
             let _permit = permit;
+            // The answer, and what comes with the channel's end.
+            control.earn(limits::PACKETS_PER_OPEN);
             answers.asked(Instant::now());
             let result = tokio::select! {
                 result = open => result,
@@ -558,8 +570,8 @@ pub struct Server {
     pub opens: mpsc::Receiver<Opening>,
     /// The control channel, once the peer has opened it.
     pub control_channel: oneshot::Receiver<ControlChannel>,
-    /// How many opens were refused because more waited than are passed on, without anybody having heard of them.
-    pub unheard: Arc<AtomicU64>,
+    /// What the peer tried in vain, without anybody having heard of it.
+    pub misconduct: Arc<Misconduct>,
     /// The session's switch.
     pub control: Control,
     running: server::RunningSession<handler::BoxedServer>,
@@ -588,7 +600,7 @@ where
     // The queue never fills before the pending opens do: what exceeds them is passed on marked, to be recorded.
     let (opens_sender, opens) = mpsc::channel(options.opens * 2);
     let (control_sender, control_channel) = oneshot::channel();
-    let unheard = Arc::new(AtomicU64::new(0));
+    let misconduct = Arc::new(Misconduct { control: control.clone(), ..Misconduct::default() });
     let handler = handler::BoxedServer {
         login: Box::new(login),
         logged_in: logged_in.clone(),
@@ -598,7 +610,7 @@ where
         control_sender: options.control_channel.then_some(control_sender),
         session: None,
         probes: 0,
-        unheard: unheard.clone(),
+        misconduct: misconduct.clone(),
         control: control.clone(),
         tasks: tasks.clone(),
     };
@@ -624,8 +636,55 @@ where
     };
     let running = server::run_stream(Arc::new(config), stream, handler).await.map_err(HandshakeError::Ssh)?;
     cut.disarm();
-    Ok(Server { logged_in, opens, control_channel, unheard, control, running })
+    Ok(Server { logged_in, opens, control_channel, misconduct, control, running })
 }
+
+/// What the peer of a session in the server role tried in vain, counted, so that a flood of it does not become one of
+/// records: to be recorded when the session has ended.
+#[derive(Debug, Default)]
+pub struct Misconduct {
+    /// Opens that were refused because there were too many, and have no records of their own.
+    pub opens: AtomicU64,
+    /// Channels that are no forwards, and the type of the first of them.
+    channels: AtomicU64,
+    first: OnceLock<&'static str>,
+    control: Control,
+}
+
+impl Misconduct {
+    /// Counts a channel of a type that is refused to everybody.
+    fn refused(&self, kind: &'static str) {
+        self.channels.fetch_add(1, Ordering::Relaxed);
+        self.first.get_or_init(|| kind);
+    }
+
+    /// What there is to record, each with its reason: nothing for an honest peer.
+    #[must_use]
+    pub fn sums(&self) -> Vec<(&'static str, String)> {
+        let mut sums = Vec::new();
+        let opens = self.opens.load(Ordering::Relaxed);
+        if opens > 0 {
+            sums.push(("opens_flood", format!("{opens} opens were refused without a record of their own")));
+        }
+        if let Some(first) = self.first.get() {
+            let channels = self.channels.load(Ordering::Relaxed);
+            sums.push((
+                "opened_channel",
+                format!("{channels} channels other than forwards were refused, the first of type {first}"),
+            ));
+        }
+        if self.control.was_flooded() {
+            sums.push((IDLE_FLOOD, IDLE_FLOOD_TEXT.to_owned()));
+        }
+        sums
+    }
+}
+
+/// The reason and the words for a session that was cut as [`Control::was_flooded`] tells.
+pub const IDLE_FLOOD: &str = "idle_flood";
+
+/// See [`IDLE_FLOOD`].
+pub const IDLE_FLOOD_TEXT: &str = "the session was cut for too many packets without any use";
 
 impl Server {
     /// Says goodbye; the session ends soon after. Returns whether there was a session to say it on.
@@ -754,6 +813,9 @@ impl Public {
 
 /// Reason code 1 of RFC 4254 §5.1, "administratively prohibited".
 pub const NOT_ALLOWED: u32 = 1;
+
+/// The words that go with [`NOT_ALLOWED`] where the session itself refuses.
+const NOT_ALLOWED_TEXT: &str = "not allowed";
 
 /// Reason code 2 of RFC 4254 §5.1, "connect failed".
 pub const NOT_AVAILABLE: u32 = 2;

@@ -8,7 +8,8 @@
 //!   the session is cut, and whoever feeds the session waits for [`Control::room`];
 //! - **who has not logged in gets little**: of bytes that are read, of a packet's size and of what waits to be sent, until
 //!   [`Control::know`];
-//! - **a session that has received more than its users take stops reading**, while it goes on writing: see [`Control::hold`].
+//! - **a session that has received more than its users take stops reading**, while it goes on writing: see [`Control::hold`];
+//! - a session whose peer keeps it busy with packets that have no use is cut: see [`Control::earn`].
 //!
 //! The stream also replays what was read before the session began, and holds back what was already said in its place. It
 //! reads ahead, because the session asks for a packet in two steps, the first of which is four bytes: into a buffer that is
@@ -20,9 +21,10 @@
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -52,6 +54,12 @@ struct Shared {
     credit: AtomicUsize,
     /// Writers that wait for the peer to widen a window, which only reading can bring.
     starving: AtomicUsize,
+    /// Packets that had a use, since somebody last looked.
+    useful: AtomicUsize,
+    /// How many more may come before somebody looks at that.
+    spare: AtomicI64,
+    /// Set when the session was cut for its packets without one.
+    idle_flood: AtomicBool,
     reader: Mutex<Option<Waker>>,
     /// Set once the peer has logged in, or we have.
     known: AtomicBool,
@@ -96,6 +104,32 @@ impl Control {
     #[must_use]
     pub fn cut_on_drop(&self) -> CutOnDrop {
         CutOnDrop(Some(self.clone()))
+    }
+
+    /// Says that so many packets of the peer's have a use, or will have one: what it sends beyond them, and beyond
+    /// [`limits::IDLE_PACKETS`], costs it the session. Each packet takes this end some work, and nobody else pays for that.
+    pub fn earn(&self, packets: usize) {
+        // What is not needed lapses when somebody looks, which is when as many have come as may be without any use.
+        self.0.useful.fetch_add(packets, Ordering::Relaxed);
+    }
+
+    /// [Earns](Control::earn) a packet with so many bytes for somebody; one without any has no use.
+    pub fn received(&self, bytes: usize) {
+        if bytes > 0 {
+            // Its frame and what is rounded off count with it.
+            self.earn(2 + bytes / limits::BYTES_PER_PACKET);
+        }
+    }
+
+    /// Counts work that the peer causes without any use, as so many packets.
+    pub fn spend(&self, packets: usize) {
+        self.0.spare.fetch_sub(i64::try_from(packets).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+
+    /// Whether the session was cut because its peer went on sending packets without any use.
+    #[must_use]
+    pub fn was_flooded(&self) -> bool {
+        self.0.idle_flood.load(Ordering::Relaxed)
     }
 
     /// Fires once the session has ended and dropped its stream.
@@ -265,6 +299,7 @@ pub struct Transport<S> {
     /// What the peer may still send before the login.
     allowance: usize,
     control: Control,
+    packets: Packets,
     cut: Pin<Box<WaitForCancellationFutureOwned>>,
     was_cut: bool,
     _gone: DropGuard,
@@ -274,6 +309,7 @@ impl<S> Transport<S> {
     /// Puts `stream` under control. `replay` is read first; the first `unsaid` bytes written are dropped, because the peer
     /// has them already.
     pub fn new(stream: S, control: &Control, replay: Bytes, unsaid: usize) -> Self {
+        control.0.spare.store(limits::IDLE_PACKETS as i64, Ordering::Relaxed);
         Self {
             stream,
             replay,
@@ -282,6 +318,7 @@ impl<S> Transport<S> {
             unsent: BytesMut::new(),
             allowance: limits::LOGIN_BYTES,
             control: control.clone(),
+            packets: Packets { looked: Instant::now(), packets: 0, bytes: 0 },
             cut: Box::pin(control.0.cut.clone().cancelled_owned()),
             was_cut: false,
             _gone: control.0.gone.clone().drop_guard(),
@@ -408,7 +445,53 @@ impl<S: AsyncRead + Unpin> Transport<S> {
                 return Poll::Pending;
             }
         }
-        this.read_ahead(cx, buf)
+        let asked = buf.remaining();
+        ready!(this.read_ahead(cx, buf))?;
+        let read = asked - buf.remaining();
+        // The session asks for a packet in two steps, of which this is the first.
+        if asked == LENGTH && read > 0 {
+            this.packets.packets += 1;
+        }
+        this.packets.bytes += read;
+        if (this.packets.packets > 0 || this.packets.bytes >= limits::BYTES_PER_PACKET)
+            && !this.packets.count(&this.control)
+        {
+            this.control.0.idle_flood.store(true, Ordering::Relaxed);
+            this.control.cut();
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the peer sends nothing of use")));
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// The field of a packet that says how long it is (RFC 4253 §6).
+const LENGTH: usize = 4;
+
+/// Whether the packets that come have a use, looked at seldom: each costs a subtraction.
+struct Packets {
+    looked: Instant,
+    /// What came and is not counted yet.
+    packets: usize,
+    bytes: usize,
+}
+
+impl Packets {
+    /// Counts what came, a large packet as several; false if it is too much.
+    fn count(&mut self, control: &Control) -> bool {
+        control.spend(self.packets + self.bytes / limits::BYTES_PER_PACKET);
+        (self.packets, self.bytes) = (0, self.bytes % limits::BYTES_PER_PACKET);
+        let spare = control.0.spare.load(Ordering::Relaxed);
+        if spare >= 0 {
+            return true;
+        }
+        let useful = control.0.useful.swap(0, Ordering::Relaxed);
+        let now = Instant::now();
+        let rested = now.duration_since(self.looked).as_secs_f64() * limits::IDLE_PACKETS_PER_SECOND as f64;
+        self.looked = now;
+        let earned = i64::try_from(useful.saturating_add(rested as usize)).unwrap_or(i64::MAX);
+        let left = spare.saturating_add(earned).min(limits::IDLE_PACKETS as i64);
+        control.0.spare.store(left, Ordering::Relaxed);
+        left >= 0
     }
 }
 
@@ -503,6 +586,44 @@ mod tests {
             control.cut();
             let result = tokio::time::timeout(Duration::from_secs(5), blocked).await.expect("cut wakes it");
             assert_eq!(result.expect_err("cut").kind(), io::ErrorKind::ConnectionAborted);
+        }
+    }
+
+    /// Whether a session takes so many packets of this many bytes, each of which is of use or not.
+    async fn takes(packets: usize, size: usize, useful: bool) -> bool {
+        let control = Control::new();
+        let packet = vec![0; LENGTH + size];
+        let mut transport = Transport::new(tokio::io::empty(), &control, Bytes::new(), 0);
+        control.know();
+        let mut buf = vec![0; size.max(LENGTH)];
+        for _ in 0..packets {
+            transport.ahead = None;
+            let mut buffer = pool::Buffer::take();
+            buffer[..packet.len()].copy_from_slice(&packet);
+            transport.ahead = Some(Ahead { buffer, taken: 0, filled: packet.len() });
+            let read = async {
+                transport.read_exact(&mut buf[..LENGTH]).await?;
+                transport.read_exact(&mut buf[..size]).await
+            };
+            if read.await.is_err() {
+                assert!(control.was_flooded());
+                return false;
+            }
+            if useful {
+                control.received(size);
+            }
+        }
+        assert!(!control.was_flooded());
+        true
+    }
+
+    #[tokio::test]
+    async fn packets_without_any_use_end_a_session_and_others_do_not() {
+        assert!(takes(limits::IDLE_PACKETS / 2, 32, false).await, "some are let be");
+        assert!(!takes(4 * limits::IDLE_PACKETS, 32, false).await);
+        assert!(!takes(limits::IDLE_PACKETS, 16 * 1024, false).await, "large ones count as several");
+        for (packets, size) in [(8, 1), (8, 32), (2, 5_000), (2, 16 * 1024)] {
+            assert!(takes(packets * limits::IDLE_PACKETS, size, true).await, "{size}");
         }
     }
 

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::process::Command;
 use tokio::time::Instant;
 
 use crate::harness::{
     AGENT, Plan, Said, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run,
 };
+use crate::raw::{LOGIN_FAILURE, Peer, originator};
 
 /// Where the registry has acme's CA.
 const CA: &str = "acme/user-ca";
@@ -61,8 +64,8 @@ impl Certified {
 }
 
 /// Has `ca` sign a copy of a key of the site's folder; `name-cert.pub` is the certificate, where `ssh` looks for it.
-async fn sign(dir: &std::path::Path, ca: &str, subject: &str, name: &str, arguments: &[&str]) -> PathBuf {
-    for end in ["", ".pub"] {
+pub(crate) async fn sign(dir: &std::path::Path, ca: &str, subject: &str, name: &str, arguments: &[&str]) -> PathBuf {
+    for end in ["", ".pub"].into_iter().filter(|_| subject != name) {
         fs::copy(dir.join(format!("{subject}{end}")), dir.join(format!("{name}{end}"))).expect("a copy");
     }
     let mut keygen = Command::new("ssh-keygen");
@@ -241,6 +244,37 @@ async fn a_session_ends_with_its_certificate() {
     world.site.stop().await;
 }
 
+#[tokio::test]
+async fn a_listener_that_takes_no_certificates_any_more_cuts_those_that_came_by_one() {
+    let target = echo().await;
+    let mut world = Certified::start(Site::plan().allow(target)).await;
+    let dir = world.site.path().to_owned();
+    sign(&dir, "ca", "holder", "good", &["-n", "provisioner", "-V", "always:forever"]).await;
+    let (mut ssh, listens) = world.forward("good", target).await;
+    let mut certified = connect(listens).await;
+    echoes(&mut certified, b"by certificate").await;
+    // By a plain key at the same listener.
+    let (port, local) = (format!("Port={}", world.port), free_port());
+    let known = format!("UserKnownHostsFile={}", dir.join("known_any").display());
+    let forward = format!("127.0.0.1:{local}:{target}");
+    let plain = world.site.ssh(&["-o", &port, "-o", &known, "-N", "-v", "-L", &forward]);
+    let mut plain = world.site.background("plain", plain);
+    plain.says("Entering interactive session").await;
+    let mut stays = connect(SocketAddr::from(([127, 0, 0, 1], local))).await;
+    echoes(&mut stays, b"by key").await;
+
+    change(&mut world.site, Side::Gateway, "user_ca = true", "user_ca = false");
+    let told = Instant::now();
+    assert_eq!(read_to_end(&mut certified).await, b"");
+    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    ssh.ended().await;
+    let like = json!({"event": "forward.ended", "key_id": "good", "reason": "revoked"});
+    world.site.record(Side::Gateway, like).await;
+    echoes(&mut stays, b"still by key").await;
+    drop(stays);
+    world.site.stop().await;
+}
+
 /// Replaces a text of a side's configuration, and has it read.
 fn change(site: &mut Site, side: Side, old: &str, new: &str) {
     let path = site.config(side);
@@ -271,15 +305,7 @@ async fn a_gateway_logs_in_with_a_certificate_until_it_is_revoked() {
     change(&mut site, Side::Agent, &orchestrator, &authority);
     let link = site.record(Side::Agent, json!({"event": "link.up", "key_id": "login", "serial": "3"})).await;
     assert_eq!(link["ca"], fingerprint(&site.public("agent-ca")));
-    let mut stream = eventually("a forward on the new link", async || {
-        let mut stream = connect(site.doors[0]).await;
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        stream.write_all(b"x").await.ok()?;
-        let mut back = [0];
-        stream.read_exact(&mut back).await.ok()?;
-        Some(stream)
-    })
-    .await;
+    let mut stream = eventually("a forward on the new link", async || through(site.doors[0]).await).await;
     let open = site.record(Side::Agent, json!({"event": "forward.open", "key_id": "login"})).await;
     assert_eq!((&open["principal"], &open["serial"]), (&json!("provisioner"), &json!("3")));
     assert_eq!(open["asserted_by"], fingerprint(&site.public("login-acme")));
@@ -308,16 +334,38 @@ async fn check_finds_certificates_that_nobody_could_accept() {
         ("login", "login-acme", &["-n", "acme,globex"], "only principal must be acme"),
         ("login", "login-acme", &[], "names no principal"),
         ("login", "login-acme", &["-h", "-n", "acme"], "is a host's"),
-        ("login", "login-acme", &["-n", "acme", "-V", "20200101:20200102"], "has expired"),
-        ("login", "login-acme", &["-n", "acme", "-V", "20980101:20990101"], "is not valid yet"),
+        // What is wrong besides does not hide behind it.
+        ("login", "login-acme", &["-n", "acme", "-V", "20200101:20200102", "-O", "clear"], "does not permit port"),
         ("login", "login-acme", &["-n", "acme", "-O", "no-port-forwarding"], "does not permit port forwarding"),
         ("host", "gateway", &["-h", "-n", "gw.example.com"], ""),
         ("host", "gateway", &["-n", "gw.example.com"], "is a user's"),
         ("host", "gateway", &["-h"], "names no principal"),
         ("host", "login-acme", &["-h", "-n", "gw.example.com"], "for another key than host_key"),
-        ("host", "gateway", &["-h", "-n", "gw.example.com", "-V", "20200101:20200102"], "has expired"),
     ];
-    for (number, (kind, subject, arguments, problem)) in cases.iter().enumerate() {
+    // No faults: what is wrong with them is only the time.
+    let warned: &[(&str, &str, &[&str], &str)] = &[
+        (
+            "login",
+            "login-acme",
+            &["-n", "acme", "-V", "20200101:20200102"],
+            "login_certificate of acme has expired at 2020",
+        ),
+        (
+            "login",
+            "login-acme",
+            &["-n", "acme", "-V", "20980101:20990101"],
+            "login_certificate of acme is not valid before",
+        ),
+        ("login", "login-acme", &["-n", "acme", "-V", "-1d:+29d"], "login_certificate of acme expires at"),
+        (
+            "host",
+            "gateway",
+            &["-h", "-n", "gw.example.com", "-V", "20200101:20200102"],
+            "host_certificate has expired at 2020",
+        ),
+    ];
+    let cases: Vec<_> = cases.iter().map(|case| (case, 2)).chain(warned.iter().map(|case| (case, 0))).collect();
+    for (number, ((kind, subject, arguments, problem), code)) in cases.into_iter().enumerate() {
         let name = format!("case-{number}");
         let mut arguments = arguments.to_vec();
         if !arguments.contains(&"-V") {
@@ -332,7 +380,8 @@ async fn check_finds_certificates_that_nobody_could_accept() {
         let config = dir.join(format!("{name}.toml"));
         fs::write(&config, changed).expect("written");
         let said = run(caponier().arg("check").arg(&config)).await;
-        assert_eq!(said.code(), if problem.is_empty() { 0 } else { 2 }, "{arguments:?}: {said:?}");
+        assert_eq!(said.code(), if problem.is_empty() { 0 } else { code }, "{arguments:?}: {said:?}");
+        assert_eq!(said.stderr.is_empty(), problem.is_empty(), "{arguments:?}: {said:?}");
         assert!(said.stderr.contains(problem), "{arguments:?}: {said:?}");
     }
     site.stop().await;
@@ -383,5 +432,178 @@ async fn a_host_certificate_is_what_ssh_and_our_client_go_by() {
     let said = run(&mut forward(&wrong).0).await;
     assert_eq!(said.code(), 1, "{said:?}");
     assert!(said.stderr.contains("is not the one pinned"), "{said:?}");
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_gateway_outside_of_its_time_holds_nobody_up() {
+    let target = echo().await;
+    let plan = Site::plan().allow(target).door(target);
+    for name in ["agent-ca", "host-ca"] {
+        plan.key(name);
+    }
+    let dir = plan.path().to_owned();
+    let past = ["-V", "20200101:20200102"];
+    sign(&dir, "host-ca", "gateway", "host", &[&["-h", "-n", "127.0.0.1"][..], &past].concat()).await;
+    let mut site = plan.gateway_setting("host_certificate = \"host-cert.pub\"").start().await;
+    let gateway = Side::Gateway;
+    site.program(gateway).says("host_certificate has expired at 2020-01-02").await;
+    // Who knows the key goes by that.
+    assert_eq!(run(&mut site.ssh(&["-W", &target.to_string()])).await.code(), 0);
+    echoes(connect(site.doors[0]).await, b"by the plain key").await;
+
+    // The same of one organisation's login holds up no reload, and its agents are logged in to with the plain key.
+    sign(&dir, "agent-ca", "login-acme", "login", &[&["-n", "acme"][..], &past].concat()).await;
+    let (key, both) =
+        ("login_key = \"login-acme\"\n", "login_key = \"login-acme\"\nlogin_certificate = \"login-cert.pub\"\n");
+    change(&mut site, gateway, key, both);
+    site.record(gateway, json!({"event": "config.reloaded"})).await;
+    site.program(gateway).says("login_certificate of acme has expired at 2020-01-02").await;
+    site.restart_agent().await;
+    site.linked().await;
+    echoes(connect(site.doors[0]).await, b"by the plain key").await;
+    // Nor does it keep the gateway from starting.
+    assert_eq!(site.program(gateway).stop().await, Some(0));
+    site.start_gateway_as_written().await;
+    site.program(gateway).says("login_certificate of acme has expired at 2020-01-02").await;
+    site.restart_agent().await;
+    site.linked().await;
+
+    // The next one is yet to come: no more of a fault.
+    sign(&dir, "agent-ca", "login-acme", "login", &["-n", "acme", "-V", "20980101:20990101"]).await;
+    site.program(gateway).signal("HUP");
+    site.program(gateway).says("login_certificate of acme is not valid before 2098-01-01").await;
+    echoes(connect(site.doors[0]).await, b"by the plain key").await;
+    // And one that does not fit its key still is.
+    sign(&dir, "agent-ca", "provisioner", "login", &["-n", "acme", "-V", "always:forever"]).await;
+    site.program(gateway).signal("HUP");
+    let rejected = site.record(gateway, json!({"event": "config.rejected"})).await;
+    assert!(rejected["detail"].as_str().is_some_and(|detail| detail.contains("for another key")), "{rejected}");
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn an_agents_link_and_its_forwards_end_with_the_gateways_certificate() {
+    let target = echo().await;
+    let plan = Site::plan().allow(target).door(target);
+    plan.key("agent-ca");
+    let mut site = plan.start().await;
+    let dir = site.path().to_owned();
+    let orchestrator = format!("[[organisation.orchestrator]]\nkey = \"{}\"\n", site.public("login-acme").trim());
+    let authority = format!("[[organisation.orchestrator_ca]]\nkey = \"{}\"\n", site.public("agent-ca").trim());
+    let begun = Instant::now();
+    sign(&dir, "agent-ca", "login-acme", "login", &["-n", "acme", "-z", "1", "-V", "-1m:+20s"]).await;
+    let key = "login_key = \"login-acme\"\n";
+    change(&mut site, Side::Gateway, key, &format!("{key}login_certificate = \"login-cert.pub\"\n"));
+    site.record(Side::Gateway, json!({"event": "config.reloaded"})).await;
+    change(&mut site, Side::Agent, &orchestrator, &authority);
+    site.record(Side::Agent, json!({"event": "link.up", "serial": "1"})).await;
+    let mut stream = eventually("a forward on the new link", async || through(site.doors[0]).await).await;
+
+    assert_eq!(read_to_end(&mut stream).await, b"");
+    assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    site.record(Side::Agent, json!({"event": "forward.ended", "serial": "1", "reason": "revoked"})).await;
+    site.record(Side::Agent, json!({"event": "link.down", "serial": "1", "reason": "revoked"})).await;
+    site.program(Side::Gateway).says("login_certificate of acme has expired").await;
+    // The plain key, which is shown from then on, is not this agent's to accept.
+    let refused = json!({"event": "auth.refused", "reason": "unknown_key"});
+    site.record(Side::Agent, refused).await;
+    assert!(through(site.doors[0]).await.is_none());
+    // A new certificate in the old one's place is taken up by itself.
+    sign(&dir, "agent-ca", "login-acme", "login", &["-n", "acme", "-z", "2", "-V", "always:forever"]).await;
+    site.record(Side::Agent, json!({"event": "link.up", "serial": "2"})).await;
+    eventually("a forward on the newest link", async || through(site.doors[0]).await).await;
+    site.stop().await;
+}
+
+/// A connection by a door that leads to an echo, if it does now.
+async fn through(door: SocketAddr) -> Option<TcpStream> {
+    let mut stream = connect(door).await;
+    stream.write_all(b"x").await.ok()?;
+    stream.read_exact(&mut [0]).await.ok()?;
+    Some(stream)
+}
+
+#[tokio::test]
+async fn an_agents_own_listener_takes_certificates_of_its_orchestrators_ca() {
+    let target = echo().await;
+    let listen = "[listen]\naddress = \"127.0.0.1:0\"\naccept_from = [\"127.0.0.1/32\"]";
+    let plan = Site::plan().allow(target).agent_setting(listen);
+    for name in ["agent-ca", "other-ca", "holder"] {
+        plan.key(name);
+    }
+    let mut site = plan.start().await;
+    let line = site.program(Side::Agent).says(" listening on ").await;
+    let port: u16 = line.rsplit_once(':').and_then(|(_, port)| port.trim().parse().ok()).expect("a port");
+    let dir = site.path().to_owned();
+    let orchestrator = format!("[[organisation.orchestrator]]\nkey = \"{}\"\n", site.public("login-acme").trim());
+    let (key, of_other) = (site.public("agent-ca"), site.public("other-ca"));
+    let authority = format!("[[organisation.orchestrator_ca]]\nrevoked_serials = [666]\nkey = \"{}\"\n", key.trim());
+    change(&mut site, Side::Agent, &orchestrator, &authority);
+    site.record(Side::Agent, json!({"event": "config.reloaded"})).await;
+    // A session at the listener, where the certificate of this name is shown.
+    let enter = async |name: &str| {
+        let mut peer = Peer::start();
+        peer.ask(json!({"do": "connect", "port": port})).await;
+        let exchanged = peer.ask(json!({"do": "client"})).await;
+        assert_eq!(exchanged["exchanged"], true, "{exchanged}");
+        let certificate = dir.join(format!("{name}-cert.pub"));
+        let login = json!({"do": "login", "user": "acme", "key": dir.join("holder"), "certificate": certificate});
+        let login = peer.ask(login).await;
+        (peer, login)
+    };
+    let always = ["-V", "always:forever"];
+    for (name, more) in [("good", &["-z", "5"][..]), ("from-here", &["-O", "source-address=127.0.0.0/8"])] {
+        sign(&dir, "agent-ca", "holder", name, &[&["-n", "acme"], more, &always].concat()).await;
+        let (mut peer, login) = enter(name).await;
+        assert_eq!(login["ok"], true, "{name}: {login}");
+        let opened = peer.gateway_forward(&originator("provisioner"), "127.0.0.1", target.port()).await;
+        peer.echoes(&opened).await;
+        let record = site.record(Side::Agent, json!({"event": "forward.open", "door": "listen", "key_id": name})).await;
+        assert_eq!(record["ca"], fingerprint(&key), "{record}");
+    }
+    let refused = json!({"event": "auth.refused", "door": "listen"});
+    let cases: &[(&str, &str, &[&str], &str)] = &[
+        ("another CA", "other-ca", &["-n", "acme"], "certificate_unknown_ca"),
+        ("another organisation", "agent-ca", &["-n", "globex"], "certificate_principal"),
+        ("two organisations", "agent-ca", &["-n", "acme,globex"], "certificate_principal"),
+        ("nobody", "agent-ca", &[], "certificate_principal"),
+        ("a host", "agent-ca", &["-h", "-n", "acme"], "certificate_type"),
+        ("elsewhere", "agent-ca", &["-n", "acme", "-O", "source-address=192.0.2.0/24"], "certificate_source_address"),
+        ("an option", "agent-ca", &["-n", "acme", "-O", "verify-required"], "certificate_option"),
+        ("no forwarding", "agent-ca", &["-n", "acme", "-O", "no-port-forwarding"], "certificate_no_forwarding"),
+        ("a serial number", "agent-ca", &["-n", "acme", "-z", "666"], "certificate_revoked"),
+        ("expired", "agent-ca", &["-n", "acme", "-V", "20200101:20200102"], "left_before_login"),
+    ];
+    for (number, (what, ca, arguments, reason)) in cases.iter().enumerate() {
+        let time = if arguments.contains(&"-V") { &[][..] } else { &always };
+        let name = format!("wrong-{number}");
+        sign(&dir, ca, "holder", &name, &[arguments, time].concat()).await;
+        let (peer, login) = enter(&name).await;
+        assert_eq!(login["answers"], json!([LOGIN_FAILURE]), "{what}: {login}");
+        drop(peer);
+        let record = eventually(what, async || site.records(Side::Agent, &refused).into_iter().nth(number)).await;
+        assert_eq!(record["reason"], *reason, "{what}: {record}");
+    }
+
+    // What came in by one ends with it, and with its CA.
+    let begun = Instant::now();
+    sign(&dir, "agent-ca", "holder", "brief", &["-n", "acme", "-V", "-1m:+20s"]).await;
+    let (mut stays, mut brief) = (enter("good").await.0, enter("brief").await.0);
+    for peer in [&mut stays, &mut brief] {
+        let opened = peer.gateway_forward(&originator("provisioner"), "127.0.0.1", target.port()).await;
+        peer.echoes(&opened).await;
+    }
+    // Which it may notice while it is asked.
+    let end = brief.try_ask(json!({"do": "closed", "within": 40})).await;
+    assert!(end["closed"] == true || end["error"] == "EOFError: ", "{end}");
+    assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "brief", "reason": "revoked"})).await;
+    let opened = stays.gateway_forward(&originator("provisioner"), "127.0.0.1", target.port()).await;
+    stays.echoes(&opened).await;
+    change(&mut site, Side::Agent, key.trim(), of_other.trim());
+    let end = stays.try_ask(json!({"do": "closed", "within": 10})).await;
+    assert!(end["closed"] == true || end["error"] == "EOFError: ", "{end}");
+    site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "good", "reason": "revoked"})).await;
     site.stop().await;
 }

@@ -448,7 +448,7 @@ async fn the_admin_socket_tells_its_owner_who_is_linked() {
     assert!(table.starts_with("AGENT") && table.contains(AGENT), "{table}");
     // The one agent, and it is done.
     let told = run(caponier().args(["agents", "--handshakes", "--socket"]).arg(site.admin_socket())).await.done();
-    assert_eq!(serde_json::from_str::<Value>(&told).expect("JSON"), json!({"now": 0, "most": 1}));
+    assert_eq!(serde_json::from_str::<Value>(&told).expect("JSON"), json!({"now": 0, "most": 1, "barred": []}));
 
     drop(stream);
     site.record(Side::Agent, json!({"event": "forward.ended"})).await;

@@ -79,7 +79,7 @@ async fn a_support_window_opens_and_closes_by_itself() {
     assert!(Timestamp::now() >= opens, "it opened too early");
     echoes(&mut live, b"within").await;
     ends_at(&mut live, closes).await;
-    site.record(Side::Agent, json!({"event": "forward.ended", "reason": "revoked", "rule": "support"})).await;
+    site.record(Side::Agent, json!({"event": "forward.ended", "reason": "expired", "rule": "support"})).await;
     refuses(site.doors[0]).await;
     site.record(Side::Agent, json!({"event": "forward.denied", "reason": "expired"})).await;
     echoes(&mut beside, b"and after").await;
@@ -101,7 +101,7 @@ async fn an_orchestrators_time_that_is_over_cuts_its_link() {
     take_over(&mut site, &timed, "changed: orchestrator acme").await;
     echoes(&mut live, b"meanwhile").await;
     ends_at(&mut live, closes).await;
-    site.record(Side::Agent, json!({"event": "link.down", "reason": "revoked"})).await;
+    site.record(Side::Agent, json!({"event": "link.down", "reason": "expired"})).await;
     site.record(Side::Agent, json!({"event": "auth.refused", "reason": "expired"})).await;
     site.stop().await;
 }
@@ -215,6 +215,10 @@ async fn a_policy_is_tested_and_explained_without_opening_anything() {
         (2, "--principal provisioner --agent acme/other x:1", ""),
         (2, "--principal provisioner --address nonsense x:1", ""),
         (2, "--principal provisioner --at yesterday x:1", ""),
+        // What is given is not passed over.
+        (2, "--principal provisioner --address 10.0.0.1 10.0.0.2:1", ""),
+        (2, "--principal provisioner --address 10.0.0.1:2 x:1", ""),
+        (2, "--principal provisioner --from 10.0.0.1 x:1", ""),
         (2, "x:1", ""),
     ] {
         let said = policy(&site, Side::Agent, "test", line).await;
@@ -242,6 +246,7 @@ async fn a_policy_is_tested_and_explained_without_opening_anything() {
         (3, "--principal provisioner --agent acme/other any.internal:1", "not_registered"),
         (2, "--principal provisioner --agent initech/other any.internal:1", ""),
         (2, "--principal provisioner any.internal:1", ""),
+        (2, "--principal provisioner --agent acme/prod-eu --address 10.0.0.1 any.internal:1", ""),
     ] {
         let said = policy(&site, Side::Gateway, "test", line).await;
         assert_eq!(said.code(), code, "{line}: {said:?}");

@@ -91,6 +91,17 @@ class Packets(Packetizer):
             plain = bytes([padding]) + data + os.urandom(padding)
             self.write_all(length + self.out_engine.cipher.encrypt(self.out_engine.nonce(), plain, length))
 
+    def send_packet_again(self, data, times):
+        """The same message many times, as packets of their own in one write."""
+        padding = 16 - (1 + len(data)) % 16
+        padding += 16 if padding < 4 else 0
+        length = struct.pack(">I", 1 + len(data) + padding)
+        plain = bytes([padding]) + data + bytes(padding)
+        engine = self.out_engine
+        with self.lock:
+            packets = (length + engine.cipher.encrypt(engine.nonce(), plain, length) for _ in range(times))
+            self.write_all(b"".join(packets))
+
     def read_message(self):
         while True:
             if self.in_engine is None:
@@ -357,8 +368,9 @@ class Peer:
         return {}
 
     def do_login(self, user, method="publickey", key=None, password=None, body=None, service="ssh-connection",
-                 within=10, algorithm=None, forge=False, certificate=None):
-        """One attempt to log in; answers every message of it, bytes and all."""
+                 within=10, algorithm=None, forge=False, certificate=None, probe=False):
+        """One attempt to log in, or with probe one question whether the key would do; answers every message of it, bytes
+        and all."""
         if not getattr(self.ssh, "served", False):
             self.ssh._expect_packet(6)
             self.raw(bytes([5]) + string("ssh-userauth"))
@@ -371,10 +383,11 @@ class Peer:
             if certificate:
                 algorithm, blob = open(certificate).read().split()[:2]
                 blob = base64.b64decode(blob)
-            request += b"\x01" + string(algorithm) + string(blob)
-            signed = os.urandom(32) if forge else self.ssh.session_id
-            signature = pair.sign_ssh_data(string(signed) + request, signs)
-            request += string(signature.asbytes())
+            request += (b"\x00" if probe else b"\x01") + string(algorithm) + string(blob)
+            if not probe:
+                signed = os.urandom(32) if forge else self.ssh.session_id
+                signature = pair.sign_ssh_data(string(signed) + request, signs)
+                request += string(signature.asbytes())
         elif method == "password":
             request += b"\x00" + string(password or "")
         elif body is not None:
@@ -420,6 +433,28 @@ class Peer:
         for _ in range(times):
             self.raw(bytes.fromhex(hex))
         return {}
+
+    def do_pour(self, hex, most, within=60, rate=0, channel=None):
+        """A message over and over, as fast as it goes or so many a second, until `most` are sent or the connection has
+        ended. What comes back is read and forgotten. With a channel, the message is about that one."""
+        data = bytes.fromhex(hex)
+        if channel is not None:
+            data = data[:1] + number(self.channels[channel].theirs) + data[1:]
+        batch = max(1, min(256, (1 << 18) // len(data)))
+        began, sent, why = time.monotonic(), 0, None
+        try:
+            while sent < most and self.ssh.is_active() and time.monotonic() < began + within:
+                if rate and sent > rate * (time.monotonic() - began):
+                    time.sleep(0.005)
+                    continue
+                self.ssh.packetizer.send_packet_again(data, min(batch, most - sent))
+                sent += batch
+                while self.pump(0):
+                    pass
+                self.waiting = []
+        except Exception as error:
+            why = str(error)
+        return {"sent": sent, "seconds": time.monotonic() - began, "why": why, "open": self.ssh.is_active()}
 
     def do_bytes(self, hex):
         """Past SSH, straight into the socket."""

@@ -2,6 +2,7 @@
 //! in the place of either. All of it is refused on the wire and recorded, and costs nobody else their session.
 
 mod before;
+mod floods;
 mod links;
 mod listener;
 
@@ -270,10 +271,14 @@ impl World {
     }
 
     async fn start_gateway(&mut self) {
+        self.start_gateway_at("").await;
+    }
+
+    /// A gateway that has this to say of its only listener.
+    async fn start_gateway_at(&mut self, listener: &str) {
         let config = self.path("gateway.toml");
         let text = "
             [gateway]
-            listen = [\"127.0.0.1:0\"]
             host_key = \"gateway\"
             registry = \"keys\"
             [audit]
@@ -286,8 +291,10 @@ impl World {
             [[organisation]]
             id = \"globex\"
             login_key = \"login-globex\"
+            [[listener]]
+            address = \"127.0.0.1:0\"
         ";
-        fs::write(&config, text).expect("a configuration");
+        fs::write(&config, format!("{text}{listener}\n")).expect("a configuration");
         let process = Process::start("gateway", &config);
         self.port = until("the gateway listens", SOON, || {
             let log = process.log();

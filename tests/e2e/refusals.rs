@@ -31,7 +31,7 @@ enum Door {
     Local,
     /// `client.rs`: `caponier forward`, at the SSH door.
     Client,
-    /// `agent/serve.rs`: an agent, from a gateway that may lie.
+    /// `agent/forward.rs`: an agent, from a gateway that may lie.
     Agent,
     /// `agent/listen.rs`: an agent's own listener.
     Listen,

@@ -2,18 +2,25 @@
 //!
 //! All of 127.0.0.0/8 is this host, so that a client can come from several addresses at once.
 
+use std::cell::Cell;
 use std::fs;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
+use caponier::identity::{Algorithm, PrivateKey};
 use caponier::limits;
+use caponier::task::{self, Tasks};
+use caponier::tunnel::ssh::{self, ClientOptions, Flow};
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::Command;
 
 use crate::harness::{
-    Program, Side, Site, caponier, connect, echo, echoes, eventually, free_port, listen, read_to_end, run, within,
+    AGENT, Program, Side, Site, caponier, connect, echo, echoes, eventually, free_port, listen, read_to_end, run,
+    within,
 };
 
 /// Where the site's agent and, unless it says otherwise, everybody else comes from.
@@ -443,5 +450,58 @@ async fn seats_that_a_few_addresses_have_taken_are_given_to_whoever_comes_from_e
     let refused = site.record(Side::Gateway, like).await;
     assert!(refused["client"].as_str().is_some_and(|client| client.starts_with("127.66.0.")), "{refused}");
     drop(idle);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_thousand_logins_from_an_address_are_not_held_up_by_a_neighbour_who_fails_as_often() {
+    const LOGINS: usize = 1_000;
+    const AT_ONCE: usize = 8;
+    let setting = "[gateway.penalties]\nexempt = []";
+    let site = Site::plan().gateway_setting(setting).start().await;
+    let shared = "127.0.0.69";
+    let stranger = PrivateKey::generate(Algorithm::Ed25519);
+    let honest = PrivateKey::read(&site.key("provisioner")).expect("a key");
+    let tasks = Tasks::new();
+    let log_in = async |key: &PrivateKey| {
+        let options = ClientOptions {
+            line: "SSH-2.0-stock",
+            said: false,
+            head: Bytes::new(),
+            host_key: Box::new(|_| true),
+            host_certificate: None,
+            keepalive: limits::DOOR_KEEPALIVE,
+            flow: Flow::Stock,
+            report: Arc::new(|_| ()),
+        };
+        let stranger = ssh::connect(connect_from(shared, site.address).await, options).await.expect("it is taken up");
+        stranger.login(AGENT, key, &tasks, 1).await
+    };
+    let done = Cell::new(0);
+    let behind_the_address = async || {
+        while done.get() < LOGINS {
+            done.set(done.get() + 1);
+            let number = done.get();
+            // Nobody stays: none of them softens what the neighbour does.
+            let session = within("a login", log_in(&honest)).await;
+            assert!(session.is_ok(), "the {number}th login is refused");
+            drop(session);
+            match number % 4 {
+                0 => assert!(within("a refusal", log_in(&stranger)).await.is_err()),
+                _ => garbage(shared, site.address, b"").await,
+            }
+        }
+    };
+    task::all((0..AT_ONCE).map(|_| behind_the_address())).await;
+    assert_eq!(barred(&site).await, Vec::<String>::new());
+    assert_eq!(refusals(&site, "too_many_failures").len(), 0);
+    assert!(site.records(Side::Gateway, &json!({"event": "auth.accepted"})).len() >= LOGINS);
+    // The same neighbour alone is.
+    for _ in 0..=TOLERATED {
+        garbage(shared, site.address, b"").await;
+    }
+    eventually("the address is barred", async || barred(&site).await.contains(&shared.to_owned()).then_some(())).await;
+    // And nobody but that address, whatever it does.
+    let (_ssh, _) = forwarding(&site, "elsewhere", ELSEWHERE, SocketAddr::from(([127, 0, 0, 1], 9))).await;
     site.stop().await;
 }

@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::ValueEnum;
 use jiff::Timestamp;
 
-use super::super::{Exit, ExitWith, print};
+use super::super::{Exit, ExitWith, moment, print};
 use crate::identity::{AgentName, Pattern, PrincipalId, PublicKey};
 use crate::registry::Role;
 use crate::registry::edit::{Addition, Editor};
@@ -36,11 +36,11 @@ pub(super) struct Add {
     /// The public key (OpenSSH or PEM).
     #[arg(value_name = "FILE")]
     file: PathBuf,
-    /// From when on it does not count any more.
-    #[arg(long, value_name = "TIME")]
+    /// From when on it does not count any more, as 2027-11-30T00:00:00Z; left out, it counts until it is revoked.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     expires: Option<Timestamp>,
-    /// From when on it counts.
-    #[arg(long, value_name = "TIME")]
+    /// From when on it counts; left out, at once.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     not_before: Option<Timestamp>,
     /// A note for people.
     #[arg(long)]
@@ -48,7 +48,7 @@ pub(super) struct Add {
     /// Make the agent or principal, and its organisation, if they are not there.
     #[arg(long)]
     new: bool,
-    /// Agents that a new principal may use; left out, it may use none yet.
+    /// Agents that a new principal may use, '*' for any characters; left out, it may use none yet. May be given several times.
     #[arg(long, value_name = "PATTERN", requires = "new")]
     agents: Vec<Pattern>,
 }

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::super::{Exit, ExitWith, print, running};
+use super::super::{Exit, ExitWith, moment, print, running};
 use crate::config;
 use crate::gateway::{self, AgentRow};
 use crate::identity::{AgentName, Fingerprint, PrivateKey, PublicKey};
@@ -23,10 +23,12 @@ use crate::registry::edit::{Addition, Editor, KeyName};
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  At the agent:    caponier keys rotate --config /etc/caponier/agent.toml
-  At the gateway:  caponier keys rotate --registry keys acme/prod-eu agent.key.new.pub \\
-                       --admin /run/caponier/gateway.sock
-  At the agent:    caponier keys rotate --config /etc/caponier/agent.toml --switch
+  caponier keys rotate --config /etc/caponier/agent.toml
+  caponier keys rotate --registry keys acme/prod-eu agent.key.new.pub \\
+      --admin /run/caponier/gateway.sock
+  caponier keys rotate --config /etc/caponier/agent.toml --switch
+
+The first and the last are for the agent's host, the second is for the gateway's.
 
 The first makes a key pair beside the old one. The second registers its public half, waits until each replica of the agent \
 that is linked has a link with it and nothing runs on the old links any more, and then revokes the old keys; if that does not come \
@@ -52,11 +54,11 @@ pub(super) struct Rotate {
     /// The gateway's admin socket; several, if several gateways on this host follow the registry.
     #[arg(long, value_name = "SOCKET", default_value = "/run/caponier/gateway.sock")]
     admin: Vec<PathBuf>,
-    /// How long to wait for the agent's new links.
+    /// How long to wait for the agent's new links: seconds, minutes or hours, as 90s, 10m or 2h; a week at most.
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration)]
     within: Duration,
-    /// From when on the new key does not count any more.
-    #[arg(long, value_name = "TIME")]
+    /// From when on the new key does not count any more, as 2027-11-30T00:00:00Z; left out, it counts until it is revoked.
+    #[arg(long, value_name = "TIME", value_parser = moment)]
     expires: Option<Timestamp>,
     /// Revoke the old keys as soon as the new links are good, which cuts what still runs on the old ones.
     #[arg(long)]
@@ -64,7 +66,7 @@ pub(super) struct Rotate {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let wrong = || "a time such as 90s, 10m or 2h is wanted".to_owned();
+    let wrong = || "a time such as 90s, 10m or 2h is wanted, a week at most".to_owned();
     let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
     let (number, unit) = text.split_at(at);
     let number: u64 = number.parse().map_err(|_| wrong())?;
@@ -268,7 +270,8 @@ fn prepare(config: &Path) -> anyhow::Result<ExitCode> {
 }
 
 fn switch(config: &Path) -> anyhow::Result<ExitCode> {
-    const WHAT: &str = "could not put the new key in the place of the old one";
+    const WHAT: &str =
+        "could not put the new key, which the same command without --switch makes, in the place of the old one";
     let path = host_key(config)?;
     let (new, old) = PrivateKey::switch_to_successor(&path).context(WHAT)?;
     print(&format!(

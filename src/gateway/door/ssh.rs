@@ -215,7 +215,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
     let _present = gateway.drain.greet();
     let forwards = Count::default();
     let mut goodbye = false;
-    // Fires when the guest or its address is no longer accepted, which takes the session's forwards along.
+    // Fires when the guest, its address or its certificate is no longer accepted, which takes the session's forwards along.
     let withdrawn = CancellationToken::new();
     loop {
         tokio::select! {
@@ -234,7 +234,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
                         broker::forward(&gateway, request, Channel(opening, flow), &gone).await;
                     }
                     Admission::Unheard => {
-                        server.unheard.fetch_add(1, Ordering::Relaxed);
+                        server.misconduct.opens.fetch_add(1, Ordering::Relaxed);
                         Channel(opening, flow).refuse(Public::NotAvailable).await;
                     }
                 }
@@ -244,7 +244,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
                 withdraw(&withdrawn).await;
                 break;
             }
-            () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => {
+            () = gateway.state.until(|state| !state.takes(listener, address.ip(), &guest.credential)) => {
                 withdraw(&withdrawn).await;
                 break;
             }
@@ -260,12 +260,10 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
         drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
-    let unheard = server.unheard.load(Ordering::Relaxed);
-    if unheard > 0 {
-        let detail = format!("{unheard} opens were refused without a record of their own");
-        let event = event(Kind::PeerViolation).reason("opens_flood").detail(detail);
+    for (reason, detail) in server.misconduct.sums() {
+        let event = event(Kind::PeerViolation).reason(reason).detail(detail);
         if let Err(error) = gateway.trail.note(event).await {
-            debug!(error = %Chain(&error), "could not record a flood of opens");
+            debug!(error = %Chain(&error), "could not record what a client tried");
         }
     }
 }

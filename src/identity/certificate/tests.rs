@@ -62,6 +62,8 @@ fn one_wrong_field_is_enough_to_refuse() {
         }),
         ("a negated network", Flaw::CriticalOption, |forge| forge.options = option("source-address", "!192.0.3.0/24")),
         ("spaces", Flaw::CriticalOption, |forge| forge.options = option("source-address", "192.0.2.0/24, 10.0.0.0/8")),
+        ("octal to some", Flaw::CriticalOption, |forge| forge.options = option("source-address", "0192.0.2.0/24")),
+        ("octal in short", Flaw::CriticalOption, |forge| forge.options = option("source-address", "192.0.02.0/24")),
         ("no network", Flaw::CriticalOption, |forge| forge.options = option("source-address", "")),
     ];
     for (what, flaw, change) in wrong {

@@ -82,7 +82,7 @@ pub(super) fn printable(word: &str) -> String {
 
 /// What a library says about contents, up to where it quotes them: in a damaged key anything may stand where a name is
 /// expected.
-pub(super) fn unquoted(error: &impl Display) -> String {
+pub(in crate::identity) fn unquoted(error: &impl Display) -> String {
     let said = error.to_string();
     let words = said.split(['\'', '"']).next().unwrap_or_default();
     printable(words.trim_end_matches([' ', ':']))

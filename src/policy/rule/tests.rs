@@ -1,6 +1,7 @@
 //! Tests of the module above.
 
 use std::error::Error;
+use std::net::IpAddr;
 
 use super::*;
 
@@ -633,7 +634,7 @@ fn denials_name_the_closest_miss() {
             "provisioner",
             "alias.internal:443",
             &["192.0.2.7"],
-            "alias.internal:443 leads to 192.0.2.7, a gateway or the proxy of this agent, which no rule can open",
+            "alias.internal:443 leads to 192.0.2.7, a gateway, the proxy or the listener of this agent, which no rule can open",
         ),
     ] {
         assert_eq!(decide(careless(), principal, target, resolved).expect_err(target).detail, detail);

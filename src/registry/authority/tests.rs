@@ -112,6 +112,7 @@ fn one_reason_in_the_registry_is_enough_to_refuse() {
         }),
         ("no principal", Flaw::Principal.into(), &|it| it.principals.clear()),
         ("a principal that expired", Refusal::Expired, &|it| record(it, "ci-1").expires = past()),
+        ("a principal to come", Refusal::NotYetValid, &|it| record(it, "ci-1").not_before = future()),
         ("no grant", Refusal::NotGranted, &|it| record(it, "ci-1").grant.agents.clear()),
         ("the principal's networks", Refusal::SourceNetwork, &|it| record(it, "ci-1").accept_from = elsewhere()),
         ("the organisation's networks", Refusal::SourceNetwork, &|it| it.accept_from = elsewhere()),

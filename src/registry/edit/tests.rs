@@ -210,3 +210,63 @@ fn a_sidecar_is_revoked_however_it_is_written_or_not_at_all() {
     assert_eq!(with_revoked(path, "comment = "), None);
     assert_eq!(with_revoked(path, "[table]\n"), None);
 }
+
+#[test]
+fn whoever_is_killed_while_a_key_is_added_leaves_a_registry_in_order() {
+    let expires = Some("2027-01-31T12:00:00Z".parse().expect("a time"));
+    let ci = Role::Principal("new".parse().expect("an id"));
+    let mut seen = Vec::new();
+    for (role, organisation, new) in
+        [(agent("prod-eu"), "acme", None), (agent("new"), "globex", Some(vec![])), (ci, "globex", Some(vec![]))]
+    {
+        for last in 0.. {
+            let (dir, _) = registry();
+            let key = key();
+            let organisation = organisation.parse().expect("an id");
+            let adding = Addition { organisation, expires, new: new.clone(), ..addition(&key, role.clone()) };
+            let editor = Editor::open(dir.path()).expect("in order");
+            let (_, steps) = editor.steps(&adding, now()).expect("steps");
+            if last > steps.len() {
+                break;
+            }
+            // No more is made, and nothing taken back.
+            let mut made = Made::default();
+            steps[..last].iter().for_each(|step| made.step(step).expect("made"));
+            made.keep();
+            drop(editor);
+            let all = list(dir.path()).unwrap_or_else(|faults| panic!("{role} after {last} of {steps:?}: {faults}"));
+            let found: Vec<_> = all.iter().filter(|it| it.key.key == key).map(|it| it.key.expires).collect();
+            assert_eq!(found, if last == steps.len() { vec![expires] } else { vec![] }, "{role} after {last}");
+            seen.push(last);
+            // And it is added the next time, under whatever name.
+            if last < steps.len() {
+                let mut editor = Editor::open(dir.path()).expect("in order");
+                editor.add(&Addition { new: Some(vec![]), ..adding }, now()).expect("added");
+            }
+        }
+    }
+    assert!(seen.len() > 15, "{seen:?}");
+}
+
+#[test]
+fn what_cannot_be_added_after_all_leaves_nothing() {
+    let (dir, _) = registry();
+    let before = files(dir.path());
+    let new = |role: Role| Addition {
+        organisation: "globex".parse().expect("an id"),
+        expires: Some("2027-01-31T12:00:00Z".parse().expect("a time")),
+        new: Some(vec![]),
+        ..addition(&key(), role)
+    };
+    let mut editor = Editor::open(dir.path()).expect("in order");
+    // What somebody else has put there meanwhile, who does not know of the lock.
+    std::fs::write(dir.path().join("stray"), "").expect("written");
+    for role in [agent("one"), Role::Principal("one".parse().expect("an id"))] {
+        assert!(matches!(editor.add(&new(role), now()), Err(EditError::Broken(_))));
+        std::fs::remove_file(dir.path().join("stray")).expect("removed");
+        assert_eq!(files(dir.path()), before);
+        assert!(!dir.path().join("organisations/globex").exists());
+        list(dir.path()).expect("in order");
+        std::fs::write(dir.path().join("stray"), "").expect("written");
+    }
+}

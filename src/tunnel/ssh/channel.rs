@@ -283,7 +283,11 @@ impl Shared {
                 self.control.hold(wire::message_cost(bytes));
                 true
             }
-            Flow::Plain => true,
+            Flow::Plain => {
+                // A control channel has no bytes for anybody: an honest end says a few messages on it in its life.
+                self.control.spend(2 + bytes / limits::BYTES_PER_IDLE_PACKET);
+                true
+            }
         }
     }
 
@@ -346,6 +350,7 @@ impl Shared {
     }
 
     async fn give(&self, credit: usize) {
+        self.control.earn(1);
         let message = wire::credit(credit);
         let sent = async {
             match &self.half {
@@ -500,6 +505,8 @@ impl Writer {
 impl Shared {
     async fn send(&self, bytes: Bytes) -> io::Result<()> {
         let wanted = bytes.len();
+        // Before it is sent: the answer may come at once.
+        self.control.earn(1 + wanted / limits::BYTES_PER_ANSWER);
         // Credit lies below the window, which therefore is never waited for.
         let bounded = self.flow != Flow::Credit;
         let sent = match &self.half {
@@ -518,6 +525,11 @@ impl Shared {
     }
 
     async fn close(&self) {
+        if self.flow == Flow::Credit {
+            // What the peer has under way by now was allowed to it, and has had a use in vain.
+            let allowed = usize::try_from(self.allowed.load(Ordering::Relaxed)).unwrap_or_default();
+            self.control.earn(allowed / wire::message_cost(0));
+        }
         let closing = async {
             match &self.half {
                 Half::Client(half) => half.close().await,

@@ -1,7 +1,7 @@
 //! The callbacks of the SSH library, turned into events. They decide nothing but what is refused to everybody, and wait for
 //! nothing; what the library would accept by default is refused here in so many words.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use russh::keys::{Algorithm, PublicKeyOrCertificate};
@@ -13,8 +13,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::{
-    Control, ControlChannel, Failures, Half, HostCertificateCheck, HostKeyCheck, Login, Opening, Over, Report,
-    Violation,
+    Control, ControlChannel, Failures, Half, HostCertificateCheck, HostKeyCheck, Login, Misconduct, NOT_ALLOWED,
+    NOT_ALLOWED_TEXT, Opening, Over, Report, Violation,
 };
 use crate::identity::{Certificate, PublicKey};
 use crate::limits;
@@ -112,6 +112,11 @@ impl client::Handler for Client {
         {
             *place = words;
         }
+        Ok(())
+    }
+
+    async fn data(&mut self, _channel: ChannelId, data: &[u8], _session: &mut client::Session) -> Result<(), Error> {
+        self.control.received(data.len());
         Ok(())
     }
 
@@ -216,7 +221,7 @@ pub(super) struct BoxedServer {
     pub(super) session: Option<(ChannelId, CancellationToken)>,
     /// How many keys were acknowledged before anything was signed, which the library does not count.
     pub(super) probes: usize,
-    pub(super) unheard: Arc<AtomicU64>,
+    pub(super) misconduct: Arc<Misconduct>,
     pub(super) control: Control,
     pub(super) tasks: Tasks,
 }
@@ -237,16 +242,19 @@ impl BoxedServer {
         }
     }
 
+    async fn prohibit(&mut self, reply: server::ChannelOpenHandle, what: &'static str) -> Result<(), Error> {
+        debug!(channel = what, "refused a channel");
+        self.misconduct.refused(what);
+        // The code of RFC 4254 §5.1, with a text of ours.
+        let (code, reason) = (NOT_ALLOWED, NOT_ALLOWED_TEXT.to_owned());
+        reply.reject(ChannelOpenFailure::Other { code, reason }).await;
+        Ok(())
+    }
+
     fn refuse_request(channel: ChannelId, what: &'static str, session: &mut server::Session) -> Result<(), Error> {
         debug!(request = what, "refused a channel request");
         session.channel_failure(channel)
     }
-}
-
-async fn prohibit(reply: server::ChannelOpenHandle, what: &'static str) -> Result<(), Error> {
-    debug!(channel = what, "refused a channel");
-    reply.reject(ChannelOpenFailure::AdministrativelyProhibited).await;
-    Ok(())
 }
 
 impl server::Handler for BoxedServer {
@@ -286,6 +294,11 @@ impl server::Handler for BoxedServer {
         Ok(Auth::reject())
     }
 
+    async fn data(&mut self, _channel: ChannelId, data: &[u8], _session: &mut server::Session) -> Result<(), Error> {
+        self.control.received(data.len());
+        Ok(())
+    }
+
     async fn auth_succeeded(&mut self, _session: &mut server::Session) -> Result<(), Error> {
         self.control.know();
         self.logged_in.cancel();
@@ -322,9 +335,13 @@ impl server::Handler for BoxedServer {
             tasks: self.tasks.clone(),
         };
         // Where the queue is full or the session is being left, the opening comes back and is refused by being dropped.
-        if let Err(TrySendError::Full(_)) = self.opens.try_send(opening) {
-            debug!("refused a forward: more opens are waiting than this session may have");
-            self.unheard.fetch_add(1, Ordering::Relaxed);
+        match self.opens.try_send(opening) {
+            Err(TrySendError::Full(_)) => {
+                debug!("refused a forward: more opens are waiting than this session may have");
+                self.misconduct.opens.fetch_add(1, Ordering::Relaxed);
+            }
+            // How many may be asked for in a second has a bound of its own.
+            _ => self.control.earn(limits::PACKETS_PER_OPEN),
         }
         Ok(())
     }
@@ -335,7 +352,7 @@ impl server::Handler for BoxedServer {
         reply: server::ChannelOpenHandle,
         _session: &mut server::Session,
     ) -> Result<(), Error> {
-        let Some(sender) = self.control_sender.take() else { return prohibit(reply, "session").await };
+        let Some(sender) = self.control_sender.take() else { return self.prohibit(reply, "session").await };
         let granted = CancellationToken::new();
         self.session = Some((channel.id(), granted.clone()));
         reply.accept().await;
@@ -372,7 +389,7 @@ impl server::Handler for BoxedServer {
         reply: server::ChannelOpenHandle,
         _session: &mut server::Session,
     ) -> Result<(), Error> {
-        prohibit(reply, "x11").await
+        self.prohibit(reply, "x11").await
     }
 
     async fn channel_open_forwarded_tcpip(
@@ -385,7 +402,7 @@ impl server::Handler for BoxedServer {
         reply: server::ChannelOpenHandle,
         _session: &mut server::Session,
     ) -> Result<(), Error> {
-        prohibit(reply, "forwarded-tcpip").await
+        self.prohibit(reply, "forwarded-tcpip").await
     }
 
     async fn channel_open_direct_streamlocal(
@@ -395,7 +412,7 @@ impl server::Handler for BoxedServer {
         reply: server::ChannelOpenHandle,
         _session: &mut server::Session,
     ) -> Result<(), Error> {
-        prohibit(reply, "direct-streamlocal@openssh.com").await
+        self.prohibit(reply, "direct-streamlocal@openssh.com").await
     }
 
     async fn pty_request(

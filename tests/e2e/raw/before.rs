@@ -1,6 +1,7 @@
 //! What a stranger can make the gateway hold, and what is told apart, before anybody has logged in.
 
 use super::*;
+use crate::certificates::sign;
 
 /// Memory that one connection without a login may take, in KiB.
 const EACH: u64 = 256;
@@ -125,6 +126,157 @@ async fn what_comes_under_keys_before_the_login_ends_when_it_is_more_than_a_logi
         assert_eq!(end["closed"], true, "an agent goes on: {end}");
         drop(agent);
         world.assert_well();
+    })
+    .await;
+}
+
+/// Says that certificates are taken, and not.
+const LISTENERS: [&str; 2] = ["user_ca = true", "user_ca = false"];
+
+impl World {
+    /// One attempt to log in as a principal of the agent, or with `probe` the question whether the key would do.
+    async fn shows(&self, peer: &mut Peer, key: &str, certificate: Option<&str>, probe: bool) -> Value {
+        let mut login = json!({"do": "login", "user": "acme/prod-eu", "key": self.path(key), "probe": probe});
+        if let Some(certificate) = certificate {
+            login["certificate"] = json!(self.path(&format!("{certificate}-cert.pub")));
+        }
+        peer.ask(login).await
+    }
+}
+
+/// The first byte of every message that came back.
+fn kinds_of(answer: &Value) -> Vec<&str> {
+    answer["answers"].as_array().expect("answers").iter().map(|it| &it.as_str().expect("hex")[..2]).collect()
+}
+
+#[tokio::test]
+async fn keys_that_are_asked_about_are_acknowledged_so_often_and_then_refused() {
+    limited(120, async {
+        // Where certificates are taken every key is acknowledged, elsewhere one that may log in.
+        for (listener, key) in [(LISTENERS[0], "stranger"), (LISTENERS[1], "provisioner")] {
+            let mut world = World::new().await;
+            world.start_gateway_at(listener).await;
+            let mut peer = Peer::start();
+            let from = peer.ask(json!({"do": "connect", "port": world.port})).await["local"].clone();
+            peer.ask(json!({"do": "client"})).await;
+            for number in 0..limits::LOGIN_PROBES {
+                let answer = world.shows(&mut peer, key, None, true).await;
+                assert_eq!(kinds_of(&answer), ["3c"], "{listener}: the {number}th is {answer}");
+            }
+            // From here on each is an attempt, of which there are so many.
+            let mut refused = 0;
+            loop {
+                let answer = world.shows(&mut peer, key, None, true).await;
+                if answer["answers"] != json!([LOGIN_FAILURE]) {
+                    break assert_eq!(answer["open"], false, "{listener}: {answer}");
+                }
+                refused += 1;
+                assert!(refused <= limits::LOGIN_ATTEMPTS, "{listener}: {refused} more are answered");
+            }
+            assert!((limits::LOGIN_ATTEMPTS - 1..=limits::LOGIN_ATTEMPTS).contains(&refused), "{listener}: {refused}");
+            let record = world.entry("gateway", |it| it["event"] == "auth.refused" && it["client"] == from).await;
+            assert_eq!(record["reason"], "too_many_probes", "{listener}: {record}");
+            // Whoever has asked so often and then signs gets in: what is signed is asked about, too.
+            let mut honest = Peer::start();
+            honest.ask(json!({"do": "connect", "port": world.port})).await;
+            honest.ask(json!({"do": "client"})).await;
+            for _ in 1..limits::LOGIN_PROBES {
+                world.shows(&mut honest, key, None, true).await;
+            }
+            let login = world.shows(&mut honest, "provisioner", None, false).await;
+            assert_eq!(login["ok"], true, "{listener}: {login}");
+            world.assert_well();
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_certificate_is_refused_with_the_same_bytes_after_the_same_time_as_a_key() {
+    limited(180, async {
+        let always = ["-V", "always:forever"];
+        // A name for the certificate, the CA, the key, and the arguments of ssh-keygen.
+        let certificates: &[(&str, &str, &str, &[&str])] = &[
+            ("good", "ca", "stranger", &["-n", "provisioner"]),
+            ("of-others", "other-ca", "stranger", &["-n", "provisioner"]),
+            ("for-others", "ca", "stranger", &["-n", "former"]),
+            ("for-nobody", "ca", "stranger", &[]),
+            ("withdrawn-serial", "ca", "stranger", &["-n", "provisioner", "-z", "666"]),
+            ("with-a-command", "ca", "stranger", &["-n", "provisioner", "-O", "force-command=x"]),
+            ("elsewhere", "ca", "stranger", &["-n", "provisioner", "-O", "source-address=192.0.2.0/24"]),
+            ("a-host", "ca", "stranger", &["-h", "-n", "provisioner"]),
+            ("past", "ca", "stranger", &["-n", "provisioner", "-V", "20200101:20200102"]),
+            ("of-a-withdrawn-key", "ca", "withdrawn", &["-n", "provisioner"]),
+            ("of-a-registered-key", "ca", "provisioner", &["-n", "former"]),
+            ("of-a-registered-key-by-others", "other-ca", "provisioner", &["-n", "provisioner"]),
+        ];
+        for listener in LISTENERS {
+            let mut world = World::new().await;
+            let ca = world.path("keys/organisations/acme/user-ca");
+            fs::create_dir_all(&ca).expect("a folder");
+            fs::write(ca.join("ca.pub"), format!("{}\n", world.key("ca").to_openssh())).expect("written");
+            fs::write(ca.join("ca.toml"), "principals = [\"prov*\"]\nrevoked_serials = [666]\n").expect("written");
+            world.key("other-ca");
+            for key in ["stranger", "withdrawn", "provisioner"] {
+                fs::write(world.path(&format!("{key}.pub")), format!("{}\n", world.public(key))).expect("written");
+            }
+            for (name, ca, subject, arguments) in certificates {
+                let time = if arguments.contains(&"-V") { &[][..] } else { &always };
+                sign(world.dir.path(), ca, subject, name, &[arguments, time].concat()).await;
+            }
+            world.start_gateway_at(listener).await;
+            let takes = listener == LISTENERS[0];
+
+            let mut faults = Vec::new();
+            let mut fastest = Vec::new();
+            let mut peer = Peer::start();
+            let certified = certificates.iter().map(|(name, _, subject, _)| (*subject, Some(*name)));
+            for (key, certificate) in certified.chain([("stranger", None), ("withdrawn", None)]) {
+                if takes && certificate == Some("good") {
+                    continue;
+                }
+                let what = format!("{listener}: {key} with {certificate:?}");
+                peer.ask(json!({"do": "connect", "port": world.port})).await;
+                peer.ask(json!({"do": "client"})).await;
+                let mut seconds = f64::MAX;
+                for _ in 0..3 {
+                    let answer = world.shows(&mut peer, key, certificate, false).await;
+                    if answer["ok"] != false || answer["answers"] != json!([LOGIN_FAILURE]) {
+                        faults.push(format!("{what}: {answer}"));
+                        break;
+                    }
+                    seconds = seconds.min(answer["seconds"].as_f64().expect("seconds"));
+                }
+                fastest.push((seconds, what.clone()));
+                // Before anything is signed: all are acknowledged where certificates are taken. Elsewhere a certificate is
+                // asked about as its bare key, so that this tells no more than the key itself would.
+                let acknowledged = takes || key == "provisioner";
+                // Its time is looked at by the library, before anybody is asked; it stands in the certificate.
+                let in_time = certificate != Some("past");
+                for (certificate, expected) in [(None, acknowledged), (certificate, acknowledged && in_time)] {
+                    let answer = world.shows(&mut peer, key, certificate, true).await;
+                    if kinds_of(&answer) != [if expected { "3c" } else { "33" }] {
+                        faults.push(format!("{what}, asked about {certificate:?}: {answer}"));
+                    }
+                }
+                peer.ask(json!({"do": "drop"})).await;
+            }
+            fastest.sort_by(|one, other| one.0.total_cmp(&other.0));
+            let (first, last) = (&fastest[0], &fastest[fastest.len() - 1]);
+            if first.0 < limits::LOGIN_REFUSAL_DELAY.as_secs_f64() - 0.002 || last.0 > first.0 + 0.04 {
+                faults.push(format!("told apart by the time: {first:?} and {last:?}"));
+            }
+            assert_eq!(faults, Vec::<String>::new());
+            // And what is right gets in, the certificate only where one is taken.
+            for (key, certificate, gets_in) in [("provisioner", None, true), ("stranger", Some("good"), takes)] {
+                let mut honest = Peer::start();
+                honest.ask(json!({"do": "connect", "port": world.port})).await;
+                honest.ask(json!({"do": "client"})).await;
+                let login = world.shows(&mut honest, key, certificate, false).await;
+                assert_eq!(login["ok"], gets_in, "{listener}: {key}: {login}");
+            }
+            world.assert_well();
+        }
     })
     .await;
 }
