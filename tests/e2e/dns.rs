@@ -438,6 +438,45 @@ async fn a_service_leads_only_to_permitted_ports_and_addresses() {
     site.stop().await;
 }
 
+/// The agent's gateway is a place that no rule opens, however wide, and whatever a record leads to.
+#[tokio::test]
+async fn a_service_or_a_name_that_leads_to_the_agents_own_gateway_is_refused() {
+    let (dns, places) = (Dns::start().await, Places::at(&[1]).await);
+    let all = "within = [\"127.0.0.0/8\", \"::1/128\", \"64:ff9b::/96\", \"2002:7f00::/24\"]\nports = [\"1-65535\"]\n";
+    let site = Site::plan()
+        .agent_setting(&format!("[agent.resolver]\nservers = [\"{}\"]\n", dns.address))
+        .rule(&format!("name = \"service\"\nservices = [\"_pg._tcp.internal\"]\n{all}"))
+        .rule(&format!("name = \"names\"\nhosts = [\"**.internal\"]\n{all}"))
+        .start()
+        .await;
+    let (gateway, port) = (site.address.port(), places.port);
+    dns.has("here.internal", &["127.0.0.1"], 0);
+    dns.has("translated.internal", &["64:ff9b::7f00:1"], 0);
+    dns.has("relayed.internal", &["2002:7f00:1::1"], 0);
+    let say = |instances: &[(u16, &str)]| {
+        let records = instances.iter().zip(0..).map(|((port, host), at)| Record::service(at, 0, *port, host)).collect();
+        dns.say("_pg._tcp.internal", SRV, &[Reply::Records(records)]);
+    };
+    for host in ["here.internal", "translated.internal", "relayed.internal"] {
+        say(&[(gateway, host)]);
+        // Whichever port is asked for, the record's is dialled.
+        for asked in [port, gateway] {
+            let outcome = ask(&site, "_pg._tcp.internal", asked).await;
+            refused(&outcome, "forward.denied", "own_gateway", "a gateway or the proxy of this agent");
+        }
+        refused(&ask(&site, host, gateway).await, "forward.denied", "own_gateway", "a gateway or the proxy");
+    }
+    let seen = site.records(Side::Gateway, &json!({"event": "auth.refused"}));
+    assert_eq!(seen, Vec::<Value>::new(), "nobody came to the gateway by these ways");
+    // Beside it, the next instance serves; and the gateway's host has other ports.
+    say(&[(gateway, "here.internal"), (port, "here.internal")]);
+    let led = ask(&site, "_pg._tcp.internal", port).await;
+    led_to(&led, 1, port);
+    assert_eq!(led.1["refused"], json!([format!("127.0.0.1:{gateway}")]));
+    led_to(&ask(&site, "here.internal", port).await, 1, port);
+    site.stop().await;
+}
+
 #[tokio::test]
 async fn an_address_that_is_silent_makes_room_for_the_next_and_one_that_answers_late_is_left() {
     let (dns, places) = (Dns::start().await, Places::at(&[3]).await);

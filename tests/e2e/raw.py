@@ -409,6 +409,12 @@ class Peer:
             if kind in (51, 60, 61):
                 return {"ok": False, "answers": answers, "open": True, "seconds": time.monotonic() - began}
 
+    def do_probe(self, request, kind, blob, within=10):
+        """Asks whether a key might log in, without a signature; answers the kind of the message."""
+        self.raw(bytes.fromhex(request) + string(kind) + string(base64.b64decode(blob)))
+        message = self.take(time.monotonic() + within)
+        return {"message": message and message[0]}
+
     # Messages.
 
     def credit(self, channel, amount):

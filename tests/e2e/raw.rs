@@ -1087,6 +1087,34 @@ async fn refused_logins_at_the_door_look_alike_and_are_recorded_as_they_were() {
 }
 
 #[tokio::test]
+async fn a_peer_is_told_of_a_bounded_number_of_keys_that_they_might_log_in() {
+    limited(60, async {
+        let mut world = World::linked().await;
+        let mut peer = Peer::start();
+        let from = peer.ask(json!({"do": "connect", "port": world.port})).await["local"].clone();
+        peer.ask(json!({"do": "client"})).await;
+        let login = json!({"do": "login", "user": "acme/prod-eu", "key": world.path("provisioner"), "forge": true});
+        let answer = peer.ask(login).await;
+        assert_eq!(answer["answers"], json!([LOGIN_FAILURE]), "{answer}");
+        let line = world.public("provisioner");
+        let blob = line.split(' ').nth(1).expect("a key");
+        let fields = ["acme/prod-eu", "ssh-connection", "publickey"].map(string).concat();
+        let asked = json!({"do": "probe", "request": format!("32{fields}00"), "kind": "ssh-ed25519", "blob": blob});
+        // The first was asked about with the login.
+        for number in 1..=limits::LOGIN_PROBES {
+            let answer = peer.ask(asked.clone()).await;
+            let expected = if number < limits::LOGIN_PROBES { 60 } else { 51 };
+            assert_eq!(answer["message"], expected, "{number}: {answer}");
+        }
+        peer.ask(json!({"do": "drop"})).await;
+        let record = world.entry("gateway", |it| it["event"] == "auth.refused" && it["client"] == from).await;
+        assert_eq!(record["reason"], "too_many_probes", "{record}");
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn an_agent_that_is_not_linked_looks_like_a_target_that_is_away() {
     limited(60, async {
         let mut world = World::linked().await;
@@ -1110,21 +1138,30 @@ async fn an_agent_that_is_not_linked_looks_like_a_target_that_is_away() {
 async fn an_rsa_key_logs_in_with_sha2_alone() {
     limited(60, async {
         let mut world = World::new().await;
-        let made = Command::new("ssh-keygen")
-            .args(["-q", "-t", "rsa", "-b", "3072", "-N", "", "-f"])
-            .arg(world.path("rsa"))
-            .status();
-        assert!(made.await.expect("ssh-keygen runs").success());
+        for (name, bits) in [("rsa", "3072"), ("rsa-weak", "2048")] {
+            let made = Command::new("ssh-keygen")
+                .args(["-q", "-t", "rsa", "-b", bits, "-N", "", "-f"])
+                .arg(world.path(name))
+                .status();
+            assert!(made.await.expect("ssh-keygen runs").success());
+        }
         let public = world.path("keys/organisations/acme/principals/provisioner/rsa.pub");
         fs::copy(world.path("rsa.pub"), public).expect("registered");
         world.start_gateway().await;
         let mut peer = Peer::start();
-        peer.ask(json!({"do": "connect", "port": world.port})).await;
-        peer.ask(json!({"do": "client"})).await;
-        let mut login =
-            json!({"do": "login", "user": "acme/prod-eu", "key": world.path("rsa"), "algorithm": "ssh-rsa"});
-        let answer = peer.ask(login.clone()).await;
-        assert_eq!(answer["ok"], false, "SHA-1 was accepted: {answer}");
+        let mut login = json!({"do": "login", "user": "acme/prod-eu"});
+        for (key, algorithm, reason) in [("rsa", "ssh-rsa", "sha1_signature"), ("rsa-weak", "rsa-sha2-512", "weak_key")]
+        {
+            let from = peer.ask(json!({"do": "connect", "port": world.port})).await["local"].clone();
+            peer.ask(json!({"do": "client"})).await;
+            (login["key"], login["algorithm"]) = (json!(world.path(key)), algorithm.into());
+            let answer = peer.ask(login.clone()).await;
+            assert_eq!((&answer["ok"], &answer["answers"]), (&json!(false), &json!([LOGIN_FAILURE])), "{reason}");
+            peer.ask(json!({"do": "drop"})).await;
+            let record = world.entry("gateway", |it| it["event"] == "auth.refused" && it["client"] == from).await;
+            assert_eq!(record["reason"], reason, "{record}");
+        }
+        login["key"] = json!(world.path("rsa"));
         for algorithm in ["rsa-sha2-256", "rsa-sha2-512"] {
             peer.ask(json!({"do": "connect", "port": world.port})).await;
             peer.ask(json!({"do": "client"})).await;
@@ -1268,8 +1305,9 @@ async fn an_agent_opens_nothing_toward_the_gateway() {
         }
         world.link_works(&mut client, &mut peer).await;
         for record in world.trail("gateway").iter().filter(|it| it["event"] == "peer.violation") {
-            if record["organisation"] != "acme" || record["agent"] != "prod-eu" {
-                faults.push(format!("not whose it was: {record}"));
+            let whose = record["organisation"] == "acme" && record["agent"] == "prod-eu";
+            if !whose || record["reason"] != "opened_channel" {
+                faults.push(format!("not whose it was, or not what it was: {record}"));
             }
         }
         assert_eq!(faults, Vec::<String>::new());

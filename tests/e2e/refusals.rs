@@ -1229,29 +1229,82 @@ fn every_door_has_a_case_for_every_field() {
     assert_eq!(faults, Vec::<String>::new());
 }
 
-/// Every reason for which registry or policy say no stands in some end-to-end test, as what is expected there.
+/// Every reason for which a login or a forward is refused stands in some end-to-end test, as what is expected there.
 #[test]
 fn every_reason_is_expected_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let tests: Vec<(String, String)> = sources(&root.join("tests/e2e"));
+    let read = |file: &str| fs::read_to_string(root.join(file)).unwrap_or_else(|error| panic!("{file}: {error}"));
     let mut reasons = BTreeSet::new();
-    for file in ["src/registry.rs", "src/policy.rs"] {
-        let text = fs::read_to_string(root.join(file)).expect("a source");
-        let (_, body) = text.split_once("fn as_str(self) -> &'static str {").expect("its reasons");
-        let body = body.split_once("\n    }").expect("its end").0;
-        reasons.extend(body.split("=> \"").skip(1).filter_map(|part| part.split('"').next()).map(str::to_owned));
+    // Those that are values of a type.
+    for (file, head) in [
+        ("src/registry.rs", "fn as_str(self) -> &'static str {"),
+        ("src/policy.rs", "fn as_str(self) -> &'static str {"),
+        ("src/identity/certificate.rs", "fn as_str(self) -> &'static str {"),
+        ("src/identity/certificate.rs", "fn reason(&self) -> &'static str {"),
+    ] {
+        let text = read(file);
+        let body = text.split_once(head).expect("its reasons").1.split_once("\n    }").expect("its end").0;
+        let found: Vec<_> = words(body, &["=> \""]).collect();
+        assert!(found.len() > 5, "{file}: {found:?}");
+        reasons.extend(found);
     }
-    assert!(reasons.len() > 15, "{reasons:?}");
-    // A name without an address is the resolver's failure before it is the policy's denial: only the policy's own tests
-    // come so far.
-    let unit = fs::read_to_string(root.join("src/policy/rule/tests.rs")).expect("its tests");
-    assert!(unit.contains("NoAddress"), "no test expects no_address");
-    let unexpected: Vec<&String> = reasons
-        .iter()
-        .filter(|reason| *reason != "no_address")
-        .filter(|reason| !tests.iter().any(|(_, text)| text.contains(&format!("\"{reason}\""))))
-        .collect();
+    // Those that are written where something is refused.
+    for folder in ["src/gateway", "src/agent", "src/tunnel"] {
+        let said =
+            ["stranger(", ".deny(", ".fail(", ".refuse(", ".unfit(", "turn_away(", "denied(", "Err((\"", "Err(\""];
+        let before = reasons.len();
+        for (_, text) in sources(&root.join(folder)) {
+            let text = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for line in text.lines().filter(|line| said.iter().any(|words| line.contains(words))) {
+                // A type of channel that is refused is none.
+                reasons.extend(words(line, &["\""]).filter(|word| is_reason(word) && word != "unknown"));
+            }
+        }
+        assert!(reasons.len() > before, "{folder} refuses nothing");
+    }
+    for (reason, file, expected) in SHOWN_ELSEWHERE {
+        assert!(reasons.contains(*reason), "{reason} is no reason any more");
+        assert!(read(file).contains(expected), "{file} does not expect {reason}");
+    }
+    let expects = |reason: &str| tests.iter().any(|(_, text)| text.contains(&format!("\"{reason}\"")));
+    let elsewhere = |reason: &str| SHOWN_ELSEWHERE.iter().any(|(known, ..)| *known == reason);
+    let unexpected: Vec<&String> = reasons.iter().filter(|reason| !expects(reason) && !elsewhere(reason)).collect();
     assert_eq!(unexpected, Vec::<&String>::new(), "no end-to-end test expects these");
+}
+
+/// Reasons that no end-to-end test reads in a trail, with what shows them instead.
+const SHOWN_ELSEWHERE: &[(&str, &str, &str)] = &[
+    // The resolver fails before the policy is asked about nothing.
+    ("no_address", "tests/e2e/dns.rs", "\"it exists, but has no address\""),
+    ("no_address", "src/policy/rule/tests.rs", "NoAddress"),
+    // The SSH library, or the stock client, refuses such a certificate before it is judged.
+    ("certificate_expired", "src/agent/live.rs", "\"certificate_expired\""),
+    ("certificate_not_yet_valid", "src/agent/live.rs", "\"certificate_not_yet_valid\""),
+    ("certificate_type", "src/agent/live.rs", "\"certificate_type\""),
+    ("certificate_malformed", "src/identity/certificate/tests.rs", "\"certificate_malformed\""),
+    ("certificate_signature", "src/identity/certificate/tests.rs", "\"certificate_signature\""),
+    ("certificate_weak_key", "src/identity/certificate/tests.rs", "\"certificate_weak_key\""),
+    ("certificate_nested", "src/identity/certificate/tests.rs", "CertificateError::Nested"),
+    // Limits, which are shown where they are kept.
+    ("too_many_handshakes", "src/tunnel/admit.rs", "HANDSHAKES_PER_ADDRESS"),
+    ("sessions_per_organisation", "src/agent/usage.rs", "\"sessions_per_organisation\""),
+    ("control_channel", "tests/e2e/raw.rs", "garbage_on_the_control_channel_costs_the_link_at_most"),
+];
+
+/// What stands between one of these beginnings and the next quotation mark.
+fn words<'a>(text: &'a str, beginnings: &'a [&str]) -> impl Iterator<Item = String> + 'a {
+    let parts = beginnings.iter().flat_map(|beginning| text.split(beginning).skip(1));
+    parts.filter_map(|part| part.split('"').next()).map(str::to_owned)
+}
+
+/// Whether it looks as the trail's reasons do.
+fn is_reason(word: &str) -> bool {
+    word.len() > 3
+        && word.contains(|c: char| c.is_ascii_lowercase())
+        && !word.starts_with('_')
+        && !word.ends_with('_')
+        && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_')
 }
 
 fn sources(folder: &Path) -> Vec<(String, String)> {
