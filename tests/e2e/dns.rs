@@ -462,9 +462,9 @@ async fn a_service_or_a_name_that_leads_to_the_agents_own_gateway_is_refused() {
         // Whichever port is asked for, the record's is dialled.
         for asked in [port, gateway] {
             let outcome = ask(&site, "_pg._tcp.internal", asked).await;
-            refused(&outcome, "forward.denied", "own_gateway", "a gateway or the proxy of this agent");
+            refused(&outcome, "forward.denied", "own_gateway", "which no rule can open");
         }
-        refused(&ask(&site, host, gateway).await, "forward.denied", "own_gateway", "a gateway or the proxy");
+        refused(&ask(&site, host, gateway).await, "forward.denied", "own_gateway", "which no rule can open");
     }
     let seen = site.records(Side::Gateway, &json!({"event": "auth.refused"}));
     assert_eq!(seen, Vec::<Value>::new(), "nobody came to the gateway by these ways");
