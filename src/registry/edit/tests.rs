@@ -70,6 +70,18 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     found
 }
 
+/// As [`Editor::open`], also where it was open a moment ago: a program that another test starts meanwhile shares the lock until
+/// it runs.
+fn open(dir: &Path) -> Editor {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    loop {
+        match Editor::open(dir) {
+            Err(EditError::Lock { .. }) if std::time::Instant::now() < deadline => std::thread::yield_now(),
+            opened => return opened.expect("in order"),
+        }
+    }
+}
+
 #[test]
 fn what_may_not_be_added_is_refused_and_changes_nothing() {
     let (dir, present) = registry();
@@ -95,13 +107,13 @@ fn what_may_not_be_added_is_refused_and_changes_nothing() {
         ),
         ("comment", Addition { comment: Some("a\nb".into()), ..addition(&other, agent("prod-eu")) }, "control"),
     ] {
-        let mut editor = Editor::open(dir.path()).expect("in order");
+        let mut editor = open(dir.path());
         let error = editor.add(&addition, now()).expect_err(case).to_string();
         assert!(error.contains(words), "{case}: {error}");
         assert_eq!(files(dir.path()), before, "{case}");
     }
     // Nor is a registry with a fault touched, or one that somebody else changes.
-    let editor = Editor::open(dir.path()).expect("in order");
+    let editor = open(dir.path());
     assert!(matches!(Editor::open(dir.path()), Err(EditError::Lock { .. })));
     drop(editor);
     std::fs::write(dir.path().join("stray"), "").expect("written");
@@ -113,7 +125,7 @@ fn a_key_is_added_beside_others_under_a_name_of_its_own() {
     let (dir, first) = registry();
     let before = files(dir.path());
     let [second, third, of_new] = std::array::from_fn(|_| key());
-    let mut editor = Editor::open(dir.path()).expect("in order");
+    let mut editor = open(dir.path());
     let comment = "a \"quoted\" \\ word = #1";
     let expires = "2027-01-31T12:00:00Z".parse().expect("a time");
     let with =
@@ -150,7 +162,7 @@ fn a_revocation_leaves_what_else_is_said() {
     let about = dir.path().join("organisations/acme/agents/prod-eu/2025.toml");
     std::fs::set_permissions(&about, PermissionsExt::from_mode(0o640)).expect("permissions");
     let second = key();
-    let mut editor = Editor::open(dir.path()).expect("in order");
+    let mut editor = open(dir.path());
     editor.add(&addition(&second, agent("prod-eu")), now()).expect("added");
     let by_hex = first.spki_fingerprint().expect("hex").to_uppercase().parse().expect("a fingerprint");
     let revoked = editor.revoke(&by_hex, None, now()).expect("revoked");
@@ -174,7 +186,7 @@ fn a_revocation_leaves_what_else_is_said() {
 #[test]
 fn which_key_is_meant_is_never_guessed() {
     let (dir, first) = registry();
-    let mut editor = Editor::open(dir.path()).expect("in order");
+    let mut editor = open(dir.path());
     let globex = Addition {
         organisation: "globex".parse().expect("an id"),
         new: Some(vec![]),
@@ -224,7 +236,7 @@ fn whoever_is_killed_while_a_key_is_added_leaves_a_registry_in_order() {
             let key = key();
             let organisation = organisation.parse().expect("an id");
             let adding = Addition { organisation, expires, new: new.clone(), ..addition(&key, role.clone()) };
-            let editor = Editor::open(dir.path()).expect("in order");
+            let editor = open(dir.path());
             let (_, steps) = editor.steps(&adding, now()).expect("steps");
             if last > steps.len() {
                 break;
@@ -240,7 +252,7 @@ fn whoever_is_killed_while_a_key_is_added_leaves_a_registry_in_order() {
             seen.push(last);
             // And it is added the next time, under whatever name.
             if last < steps.len() {
-                let mut editor = Editor::open(dir.path()).expect("in order");
+                let mut editor = open(dir.path());
                 editor.add(&Addition { new: Some(vec![]), ..adding }, now()).expect("added");
             }
         }
@@ -258,7 +270,7 @@ fn what_cannot_be_added_after_all_leaves_nothing() {
         new: Some(vec![]),
         ..addition(&key(), role)
     };
-    let mut editor = Editor::open(dir.path()).expect("in order");
+    let mut editor = open(dir.path());
     // What somebody else has put there meanwhile, who does not know of the lock.
     std::fs::write(dir.path().join("stray"), "").expect("written");
     for role in [agent("one"), Role::Principal("one".parse().expect("an id"))] {
