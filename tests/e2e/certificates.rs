@@ -502,8 +502,8 @@ async fn an_agents_link_and_its_forwards_end_with_the_gateways_certificate() {
 
     assert_eq!(read_to_end(&mut stream).await, b"");
     assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
-    site.record(Side::Agent, json!({"event": "forward.ended", "serial": "1", "reason": "revoked"})).await;
-    site.record(Side::Agent, json!({"event": "link.down", "serial": "1", "reason": "revoked"})).await;
+    site.record(Side::Agent, json!({"event": "forward.ended", "serial": "1", "reason": "expired"})).await;
+    site.record(Side::Agent, json!({"event": "link.down", "serial": "1", "reason": "expired"})).await;
     site.program(Side::Gateway).says("login_certificate of acme has expired").await;
     // The plain key, which is shown from then on, is not this agent's to accept.
     let refused = json!({"event": "auth.refused", "reason": "unknown_key"});
@@ -598,7 +598,7 @@ async fn an_agents_own_listener_takes_certificates_of_its_orchestrators_ca() {
     let end = brief.try_ask(json!({"do": "closed", "within": 40})).await;
     assert!(end["closed"] == true || end["error"] == "EOFError: ", "{end}");
     assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
-    site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "brief", "reason": "revoked"})).await;
+    site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "brief", "reason": "expired"})).await;
     let opened = stays.gateway_forward(&originator("provisioner"), "127.0.0.1", target.port()).await;
     stays.echoes(&opened).await;
     change(&mut site, Side::Agent, key.trim(), of_other.trim());
