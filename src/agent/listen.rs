@@ -300,12 +300,7 @@ async fn serve(
         drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
-    for (reason, detail) in server.misconduct.sums() {
-        let event = event(Kind::PeerViolation).reason(reason).detail(detail);
-        if let Err(error) = agent.trail.note(event).await {
-            debug!(error = %Chain(&error), "could not record what a client tried");
-        }
-    }
+    server.misconduct.record(&agent.trail, event).await;
 }
 
 /// Waits until the agent drains and the session's last forward has ended.

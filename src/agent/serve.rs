@@ -364,18 +364,14 @@ impl Link {
             }
         };
         session.switch.cut();
-        for (reason, detail) in self.misconduct.sums() {
-            let event = Event::new(Kind::PeerViolation)
+        let event = |kind| {
+            Event::new(kind)
                 .organisation(&session.organisation)
                 .agent(&agent.id)
                 .replica(&session.replica)
                 .credential(&session.orchestrator)
-                .reason(reason)
-                .detail(detail);
-            if let Err(error) = agent.trail.note(event).await {
-                debug!(error = %Chain(&error), "could not record what a gateway tried");
-            }
-        }
+        };
+        self.misconduct.record(&agent.trail, event).await;
         let ended = timeout(limits::STOP_GRACE, self.running.ended()).await;
         // What the gateway said before it hung up is heard before the link counts as ended.
         drop(timeout(limits::STOP_GRACE, conversation).await);
@@ -387,14 +383,7 @@ impl Link {
             (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.post.gateway, Chain(&error))),
             (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.post.gateway)),
         };
-        let event = Event::new(Kind::LinkDown)
-            .organisation(&session.organisation)
-            .agent(&agent.id)
-            .replica(&session.replica)
-            .credential(&session.orchestrator)
-            .reason(reason)
-            .detail(detail);
-        if let Err(error) = agent.trail.note(event).await {
+        if let Err(error) = agent.trail.note(event(Kind::LinkDown).reason(reason).detail(detail)).await {
             debug!(error = %Chain(&error), "could not record the end of a link");
         }
         end

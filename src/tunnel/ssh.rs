@@ -40,9 +40,12 @@ use channel::Half;
 pub use channel::{Channel, Event, Flow, Reader, Returns, Writer};
 
 use tokio_util::sync::CancellationToken;
+use tracing::debug;
 
 use super::transport::{Control, CutOnDrop, Transport};
 use super::wire::{self, ForwardId, RefusalCode};
+use crate::audit::{self, Kind, Trail};
+use crate::chain::Chain;
 use crate::identity::{Certificate, PrivateKey, PublicKey};
 use crate::limits;
 use crate::target::Target;
@@ -658,9 +661,18 @@ impl Misconduct {
         self.first.get_or_init(|| kind);
     }
 
+    /// Records it in entries that are otherwise as `event` makes them. What the trail does not take is said in the log: the
+    /// session has ended, and nothing else can be done about it.
+    pub async fn record(&self, trail: &Trail, event: impl Fn(Kind) -> audit::Event) {
+        for (reason, detail) in self.sums() {
+            if let Err(error) = trail.note(event(Kind::PeerViolation).reason(reason).detail(detail)).await {
+                debug!(error = %Chain(&error), "could not record what a peer tried");
+            }
+        }
+    }
+
     /// What there is to record, each with its reason: nothing for an honest peer.
-    #[must_use]
-    pub fn sums(&self) -> Vec<(&'static str, String)> {
+    fn sums(&self) -> Vec<(&'static str, String)> {
         let mut sums = Vec::new();
         let opens = self.opens.load(Ordering::Relaxed);
         if opens > 0 {

@@ -260,12 +260,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, 
         drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
     }
     switch.cut();
-    for (reason, detail) in server.misconduct.sums() {
-        let event = event(Kind::PeerViolation).reason(reason).detail(detail);
-        if let Err(error) = gateway.trail.note(event).await {
-            debug!(error = %Chain(&error), "could not record what a client tried");
-        }
-    }
+    server.misconduct.record(&gateway.trail, event).await;
 }
 
 /// Lets the session's forwards say that they were taken back, before they lose their session. They would notice the same
