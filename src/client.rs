@@ -542,9 +542,14 @@ impl Session {
         let (near, far) = tokio::io::duplex(limits::CHUNK * 2);
         let stop = self.streams.stopping().clone();
         self.streams.spawn(async move {
-            let (end, remains) =
-                splice::splice(Side::Pipe(far), Side::Channel(channel), &Counters::default(), Bounds::default(), &stop)
-                    .await;
+            let (end, remains) = splice::splice(
+                Side::Stream(far.into()),
+                Side::Channel(channel),
+                &Counters::default(),
+                Bounds::default(),
+                &stop,
+            )
+            .await;
             debug!(?end, "a stream has ended");
             remains.leave().await;
         });

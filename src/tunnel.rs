@@ -4,6 +4,7 @@
 //! - [`listen`] waits for the other end, where it is that which dials;
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
 //! - [`proxied`] reads whose connection a balancer passes on;
+//! - [`stream`] is a connection, bare or in layers;
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
 //! - [`wire`] is everything that our two ends say to each other inside of SSH;
@@ -18,5 +19,6 @@ pub mod pool;
 pub mod proxied;
 pub mod splice;
 pub mod ssh;
+pub mod stream;
 pub mod transport;
 pub mod wire;

@@ -32,6 +32,7 @@ use crate::tunnel::admit::{self, Full, Greeted, Place, Seat};
 use crate::tunnel::listen;
 use crate::tunnel::proxied::{self, ReadError};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
+use crate::tunnel::stream::Stream;
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
 
 /// Accepts at a main listener, which has this place in the configuration, until the gateway drains.
@@ -138,6 +139,7 @@ async fn greet(
         () = stop.cancelled() => return,
     };
     let Some((address, greeted)) = identified else { return };
+    let stream = Stream::from(stream);
     if greeted.peer == Peer::Door {
         debug!("turned away a gateway");
         return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
@@ -227,7 +229,7 @@ pub(super) struct Admitted {
 
 type Claim = (AgentName, Option<ReplicaId>);
 
-async fn link(gateway: Arc<Gateway>, worker: Worker, stream: TcpStream, admitted: Admitted, (name, replica): Claim) {
+async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: Admitted, (name, replica): Claim) {
     let Admitted { address, listener, greeted, deadline, seat, place, .. } = admitted;
     let stop = gateway.tasks.stopping().clone();
     let establishing =
@@ -356,7 +358,7 @@ async fn last_forward(link: &Link, told: &CancellationToken) -> &'static str {
 /// Handshake, login and hello.
 async fn establish(
     gateway: &Arc<Gateway>,
-    stream: TcpStream,
+    stream: Stream,
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,

@@ -21,6 +21,7 @@ use crate::limits;
 use crate::resolve;
 use crate::secret::Secret;
 use crate::target::{Host, Target};
+use crate::tunnel::stream::Stream;
 
 /// Where a gateway listens: `ssh://HOST[:PORT]`, port 443 unless given.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -247,8 +248,8 @@ pub enum ConnectError {
 /// A connection to the other end.
 #[derive(Debug)]
 pub struct Connection {
-    /// The socket.
-    pub stream: TcpStream,
+    /// The connection.
+    pub stream: Stream,
     /// What the other end has said already.
     pub head: Bytes,
 }
@@ -264,13 +265,13 @@ pub async fn connect(
     resolved: impl FnOnce(&[SocketAddr]),
 ) -> Result<Connection, ConnectError> {
     let Some(proxy) = proxy else {
-        return Ok(Connection { stream: tcp("gateway", to, resolved).await?, head: Bytes::new() });
+        return Ok(Connection { stream: tcp("gateway", to, resolved).await?.into(), head: Bytes::new() });
     };
     let mut stream = tcp("proxy", &proxy.endpoint, resolved).await?;
     let head = timeout(limits::PROXY_TIMEOUT, tunnel(&mut stream, to, proxy))
         .await
         .map_err(|_| ConnectError::ProxySilent { proxy: proxy.endpoint.clone(), to: to.clone() })??;
-    Ok(Connection { stream, head })
+    Ok(Connection { stream: stream.into(), head })
 }
 
 async fn tcp(what: &'static str, to: &Target, resolved: impl FnOnce(&[SocketAddr])) -> Result<TcpStream, ConnectError> {

@@ -18,8 +18,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt, DuplexStream, ReadBuf, ReadHalf, WriteHalf};
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{Notify, SetOnce, oneshot};
@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 use super::bridge::{self, Receipts};
 use super::pool::Buffer;
 use super::ssh::{self, Event, Returns};
+use super::stream::Stream;
 use super::wire;
 use crate::audit::Counters;
 use crate::limits;
@@ -98,8 +99,8 @@ pub enum Side {
     Tcp(TcpStream),
     /// A channel.
     Channel(ssh::Channel),
-    /// A pipe within the process, for whoever needs a stream.
-    Pipe(DuplexStream),
+    /// A connection in layers, or a pipe within the process.
+    Stream(Stream),
     /// The way to another thread, where the other half of the forward is.
     Bridge(Bridge),
 }
@@ -114,14 +115,14 @@ pub struct Bridge {
 enum Reader {
     Tcp(OwnedReadHalf),
     Channel(ssh::Reader),
-    Pipe(ReadHalf<DuplexStream>, BytesMut),
+    Stream(ReadHalf<Stream>),
     Bridge(bridge::Reader),
 }
 
 enum Writer {
     Tcp(OwnedWriteHalf),
     Channel(ssh::Writer),
-    Pipe(WriteHalf<DuplexStream>),
+    Stream(WriteHalf<Stream>),
     Bridge(bridge::Writer),
 }
 
@@ -409,7 +410,7 @@ async fn direction(
     let receipts = writer.receipts();
     let progress = || receipts.as_ref().map_or(0, Receipts::total);
     match reader {
-        Reader::Tcp(_) | Reader::Pipe(..) => {
+        Reader::Tcp(_) | Reader::Stream(_) => {
             let copy = async {
                 loop {
                     match reader.read().await {
@@ -784,6 +785,9 @@ impl Leaving {
                     drop(stream.set_zero_linger());
                 }
             }
+            (Reader::Stream(reader), Writer::Stream(writer)) if !self.clean && !self.told => {
+                reader.unsplit(writer).reset();
+            }
             (Reader::Channel(mut reader), Writer::Channel(mut writer)) => {
                 // The SSH library forgets a channel at once only if the peer closes it first. Whoever opened it does so.
                 let patient = self.clean && reader.opened_by_peer();
@@ -795,7 +799,7 @@ impl Leaving {
                     writer.close().await;
                 }
             }
-            // A pipe or a bridge ends by being dropped, and a side has halves of one kind only.
+            // A stream or a bridge ends by being dropped, and a side has halves of one kind only.
             _ => {}
         }
     }
@@ -809,10 +813,13 @@ impl Side {
                 (Reader::Tcp(reader), Writer::Tcp(writer))
             }
             Self::Channel(channel) => (Reader::Channel(channel.reader), Writer::Channel(channel.writer)),
-            Self::Pipe(pipe) => {
-                let (reader, writer) = tokio::io::split(pipe);
-                (Reader::Pipe(reader, BytesMut::new()), Writer::Pipe(writer))
-            }
+            Self::Stream(stream) => match stream.into_tcp() {
+                Ok(stream) => Self::Tcp(stream).split(),
+                Err(stream) => {
+                    let (reader, writer) = tokio::io::split(stream);
+                    (Reader::Stream(reader), Writer::Stream(writer))
+                }
+            },
             Self::Bridge(bridge) => (Reader::Bridge(bridge.end.reader), Writer::Bridge(bridge.end.writer)),
         }
     }
@@ -820,7 +827,7 @@ impl Side {
     fn rest(&mut self) -> Option<Rest> {
         match self {
             Self::Bridge(bridge) => bridge.rest.take(),
-            Self::Tcp(_) | Self::Channel(_) | Self::Pipe(_) => None,
+            Self::Tcp(_) | Self::Channel(_) | Self::Stream(_) => None,
         }
     }
 }
@@ -829,27 +836,25 @@ impl Reader {
     /// Reads from what is a stream in itself; a channel and a bridge have readers of their own.
     async fn read(&mut self) -> io::Result<Option<Bytes>> {
         match self {
-            Self::Tcp(reader) => {
-                let read = poll_fn(|cx| {
-                    // Given back at once where there is nothing to read: a socket that is silent needs no buffer. Not `try_read`,
-                    // which would not take a short read as a sign that nothing is left, and look again.
-                    let mut buffer = Buffer::take();
-                    let mut read = ReadBuf::new(&mut buffer);
-                    ready!(Pin::new(&mut *reader).poll_read(cx, &mut read))?;
-                    let filled = read.filled().len();
-                    Poll::Ready(io::Result::Ok(buffer.into_bytes(filled)))
-                });
-                Ok(Some(read.await?).filter(|bytes| !bytes.is_empty()))
-            }
-            Self::Pipe(reader, buffer) => {
-                buffer.reserve(limits::CHUNK);
-                let read = reader.read_buf(buffer).await?;
-                Ok((read > 0).then(|| buffer.split().freeze()))
-            }
+            Self::Tcp(reader) => read_from(reader).await,
+            Self::Stream(reader) => read_from(reader).await,
             Self::Channel(reader) => Ok(reader.bytes().await),
             Self::Bridge(_) => Err(io::ErrorKind::Unsupported.into()),
         }
     }
+}
+
+async fn read_from(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
+    let read = poll_fn(|cx| {
+        // Given back at once where there is nothing to read: a connection that is silent needs no buffer. Not `try_read`,
+        // which would not take a short read as a sign that nothing is left, and look again.
+        let mut buffer = Buffer::take();
+        let mut read = ReadBuf::new(&mut buffer);
+        ready!(Pin::new(&mut *reader).poll_read(cx, &mut read))?;
+        let filled = read.filled().len();
+        Poll::Ready(io::Result::Ok(buffer.into_bytes(filled)))
+    });
+    Ok(Some(read.await?).filter(|bytes| !bytes.is_empty()))
 }
 
 impl Writer {
@@ -857,7 +862,10 @@ impl Writer {
         match self {
             Self::Tcp(writer) => writer.write_all(&bytes).await,
             Self::Channel(writer) => writer.send(bytes).await,
-            Self::Pipe(writer) => writer.write_all(&bytes).await,
+            Self::Stream(writer) => {
+                writer.write_all(&bytes).await?;
+                writer.flush().await
+            }
             Self::Bridge(writer) => writer.send(bytes).await,
         }
     }
@@ -883,7 +891,12 @@ impl Writer {
                 writer.send(first.clone()).await?;
                 first.len()
             }
-            Self::Pipe(writer) => writer.write(first).await?,
+            Self::Stream(writer) => {
+                let sent = writer.write(first).await?;
+                // A layer may hold back what it was given; nobody would ask it for that later.
+                writer.flush().await?;
+                sent
+            }
             Self::Bridge(writer) => {
                 writer.send(first.clone()).await?;
                 first.len()
@@ -896,7 +909,7 @@ impl Writer {
         match self {
             Self::Tcp(writer) => writer.shutdown().await,
             Self::Channel(writer) => writer.finish().await,
-            Self::Pipe(writer) => writer.shutdown().await,
+            Self::Stream(writer) => writer.shutdown().await,
             Self::Bridge(writer) => writer.finish(),
         }
     }
@@ -904,7 +917,7 @@ impl Writer {
     fn receipts(&self) -> Option<Receipts> {
         match self {
             Self::Bridge(writer) => Some(writer.receipts()),
-            Self::Tcp(_) | Self::Channel(_) | Self::Pipe(_) => None,
+            Self::Tcp(_) | Self::Channel(_) | Self::Stream(_) => None,
         }
     }
 }

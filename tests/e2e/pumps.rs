@@ -811,7 +811,7 @@ async fn the_credit_of_a_session_is_within_its_budget_however_many_channels_come
         let (near, far) = (near.expect("opened"), far.expect("accepted"));
         budget += wire::CREDIT_INITIAL;
         let (target, far_end) = tokio::io::duplex(64);
-        drop(pump(&tasks, Side::Channel(far), Side::Pipe(far_end)));
+        drop(pump(&tasks, Side::Channel(far), Side::Stream(far_end.into())));
         let (mut reader, writer) = near.split();
         // The first few take all there is to be had.
         for _ in 0..if number < 16 { 12 } else { 0 } {

@@ -12,7 +12,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use tokio::net::TcpStream;
 use tokio::time::{timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
@@ -31,6 +30,7 @@ use crate::task::reached;
 use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, Public, ServerOptions};
+use crate::tunnel::stream::Stream;
 use crate::tunnel::wire::{self, Peer};
 
 /// Who has logged in.
@@ -138,7 +138,7 @@ impl Answer for Channel {
 }
 
 /// Serves one connection to its end.
-pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: TcpStream, admitted: Admitted) {
+pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, admitted: Admitted) {
     let Admitted { address, listener, certificates, greeted, deadline, seat, place } = admitted;
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));

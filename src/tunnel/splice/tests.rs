@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use bytes::BytesMut;
 use proptest::prelude::*;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncReadExt, DuplexStream};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 
@@ -255,7 +257,7 @@ async fn what_is_on_the_bridge_is_not_given_back_as_taken() {
     let near_end = thread.spawn(&session.tasks, {
         let stop = stop.clone();
         async move {
-            let (end, remains) = splice(Side::Pipe(near), side, &counters, Bounds::default(), &stop).await;
+            let (end, remains) = splice(Side::Stream(near.into()), side, &counters, Bounds::default(), &stop).await;
             remains.leave().await;
             end
         }
@@ -311,7 +313,7 @@ async fn regression_a_violation_waited_for_a_deaf_principal_on_another_thread() 
     let near_end = thread.spawn(&session.tasks, async move {
         let stop = CancellationToken::new();
         let counters = Counters::default();
-        splice(Side::Pipe(near), side, &counters, Bounds::default(), &stop).await.0
+        splice(Side::Stream(near.into()), side, &counters, Bounds::default(), &stop).await.0
     });
     let flood = async { while far_channel.writer.send(Bytes::from(vec![0; 32 * 1024])).await.is_ok() {} };
     within("the cut", flood).await;
@@ -485,7 +487,8 @@ async fn regression_messages_of_one_byte_cost_a_stock_peer_what_they_cost_us() {
     let far_end = session.tasks.spawn({
         let (side, stop) = (Side::Channel(far_channel.expect("accepted")), stop.clone());
         async move {
-            let (end, remains) = splice(side, Side::Pipe(far), &Counters::default(), Bounds::default(), &stop).await;
+            let (end, remains) =
+                splice(side, Side::Stream(far.into()), &Counters::default(), Bounds::default(), &stop).await;
             remains.leave().await;
             end
         }
@@ -771,7 +774,8 @@ fn bounded(bounds: Bounds) -> (DuplexStream, DuplexStream, tokio::task::JoinHand
     let end = Tasks::new().spawn(async move {
         let stop = CancellationToken::new();
         let counters = Counters::default();
-        let (end, remains) = splice(Side::Pipe(near), Side::Pipe(far), &counters, bounds, &stop).await;
+        let (end, remains) =
+            splice(Side::Stream(near.into()), Side::Stream(far.into()), &counters, bounds, &stop).await;
         remains.leave().await;
         end
     });
