@@ -10,6 +10,7 @@
 //! and each connection one that moves its bytes; all end with the stop token.
 
 mod forward;
+mod front;
 mod keeper;
 mod pin;
 mod server;
@@ -19,6 +20,7 @@ use crate::identity::PrivateKey;
 use crate::tunnel::connect::Proxy;
 
 pub use forward::{Forward, forward};
+pub use front::Front;
 pub use pin::{Pin, PinError};
 pub use server::{SSH_PORT, Server, User, UserError};
 pub use session::{OpenError, Session, SessionError, connect};

@@ -8,13 +8,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::front::Front;
 use super::keeper::Keeper;
 use super::{Config, Session};
 use crate::audit::Counters;
 use crate::limits;
-use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::splice::{self, Bounds, Side};
+use crate::tunnel::ssh::Channel;
 
 /// A local listener and where its connections go.
 #[derive(Debug)]
@@ -22,7 +23,7 @@ pub struct Forward {
     /// The listener.
     pub listener: TcpListener,
     /// Where to.
-    pub target: Target,
+    pub front: Front,
 }
 
 /// Forwards connections until `stop`. A session that is lost, or whose server goes away, is made anew when the next
@@ -64,38 +65,48 @@ async fn accept(keeper: &Arc<Keeper>, forward: Forward, stop: &CancellationToken
             warn!("refused a local connection: {} are open already", limits::CHANNELS_PER_SESSION);
             continue;
         };
-        let (keeper, target, stop) = (keeper.clone(), forward.target.clone(), stop.clone());
+        let (keeper, front, stop) = (keeper.clone(), forward.front.clone(), stop.clone());
         let tasks = keeper.tasks().clone();
         tasks.spawn(async move {
-            carry(&keeper, stream, client, &target, &stop).await;
+            carry(&keeper, stream, client, &front, &stop).await;
             drop(place);
         });
     }
 }
 
-async fn carry(keeper: &Keeper, stream: TcpStream, client: SocketAddr, target: &Target, stop: &CancellationToken) {
-    let opened = async {
-        stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        keeper.open(target, &client.ip().to_string()).await
-    };
-    match opened.await {
-        // The session is held for as long as one of its channels is in use.
-        Ok((_session, channel)) => {
-            let (end, remains) = splice::splice(
-                Side::Tcp(stream),
-                Side::Channel(channel),
-                &Counters::default(),
-                Bounds::default(),
-                stop,
-            )
-            .await;
-            debug!(?end, "a forward has ended");
-            remains.leave().await;
+async fn carry(keeper: &Keeper, stream: TcpStream, client: SocketAddr, front: &Front, stop: &CancellationToken) {
+    // Before it is connected there is nothing that the stop would have to end in an orderly way.
+    let connected = stop.run_until_cancelled(connect(keeper, stream, client, front)).await;
+    // The session is held for as long as one of its channels is in use.
+    let Some(Some((stream, _session, channel))) = connected else { return };
+    let (end, remains) =
+        splice::splice(Side::Tcp(stream), Side::Channel(channel), &Counters::default(), Bounds::default(), stop).await;
+    debug!(?end, "a forward has ended");
+    remains.leave().await;
+}
+
+/// Asks for what a connection wants. One that does not get it has been told so.
+async fn connect(
+    keeper: &Keeper,
+    mut stream: TcpStream,
+    client: SocketAddr,
+    front: &Front,
+) -> Option<(TcpStream, Arc<Session>, Channel)> {
+    if let Err(error) = stream.set_nodelay(true) {
+        debug!(%error, "a local connection has gone");
+        return None;
+    }
+    let target = front.ask(&mut stream).await?;
+    match keeper.open(&target, &client.ip().to_string()).await {
+        Ok((session, channel)) => {
+            // Where it has gone meanwhile, the splice finds out, and ends the channel well.
+            drop(front.opened(&mut stream).await);
+            Some((stream, session, channel))
         }
-        Err(error) => {
-            warn!("{error}");
-            // There is no way to say why on a plain socket; a reset at least does not look like an orderly end.
-            drop(stream.set_zero_linger());
+        Err(unopened) => {
+            warn!("{}", unopened.why);
+            front.refused(stream, unopened.cause).await;
+            None
         }
     }
 }

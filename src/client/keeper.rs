@@ -16,6 +16,43 @@ use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::ssh::{self, Channel, LoginError};
 
+/// Why a connection did not come about: what whoever asked for it may be told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cause {
+    NotAllowed,
+    NotAvailable,
+    /// The server, or the session, has no room now.
+    Busy,
+    /// There is no session, and none can be had.
+    NoSession,
+    Timeout,
+}
+
+impl Cause {
+    fn of(error: &OpenError) -> Self {
+        match error {
+            OpenError::NotAllowed { .. } => Self::NotAllowed,
+            OpenError::NotAvailable { .. } => Self::NotAvailable,
+            OpenError::Draining { .. } => Self::Busy,
+            OpenError::Open { .. } => Self::NoSession,
+            OpenError::Timeout { .. } => Self::Timeout,
+        }
+    }
+}
+
+/// A connection that did not come about.
+pub(super) struct Unopened {
+    pub(super) cause: Cause,
+    /// All that is known of it.
+    pub(super) why: String,
+}
+
+impl From<OpenError> for Unopened {
+    fn from(error: OpenError) -> Self {
+        Self { cause: Cause::of(&error), why: Chain(&error).to_string() }
+    }
+}
+
 /// The session of all forwards of a command.
 pub(super) struct Keeper {
     config: Config,
@@ -122,18 +159,18 @@ impl Keeper {
 
     /// A channel to `target`, and the session that it belongs to. Where the gateway goes away before it has answered, the
     /// next one is asked, once: nothing has been sent yet.
-    pub(super) async fn open(&self, target: &Target, client: &str) -> Result<(Arc<Session>, Channel), String> {
-        let said = |error: &OpenError| Chain(error).to_string();
-        let session = self.session(None).await?;
+    pub(super) async fn open(&self, target: &Target, client: &str) -> Result<(Arc<Session>, Channel), Unopened> {
+        let lost = |why| Unopened { cause: Cause::NoSession, why };
+        let session = self.session(None).await.map_err(lost)?;
         match session.open(target, client).await {
             Ok(channel) => Ok((session, channel)),
             Err(OpenError::Draining { .. } | OpenError::Open { source: ssh::OpenError::Gone, .. }) => {
                 debug!("the session has ended before it gave an answer; asking once more");
-                let session = self.session(Some(&session)).await?;
-                let channel = session.open(target, client).await.map_err(|error| said(&error))?;
+                let session = self.session(Some(&session)).await.map_err(lost)?;
+                let channel = session.open(target, client).await?;
                 Ok((session, channel))
             }
-            Err(error) => Err(said(&error)),
+            Err(error) => Err(error.into()),
         }
     }
 }
