@@ -262,6 +262,10 @@ pub const CONNECTS_AT_ONCE: usize = 8;
 /// The system's hosts file; block lists of a hundred thousand names still fit.
 pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
 
+/// Ways to one gateway that an agent tries in order: three transports, with and without a balancer between, and room to spare.
+/// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
+pub const WAYS_PER_GATEWAY: usize = 8;
+
 /// The reply of an HTTP proxy to CONNECT: status line and headers.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 

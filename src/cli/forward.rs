@@ -17,7 +17,8 @@ use crate::limits;
 use crate::target::{Host, Target};
 use crate::task::Tasks;
 use crate::telemetry;
-use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::connect::Proxy;
+use crate::tunnel::connect::url::GatewayUrl;
 
 /// Listen on local ports and forward their connections to targets behind an agent or any SSH bastion, until SIGTERM or
 /// SIGINT.

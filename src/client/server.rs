@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use crate::identity::{AgentName, PrincipalId};
 use crate::target::Target;
-use crate::tunnel::connect::GatewayUrl;
+use crate::tunnel::connect::url::GatewayUrl;
 
 /// A server that leads to targets.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -14,7 +14,7 @@ use crate::limits;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
-use crate::tunnel::connect;
+use crate::tunnel::dial::{self, DialError, Dialled, Way};
 use crate::tunnel::splice::{self, Bounds, Side};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
 use crate::tunnel::wire::{self, ForwardId, Originator, Peer, RefusalCode};
@@ -24,12 +24,12 @@ use crate::tunnel::wire::{self, ForwardId, Originator, Peer, RefusalCode};
 pub enum SessionError {
     /// No connection.
     #[error("could not reach {server}")]
-    Connect {
+    Dial {
         /// Which.
         server: Server,
         /// Why.
         #[source]
-        source: connect::ConnectError,
+        source: DialError,
     },
     /// No SSH server.
     #[error("could not speak to {server}")]
@@ -174,27 +174,25 @@ pub struct Session {
 /// If any step fails or all together take too long.
 pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = config.server.clone();
-    let connection = connect::connect(server.target(), config.proxy.as_ref(), |_| ())
-        .await
-        .map_err(|source| SessionError::Connect { server: server.clone(), source })?;
+    let way = Way { proxy: config.proxy.clone() };
+    let dialled = match &server {
+        Server::Gateway { url, .. } => dial::dial(url, &way, |_| ()).await,
+        Server::Bastion { endpoint, .. } => dial::bare(endpoint, &way, |_| ()).await,
+    };
+    let dialled = dialled.map_err(|source| SessionError::Dial { server: server.clone(), source })?;
     let deadline = Instant::now() + limits::LOGIN_GRACE;
-    timeout_at(deadline, log_in(config, connection, deadline, tasks))
+    timeout_at(deadline, log_in(config, dialled, deadline, tasks))
         .await
         .map_err(|_| SessionError::Timeout { server })?
 }
 
-async fn log_in(
-    config: &Config,
-    connection: connect::Connection,
-    deadline: Instant,
-    tasks: &Tasks,
-) -> Result<Session, SessionError> {
+async fn log_in(config: &Config, dialled: Dialled, deadline: Instant, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = &config.server;
-    let mut stream = connection.stream;
+    let Dialled { mut stream, head } = dialled;
     let greet = |source| SessionError::Greet { server: server.clone(), source };
     let greeting = format!("{}\r\n", wire::CLIENT_LINE);
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
-    let greeted = admit::greet(&mut stream, connection.head, None, deadline).await.map_err(greet)?;
+    let greeted = admit::greet(&mut stream, head, None, deadline).await.map_err(greet)?;
     match server {
         _ if greeted.peer == Peer::Door => {}
         Server::Bastion { principal: Some(_), .. } => {
