@@ -111,6 +111,24 @@ pub const CERTIFICATE_NAMES_MAX: usize = 256;
 /// set meanwhile.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
 
+/// Certificates that a TLS client may show, with its own: a few between it and its authority. Those of a link are kept for as
+/// long as it lives, to be judged again.
+pub const PEER_CHAIN_MAX: usize = 8;
+
+/// Most names of a TLS certificate that are looked at: one that stands for more hosts stands for no one agent.
+pub const PEER_NAMES_MAX: usize = 100;
+
+/// Certificates of client CAs in one place, that of an organisation or an agent or a listener: each may cost a chain to be
+/// built when somebody shows a certificate.
+pub const CLIENT_CAS_MAX: usize = 16;
+
+/// What is left of the life of a revocation list when its operator is warned, as a share of the whole: lists live for hours
+/// or for months.
+pub const CRL_WARN_SHARE: i32 = 4;
+
+/// What is left of the life of a client CA when its operator is warned, as for keys.
+pub const CA_WARN: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// What a refused login waits: constant, so that a refusal does not tell by its time what was wrong.
 pub const LOGIN_REFUSAL_DELAY: Duration = Duration::from_millis(50);
 
