@@ -284,6 +284,27 @@ pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
 /// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
 pub const WAYS_PER_GATEWAY: usize = 8;
 
+/// A gateway's, or a balancer's, reply to a WebSocket request: status line and headers.
+pub const WEBSOCKET_REPLY_MAX: usize = 16 * 1024;
+
+/// A gateway must answer a WebSocket request within this, with a balancer between that reaches for it first.
+pub const WEBSOCKET_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Between pings on a WebSocket. Balancers end what is idle for a minute, nginx's and AWS's among them; ten seconds of that are
+/// for what holds a packet up.
+pub const WEBSOCKET_PING: Duration = Duration::from_secs(40);
+
+/// What a message of a WebSocket may carry. Ours carry [`CHUNK`] at most; a balancer that puts messages together puts some of
+/// them together.
+pub const WEBSOCKET_MESSAGE_MAX: u64 = 1024 * 1024;
+
+/// Bytes of frames that a socket has not taken, at which nothing more is put into frames: a few of our messages.
+pub const WEBSOCKET_UNSENT: usize = 128 * 1024;
+
+/// Frames in a row without a byte for anybody: the pings of an hour in which nothing else is said, at one a minute. Where SSH is
+/// inside, something is said far sooner.
+pub const WEBSOCKET_IDLE_FRAMES: usize = 64;
+
 /// The reply of an HTTP proxy to CONNECT: status line and headers.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
