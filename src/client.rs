@@ -34,7 +34,7 @@ use crate::secret;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
-use crate::tunnel::connect::Proxy;
+use crate::tunnel::connect::Egress;
 use crate::tunnel::connect::url::GatewayUrl;
 use crate::tunnel::dial::{self, DialError, Dialled, Way};
 use crate::tunnel::splice::{self, Bounds, Side};
@@ -50,8 +50,8 @@ pub struct Config {
     pub key: PrivateKey,
     /// The server's host keys, of which it must show one.
     pub pin: Pin,
-    /// An HTTP proxy on the way.
-    pub proxy: Option<Proxy>,
+    /// Directly, or through a proxy.
+    pub egress: Egress,
 }
 
 /// A server that leads to targets.
@@ -433,7 +433,7 @@ pub struct Session {
 /// If any step fails or all together take too long.
 pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = config.server.clone();
-    let way = Way { proxy: config.proxy.clone() };
+    let way = Way { egress: config.egress.clone() };
     let dialled = match &server {
         Server::Gateway { url, .. } => dial::dial(url, &way, |_| ()).await,
         Server::Bastion { endpoint, .. } => dial::bare(endpoint, &way, |_| ()).await,

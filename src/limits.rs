@@ -251,11 +251,14 @@ pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
 /// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
 pub const WAYS_PER_GATEWAY: usize = 8;
 
-/// The reply of an HTTP proxy to CONNECT: status line and headers.
+/// The reply of an HTTP proxy to CONNECT: status line and headers, with those of interim replies.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
-/// From the first byte sent to a proxy to the end of its reply.
+/// From the first byte sent to a proxy to the end of its reply, TLS included.
 pub const PROXY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Entries of `no_proxy`: lists of large networks have hundreds, and each is compared with for every dial.
+pub const NO_PROXY_MAX: usize = 1024;
 
 /// The agent's first wait after a lost or failed link, before jitter.
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
