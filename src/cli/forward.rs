@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tracing::{Level, info};
 
 use super::{Exit, ExitWith, egress, running};
-use crate::client::{self, Config, Forward, Pin, Server, User};
+use crate::client::{self, Config, Forward, Front, Pin, Server, User};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::target::{Host, Target};
@@ -140,12 +140,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         for Listen { address, target } in args.listen {
             let listener =
                 TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
-            forwards.push(Forward { listener, target });
+            forwards.push(Forward { listener, front: Front::Fixed(target) });
         }
         let tasks = Tasks::new();
         let session = client::connect(&config, &tasks).await?;
         for forward in &forwards {
-            info!("listening on {} for {}", forward.listener.local_addr()?, forward.target);
+            info!("listening on {} for {}", forward.listener.local_addr()?, forward.front);
         }
         client::forward(config, session, forwards, &tasks, &stop).await;
         tasks.drain(limits::STOP_GRACE).await;
