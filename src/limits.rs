@@ -164,6 +164,21 @@ const _: () = assert!(ANSWER_TIMEOUT.as_secs() > OPEN_TIMEOUT.as_secs(), "see AN
 const _: () = assert!(OPENING_TIMEOUT.as_secs() >= ANSWER_TIMEOUT.as_secs() + OPEN_TIMEOUT.as_secs(), "see there");
 const _: () = assert!(CLIENT_PATIENCE.as_secs() > OPENING_TIMEOUT.as_secs(), "see CLIENT_PATIENCE");
 
+/// From a connection to a local SOCKS or HTTP proxy to the end of its request: programs on the same machine ask at once.
+pub const FRONT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What such a request may take; a CONNECT is a few hundred bytes, and credentials that nobody asked for are some more.
+pub const FRONT_HEAD_MAX: usize = 16 * 1024;
+
+/// How long a local connection has to read why it was refused.
+pub const FRONT_FAREWELL: Duration = Duration::from_secs(2);
+
+/// Local listeners of one command: each takes a descriptor, and as many connections as a session has channels.
+pub const FRONTS_MAX: usize = 256;
+
+/// A file of forwards: that many lines with the longest names, and as many comments.
+pub const FORWARDS_FILE_MAX: u64 = 256 * 1024;
+
 /// Opens that a link's agent has answered none of for [`ANSWER_TIMEOUT`], after which it gets no more. One could be a
 /// target's fault in an agent of a later version; an agent that answers nothing of several is broken.
 pub const UNANSWERED_OPENS: usize = 3;
@@ -246,6 +261,10 @@ pub const CONNECTS_AT_ONCE: usize = 8;
 
 /// The system's hosts file; block lists of a hundred thousand names still fit.
 pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
+
+/// Ways to one gateway that an agent tries in order: three transports, with and without a balancer between, and room to spare.
+/// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
+pub const WAYS_PER_GATEWAY: usize = 8;
 
 /// The reply of an HTTP proxy to CONNECT: status line and headers.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
