@@ -699,3 +699,20 @@ pub const FORWARD_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often, in an idle time, a forward is looked at: it ends at most so much of it too late, and moving bytes costs it
 /// nothing.
 pub const IDLE_LOOKS: u32 = 4;
+
+/// The longest token, in characters: claims with all the targets that one may have, signed with the largest RSA key, and
+/// still a small part of what an HTTP client sends as a header.
+pub const TOKEN_MAX: usize = 4_096;
+
+/// The longest time that a token may be good for: whoever needs a key for longer is to have a key.
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How far the clock of whoever signs a token may be from the gateway's, either way: what NTP keeps is far closer, and a clock
+/// that is a minute wrong is noticed elsewhere.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
+
+/// The most targets that a token may name: it is for one purpose, and the grant is the place for lists.
+pub const TOKEN_TARGETS_MAX: usize = 16;
+
+/// The longest id of a token: a UUID's length, almost twice.
+pub const TOKEN_ID_MAX: usize = 64;
