@@ -287,11 +287,14 @@ pub const WEBSOCKET_UNSENT: usize = 128 * 1024;
 /// inside, something is said far sooner.
 pub const WEBSOCKET_IDLE_FRAMES: usize = 64;
 
-/// The reply of an HTTP proxy to CONNECT: status line and headers.
+/// The reply of an HTTP proxy to CONNECT: status line and headers, with those of interim replies.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
-/// From the first byte sent to a proxy to the end of its reply.
+/// From the first byte sent to a proxy to the end of its reply, TLS included.
 pub const PROXY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Entries of `no_proxy`: lists of large networks have hundreds, and each is compared with for every dial.
+pub const NO_PROXY_MAX: usize = 1024;
 
 /// The agent's first wait after a lost or failed link, before jitter.
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
