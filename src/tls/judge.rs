@@ -375,6 +375,12 @@ impl End {
         })
     }
 
+    /// When that is.
+    #[must_use]
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
+
     /// When there will be something else to say, after `now`.
     #[must_use]
     pub fn next(&self, now: Timestamp) -> Option<Timestamp> {
@@ -450,4 +456,4 @@ fn flaw(error: &rustls::Error) -> Flaw {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
