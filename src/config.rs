@@ -330,6 +330,7 @@ mod tests {
         let private = key(PrivateKey::generate(Algorithm::Ed25519).to_openssh().expose());
         let host = PrivateKey::read(&place.dir.path().join("host")).expect("host key").public();
         let again = good.lines().skip(11).take(6).collect::<Vec<_>>().join("\n");
+        let many: Vec<_> = (1..10).map(|port| format!("\"ssh://g:{port}\"")).collect();
         let deny = |rest: &str| format!("ports = [1]\n[[organisation.deny]]\nname = \"no-x\"\n{rest}");
         let second = |id: &str, key: &str| {
             format!(
@@ -377,7 +378,23 @@ mod tests {
             (5, "file = \"t\"\nstdout = true", 6, "choose one"),
             (7, "id = \"a/b\"", 7, "organisation ids are"),
             (8, "gateways = []", 8, "at least one element"),
-            (8, "gateways = [\"tls://g:443\"]", 8, "organisation[0].gateways[0]: a gateway is written ssh://"),
+            (8, "gateways = [\"https://g:443\"]", 8, "organisation[0].gateways[0]: a gateway is written ssh://"),
+            (8, "gateways = [\"ws://g:80\"]", 8, "organisation[0].gateways[0]: ws:// is clear text"),
+            (
+                8,
+                "gateways = [\"ssh://g\", [\"tls://h\",\n\"wss://hunter2@h\"]]",
+                9,
+                "gateways[1][1]: a gateway's URL holds no user",
+            ),
+            (8, "gateways = [[]]", 8, "gateways[0]: at least one element"),
+            (8, "gateways = [7]", 8, "gateways[0]: a list is wanted"),
+            (8, &format!("gateways = [[{}]]", many.join(",")), 8, "gateways[0]: more than 8 ways"),
+            (
+                8,
+                "gateways = [\"tls://g\", [\"ssh://g\",\n\"tls://g\"]]",
+                9,
+                "gateway tls://g:443 is there already, at line 8",
+            ),
             (8, "gateways = [\"ssh://g\",\n\"ssh://g:443\"]", 9, "gateway ssh://g:443 is there already, at line 8"),
             (10, "key = \"x\"", 10, "organisation[0].orchestrator[0].key: this is not a key"),
             (10, &private, 10, "this is a private key where a public key belongs"),
@@ -743,6 +760,7 @@ mod tests {
         let good = place.resources();
         for (line, lines, at, problem) in [
             (2, "gateway = \"https://g\"", 2, "provision.gateway: a gateway is written ssh://"),
+            (2, "gateway = \"ws://g\"", 2, "provision.gateway: ws:// is clear text"),
             (3, "agent = \"prod\"", 3, "provision.agent: ORG/AGENT"),
             (2, "", 1, "provision.gateway: this key is missing"),
             (3, "", 1, "provision.agent: this key is missing"),
@@ -1082,6 +1100,20 @@ mod tests {
         ]);
         assert_eq!(config.replica.as_str(), "Host-2");
         assert_eq!(config.organisations[0].gateways.len(), 2);
+    }
+
+    #[test]
+    fn a_gateway_may_have_several_ways_none_of_which_a_forward_may_take() {
+        let place = Place::new();
+        let several = "gateways = [\"ssh://a\", [\"tls://b\", \"wss://c:8443/x\"]]";
+        let text = place.agent().replace("gateways = [\"ssh://gateway.example.com\"]", several);
+        let Ok(Loaded::Agent(config, _)) = place.load(&text, &[]) else { panic!("a good configuration") };
+        let gateways: Vec<_> = config.organisations[0].gateways.iter().map(ToString::to_string).collect();
+        assert_eq!(gateways, ["ssh://a:443", "[tls://b:443, wss://c:8443/x]"]);
+        let ways_out = config.ways_out();
+        for way in ["a:443", "b:443", "c:8443"] {
+            assert!(ways_out.contains(&way.parse().expect("a target")), "{way}");
+        }
     }
 
     #[test]

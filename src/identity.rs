@@ -1,10 +1,12 @@
 //! Who is who: identifiers, keys and fingerprints.
 //!
 //! Promised: an identifier that exists is well formed, so that no other module ever checks one, and none can break out
-//! of a path, a log line or a wire format. Keys are in [`key`], what CAs say of them in [`certificate`].
+//! of a path, a log line or a wire format. Keys are in [`key`], what CAs say of them in [`certificate`], what is signed with
+//! them apart from a login in [`signature`].
 
 pub mod certificate;
 pub mod key;
+pub mod signature;
 
 use std::fmt;
 use std::str::FromStr;

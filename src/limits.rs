@@ -185,6 +185,21 @@ const _: () = assert!(ANSWER_TIMEOUT.as_secs() > OPEN_TIMEOUT.as_secs(), "see AN
 const _: () = assert!(OPENING_TIMEOUT.as_secs() >= ANSWER_TIMEOUT.as_secs() + OPEN_TIMEOUT.as_secs(), "see there");
 const _: () = assert!(CLIENT_PATIENCE.as_secs() > OPENING_TIMEOUT.as_secs(), "see CLIENT_PATIENCE");
 
+/// From a connection to a local SOCKS or HTTP proxy to the end of its request: programs on the same machine ask at once.
+pub const FRONT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What such a request may take; a CONNECT is a few hundred bytes, and credentials that nobody asked for are some more.
+pub const FRONT_HEAD_MAX: usize = 16 * 1024;
+
+/// How long a local connection has to read why it was refused.
+pub const FRONT_FAREWELL: Duration = Duration::from_secs(2);
+
+/// Local listeners of one command: each takes a descriptor, and as many connections as a session has channels.
+pub const FRONTS_MAX: usize = 256;
+
+/// A file of forwards: that many lines with the longest names, and as many comments.
+pub const FORWARDS_FILE_MAX: u64 = 256 * 1024;
+
 /// Opens that a link's agent has answered none of for [`ANSWER_TIMEOUT`], after which it gets no more. One could be a
 /// target's fault in an agent of a later version; an agent that answers nothing of several is broken.
 pub const UNANSWERED_OPENS: usize = 3;
@@ -267,6 +282,31 @@ pub const CONNECTS_AT_ONCE: usize = 8;
 
 /// The system's hosts file; block lists of a hundred thousand names still fit.
 pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
+
+/// Ways to one gateway that an agent tries in order: three transports, with and without a balancer between, and room to spare.
+/// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
+pub const WAYS_PER_GATEWAY: usize = 8;
+
+/// A gateway's, or a balancer's, reply to a WebSocket request: status line and headers.
+pub const WEBSOCKET_REPLY_MAX: usize = 16 * 1024;
+
+/// A gateway must answer a WebSocket request within this, with a balancer between that reaches for it first.
+pub const WEBSOCKET_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Between pings on a WebSocket. Balancers end what is idle for a minute, nginx's and AWS's among them; ten seconds of that are
+/// for what holds a packet up.
+pub const WEBSOCKET_PING: Duration = Duration::from_secs(40);
+
+/// What a message of a WebSocket may carry. Ours carry [`CHUNK`] at most; a balancer that puts messages together puts some of
+/// them together.
+pub const WEBSOCKET_MESSAGE_MAX: u64 = 1024 * 1024;
+
+/// Bytes of frames that a socket has not taken, at which nothing more is put into frames: a few of our messages.
+pub const WEBSOCKET_UNSENT: usize = 128 * 1024;
+
+/// Frames in a row without a byte for anybody: the pings of an hour in which nothing else is said, at one a minute. Where SSH is
+/// inside, something is said far sooner.
+pub const WEBSOCKET_IDLE_FRAMES: usize = 64;
 
 /// The reply of an HTTP proxy to CONNECT: status line and headers.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;

@@ -11,13 +11,14 @@ use tokio::net::TcpListener;
 use tracing::{Level, info};
 
 use super::{Exit, ExitWith, running};
-use crate::client::{self, Config, Forward, Pin, Server, User};
+use crate::client::{self, Config, Forward, Front, Pin, Server, User};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::target::{Host, Target};
 use crate::task::Tasks;
 use crate::telemetry;
-use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::connect::Proxy;
+use crate::tunnel::connect::url::GatewayUrl;
 
 /// Listen on local ports and forward their connections to targets behind an agent or any SSH bastion, until SIGTERM or
 /// SIGINT.
@@ -143,12 +144,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         for Listen { address, target } in args.listen {
             let listener =
                 TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
-            forwards.push(Forward { listener, target });
+            forwards.push(Forward { listener, front: Front::Fixed(target) });
         }
         let tasks = Tasks::new();
         let session = client::connect(&config, &tasks).await?;
         for forward in &forwards {
-            info!("listening on {} for {}", forward.listener.local_addr()?, forward.target);
+            info!("listening on {} for {}", forward.listener.local_addr()?, forward.front);
         }
         client::forward(config, session, forwards, &tasks, &stop).await;
         tasks.drain(limits::STOP_GRACE).await;

@@ -30,7 +30,8 @@ use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Ru
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
-use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
+use crate::tunnel::connect::url::{GatewayUrl, Ways};
+use crate::tunnel::connect::{Credentials, Proxy};
 use crate::tunnel::splice::Bounds;
 use crate::{agent, gateway};
 
@@ -181,8 +182,17 @@ fn agent_organisation(
     let id = organisation_id(table, ids);
     let whose = id.as_ref().map_or("another organisation".to_owned(), OrganisationId::to_string);
     let mut urls = Once::new("gateway");
-    let mut read =
-        |item: &Item<'_>| item.list(|item| item.parse().filter(|url: &GatewayUrl| urls.first(url.clone(), item)));
+    let mut url = |item: &Item<'_>| item.parse().filter(|url: &GatewayUrl| urls.first(url.clone(), item));
+    let mut ways = |item: &Item<'_>| -> Option<Ways> {
+        if item.is_text() {
+            return url(item).map(Ways::from);
+        }
+        match Ways::new(item.list(&mut url)?) {
+            Ok(ways) => Some(ways),
+            Err(error) => item.reject(error.to_string()),
+        }
+    };
+    let mut read = |item: &Item<'_>| item.list(&mut ways);
     let gateways = match table.optional("gateways") {
         Some(item) => read(&item),
         // Whoever wants something can come to the agent.

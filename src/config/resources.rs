@@ -11,7 +11,7 @@ use crate::provision::{Database, Extension, Grant, Grantee, Instance, Output, Pr
 use crate::secret::Secret;
 use crate::target::{Host, Target};
 use crate::tls;
-use crate::tunnel::connect::GatewayUrl;
+use crate::tunnel::connect::url::GatewayUrl;
 
 /// Reads a resources file. `None` if something was wrong, which is then recorded as a fault.
 pub(super) fn resources(root: &Table<'_>) -> Option<Provisioning> {

@@ -4,7 +4,8 @@
 //! byte further is lost (SSH servers speak first, so what follows the reply in the same segment belongs to the tunnel);
 //! credentials appear in no error and no `Debug`.
 
-use std::fmt;
+pub mod url;
+
 use std::io;
 use std::net::SocketAddr;
 use std::str::FromStr;
@@ -22,10 +23,6 @@ use crate::resolve;
 use crate::secret::Secret;
 use crate::target::{Host, Target};
 use crate::tunnel::stream::Stream;
-
-/// Where a gateway listens: `ssh://HOST[:PORT]`, port 443 unless given.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct GatewayUrl(Target);
 
 /// An HTTP proxy: `http://[USER:PASSWORD@]HOST:PORT`. `Debug` shows no credentials.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -46,9 +43,6 @@ pub struct Credentials {
 /// Why a text is no URL of the kind wanted. It is never repeated: it may hold a password.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
-    /// Not `ssh://`.
-    #[error("a gateway is written ssh://HOST[:PORT]; other transports are not supported in this version")]
-    GatewayScheme,
     /// Not `http://`.
     #[error("a proxy is written http://[USER:PASSWORD@]HOST:PORT; other schemes are not supported in this version")]
     ProxyScheme,
@@ -63,38 +57,6 @@ pub enum UrlError {
         "the credentials must be USER:PASSWORD, percent-encoded where they hold special characters, without control characters"
     )]
     Credentials,
-}
-
-impl GatewayUrl {
-    /// Host and port.
-    #[must_use]
-    pub fn target(&self) -> &Target {
-        &self.0
-    }
-}
-
-impl FromStr for GatewayUrl {
-    type Err = UrlError;
-
-    fn from_str(text: &str) -> Result<Self, UrlError> {
-        let rest = text.strip_prefix("ssh://").ok_or(UrlError::GatewayScheme)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        if rest.contains(['/', '?', '#', '@']) {
-            return Err(UrlError::Extra);
-        }
-        let has_port = match rest.rsplit_once(']') {
-            Some((_, after)) => after.starts_with(':'),
-            None => rest.contains(':'),
-        };
-        let endpoint = if has_port { rest.parse() } else { format!("{rest}:443").parse() };
-        endpoint.map(Self).map_err(UrlError::Endpoint)
-    }
-}
-
-impl fmt::Display for GatewayUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ssh://{}", self.0)
-    }
 }
 
 impl FromStr for Proxy {
@@ -376,32 +338,6 @@ mod tests {
 
     use super::*;
     use crate::chain::Chain;
-
-    #[test]
-    fn gateway_urls() {
-        for (text, normal) in [
-            ("ssh://gateway.example.com", "ssh://gateway.example.com:443"),
-            ("ssh://gateway.example.com:8443/", "ssh://gateway.example.com:8443"),
-            ("ssh://[2001:db8::1]", "ssh://[2001:db8::1]:443"),
-            ("ssh://[2001:db8::1]:22", "ssh://[2001:db8::1]:22"),
-            ("ssh://10.0.0.1", "ssh://10.0.0.1:443"),
-        ] {
-            assert_eq!(text.parse::<GatewayUrl>().map(|url| url.to_string()).as_deref(), Ok(normal));
-        }
-        for text in [
-            "gateway",
-            "tls://gateway",
-            "ssh://",
-            "ssh://a/b",
-            "ssh://u@a",
-            "ssh://a:0",
-            "ssh://a:b",
-            "ssh://a?x",
-            "ssh://2130706433",
-        ] {
-            assert!(text.parse::<GatewayUrl>().is_err(), "{text}");
-        }
-    }
 
     #[test]
     fn proxy_urls() {
