@@ -9,6 +9,7 @@
 //! save the `principals` of an allow rule.
 
 mod file;
+mod mutual;
 mod resolver;
 mod resources;
 

@@ -418,6 +418,17 @@ impl Span {
     }
 }
 
+/// Whether a text holds revocation lists that could be used.
+///
+/// # Errors
+/// If it does not; as of [`Trust::add`].
+pub fn check_lists(text: &str) -> Result<(), (bool, TrustError)> {
+    let lists = read_lists(text).map_err(|error| (true, error))?;
+    let nobody = Name::default();
+    let broken = lists.iter().position(|list| Span::of(list, &nobody).is_err());
+    broken.map_or(Ok(()), |index| Err((true, TrustError::List { number: index + 1 })))
+}
+
 fn read_certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, TrustError> {
     if text.contains("PRIVATE KEY-----") {
         return Err(TrustError::PrivateKey);
