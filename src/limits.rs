@@ -308,11 +308,14 @@ pub const WEBSOCKET_UNSENT: usize = 128 * 1024;
 /// inside, something is said far sooner.
 pub const WEBSOCKET_IDLE_FRAMES: usize = 64;
 
-/// The reply of an HTTP proxy to CONNECT: status line and headers.
+/// The reply of an HTTP proxy to CONNECT: status line and headers, with those of interim replies.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
-/// From the first byte sent to a proxy to the end of its reply.
+/// From the first byte sent to a proxy to the end of its reply, TLS included.
 pub const PROXY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Entries of `no_proxy`: lists of large networks have hundreds, and each is compared with for every dial.
+pub const NO_PROXY_MAX: usize = 1024;
 
 /// The agent's first wait after a lost or failed link, before jitter.
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
@@ -699,3 +702,20 @@ pub const FORWARD_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often, in an idle time, a forward is looked at: it ends at most so much of it too late, and moving bytes costs it
 /// nothing.
 pub const IDLE_LOOKS: u32 = 4;
+
+/// The longest token, in characters: claims with all the targets that one may have, signed with the largest RSA key, and
+/// still a small part of what an HTTP client sends as a header.
+pub const TOKEN_MAX: usize = 4_096;
+
+/// The longest time that a token may be good for: whoever needs a key for longer is to have a key.
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How far the clock of whoever signs a token may be from the gateway's, either way: what NTP keeps is far closer, and a clock
+/// that is a minute wrong is noticed elsewhere.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
+
+/// The most targets that a token may name: it is for one purpose, and the grant is the place for lists.
+pub const TOKEN_TARGETS_MAX: usize = 16;
+
+/// The longest id of a token: a UUID's length, almost twice.
+pub const TOKEN_ID_MAX: usize = 64;

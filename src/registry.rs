@@ -14,8 +14,9 @@ pub mod edit;
 pub mod expiry;
 pub mod file;
 pub mod mutual;
+pub mod token_keys;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,8 +32,10 @@ use crate::policy::window::{Closed, Window};
 use crate::policy::{Decision, Denial, Reason};
 use crate::target::Target;
 use crate::tls::{ClientAuth, Trust, judge};
+use crate::token::TokenId;
 
 pub use authority::Authority;
+pub use token_keys::{TokenFlaw, TokenKey};
 
 /// Where snapshots come from.
 pub trait Registry: Send + Sync + 'static {
@@ -65,6 +68,8 @@ pub struct Organisation {
     pub client_auth: ClientAuth,
     /// The CAs of those, and of its principals'.
     pub client_trust: Trust,
+    /// The keys that may sign tokens for its principals.
+    pub token_keys: Vec<TokenKey>,
     /// Where all of them are accepted from; each may be narrowed further. `None` narrows nothing.
     pub accept_from: Option<Networks>,
 }
@@ -95,10 +100,12 @@ pub struct PrincipalRecord {
     pub expires: Option<Timestamp>,
     /// Where it is accepted from. Who comes in by a loopback door comes from loopback.
     pub accept_from: Option<Networks>,
-    /// Its keys. Without any only the gateway's own configuration can act as this principal.
+    /// Its keys. Without any only the gateway's own configuration, and who has a token, can act as this principal.
     pub keys: Vec<RegisteredKey>,
     /// What its TLS certificates may be called, besides the principal's own name.
     pub certificate_names: Vec<String>,
+    /// Tokens in its name that count no more, whichever key has signed them.
+    pub revoked_tokens: BTreeSet<TokenId>,
 }
 
 /// A public key with what is registered about it.
@@ -143,6 +150,8 @@ pub enum Refusal {
     Certificate(Flaw),
     /// What is wrong is the TLS certificate.
     ClientCertificate(judge::Flaw),
+    /// What is wrong is the token.
+    Token(TokenFlaw),
 }
 
 impl Refusal {
@@ -162,6 +171,7 @@ impl Refusal {
             Self::SourceNetwork => "source_network",
             Self::Certificate(flaw) => flaw.as_str(),
             Self::ClientCertificate(flaw) => flaw.as_str(),
+            Self::Token(flaw) => flaw.as_str(),
         }
     }
 }
@@ -353,7 +363,8 @@ impl Organisation {
             .iter()
             .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
         let authorities = self.authorities.iter().map(|authority| (Role::Authority, &authority.registered));
-        agents.chain(principals).chain(authorities)
+        let token_keys = self.token_keys.iter().map(|key| (Role::TokenKey, &key.registered));
+        agents.chain(principals).chain(authorities).chain(token_keys)
     }
 }
 
@@ -406,6 +417,8 @@ pub enum Role {
     Principal(PrincipalId),
     /// A certificate authority.
     Authority,
+    /// A key that signs tokens.
+    TokenKey,
 }
 
 impl fmt::Display for Role {
@@ -414,6 +427,7 @@ impl fmt::Display for Role {
             Self::Agent(id) => write!(f, "agent {id}"),
             Self::Principal(id) => write!(f, "principal {id}"),
             Self::Authority => f.write_str("a user CA"),
+            Self::TokenKey => f.write_str("tokens"),
         }
     }
 }
@@ -500,11 +514,8 @@ mod tests {
                     id("ci"),
                     PrincipalRecord {
                         grant: grant(&["prod-*", "gone"], Some(&["db:5432"])),
-                        not_before: None,
-                        expires: None,
-                        accept_from: None,
                         keys: vec![good(&ci), RegisteredKey { expires, ..good(&ci_expiring) }, good(&shared)],
-                        certificate_names: Vec::new(),
+                        ..PrincipalRecord::default()
                     },
                 ),
                 (

@@ -144,7 +144,7 @@ pub(super) async fn link(
     gateway: &GatewayUrl,
 ) -> Result<Link, LinkError> {
     let name = &post.name;
-    let way = Way { proxy: state.proxy.clone() };
+    let way = Way { egress: state.egress.clone() };
     let Dialled { mut stream, head } = dial::dial(gateway, &way, |addresses| agent.learn(addresses))
         .await
         .map_err(|source| LinkError::Dial { gateway: gateway.clone(), source })?;

@@ -41,10 +41,7 @@ pub(super) fn client_auth(table: &Table<'_>) -> Option<(ClientAuth, Trust)> {
 }
 
 /// What several files hold, one after the other; each is read alone first, so that a fault names it.
-fn files(
-    item: &Item<'_>,
-    check: impl Fn(&str) -> Result<(), (bool, judge::TrustError)>,
-) -> Option<String> {
+fn files(item: &Item<'_>, check: impl Fn(&str) -> Result<(), (bool, judge::TrustError)>) -> Option<String> {
     let texts = item.list(|item| {
         let path = item.file()?;
         match read_text(&path) {
