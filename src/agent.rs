@@ -62,7 +62,7 @@ use crate::target::{Host, Target, normal};
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
-use crate::tunnel::connect::Proxy;
+use crate::tunnel::connect::Egress;
 use crate::tunnel::connect::url::Ways;
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
@@ -76,8 +76,8 @@ pub struct Config {
     pub replica: ReplicaId,
     /// The host key: the agent's identity.
     pub key: PrivateKey,
-    /// The HTTP proxy on the way out.
-    pub proxy: Option<Proxy>,
+    /// How it leaves its network: directly, or through a proxy.
+    pub egress: Egress,
     /// How long forwards that run may go on after the signal to end.
     pub drain: Duration,
     /// Whom it serves.
@@ -155,7 +155,7 @@ impl Config {
             .iter()
             .filter(|listen| !listen.address.ip().is_unspecified())
             .map(|listen| Target { host: Host::Address(normal(listen.address.ip())), port: listen.address.port() });
-        gateways.chain(self.proxy.iter().map(|proxy| proxy.endpoint.clone())).chain(listener).collect()
+        gateways.chain(self.egress.proxy().map(|proxy| proxy.endpoint.clone())).chain(listener).collect()
     }
 }
 

@@ -17,7 +17,7 @@ mod server;
 mod session;
 
 use crate::identity::PrivateKey;
-use crate::tunnel::connect::Proxy;
+use crate::tunnel::connect::Egress;
 
 pub use forward::{Forward, forward};
 pub use front::Front;
@@ -34,6 +34,6 @@ pub struct Config {
     pub key: PrivateKey,
     /// The server's host keys, of which it must show one.
     pub pin: Pin,
-    /// An HTTP proxy on the way.
-    pub proxy: Option<Proxy>,
+    /// Directly, or through a proxy.
+    pub egress: Egress,
 }

@@ -5,6 +5,7 @@
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
 //! - [`proxied`] reads whose connection a balancer passes on;
 //! - [`stream`] is a connection, bare or in layers;
+//! - [`websocket`] is one inside of WebSocket messages;
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
 //! - [`wire`] is everything that our two ends say to each other inside of SSH;
@@ -22,4 +23,5 @@ pub mod splice;
 pub mod ssh;
 pub mod stream;
 pub mod transport;
+pub mod websocket;
 pub mod wire;

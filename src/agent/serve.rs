@@ -144,7 +144,7 @@ pub(super) async fn link(
     gateway: &GatewayUrl,
 ) -> Result<Link, LinkError> {
     let name = &post.name;
-    let way = Way { proxy: state.proxy.clone() };
+    let way = Way { egress: state.egress.clone() };
     let Dialled { mut stream, head } = dial::dial(gateway, &way, |addresses| agent.learn(addresses))
         .await
         .map_err(|source| LinkError::Dial { gateway: gateway.clone(), source })?;
@@ -153,6 +153,7 @@ pub(super) async fn link(
     let greet = |source| LinkError::Greet { gateway: gateway.clone(), source };
     let greeting = format!("{line}\r\n");
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
+    stream.flush().await.map_err(|error| greet(GreetError::Io(error)))?;
     let greeted = admit::greet(&mut stream, head, None, deadline).await.map_err(greet)?;
     // A gateway that had to wait for our line has sent its door's.
     if !matches!(greeted.peer, Peer::Client | Peer::Door) {

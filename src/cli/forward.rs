@@ -23,14 +23,13 @@ use tracing::Level;
 use self::inside::Signals;
 use self::listen::{Bind, Listen};
 use self::stdio::Stdio;
-use super::{Exit, ExitWith, print, running};
+use super::{Exit, ExitWith, egress, print, running};
 use crate::client::{self, Config, Forward, Front, OpenError, Pin, Server, Session, User};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::target::{Host, Target};
 use crate::task::Tasks;
 use crate::telemetry;
-use crate::tunnel::connect::Proxy;
 use crate::tunnel::connect::url::GatewayUrl;
 use crate::tunnel::splice::End;
 use crate::tunnel::stream::Stream;
@@ -125,10 +124,8 @@ pub struct Args {
     /// A command to run inside: it is started when all is ready, and its end is the end.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<OsString>,
-    /// An HTTP proxy on the way to the server: http://HOST:PORT. Credentials are read from CAPONIER_FORWARD_PROXY alone, which
-    /// has the same form with USER:PASSWORD@ in it.
-    #[arg(long, value_name = "URL")]
-    proxy: Option<String>,
+    #[command(flatten)]
+    egress: egress::Args,
 }
 
 /// Runs the command.
@@ -156,8 +153,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Err(anyhow::anyhow!(problem)).exit_with(Exit::Usage);
         }
     };
-    let proxy = proxy(args.proxy.as_deref())?;
-    let config = Config { server, key, pin, proxy };
+    let config = Config { server, key, pin, egress: args.egress.egress()? };
     let mut wanted: Vec<(Bind, Front)> = Vec::new();
     let from_file = args.forwards.as_deref().map(listen::read).transpose().exit_with(Exit::Usage)?.unwrap_or_default();
     let fixed = args.listen.into_iter().chain(from_file);
@@ -278,22 +274,4 @@ impl Ready {
         let ready = if json { format!("{}\n", json!({"event": "ready"})) } else { "ready\n".to_owned() };
         listening.chain([ready]).collect()
     }
-}
-
-/// The proxy, from the environment or the command line; only the former may hold a password, since everybody can read the
-/// latter.
-fn proxy(argument: Option<&str>) -> anyhow::Result<Option<Proxy>> {
-    let parse = |text: &str| text.parse::<Proxy>().context("the proxy is not well formed").exit_with(Exit::Usage);
-    if let Ok(text) = std::env::var("CAPONIER_FORWARD_PROXY") {
-        return parse(&text).map(Some);
-    }
-    let Some(text) = argument else { return Ok(None) };
-    let proxy = parse(text)?;
-    if proxy.credentials.is_some() {
-        return Err(anyhow::anyhow!(
-            "credentials on the command line can be read by everybody on this machine: put the URL into CAPONIER_FORWARD_PROXY"
-        ))
-        .exit_with(Exit::Usage);
-    }
-    Ok(Some(proxy))
 }

@@ -176,7 +176,7 @@ pub struct Session {
 /// If any step fails or all together take too long.
 pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = config.server.clone();
-    let way = Way { proxy: config.proxy.clone() };
+    let way = Way { egress: config.egress.clone() };
     let dialled = match &server {
         Server::Gateway { url, .. } => dial::dial(url, &way, |_| ()).await,
         Server::Bastion { endpoint, .. } => dial::bare(endpoint, &way, |_| ()).await,

@@ -8,15 +8,15 @@ use std::net::SocketAddr;
 use bytes::Bytes;
 
 use super::connect::url::{GatewayUrl, Transport};
-use super::connect::{self, ConnectError, Proxy};
+use super::connect::{self, ConnectError, Egress};
 use super::stream::Stream;
 use crate::target::Target;
 
 /// How whoever dials leaves its network.
 #[derive(Debug, Clone)]
 pub struct Way {
-    /// The proxy, if there is one.
-    pub proxy: Option<Proxy>,
+    /// Directly, or through a proxy.
+    pub egress: Egress,
 }
 
 /// A gateway that was reached.
@@ -56,6 +56,6 @@ pub async fn dial(url: &GatewayUrl, way: &Way, resolved: impl FnOnce(&[SocketAdd
 /// # Errors
 /// As [`dial`].
 pub async fn bare(to: &Target, way: &Way, resolved: impl FnOnce(&[SocketAddr])) -> Result<Dialled, DialError> {
-    let connection = connect::connect(to, way.proxy.as_ref(), resolved).await?;
+    let connection = connect::connect(to, &way.egress, resolved).await?;
     Ok(Dialled { stream: connection.stream, head: connection.head })
 }
