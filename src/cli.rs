@@ -116,7 +116,7 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
-    Forward(forward::Args),
+    Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
     Agents(agents::Args),
@@ -130,7 +130,7 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
-            Self::Forward(args) => forward::run(args),
+            Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),

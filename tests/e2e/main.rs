@@ -2,6 +2,7 @@
 
 mod bastion;
 mod certificates;
+mod client;
 mod dns;
 mod drain;
 mod flow;
