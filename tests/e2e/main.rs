@@ -28,5 +28,6 @@ mod reload;
 mod replay;
 mod replicas;
 mod sources;
+mod squid;
 mod threads;
 mod yard;
