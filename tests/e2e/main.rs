@@ -29,5 +29,6 @@ mod reload;
 mod replay;
 mod replicas;
 mod sources;
+mod squid;
 mod threads;
 mod yard;
