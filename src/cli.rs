@@ -14,6 +14,7 @@ pub mod gateway;
 pub mod keys;
 pub mod policy;
 pub mod provision;
+pub mod proxy;
 mod running;
 
 use std::error::Error;
@@ -114,6 +115,7 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
+    Proxy(proxy::Args),
     Forward(forward::Args),
     Provision(provision::Args),
     Check(check::Args),
@@ -127,6 +129,7 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
+            Self::Proxy(args) => proxy::run(args),
             Self::Forward(args) => forward::run(args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
