@@ -29,7 +29,7 @@ mod reach;
 mod serve;
 mod usage;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::net::SocketAddr;
 use std::num::NonZero;
@@ -62,7 +62,8 @@ use crate::target::{Host, Target, normal};
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
-use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::connect::Egress;
+use crate::tunnel::connect::url::Ways;
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
 
@@ -75,8 +76,8 @@ pub struct Config {
     pub replica: ReplicaId,
     /// The host key: the agent's identity.
     pub key: PrivateKey,
-    /// The HTTP proxy on the way out.
-    pub proxy: Option<Proxy>,
+    /// How it leaves its network: directly, or through a proxy.
+    pub egress: Egress,
     /// How long forwards that run may go on after the signal to end.
     pub drain: Duration,
     /// Whom it serves.
@@ -130,8 +131,9 @@ impl Default for Limits {
 pub struct Organisation {
     /// Which.
     pub id: OrganisationId,
-    /// Where to link; all of them. May be none where the agent listens itself.
-    pub gateways: Vec<GatewayUrl>,
+    /// Where to link; at all of them, each by the first of its ways that leads there. May be none where the agent listens
+    /// itself.
+    pub gateways: Vec<Ways>,
     /// Who may log in.
     pub orchestrators: Vec<Orchestrator>,
     /// Whose certificates may log in.
@@ -146,14 +148,14 @@ impl Config {
     #[must_use]
     pub fn ways_out(&self) -> HashSet<Target> {
         let gateways = self.organisations.iter().flat_map(|organisation| &organisation.gateways);
-        let gateways = gateways.map(|gateway| gateway.target().clone());
+        let gateways = gateways.flat_map(Ways::iter).map(|gateway| gateway.target().clone());
         // Not where it is on all addresses: which these are is not known here.
         let listener = self
             .listen
             .iter()
             .filter(|listen| !listen.address.ip().is_unspecified())
             .map(|listen| Target { host: Host::Address(normal(listen.address.ip())), port: listen.address.port() });
-        gateways.chain(self.proxy.iter().map(|proxy| proxy.endpoint.clone())).chain(listener).collect()
+        gateways.chain(self.egress.proxy().map(|proxy| proxy.endpoint.clone())).chain(listener).collect()
     }
 }
 
@@ -446,49 +448,55 @@ async fn keep_time(agent: Arc<Agent>) {
 /// The gateways at which links are kept.
 #[derive(Default)]
 struct Posts {
-    /// Each with what ends that.
-    kept: HashMap<(OrganisationId, GatewayUrl), CancellationToken>,
+    kept: Vec<Arc<Post>>,
     /// How many there have been.
     ways: u32,
 }
 
 impl Posts {
-    /// Dismisses those that a configuration no longer has, and begins to keep links at those that are new in it.
+    /// Dismisses those that a configuration no longer has, and begins to keep links at those that are new in it. One whose
+    /// ways have changed, but to which one of them leads as before, is the same gateway: its link is replaced, not cut.
     fn fit(&mut self, agent: &Arc<Agent>, config: &Config) {
-        let wanted: HashSet<_> = config
+        let mut wanted: Vec<_> = config
             .organisations
             .iter()
-            .flat_map(|organisation| {
-                organisation.gateways.iter().map(|gateway| (organisation.id.clone(), gateway.clone()))
-            })
+            .flat_map(|organisation| organisation.gateways.iter().map(|ways| (&organisation.id, ways)))
             .collect();
-        self.kept.retain(|post, dismissed| {
-            let stays = wanted.contains(post);
-            if !stays {
-                dismissed.cancel();
-            }
-            stays
-        });
-        for (organisation, gateway) in wanted {
-            self.kept.entry((organisation.clone(), gateway.clone())).or_insert_with(|| {
-                let dismissed = CancellationToken::new();
-                self.ways = self.ways.wrapping_add(1);
-                let name = AgentName { organisation, agent: agent.id.clone() };
-                let post = Arc::new(Post {
-                    name,
-                    gateway,
-                    way: self.ways,
-                    dismissed: dismissed.clone(),
-                    noticed: Mutex::default(),
-                });
-                let worker = agent.crew.lightest();
-                let carried = worker.carry(Load::Session);
-                let keeping = dial::keep_linked(agent.clone(), post);
-                worker.spawn(&agent.tasks, async move {
-                    let _carried = carried;
-                    keeping.await;
-                });
-                dismissed
+        let mut before = std::mem::take(&mut self.kept);
+        // What has not changed at all comes first, so that no other gateway takes its place.
+        for same in [
+            |post: &Post, ways: &Ways| *post.ways.current() == *ways,
+            |post: &Post, ways: &Ways| post.ways.current().meet(ways),
+        ] {
+            wanted.retain(|(organisation, ways)| {
+                let found = before.iter().position(|post| post.name.organisation == **organisation && same(post, ways));
+                let Some(post) = found.map(|at| before.swap_remove(at)) else { return true };
+                if *post.ways.current() != **ways {
+                    post.ways.replace((*ways).clone());
+                }
+                self.kept.push(post);
+                false
+            });
+        }
+        for post in before {
+            post.dismissed.cancel();
+        }
+        for (organisation, ways) in wanted {
+            self.ways = self.ways.wrapping_add(1);
+            let post = Arc::new(Post {
+                name: AgentName { organisation: organisation.clone(), agent: agent.id.clone() },
+                ways: Live::new(ways.clone()),
+                way: self.ways,
+                dismissed: CancellationToken::new(),
+                noticed: Mutex::default(),
+            });
+            self.kept.push(post.clone());
+            let worker = agent.crew.lightest();
+            let carried = worker.carry(Load::Session);
+            let keeping = dial::keep_linked(agent.clone(), post);
+            worker.spawn(&agent.tasks, async move {
+                let _carried = carried;
+                keeping.await;
             });
         }
     }
@@ -497,7 +505,8 @@ impl Posts {
 /// A gateway at which a link is kept for an organisation.
 struct Post {
     name: AgentName,
-    gateway: GatewayUrl,
+    /// How it is reached; what a reload replaces.
+    ways: Live<Ways>,
     /// Its number, for a gateway that has several links of this process.
     way: u32,
     /// Fires when the configuration no longer has it: its links are cut at once.

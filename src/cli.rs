@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod agents;
 pub mod check;
+mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod keys;

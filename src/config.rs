@@ -1,13 +1,14 @@
 //! Configuration: from TOML files and the environment to the components' own `Config`s.
 //!
-//! A file says by its tables what it configures: `[agent]`, `[gateway]`, `[proxy]` or `[provision]`. Where a value comes from does not matter to
-//! its meaning; the later of these takes precedence: the file, `AGENT_PROXY` (for `agent.proxy` alone), and
-//! `CAPONIER_TABLE__KEY`. Relative paths start where the file lies.
+//! A file says by its tables what it configures: `[agent]`, `[gateway]`, `[proxy]` or `[provision]`. Where a value comes from does
+//! not matter to its meaning; the later of these takes precedence: `HTTPS_PROXY` and `NO_PROXY` (for `proxy` and `no_proxy`), the file,
+//! `AGENT_PROXY` (for `agent.proxy` alone), and `CAPONIER_TABLE__KEY`. Relative paths start where the file lies.
 //!
 //! Promised: loading reads the keys and other files that the configuration names and opens nothing else; it finds every
 //! fault that can be found without a network; an unknown key is a fault, and an omitted one never means "everything",
 //! save the `principals` of an allow rule.
 
+mod egress;
 mod file;
 mod proxy;
 mod resolver;
@@ -15,6 +16,8 @@ mod resources;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+
+pub use egress::{EgressError, egress_of_command};
 
 use crate::document::{Document, Fault, Faults};
 use crate::policy::rule::Allowlist;
@@ -96,8 +99,8 @@ fn load_into(
     let kinds =
         [("agent", Kind::Agent), ("gateway", Kind::Gateway), ("proxy", Kind::Proxy), ("provision", Kind::Resources)];
     let found: Vec<_> = kinds.into_iter().filter(|(table, _)| document.has(table)).collect();
-    let read = match found[..] {
-        [(_, kind)] => kind,
+    let (table, read) = match found[..] {
+        [found] => found,
         [(one, _), (other, _), ..] => {
             return Err(Faults::file(path, format!("[{one}] and [{other}] in one file: give each a file of its own")));
         }
@@ -106,12 +109,13 @@ fn load_into(
             return Err(Faults::file(path, problem));
         }
     };
+    let leaves = matches!(read, Kind::Agent | Kind::Resources);
     let mut unreadable = Faults::default();
     let mut settings = Vec::new();
     for (variable, value) in variables {
         let Ok(variable) = variable.into_string() else { continue };
         let ours = variable.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('_'));
-        if !ours && variable != AGENT_PROXY {
+        if !ours && !(leaves && egress::is_known(&variable)) {
             continue;
         }
         match value.into_string() {
@@ -126,9 +130,8 @@ fn load_into(
         }
     }
     unreadable.none_in(())?;
-    let proxy = settings.iter().find(|(variable, value)| variable == AGENT_PROXY && !value.is_empty());
-    if let (Kind::Agent, Some((_, proxy))) = (read, proxy) {
-        document.overlay("agent", "proxy", AGENT_PROXY, proxy.clone());
+    if leaves {
+        egress::overlay(&mut document, table, PREFIX, &mut settings);
     }
     let password = settings.iter().find(|(variable, _)| variable == DATABASE_PASSWORD);
     if let (Kind::Resources, Some((_, password))) = (read, password) {
@@ -168,9 +171,6 @@ pub fn rules(file: &Path, text: &str) -> Result<Allowlist, Faults> {
     let rules = file::allowlist(&document.root());
     document.finish(rules)
 }
-
-/// Honoured for `agent.proxy`. Empty, it counts as absent, as proxy variables do elsewhere.
-const AGENT_PROXY: &str = "AGENT_PROXY";
 
 /// The administrator's password for provisioning, under a name of its own; the file itself may not hold it.
 const DATABASE_PASSWORD: &str = "CAPONIER_DATABASE_PASSWORD";
@@ -340,6 +340,7 @@ mod tests {
         let private = key(PrivateKey::generate(Algorithm::Ed25519).to_openssh().expose());
         let host = PrivateKey::read(&place.dir.path().join("host")).expect("host key").public();
         let again = good.lines().skip(11).take(6).collect::<Vec<_>>().join("\n");
+        let many: Vec<_> = (1..10).map(|port| format!("\"ssh://g:{port}\"")).collect();
         let deny = |rest: &str| format!("ports = [1]\n[[organisation.deny]]\nname = \"no-x\"\n{rest}");
         let second = |id: &str, key: &str| {
             format!(
@@ -355,9 +356,30 @@ mod tests {
             (3, "host_key = \"garbage\"", 3, "is not a key"),
             (3, "host_key = \"exposed\"", 3, "chmod 600"),
             (3, "host_key = \".\"", 3, "is not a regular file"),
-            (3, "host_key = \"host\"\nproxy = \"https://u:hunter2@p:1\"", 4, "a proxy is written http://"),
+            (3, "host_key = \"host\"\nproxy = \"socks4://u:hunter2@p:1\"", 4, "a proxy is written http://"),
             (3, "host_key = \"host\"\nproxy = \"http://u:hunter2@:1\"", 4, "the host or port"),
             (3, "host_key = \"host\"\nproxy_credentials_file = \"credentials\"", 4, "credentials without a proxy"),
+            (3, "host_key = \"host\"\nproxy_ca_file = \"ca.pem\"", 4, "authorities without a proxy"),
+            (
+                3,
+                "host_key = \"host\"\nproxy = \"http://p:1\"\nproxy_ca_file = \"ca.pem\"",
+                5,
+                "for a proxy of https://",
+            ),
+            (
+                3,
+                "host_key = \"host\"\nproxy = \"https://p:1\"\nproxy_ca_file = \"absent\"",
+                5,
+                "could not read the cert",
+            ),
+            (3, "host_key = \"host\"\nproxy = \"https://p:1\"\nproxy_ca_file = \"garbage\"", 5, "no PEM certificate"),
+            (
+                3,
+                "host_key = \"host\"\nproxy = \"http://p:1\"\nno_proxy = [\"a\", \"b.*\"]",
+                5,
+                "no_proxy[1]: a host (db",
+            ),
+            (3, "host_key = \"host\"\nproxy = \"http://p:1\"\nno_proxy = 1", 5, "a list"),
             (
                 3,
                 "host_key = \"host\"\nproxy = \"http://p:1\"\nproxy_credentials_file = \"credentials-of-all\"",
@@ -387,7 +409,23 @@ mod tests {
             (5, "file = \"t\"\nstdout = true", 6, "choose one"),
             (7, "id = \"a/b\"", 7, "organisation ids are"),
             (8, "gateways = []", 8, "at least one element"),
-            (8, "gateways = [\"tls://g:443\"]", 8, "organisation[0].gateways[0]: a gateway is written ssh://"),
+            (8, "gateways = [\"https://g:443\"]", 8, "organisation[0].gateways[0]: a gateway is written ssh://"),
+            (8, "gateways = [\"ws://g:80\"]", 8, "organisation[0].gateways[0]: ws:// is clear text"),
+            (
+                8,
+                "gateways = [\"ssh://g\", [\"tls://h\",\n\"wss://hunter2@h\"]]",
+                9,
+                "gateways[1][1]: a gateway's URL holds no user",
+            ),
+            (8, "gateways = [[]]", 8, "gateways[0]: at least one element"),
+            (8, "gateways = [7]", 8, "gateways[0]: a list is wanted"),
+            (8, &format!("gateways = [[{}]]", many.join(",")), 8, "gateways[0]: more than 8 ways"),
+            (
+                8,
+                "gateways = [\"tls://g\", [\"ssh://g\",\n\"tls://g\"]]",
+                9,
+                "gateway tls://g:443 is there already, at line 8",
+            ),
             (8, "gateways = [\"ssh://g\",\n\"ssh://g:443\"]", 9, "gateway ssh://g:443 is there already, at line 8"),
             (10, "key = \"x\"", 10, "organisation[0].orchestrator[0].key: this is not a key"),
             (10, &private, 10, "this is a private key where a public key belongs"),
@@ -753,6 +791,7 @@ mod tests {
         let good = place.resources();
         for (line, lines, at, problem) in [
             (2, "gateway = \"https://g\"", 2, "provision.gateway: a gateway is written ssh://"),
+            (2, "gateway = \"ws://g\"", 2, "provision.gateway: ws:// is clear text"),
             (3, "agent = \"prod\"", 3, "provision.agent: ORG/AGENT"),
             (2, "", 1, "provision.gateway: this key is missing"),
             (3, "", 1, "provision.agent: this key is missing"),
@@ -919,7 +958,7 @@ mod tests {
         let place = Place::new();
         let config = place.load_agent(&[]);
         assert_eq!(config.id.as_str(), "prod-eu");
-        assert!(config.proxy.is_none());
+        assert!(config.egress.proxy().is_none());
         assert_eq!(config.audit, Sink::File(place.dir.path().join("trail.jsonl")));
         let [organisation] = &config.organisations[..] else { panic!("one organisation") };
         assert_eq!(organisation.gateways[0].to_string(), "ssh://gateway.example.com:443");
@@ -1053,7 +1092,7 @@ mod tests {
         let place = Place::new();
         let in_file = place.agent().replace("[audit]", "proxy = \"http://file:1\"\n[audit]");
         let of = |variables: &[(&str, &str)], text: &str| match place.load(text, variables) {
-            Ok(Loaded::Agent(config, _)) => config.proxy.map(|proxy| proxy.endpoint.to_string()),
+            Ok(Loaded::Agent(config, _)) => config.egress.proxy().map(|proxy| proxy.endpoint.to_string()),
             other => panic!("{other:?}"),
         };
         let usual = ("AGENT_PROXY", "http://usual:2");
@@ -1065,6 +1104,82 @@ mod tests {
         assert_eq!(of(&[usual], &in_file).as_deref(), Some("usual:2"));
         assert_eq!(of(&[usual, own], &in_file).as_deref(), Some("own:3"));
         assert_eq!(of(&[own, usual], &place.agent()).as_deref(), Some("own:3"));
+
+        // What is meant for all programs counts where nothing else says anything.
+        let (all, small) = (("HTTPS_PROXY", "http://all:4"), ("https_proxy", "all:5"));
+        assert_eq!(of(&[all], &place.agent()).as_deref(), Some("all:4"));
+        assert_eq!(of(&[small, all], &place.agent()).as_deref(), Some("all:4"));
+        assert_eq!(of(&[small, ("HTTPS_PROXY", "")], &place.agent()).as_deref(), Some("all:5"));
+        assert_eq!(of(&[all, ("CAPONIER_AGENT__PROXY", "")], &place.agent()).as_deref(), Some("all:4"));
+        assert_eq!(of(&[all, small], &in_file).as_deref(), Some("file:1"));
+        assert_eq!(of(&[all, usual], &place.agent()).as_deref(), Some("usual:2"));
+        assert_eq!(of(&[all, own], &place.agent()).as_deref(), Some("own:3"));
+
+        // To have none is to say something.
+        let none = place.agent().replace("[audit]", "proxy = \"none\"\n[audit]");
+        assert_eq!(of(&[all], &none), None);
+        assert_eq!(of(&[all, usual], &none).as_deref(), Some("usual:2"));
+        assert_eq!(of(&[all, ("AGENT_PROXY", "none")], &in_file), None);
+        assert_eq!(of(&[usual, ("CAPONIER_AGENT__PROXY", "none")], &in_file), None);
+        let with_credentials = in_file.replace("[audit]", "proxy_credentials_file = \"credentials\"\n[audit]");
+        assert_eq!(of(&[("AGENT_PROXY", "none")], &with_credentials), None);
+        assert_eq!(of(&[usual], &with_credentials).as_deref(), Some("usual:2"));
+
+        // The agent's variable is not for resources.
+        for (variables, proxy) in [(&[usual][..], None), (&[usual, all], Some("all:4"))] {
+            let Ok(Loaded::Resources(loaded)) = place.load(&place.resources(), variables) else { panic!("in order") };
+            let found = loaded.client.egress.proxy().map(|proxy| proxy.endpoint.to_string());
+            assert_eq!(found.as_deref(), proxy);
+        }
+    }
+
+    #[test]
+    fn what_does_without_the_proxy_is_said_by_the_file_before_the_environment() {
+        let place = Place::new();
+        let proxied =
+            |more: &str| place.agent().replace("[audit]", &format!("proxy = \"http://p:1\"\n{more}\n[audit]"));
+        let direct = |text: &str, variables: &[(&str, &str)], target: &str| match place.load(text, variables) {
+            Ok(Loaded::Agent(config, _)) => config.egress.proxy_to(&target.parse().expect(target)).is_none(),
+            other => panic!("{other:?}"),
+        };
+        let all = ("NO_PROXY", "a.test, 10.0.0.0/8");
+        assert!(!direct(&proxied(""), &[], "a.test:443"));
+        assert!(direct(&proxied(""), &[all], "x.a.test:443"));
+        assert!(direct(&proxied(""), &[("no_proxy", "b.test"), all], "10.1.1.1:443"));
+        assert!(direct(&proxied(""), &[("no_proxy", "b.test"), ("NO_PROXY", "")], "b.test:443"));
+        assert!(!direct(&proxied("no_proxy = [\"b.test\"]"), &[all], "a.test:443"));
+        assert!(direct(&proxied("no_proxy = [\"b.test\", \"[2001:db8::]/32\"]"), &[all], "[2001:db8::1]:443"));
+        assert!(!direct(&proxied("no_proxy = []"), &[all], "a.test:443"));
+        assert!(direct(&proxied(""), &[all, ("CAPONIER_AGENT__NO_PROXY", "c.test")], "c.test:443"));
+        assert!(direct(&proxied(""), &[all, ("CAPONIER_AGENT__NO_PROXY__0", "c.test")], "c.test:443"));
+        // Where there is no proxy, what others mean by it does not matter.
+        assert!(direct(&place.agent(), &[("NO_PROXY", "192.168.*")], "a.test:443"));
+    }
+
+    #[test]
+    fn faults_of_the_way_out_name_the_variable_and_never_its_value() {
+        let place = Place::new();
+        let told = |text: &str, variables: &[(&str, &str)]| {
+            let faults = place.load(text, variables).expect_err("a fault").to_string();
+            assert!(!faults.contains("hunter2") && !faults.contains("192.168"), "{faults}");
+            faults
+        };
+        for (variable, value) in [
+            ("HTTPS_PROXY", "ftp://u:hunter2@p:1"),
+            ("https_proxy", "socks4://u:hunter2@p:1"),
+            ("AGENT_PROXY", "hunter2:1"),
+            ("HTTPS_PROXY", "u:hunter2@p"),
+        ] {
+            let faults = told(&place.agent(), &[(variable, value)]);
+            assert!(faults.contains(&format!("agent.proxy (set by {variable}): ")), "{faults}");
+        }
+        let faults = told(&place.resources(), &[("HTTPS_PROXY", "ftp://u:hunter2@p:1")]);
+        assert!(faults.contains("provision.proxy (set by HTTPS_PROXY): a proxy is written http://"), "{faults}");
+        let all = [("HTTPS_PROXY", "p:1"), ("NO_PROXY", "a.test,192.168.*")];
+        let faults = told(&place.agent(), &all);
+        assert!(faults.contains("agent.no_proxy (set by NO_PROXY): entry 2 is none: a host"), "{faults}");
+        // A gateway leaves its network for nobody.
+        assert!(place.load(&place.gateway(), &[("HTTPS_PROXY", "ftp://u:hunter2@p:1")]).is_ok());
     }
 
     #[test]
@@ -1074,7 +1189,7 @@ mod tests {
             ("AGENT_PROXY", "http://proxy:3128"),
             ("CAPONIER_AGENT__PROXY_CREDENTIALS_FILE", "credentials"),
         ]);
-        assert!(config.proxy.as_ref().is_some_and(|proxy| proxy.credentials.is_some()));
+        assert!(config.egress.proxy().is_some_and(|proxy| proxy.credentials.is_some()));
         assert!(!format!("{config:?}").contains("hunter2"));
         let faults = place.load(&place.agent(), &[("AGENT_PROXY", "http://u:hunter2@proxy")]).expect_err("no port");
         assert!(faults.to_string().contains("agent.proxy (set by AGENT_PROXY): "), "{faults}");
@@ -1092,6 +1207,20 @@ mod tests {
         ]);
         assert_eq!(config.replica.as_str(), "Host-2");
         assert_eq!(config.organisations[0].gateways.len(), 2);
+    }
+
+    #[test]
+    fn a_gateway_may_have_several_ways_none_of_which_a_forward_may_take() {
+        let place = Place::new();
+        let several = "gateways = [\"ssh://a\", [\"tls://b\", \"wss://c:8443/x\"]]";
+        let text = place.agent().replace("gateways = [\"ssh://gateway.example.com\"]", several);
+        let Ok(Loaded::Agent(config, _)) = place.load(&text, &[]) else { panic!("a good configuration") };
+        let gateways: Vec<_> = config.organisations[0].gateways.iter().map(ToString::to_string).collect();
+        assert_eq!(gateways, ["ssh://a:443", "[tls://b:443, wss://c:8443/x]"]);
+        let ways_out = config.ways_out();
+        for way in ["a:443", "b:443", "c:8443"] {
+            assert!(ways_out.contains(&way.parse().expect("a target")), "{way}");
+        }
     }
 
     #[test]

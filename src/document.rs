@@ -238,6 +238,13 @@ impl Document {
         self.root.entries.contains_key(key)
     }
 
+    /// Whether a top-level table has this key. Does not count as asking for it.
+    #[must_use]
+    pub fn has_in(&self, table: &str, key: &str) -> bool {
+        let table = self.root.entries.get(table).map(|entry| &entry.node.value);
+        matches!(table, Some(Value::Table(table)) if table.entries.contains_key(key))
+    }
+
     /// The file, as it was named when it was read.
     #[must_use]
     pub fn file(&self) -> &Path {
@@ -574,6 +581,12 @@ impl<'a> Item<'a> {
         }
         let names: Vec<_> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         self.reject(format!("one of {} is wanted", names.join(", ")))
+    }
+
+    /// Whether this is a list, be it empty.
+    #[must_use]
+    pub fn is_list(&self) -> bool {
+        matches!(self.node.value, Value::Array(_))
     }
 
     /// Whether this is a string, whatever it stands for.

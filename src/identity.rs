@@ -1,10 +1,12 @@
 //! Who is who: identifiers, keys and fingerprints.
 //!
 //! Promised: an identifier that exists is well formed, so that no other module ever checks one, and none can break out
-//! of a path, a log line or a wire format. Keys are in [`key`], what CAs say of them in [`certificate`].
+//! of a path, a log line or a wire format. Keys are in [`key`], what CAs say of them in [`certificate`], what is signed with
+//! them apart from a login in [`signature`].
 
 pub mod certificate;
 pub mod key;
+pub mod signature;
 
 use std::fmt;
 use std::str::FromStr;
@@ -183,9 +185,18 @@ impl FromStr for Pattern {
     }
 }
 
-/// The SHA-256 of a public key in SSH wire form, written as OpenSSH writes it: `SHA256:` and 43 characters of base64.
+/// The SHA-256 of a public key in SSH wire form, written as OpenSSH writes it: `SHA256:` and 43 characters of base64. That of
+/// a TLS certificate is written alike.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(pub(crate) [u8; 32]);
+
+impl Fingerprint {
+    /// Of these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(key::sha256(bytes))
+    }
+}
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -111,6 +111,24 @@ pub const CERTIFICATE_NAMES_MAX: usize = 256;
 /// set meanwhile.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
 
+/// Certificates that a TLS client may show, with its own: a few between it and its authority. Those of a link are kept for as
+/// long as it lives, to be judged again.
+pub const PEER_CHAIN_MAX: usize = 8;
+
+/// Most names of a TLS certificate that are looked at: one that stands for more hosts stands for no one agent.
+pub const PEER_NAMES_MAX: usize = 100;
+
+/// Certificates of client CAs in one place, that of an organisation or an agent or a listener: each may cost a chain to be
+/// built when somebody shows a certificate.
+pub const CLIENT_CAS_MAX: usize = 16;
+
+/// What is left of the life of a revocation list when its operator is warned, as a share of the whole: lists live for hours
+/// or for months.
+pub const CRL_WARN_SHARE: i32 = 4;
+
+/// What is left of the life of a client CA when its operator is warned, as for keys.
+pub const CA_WARN: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// What a refused login waits: constant, so that a refusal does not tell by its time what was wrong.
 pub const LOGIN_REFUSAL_DELAY: Duration = Duration::from_millis(50);
 
@@ -163,6 +181,21 @@ pub const CLIENT_PATIENCE: Duration = Duration::from_secs(50);
 const _: () = assert!(ANSWER_TIMEOUT.as_secs() > OPEN_TIMEOUT.as_secs(), "see ANSWER_TIMEOUT");
 const _: () = assert!(OPENING_TIMEOUT.as_secs() >= ANSWER_TIMEOUT.as_secs() + OPEN_TIMEOUT.as_secs(), "see there");
 const _: () = assert!(CLIENT_PATIENCE.as_secs() > OPENING_TIMEOUT.as_secs(), "see CLIENT_PATIENCE");
+
+/// From a connection to a local SOCKS or HTTP proxy to the end of its request: programs on the same machine ask at once.
+pub const FRONT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What such a request may take; a CONNECT is a few hundred bytes, and credentials that nobody asked for are some more.
+pub const FRONT_HEAD_MAX: usize = 16 * 1024;
+
+/// How long a local connection has to read why it was refused.
+pub const FRONT_FAREWELL: Duration = Duration::from_secs(2);
+
+/// Local listeners of one command: each takes a descriptor, and as many connections as a session has channels.
+pub const FRONTS_MAX: usize = 256;
+
+/// A file of forwards: that many lines with the longest names, and as many comments.
+pub const FORWARDS_FILE_MAX: u64 = 256 * 1024;
 
 /// Opens that a link's agent has answered none of for [`ANSWER_TIMEOUT`], after which it gets no more. One could be a
 /// target's fault in an agent of a later version; an agent that answers nothing of several is broken.
@@ -247,11 +280,39 @@ pub const CONNECTS_AT_ONCE: usize = 8;
 /// The system's hosts file; block lists of a hundred thousand names still fit.
 pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
 
-/// The reply of an HTTP proxy to CONNECT: status line and headers.
+/// Ways to one gateway that an agent tries in order: three transports, with and without a balancer between, and room to spare.
+/// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
+pub const WAYS_PER_GATEWAY: usize = 8;
+
+/// A gateway's, or a balancer's, reply to a WebSocket request: status line and headers.
+pub const WEBSOCKET_REPLY_MAX: usize = 16 * 1024;
+
+/// A gateway must answer a WebSocket request within this, with a balancer between that reaches for it first.
+pub const WEBSOCKET_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Between pings on a WebSocket. Balancers end what is idle for a minute, nginx's and AWS's among them; ten seconds of that are
+/// for what holds a packet up.
+pub const WEBSOCKET_PING: Duration = Duration::from_secs(40);
+
+/// What a message of a WebSocket may carry. Ours carry [`CHUNK`] at most; a balancer that puts messages together puts some of
+/// them together.
+pub const WEBSOCKET_MESSAGE_MAX: u64 = 1024 * 1024;
+
+/// Bytes of frames that a socket has not taken, at which nothing more is put into frames: a few of our messages.
+pub const WEBSOCKET_UNSENT: usize = 128 * 1024;
+
+/// Frames in a row without a byte for anybody: the pings of an hour in which nothing else is said, at one a minute. Where SSH is
+/// inside, something is said far sooner.
+pub const WEBSOCKET_IDLE_FRAMES: usize = 64;
+
+/// The reply of an HTTP proxy to CONNECT: status line and headers, with those of interim replies.
 pub const CONNECT_REPLY_MAX: usize = 16 * 1024;
 
-/// From the first byte sent to a proxy to the end of its reply.
+/// From the first byte sent to a proxy to the end of its reply, TLS included.
 pub const PROXY_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Entries of `no_proxy`: lists of large networks have hundreds, and each is compared with for every dial.
+pub const NO_PROXY_MAX: usize = 1024;
 
 /// The agent's first wait after a lost or failed link, before jitter.
 pub const RECONNECT_FIRST: Duration = Duration::from_millis(500);
@@ -674,3 +735,20 @@ pub const HEALTH_CONNECTIONS: usize = 16;
 
 /// How long an answer about an upstream's health counts, so that nobody who asks for it causes more than a few connections.
 pub const HEALTH_KEPT: Duration = Duration::from_secs(10);
+
+/// The longest token, in characters: claims with all the targets that one may have, signed with the largest RSA key, and
+/// still a small part of what an HTTP client sends as a header.
+pub const TOKEN_MAX: usize = 4_096;
+
+/// The longest time that a token may be good for: whoever needs a key for longer is to have a key.
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How far the clock of whoever signs a token may be from the gateway's, either way: what NTP keeps is far closer, and a clock
+/// that is a minute wrong is noticed elsewhere.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
+
+/// The most targets that a token may name: it is for one purpose, and the grant is the place for lists.
+pub const TOKEN_TARGETS_MAX: usize = 16;
+
+/// The longest id of a token: a UUID's length, almost twice.
+pub const TOKEN_ID_MAX: usize = 64;

@@ -56,7 +56,7 @@ use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Tasks};
 use crate::tunnel::admit::Room;
-use crate::tunnel::connect::Proxy as UpstreamProxy;
+use crate::tunnel::connect::Egress;
 use crate::tunnel::splice::Bounds;
 
 /// What a proxy is told by its owner.
@@ -66,8 +66,8 @@ pub struct Config {
     pub listeners: Vec<Listener>,
     /// Where it leads to.
     pub upstreams: Vec<Upstream>,
-    /// The proxy on its own way out.
-    pub proxy: Option<UpstreamProxy>,
+    /// How it leaves the network itself.
+    pub egress: Egress,
     /// Where its health can be asked for: on loopback.
     pub health: Option<SocketAddr>,
     /// How long what runs may go on after the signal to end.

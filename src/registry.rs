@@ -13,8 +13,9 @@ pub mod authority;
 pub mod edit;
 pub mod expiry;
 pub mod file;
+pub mod token_keys;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -29,8 +30,10 @@ use crate::policy::grant::{Grant, Pass};
 use crate::policy::window::{Closed, Window};
 use crate::policy::{Decision, Denial, Reason};
 use crate::target::Target;
+use crate::token::TokenId;
 
 pub use authority::Authority;
+pub use token_keys::{TokenFlaw, TokenKey};
 
 /// Where snapshots come from.
 pub trait Registry: Send + Sync + 'static {
@@ -59,6 +62,8 @@ pub struct Organisation {
     pub principals: BTreeMap<PrincipalId, PrincipalRecord>,
     /// The CAs that may certify its principals.
     pub authorities: Vec<Authority>,
+    /// The keys that may sign tokens for its principals.
+    pub token_keys: Vec<TokenKey>,
     /// Where all of them are accepted from; each may be narrowed further. `None` narrows nothing.
     pub accept_from: Option<Networks>,
 }
@@ -85,8 +90,10 @@ pub struct PrincipalRecord {
     pub expires: Option<Timestamp>,
     /// Where it is accepted from. Who comes in by a loopback door comes from loopback.
     pub accept_from: Option<Networks>,
-    /// Its keys. Without any only the gateway's own configuration can act as this principal.
+    /// Its keys. Without any only the gateway's own configuration, and who has a token, can act as this principal.
     pub keys: Vec<RegisteredKey>,
+    /// Tokens in its name that count no more, whichever key has signed them.
+    pub revoked_tokens: BTreeSet<TokenId>,
 }
 
 /// A public key with what is registered about it.
@@ -129,6 +136,8 @@ pub enum Refusal {
     SourceNetwork,
     /// What is wrong is the certificate.
     Certificate(Flaw),
+    /// What is wrong is the token.
+    Token(TokenFlaw),
 }
 
 impl Refusal {
@@ -147,6 +156,7 @@ impl Refusal {
             Self::NotGranted => "not_granted",
             Self::SourceNetwork => "source_network",
             Self::Certificate(flaw) => flaw.as_str(),
+            Self::Token(flaw) => flaw.as_str(),
         }
     }
 }
@@ -336,7 +346,8 @@ impl Organisation {
             .iter()
             .flat_map(|(id, record)| record.keys.iter().map(move |key| (Role::Principal(id.clone()), key)));
         let authorities = self.authorities.iter().map(|authority| (Role::Authority, &authority.registered));
-        agents.chain(principals).chain(authorities)
+        let token_keys = self.token_keys.iter().map(|key| (Role::TokenKey, &key.registered));
+        agents.chain(principals).chain(authorities).chain(token_keys)
     }
 }
 
@@ -389,6 +400,8 @@ pub enum Role {
     Principal(PrincipalId),
     /// A certificate authority.
     Authority,
+    /// A key that signs tokens.
+    TokenKey,
 }
 
 impl fmt::Display for Role {
@@ -397,6 +410,7 @@ impl fmt::Display for Role {
             Self::Agent(id) => write!(f, "agent {id}"),
             Self::Principal(id) => write!(f, "principal {id}"),
             Self::Authority => f.write_str("a user CA"),
+            Self::TokenKey => f.write_str("tokens"),
         }
     }
 }
@@ -483,10 +497,8 @@ mod tests {
                     id("ci"),
                     PrincipalRecord {
                         grant: grant(&["prod-*", "gone"], Some(&["db:5432"])),
-                        not_before: None,
-                        expires: None,
-                        accept_from: None,
                         keys: vec![good(&ci), RegisteredKey { expires, ..good(&ci_expiring) }, good(&shared)],
+                        ..PrincipalRecord::default()
                     },
                 ),
                 (

@@ -1,10 +1,14 @@
-//! TLS toward a database: how the server's certificate is judged.
+//! TLS: how a database's certificate is judged, and how a client's is.
 //!
 //! Promised: whoever takes a configuration from here verifies the chain *and* the name, with TLS 1.2 or newer; there is
 //! no mode in between, and nothing that falls back to clear text. The cryptographic provider is named here and never
 //! taken from the process. With a file of certificate authorities only those count; without one, the system's do.
 //!
-//! This is the only module that names the TLS library.
+//! This and what lies below are the only modules that name the TLS library.
+
+pub mod judge;
+pub mod names;
+mod peer;
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -16,6 +20,10 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 
 use crate::limits::FILE_MAX;
+
+pub use judge::{ClientAuth, Trust};
+pub use names::{PeerCertificate, Wanted};
+pub use peer::PeerChain;
 
 /// A verifying client configuration.
 pub type ClientConfig = rustls::ClientConfig;
@@ -76,8 +84,7 @@ pub fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
         Some(path) => roots_of(path)?,
         None => system_roots()?,
     };
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
+    let config = ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
         .map_err(TlsError::Library)?
         .with_root_certificates(roots)
@@ -89,6 +96,11 @@ pub fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
 #[must_use]
 pub fn is_server_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
+}
+
+/// The cryptography that everything here uses.
+fn provider() -> Arc<rustls::crypto::CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn roots_of(path: &Path) -> Result<RootCertStore, TlsError> {

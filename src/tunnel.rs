@@ -1,10 +1,11 @@
 //! What a tunnel is made of, for both its ends.
 //!
-//! - [`connect`] reaches the other end over TCP, through an HTTP proxy if need be;
+//! - [`connect`] reaches the other end over TCP, through an HTTP proxy if need be, and [`dial`] a gateway by its URL;
 //! - [`listen`] waits for the other end, where it is that which dials;
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
 //! - [`proxied`] reads whose connection a balancer passes on;
 //! - [`stream`] is a connection, bare or in layers;
+//! - [`websocket`] is one inside of WebSocket messages;
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
 //! - [`wire`] is everything that our two ends say to each other inside of SSH;
@@ -14,6 +15,7 @@
 pub mod admit;
 pub mod bridge;
 pub mod connect;
+pub mod dial;
 pub mod listen;
 pub mod pool;
 pub mod proxied;
@@ -21,4 +23,5 @@ pub mod splice;
 pub mod ssh;
 pub mod stream;
 pub mod transport;
+pub mod websocket;
 pub mod wire;

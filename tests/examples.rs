@@ -98,7 +98,7 @@ fn what_an_example_turns_on_is_used() {
     let Loaded::Agent(agent, _) = load("agent.toml", &all_settings(&text)) else { panic!("an agent") };
     assert_eq!(agent.replica.as_str(), "host-1");
     assert_eq!(agent.limits, caponier::agent::Limits::default(), "what an example says it would do");
-    assert!(agent.proxy.is_some_and(|proxy| proxy.credentials.is_some()));
+    assert!(agent.egress.proxy().is_some_and(|proxy| proxy.credentials.is_some()));
     let text = fs::read_to_string(deploy.join("gateway.toml")).expect("read example");
     let Loaded::Gateway(gateway, _) = load("gateway.toml", &all_settings(&text)) else { panic!("a gateway") };
     assert!(gateway.admin_socket.is_some());
@@ -106,7 +106,7 @@ fn what_an_example_turns_on_is_used() {
     assert_eq!(gateway.local.len(), 1);
     let text = fs::read_to_string(deploy.join("resources.toml")).expect("read example");
     let Loaded::Resources(config) = load("resources.toml", &all_settings(&text)) else { panic!("resources") };
-    assert!(config.client.proxy.is_some_and(|proxy| proxy.credentials.is_some()));
+    assert!(config.client.egress.proxy().is_some_and(|proxy| proxy.credentials.is_some()));
     assert!(config.resources.instance.password.is_some());
     let database = &config.resources.databases[0];
     assert_eq!((database.connection_limit, database.extensions.len(), database.grants.len()), (Some(50), 1, 2));

@@ -37,6 +37,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("toml", &["document", "config"]),
     ("listenfd", &["gateway::inherit"]),
     ("hickory_resolver", &["resolve"]),
+    ("tokio_tungstenite", &["tunnel::websocket"]),
 ];
 
 /// A source file: its path below `src/`, and its text.

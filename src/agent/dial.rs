@@ -1,5 +1,9 @@
 //! Keeps one link to one gateway: dials, and dials again.
 //!
+//! A gateway may be reached by several ways. They are tried in order, in rounds: each round begins with the first, also after
+//! a link that was lost; the next way is tried where one leads to no gateway, and not where the gateway itself has said no. The
+//! waits below lie between rounds.
+//!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
 //! link that has carried as many opens as one should, whose gateway goes away or wants it made anew, or that was made with a
 //! host key or replica name which the configuration no longer has, is replaced while it still serves: it retires when the new
@@ -9,10 +13,10 @@
 //! drains. A process whose place another one has taken keeps its forwards and stands by: it dials again at long intervals,
 //! so that two with one name do not throw each other out by turns.
 //!
-//! Each attempt goes by the newest configuration. One that changes the way or the identity ends an attempt, and any ends
-//! the wait for the next; one that no longer has this gateway for its organisation ends it all.
+//! Each round goes by the newest configuration. One that changes a way or the identity ends a round, and any ends the wait for
+//! the next; one that changes the ways to a gateway has its link replaced; one that no longer has this gateway for its organisation ends it all.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,31 +29,33 @@ use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::limits;
 use crate::secret;
-use crate::tunnel::connect::GatewayUrl;
+use crate::tunnel::connect::url::{GatewayUrl, Ways};
 use crate::tunnel::transport::Control as Switch;
 
 pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
     let stop = agent.drain.begun().clone();
-    let gateway = &post.gateway;
     let mut backoff = Backoff::new(limits::RECONNECT_FIRST, limits::RECONNECT_CAP);
-    let mut last = String::new();
+    let mut failures = Failures::default();
     let mut replaced: VecDeque<Switch> = VecDeque::new();
     loop {
         let (state, mut changes) = agent.state.follow();
-        let attempt = tokio::select! {
+        let ways = post.ways.current();
+        replaced.retain(|switch| !switch.gone().is_cancelled());
+        let stays = !replaced.is_empty();
+        let linked = tokio::select! {
             biased;
             () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
             () = agent.state.until(|now| !now.same_way(&state)) => continue,
-            attempt = serve::link(&agent, &state, &post) => attempt,
+            () = post.ways.until(|now| *now != *ways) => continue,
+            linked = round(&agent, &state, &post, &ways, stays, &mut failures) => linked,
         };
-        match attempt {
-            Ok(link) => {
+        match linked {
+            Some(link) => {
+                let gateway = &link.gateway().clone();
                 info!(organisation = %post.name.organisation, gateway = %gateway, "linked");
-                last.clear();
                 let switch = link.switch().clone();
-                replaced.retain(|switch| !switch.gone().is_cancelled());
-                match serve_until_replaced(&agent, &state, link, share(replaced.len())).await {
+                match serve_until_replaced(&agent, &state, &ways, link, share(replaced.len())).await {
                     Next::Stop => return,
                     Next::Replace(why, at_once) => {
                         info!(organisation = %post.name.organisation, gateway = %gateway, "replacing the link: {why}");
@@ -89,23 +95,10 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                     }
                 }
             }
-            Err(error) => {
-                let text = Chain(&error).to_string();
-                // The same failure again and again is told once; the attempts go on.
-                if text == last {
-                    debug!(gateway = %gateway, error = text, "still not linked");
-                } else {
-                    let stays = match replaced.back() {
-                        Some(old) if !old.gone().is_cancelled() => " anew, so the link that there is stays",
-                        _ => "",
-                    };
-                    warn!(organisation = %post.name.organisation, gateway = %gateway, "not linked{stays}: {text}");
-                    last = text;
-                }
-            }
+            None => debug!(gateway = %ways, "no way leads to a link"),
         }
         let wait = backoff.fail(secret::random_u32());
-        debug!(gateway = %gateway, wait_ms = wait.as_millis(), "waiting before the next attempt");
+        debug!(gateway = %ways, wait_ms = wait.as_millis(), "waiting before the next attempt");
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             // What stood in the way may have been mended.
@@ -113,6 +106,66 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
             () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
         }
+    }
+}
+
+/// Tries the ways in order. `stays` says whether there is a link meanwhile.
+async fn round(
+    agent: &Arc<Agent>,
+    state: &State,
+    post: &Arc<Post>,
+    ways: &Ways,
+    stays: bool,
+    failures: &mut Failures,
+) -> Option<Link> {
+    failures.keep(ways);
+    let mut rest = ways.iter();
+    while let Some(way) = rest.next() {
+        let error = match serve::link(agent, state, post, way).await {
+            Ok(link) => {
+                failures.clear(way);
+                return Some(link);
+            }
+            Err(error) => error,
+        };
+        let text = Chain(&error).to_string();
+        let next = rest.as_slice().first().filter(|_| !error.is_final());
+        // The same failure again and again is told once; the attempts go on.
+        if failures.is_told(way, &text) {
+            debug!(gateway = %way, error = text, "still not linked");
+        } else {
+            let then = match next {
+                Some(next) => format!("; trying {next} next"),
+                None if rest.len() > 0 => {
+                    "; no other way to this gateway is tried, since it would say the same".to_owned()
+                }
+                None => String::new(),
+            };
+            let stays = if stays { " anew, so the link that there is stays" } else { "" };
+            warn!(organisation = %post.name.organisation, gateway = %way, "not linked{stays}: {text}{then}");
+        }
+        next?;
+    }
+    None
+}
+
+/// What was told of each way last, for as long as it has not led to a link.
+#[derive(Default)]
+struct Failures(HashMap<GatewayUrl, String>);
+
+impl Failures {
+    /// Forgets ways that there are no more.
+    fn keep(&mut self, ways: &Ways) {
+        self.0.retain(|way, _| ways.contains(way));
+    }
+
+    fn clear(&mut self, way: &GatewayUrl) {
+        self.0.remove(way);
+    }
+
+    /// Whether this is what was told last; it will have been.
+    fn is_told(&mut self, way: &GatewayUrl, text: &str) -> bool {
+        self.0.insert(way.clone(), text.to_owned()).is_some_and(|before| before == text)
     }
 }
 
@@ -146,9 +199,10 @@ fn share(kept: usize) -> u64 {
     limits::OPENS_PER_LINK * (1 + kept as u64 / 16)
 }
 
-async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link, share: u64) -> Next {
+async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, ways: &Ways, link: Link, share: u64) -> Next {
     let since = Instant::now();
     let stop = agent.drain.begun();
+    let post = link.post().clone();
     let (worn, moved, superseded) = (link.worn().clone(), link.moved().clone(), link.superseded().clone());
     let mut served = agent.tasks.spawn(link.serve(share));
     let proved = || since.elapsed() >= limits::LINK_PROVED;
@@ -170,6 +224,7 @@ async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, link: Link
         () = agent.state.until(|now| !now.same_identity(made_under)) => {
             Next::Replace("the configuration has another host key or replica name", true)
         }
+        () = post.ways.until(|now| now != ways) => Next::Replace("the configuration has other ways to its gateway", true),
     }
 }
 

@@ -12,13 +12,14 @@ use tracing::warn;
 use super::live::{Entry, State};
 use super::{Agent, Post};
 use crate::registry::expiry::{self, Ending, Left, Said, Stage};
+use crate::tunnel::connect::url::GatewayUrl;
 use crate::tunnel::wire::KeyNotice;
 
 /// What was heard last of the end of a key.
 pub(super) type Noticed = Option<(u64, Stage)>;
 
 /// Tells of a gateway's notice, unless that was told before.
-pub(super) fn heed(post: &Post, notice: KeyNotice) {
+pub(super) fn heed(post: &Post, gateway: &GatewayUrl, notice: KeyNotice) {
     let now = Timestamp::now();
     let expires = i64::try_from(notice.expires).ok().and_then(|second| Timestamp::from_second(second).ok());
     let Some((expires, stage)) = expires.and_then(|expires| Some((expires, Stage::of(expires, now)?))) else { return };
@@ -29,7 +30,7 @@ pub(super) fn heed(post: &Post, notice: KeyNotice) {
     let left = Left { expires, now };
     warn!(
         organisation = %post.name.organisation,
-        gateway = %post.gateway,
+        %gateway,
         "this agent's key {left}, says the gateway: make a new one with `caponier keys rotate` and give its public half to \
          the gateway's operator"
     );

@@ -23,7 +23,7 @@ use crate::policy::window::Window;
 use crate::reload::Changes;
 use crate::resolve::Resolver;
 use crate::target::Target;
-use crate::tunnel::connect::Proxy;
+use crate::tunnel::connect::Egress;
 
 /// What holds now. It does not change.
 pub(super) struct State {
@@ -31,8 +31,8 @@ pub(super) struct State {
     pub(super) replica: ReplicaId,
     /// The host key: the agent's identity.
     pub(super) key: PrivateKey,
-    /// The HTTP proxy on the way out.
-    pub(super) proxy: Option<Proxy>,
+    /// How it leaves its network.
+    pub(super) egress: Egress,
     /// How long forwards that run may go on after the signal to end.
     pub(super) drain: Duration,
     /// The agent's own gateways, proxy and listener as they are written, which no forward may reach.
@@ -88,7 +88,7 @@ impl State {
         Self {
             replica: config.replica.clone(),
             key: config.key.clone(),
-            proxy: config.proxy.clone(),
+            egress: config.egress.clone(),
             drain: config.drain,
             ways_out,
             limits: config.limits,
@@ -222,7 +222,7 @@ impl State {
 
     /// Whether a dial would take the same way and introduce itself alike.
     pub(super) fn same_way(&self, other: &Self) -> bool {
-        self.same_identity(other) && self.proxy == other.proxy
+        self.same_identity(other) && self.egress == other.egress
     }
 
     /// Whether a forward that was permitted to `addresses` would be still, at the time `now`.
@@ -333,7 +333,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     let key = new.key.public();
     single(&mut changes, &format!("host_key {}", key.fingerprint()), old.key.public() != key);
     single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
-    single(&mut changes, "proxy", old.proxy != new.proxy);
+    single(&mut changes, "proxy", old.egress != new.egress);
     single(&mut changes, "limits", old.limits != new.limits);
     single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
@@ -366,6 +366,7 @@ pub(super) mod tests {
     use crate::identity::Algorithm;
     use crate::network::Networks;
     use crate::policy::rule::{PrincipalPattern, Reach, Rule};
+    use crate::tunnel::connect::bypass::Bypass;
 
     pub(in crate::agent) fn key() -> PublicKey {
         PrivateKey::generate(Algorithm::Ed25519).public()
@@ -412,12 +413,16 @@ pub(super) mod tests {
         }
     }
 
+    fn through(proxy: &str) -> Egress {
+        Egress::new(Some(proxy.parse().expect(proxy)), Bypass::default(), None).expect("a way out")
+    }
+
     pub(in crate::agent) fn config(organisations: Vec<Organisation>) -> Config {
         Config {
             id: "prod".parse().expect("an id"),
             replica: "one".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
-            proxy: None,
+            egress: Egress::default(),
             organisations,
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
@@ -445,7 +450,7 @@ pub(super) mod tests {
             acme(&["ci-*"], &[rule("db", "10.0.0.9/32"), rule("new", "10.0.0.3/32")]),
             organisation("globex", &["ssh://h"], &[orchestrator(&second, None)], &[rule("x", "10.0.0.4/32")]),
         ];
-        new.proxy = Some("http://user:hunter2@proxy:3128".parse().expect("a proxy"));
+        new.egress = through("http://user:hunter2@proxy:3128");
         let told = changes(&old, &new).to_string();
         assert_eq!(
             told,
@@ -683,7 +688,7 @@ pub(super) mod tests {
         };
         assert_eq!(differs(&|_| ()), (false, false));
         assert_eq!(differs(&|config| config.organisations.clear()), (false, false));
-        assert_eq!(differs(&|config| config.proxy = Some("http://p:1".parse().expect("a proxy"))), (false, true));
+        assert_eq!(differs(&|config| config.egress = through("http://p:1")), (false, true));
         assert_eq!(differs(&|config| config.replica = "two".parse().expect("an id")), (true, true));
         assert_eq!(differs(&|config| config.key = PrivateKey::generate(Algorithm::Ed25519)), (true, true));
     }

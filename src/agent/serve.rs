@@ -23,7 +23,8 @@ use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, Publ
 use crate::limits;
 use crate::task::reached;
 use crate::tunnel::admit::{self, GreetError};
-use crate::tunnel::connect::{self, ConnectError, GatewayUrl};
+use crate::tunnel::connect::url::GatewayUrl;
+use crate::tunnel::dial::{self, DialError, Dialled, Way};
 use crate::tunnel::ssh::{
     self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running,
     ServerOptions,
@@ -35,10 +36,10 @@ use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Pe
 #[derive(Debug, thiserror::Error)]
 pub(super) enum LinkError {
     #[error("could not reach gateway {gateway}")]
-    Connect {
+    Dial {
         gateway: GatewayUrl,
         #[source]
-        source: ConnectError,
+        source: DialError,
     },
     #[error("could not speak to gateway {gateway}")]
     Greet {
@@ -70,6 +71,20 @@ pub(super) enum LinkError {
     Trail(#[source] TrailError),
 }
 
+impl LinkError {
+    /// Whether the gateway itself has been reached, and said no, or we did: it would not be otherwise by another way.
+    pub(super) fn is_final(&self) -> bool {
+        match self {
+            Self::KeyNotAccepted { .. } | Self::LoginRefused { .. } | Self::Trail(_) => true,
+            Self::Dial { .. }
+            | Self::Greet { .. }
+            | Self::NotAGateway { .. }
+            | Self::Handshake { .. }
+            | Self::LoginTimeout { .. } => false,
+        }
+    }
+}
+
 /// How a link ended.
 pub(super) enum LinkEnd {
     /// The agent stops.
@@ -91,6 +106,8 @@ pub(super) struct Link {
 struct Shared {
     session: Arc<Session>,
     post: Arc<Post>,
+    /// The way that it was made by.
+    gateway: GatewayUrl,
     worn: CancellationToken,
     superseded: CancellationToken,
     moved: CancellationToken,
@@ -119,19 +136,25 @@ pub(super) struct Guest {
     pub(super) flow: Flow,
 }
 
-/// Dials, shakes hands and waits for the gateway's login.
-pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) -> Result<Link, LinkError> {
-    let Post { name, gateway, .. } = &**post;
-    let connection = connect::connect(gateway.target(), state.proxy.as_ref(), |addresses| agent.learn(addresses))
+/// Dials by this way, shakes hands and waits for the gateway's login.
+pub(super) async fn link(
+    agent: &Arc<Agent>,
+    state: &State,
+    post: &Arc<Post>,
+    gateway: &GatewayUrl,
+) -> Result<Link, LinkError> {
+    let name = &post.name;
+    let way = Way { egress: state.egress.clone() };
+    let Dialled { mut stream, head } = dial::dial(gateway, &way, |addresses| agent.learn(addresses))
         .await
-        .map_err(|source| LinkError::Connect { gateway: gateway.clone(), source })?;
+        .map_err(|source| LinkError::Dial { gateway: gateway.clone(), source })?;
     let deadline = Instant::now() + limits::LOGIN_GRACE;
-    let mut stream = connection.stream;
     let line = wire::agent_line(name, &state.replica);
     let greet = |source| LinkError::Greet { gateway: gateway.clone(), source };
     let greeting = format!("{line}\r\n");
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
-    let greeted = admit::greet(&mut stream, connection.head, None, deadline).await.map_err(greet)?;
+    stream.flush().await.map_err(|error| greet(GreetError::Io(error)))?;
+    let greeted = admit::greet(&mut stream, head, None, deadline).await.map_err(greet)?;
     // A gateway that had to wait for our line has sent its door's.
     if !matches!(greeted.peer, Peer::Client | Peer::Door) {
         return Err(LinkError::NotAGateway { gateway: gateway.clone() });
@@ -226,6 +249,7 @@ pub(super) async fn link(agent: &Arc<Agent>, state: &State, post: &Arc<Post>) ->
     let shared = Arc::new(Shared {
         session,
         post: post.clone(),
+        gateway: gateway.clone(),
         worn: CancellationToken::new(),
         superseded: CancellationToken::new(),
         moved: CancellationToken::new(),
@@ -321,6 +345,16 @@ impl Link {
         &self.shared.moved
     }
 
+    /// Where it is kept.
+    pub(super) fn post(&self) -> &Arc<Post> {
+        &self.shared.post
+    }
+
+    /// The way that it was made by.
+    pub(super) fn gateway(&self) -> &GatewayUrl {
+        &self.shared.gateway
+    }
+
     /// Its session's switch.
     pub(super) fn switch(&self) -> &Switch {
         &self.shared.session.switch
@@ -345,7 +379,7 @@ impl Link {
                         shared.worn.cancel();
                     }
                     if opened > limits::OPENS_PER_LINK_MAX {
-                        warn!(gateway = %shared.post.gateway, "cutting a link that has long carried its share of opens");
+                        warn!(gateway = %shared.gateway, "cutting a link that has long carried its share of opens");
                         worn_out = true;
                         break LinkEnd::Lost;
                     }
@@ -356,7 +390,7 @@ impl Link {
                     session.take(opening, over, &Count::default(), &self.misconduct.opens).await;
                 }
                 why = session.revoked() => {
-                    info!(gateway = %shared.post.gateway, "cutting a link that the configuration no longer allows");
+                    info!(gateway = %shared.gateway, "cutting a link that the configuration no longer allows");
                     revoked = Some(why);
                     break LinkEnd::Lost;
                 }
@@ -376,12 +410,12 @@ impl Link {
         // What the gateway said before it hung up is heard before the link counts as ended.
         drop(timeout(limits::STOP_GRACE, conversation).await);
         let (reason, detail) = match (ended, &end) {
-            (_, LinkEnd::Stopped) => ("stopped", shared.post.gateway.to_string()),
-            (_, LinkEnd::Lost) if let Some(why) = revoked => (why, shared.post.gateway.to_string()),
-            (_, LinkEnd::Lost) if worn_out => ("worn_out", shared.post.gateway.to_string()),
-            (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.post.gateway.to_string()),
-            (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.post.gateway, Chain(&error))),
-            (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.post.gateway)),
+            (_, LinkEnd::Stopped) => ("stopped", shared.gateway.to_string()),
+            (_, LinkEnd::Lost) if let Some(why) = revoked => (why, shared.gateway.to_string()),
+            (_, LinkEnd::Lost) if worn_out => ("worn_out", shared.gateway.to_string()),
+            (Ok(Ok(())), LinkEnd::Lost) => ("closed", shared.gateway.to_string()),
+            (Ok(Err(error)), LinkEnd::Lost) => ("lost", format!("{}: {}", shared.gateway, Chain(&error))),
+            (Err(_), LinkEnd::Lost) => ("lost", format!("{}: the session did not end", shared.gateway)),
         };
         if let Err(error) = agent.trail.note(event(Kind::LinkDown).reason(reason).detail(detail)).await {
             debug!(error = %Chain(&error), "could not record the end of a link");
@@ -514,7 +548,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
             if event == ssh::Event::Closed {
                 return;
             }
-            debug!(gateway = %shared.post.gateway, "cutting a link whose gateway uses a channel that it was not granted");
+            debug!(gateway = %shared.gateway, "cutting a link whose gateway uses a channel that it was not granted");
             return shared.session.switch.cut();
         }
     }
@@ -536,7 +570,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         drain.begun().cancelled().await;
         let goodbye = Control::Drain(Drain { deadline_s: drain.left_s() });
         if writer.send(goodbye.encode()).await.is_err() {
-            debug!(gateway = %shared.post.gateway, "the gateway could not be told of the drain");
+            debug!(gateway = %shared.gateway, "the gateway could not be told of the drain");
         }
         // Whoever listens sees the end of the channel.
         std::future::pending::<()>().await;
@@ -563,7 +597,7 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                 Ok(Some(Control::Superseded)) => shared.superseded.cancel(),
                 // Once is enough: what is said again on the same link asks for nothing more.
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {
-                    info!(gateway = %shared.post.gateway, ?message, "the gateway wants another link");
+                    info!(gateway = %shared.gateway, ?message, "the gateway wants another link");
                     shared.moved.cancel();
                 }
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) => {
@@ -571,13 +605,13 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                 }
                 Ok(Some(Control::KeyNotice(notice))) if notices < limits::KEY_NOTICES_PER_LINK => {
                     notices += 1;
-                    expiries::heed(&shared.post, notice);
+                    expiries::heed(&shared.post, &shared.gateway, notice);
                 }
                 Ok(Some(Control::KeyNotice(_))) => debug!("the gateway goes on about the end of a key"),
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
                 Ok(None) => break,
                 Err(error) => {
-                    info!(gateway = %shared.post.gateway, %error, "cutting a link whose gateway breaks the protocol");
+                    info!(gateway = %shared.gateway, %error, "cutting a link whose gateway breaks the protocol");
                     shared.session.switch.cut();
                     return;
                 }

@@ -10,14 +10,14 @@ use clap::ArgGroup;
 use tokio::net::TcpListener;
 use tracing::{Level, info};
 
-use super::{Exit, ExitWith, running};
-use crate::client::{self, Config, Forward, Pin, Server, User};
+use super::{Exit, ExitWith, egress, running};
+use crate::client::{self, Config, Forward, Front, Pin, Server, User};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::target::{Host, Target};
 use crate::task::Tasks;
 use crate::telemetry;
-use crate::tunnel::connect::{GatewayUrl, Proxy};
+use crate::tunnel::connect::url::GatewayUrl;
 
 /// Listen on local ports and forward their connections to targets behind an agent or any SSH bastion, until SIGTERM or
 /// SIGINT.
@@ -70,10 +70,8 @@ pub struct Args {
     /// be given several times.
     #[arg(short = 'L', value_name = "[BIND:]PORT:HOST:HOSTPORT", required = true)]
     listen: Vec<Listen>,
-    /// An HTTP proxy on the way to the server: http://HOST:PORT. Credentials are read from CAPONIER_FORWARD_PROXY alone, which
-    /// has the same form with USER:PASSWORD@ in it.
-    #[arg(long, value_name = "URL")]
-    proxy: Option<String>,
+    #[command(flatten)]
+    egress: egress::Args,
 }
 
 /// What `-L` says.
@@ -135,44 +133,25 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Err(anyhow::anyhow!(problem)).exit_with(Exit::Usage);
         }
     };
-    let proxy = proxy(args.proxy.as_deref())?;
-    let config = Config { server, key, pin, proxy };
+    let config = Config { server, key, pin, egress: args.egress.egress()? };
     telemetry::start(telemetry::Format::Text, Level::INFO);
     running::block_on(async |stop| {
         let mut forwards = Vec::new();
         for Listen { address, target } in args.listen {
             let listener =
                 TcpListener::bind(address).await.with_context(|| format!("could not listen on {address}"))?;
-            forwards.push(Forward { listener, target });
+            forwards.push(Forward { listener, front: Front::Fixed(target) });
         }
         let tasks = Tasks::new();
         let session = client::connect(&config, &tasks).await?;
         for forward in &forwards {
-            info!("listening on {} for {}", forward.listener.local_addr()?, forward.target);
+            info!("listening on {} for {}", forward.listener.local_addr()?, forward.front);
         }
         client::forward(config, session, forwards, &tasks, &stop).await;
         tasks.drain(limits::STOP_GRACE).await;
         Ok(())
     })?;
     Ok(Exit::Done.into())
-}
-
-/// The proxy, from the environment or the command line; only the former may hold a password, since everybody can read the
-/// latter.
-fn proxy(argument: Option<&str>) -> anyhow::Result<Option<Proxy>> {
-    let parse = |text: &str| text.parse::<Proxy>().context("the proxy is not well formed").exit_with(Exit::Usage);
-    if let Ok(text) = std::env::var("CAPONIER_FORWARD_PROXY") {
-        return parse(&text).map(Some);
-    }
-    let Some(text) = argument else { return Ok(None) };
-    let proxy = parse(text)?;
-    if proxy.credentials.is_some() {
-        return Err(anyhow::anyhow!(
-            "credentials on the command line can be read by everybody on this machine: put the URL into CAPONIER_FORWARD_PROXY"
-        ))
-        .exit_with(Exit::Usage);
-    }
-    Ok(Some(proxy))
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::egress::egress;
 use super::resolver::resolver;
 use super::{Log, LogFormat};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
@@ -30,7 +31,7 @@ use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Ru
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
-use crate::tunnel::connect::{Credentials, GatewayUrl, Proxy};
+use crate::tunnel::connect::url::{GatewayUrl, Ways};
 use crate::tunnel::splice::Bounds;
 use crate::{agent, gateway};
 
@@ -48,7 +49,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         Some(item) => item.parse(),
         None => replica_of_host(&table),
     };
-    let proxy = proxy(&table);
+    let egress = egress(&table);
     let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
@@ -67,7 +68,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         id: id?,
         replica: replica?,
         key: key?,
-        proxy: proxy?,
+        egress: egress?,
         drain: drain?,
         organisations: organisations?,
         audit: audit?,
@@ -181,8 +182,17 @@ fn agent_organisation(
     let id = organisation_id(table, ids);
     let whose = id.as_ref().map_or("another organisation".to_owned(), OrganisationId::to_string);
     let mut urls = Once::new("gateway");
-    let mut read =
-        |item: &Item<'_>| item.list(|item| item.parse().filter(|url: &GatewayUrl| urls.first(url.clone(), item)));
+    let mut url = |item: &Item<'_>| item.parse().filter(|url: &GatewayUrl| urls.first(url.clone(), item));
+    let mut ways = |item: &Item<'_>| -> Option<Ways> {
+        if item.is_text() {
+            return url(item).map(Ways::from);
+        }
+        match Ways::new(item.list(&mut url)?) {
+            Ok(ways) => Some(ways),
+            Err(error) => item.reject(error.to_string()),
+        }
+    };
+    let mut read = |item: &Item<'_>| item.list(&mut ways);
     let gateways = match table.optional("gateways") {
         Some(item) => read(&item),
         // Whoever wants something can come to the agent.
@@ -595,37 +605,6 @@ pub(super) fn log(root: &Table<'_>) -> Option<Log> {
     let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = optional(format, |item| item.choice(&choices))?;
     Some(Log { format: format.unwrap_or_default() })
-}
-
-/// The proxy, if there is one: its credentials may stand in its URL or in a file of their own.
-pub(super) fn proxy(table: &Table<'_>) -> Option<Option<Proxy>> {
-    let proxy = optional(table.optional("proxy"), |item| item.parse::<Proxy>());
-    let credentials = optional(table.optional("proxy_credentials_file"), credentials);
-    match (proxy?, credentials?) {
-        (Some(Proxy { credentials: Some(_), .. }), Some(_)) => {
-            table.fault("proxy_credentials_file", "proxy holds credentials too: choose one of the two");
-            None
-        }
-        (Some(proxy), Some(credentials)) => Some(Some(Proxy { credentials: Some(credentials), ..proxy })),
-        (None, Some(_)) => {
-            table.fault("proxy_credentials_file", "credentials without a proxy: give proxy = \"http://HOST:PORT\" too");
-            None
-        }
-        (proxy, None) => Some(proxy),
-    }
-}
-
-/// Reads `USER:PASSWORD` from a file that only its owner can read.
-fn credentials(item: &Item<'_>) -> Option<Credentials> {
-    let text = secret_file(item, "credentials")?;
-    let line = text.expose().trim_end_matches(['\r', '\n']);
-    match Credentials::from_line(line) {
-        Ok(credentials) => Some(credentials),
-        Err(_) => item.reject(format!(
-            "credentials file {} must hold one line USER:PASSWORD, as it is, without control characters",
-            item.path()?.display()
-        )),
-    }
 }
 
 /// Reads a file that only its owner can read. `what` says what is in it.

@@ -3,7 +3,8 @@
 use std::net::SocketAddr;
 
 use super::Log;
-use super::file::{self, Most, Once, address, audit, bound, drain, forward_bounds, log, network, networks, optional};
+use super::egress::egress;
+use super::file::{Most, Once, address, audit, bound, drain, forward_bounds, log, network, networks, optional};
 use crate::document::{Item, Table};
 use crate::limits;
 use crate::proxy::{Config, Limits, Listener, Mode, Upstream};
@@ -12,7 +13,7 @@ use crate::target::{Host, Target};
 /// Reads a network proxy's configuration. `None` if something was wrong, which is then recorded as a fault.
 pub(super) fn proxy(root: &Table<'_>) -> Option<(Config, Log)> {
     let table = root.required_table("proxy")?;
-    let proxy = file::proxy(&table);
+    let egress = egress(&table);
     let health = optional(table.optional("health"), |item| {
         let address = address(item)?;
         match address.ip().is_loopback() {
@@ -40,7 +41,7 @@ pub(super) fn proxy(root: &Table<'_>) -> Option<(Config, Log)> {
     let config = Config {
         listeners: listeners?,
         upstreams: upstreams?,
-        proxy: proxy?,
+        egress: egress?,
         health: health?,
         drain: drain?,
         audit: audit?,

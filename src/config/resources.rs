@@ -1,7 +1,8 @@
 //! Reads the file of `caponier provision`.
 
 use super::Provisioning;
-use super::file::{optional, private_key, proxy, secret_file};
+use super::egress::egress;
+use super::file::{optional, private_key, secret_file};
 use crate::chain::Chain;
 use crate::client::{self, Pin, Server, User};
 use crate::document::{Item, Table};
@@ -11,7 +12,7 @@ use crate::provision::{Database, Extension, Grant, Grantee, Instance, Output, Pr
 use crate::secret::Secret;
 use crate::target::{Host, Target};
 use crate::tls;
-use crate::tunnel::connect::GatewayUrl;
+use crate::tunnel::connect::url::GatewayUrl;
 
 /// Reads a resources file. `None` if something was wrong, which is then recorded as a fault.
 pub(super) fn resources(root: &Table<'_>) -> Option<Provisioning> {
@@ -39,7 +40,7 @@ fn provision(table: &Table<'_>) -> Provision {
     let server = server(table);
     let key = table.required("identity").and_then(|item| private_key(&item));
     let pin = pin(table, server.as_ref());
-    let proxy = proxy(table);
+    let egress = egress(table);
     let id = match (table.optional("id"), &server) {
         (Some(item), _) => item.parse(),
         // An agent's name always is one.
@@ -55,7 +56,7 @@ fn provision(table: &Table<'_>) -> Provision {
         "-" => Some(Output::Stdout),
         _ => item.path().map(Output::File),
     });
-    let config = || Some(client::Config { server: server?, key: key?, pin: pin?, proxy: proxy? });
+    let config = || Some(client::Config { server: server?, key: key?, pin: pin?, egress: egress? });
     (config(), id, output)
 }
 

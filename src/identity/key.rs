@@ -271,6 +271,15 @@ impl PublicKey {
         }
     }
 
+    /// The 32 bytes of an Ed25519 key (RFC 8032 §5.1.5); none for other kinds.
+    #[must_use]
+    pub fn ed25519(&self) -> Option<[u8; 32]> {
+        match self.0.key_data() {
+            KeyData::Ed25519(key) => Some(key.0),
+            _ => None,
+        }
+    }
+
     /// The OpenSSH line, without a comment and without a line end.
     #[must_use]
     #[expect(clippy::expect_used, reason = "encoding into memory fails only for lengths that no accepted key has")]
@@ -408,6 +417,15 @@ impl PrivateKey {
     #[must_use]
     pub fn comment(&self) -> String {
         self.0.comment().as_str_lossy().to_owned()
+    }
+
+    /// The seed of an Ed25519 key (RFC 8032 §5.1.5); none for other kinds.
+    #[must_use]
+    pub fn ed25519_seed(&self) -> Option<Secret<[u8; 32]>> {
+        match self.0.key_data() {
+            KeypairData::Ed25519(pair) => Some(Secret::new(pair.private.to_bytes())),
+            _ => None,
+        }
     }
 
     /// The key, for the SSH library.
@@ -590,7 +608,7 @@ fn masked(mut point: [u8; 32]) -> [u8; 32] {
     point
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut digest = [0; 32];
     digest.copy_from_slice(&HashAlg::Sha256.digest(bytes));
     digest

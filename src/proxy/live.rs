@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::{Config, Limits, Listener, Mode, Upstream};
 use crate::reload::Changes;
 use crate::target::{Target, TargetError};
-use crate::tunnel::connect::Proxy as UpstreamProxy;
+use crate::tunnel::connect::Egress;
 
 /// A listener that there is, whatever the configuration says of it at the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,7 +22,7 @@ pub(super) struct Slot(pub(super) u64);
 pub(super) struct State {
     listeners: HashMap<Slot, Arc<Listener>>,
     upstreams: HashMap<String, Arc<Upstream>>,
-    proxy: Option<UpstreamProxy>,
+    egress: Egress,
     limits: Limits,
     drain: Duration,
 }
@@ -50,7 +50,7 @@ pub(super) enum Wanted {
 #[must_use]
 pub(super) struct Pass {
     upstream: Arc<Upstream>,
-    proxy: Option<UpstreamProxy>,
+    egress: Egress,
 }
 
 /// Why somebody may not.
@@ -78,8 +78,8 @@ impl Pass {
     }
 
     /// What is needed to dial, at the cost of the permission.
-    pub(super) fn spend(self) -> (Arc<Upstream>, Option<UpstreamProxy>) {
-        (self.upstream, self.proxy)
+    pub(super) fn spend(self) -> (Arc<Upstream>, Egress) {
+        (self.upstream, self.egress)
     }
 }
 
@@ -91,7 +91,7 @@ impl State {
         Self {
             listeners: slots.iter().copied().zip(listeners).collect(),
             upstreams: upstreams.collect(),
-            proxy: config.proxy.clone(),
+            egress: config.egress.clone(),
             limits: config.limits,
             drain: config.drain,
         }
@@ -119,7 +119,7 @@ impl State {
 
     /// A pass for the proxy itself, which carries nothing: to see whether an upstream answers.
     pub(super) fn trial(&self, upstream: &Arc<Upstream>) -> Pass {
-        Pass { upstream: upstream.clone(), proxy: self.proxy.clone() }
+        Pass { upstream: upstream.clone(), egress: self.egress.clone() }
     }
 
     /// Whether somebody may go where he wants to.
@@ -144,7 +144,7 @@ impl State {
             _ => None,
         };
         match upstream {
-            Some(upstream) => Ok(Pass { upstream: upstream.clone(), proxy: self.proxy.clone() }),
+            Some(upstream) => Ok(Pass { upstream: upstream.clone(), egress: self.egress.clone() }),
             None => deny("upstream_not_listed", "no upstream of this listener is that host and port".to_owned()),
         }
     }
@@ -180,7 +180,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     };
     changes.compare("listener ", &listeners(old), &listeners(new));
     changes.compare("upstream ", &upstreams(old), &upstreams(new));
-    if old.proxy != new.proxy {
+    if old.egress != new.egress {
         changes.change("proxy");
     }
     if old.limits != new.limits {
@@ -216,7 +216,7 @@ mod tests {
                 upstream("control", "control.example.com:443"),
                 upstream("other", "other.example.com:8443"),
             ],
-            proxy: None,
+            egress: Egress::default(),
             health: None,
             drain: Duration::ZERO,
             audit: Sink::Stdout,

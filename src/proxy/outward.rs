@@ -92,10 +92,10 @@ pub(super) struct Reached {
 /// # Errors
 /// If any stage fails.
 pub(super) async fn reach(pass: Pass, found: &mut Found) -> Result<Reached, OutwardError> {
-    let (upstream, proxy) = pass.spend();
-    if let Some(proxy) = proxy {
+    let (upstream, egress) = pass.spend();
+    if egress.proxy_to(&upstream.to).is_some() {
         let Connection { stream, head } =
-            connect::connect(&upstream.to, Some(&proxy), |_| ()).await.map_err(OutwardError::Connect)?;
+            connect::connect(&upstream.to, &egress, |_| ()).await.map_err(OutwardError::Connect)?;
         return Ok(Reached { stream, head, address: None });
     }
     let mut failure = None;

@@ -9,8 +9,10 @@
 //! organisations/acme/user-ca/vault.pub                 a CA that certifies principals
 //! organisations/acme/user-ca/vault.toml                required: principals; optional: as beside a key, and revoked_serials,
 //!                                                     revoked_key_ids
+//! organisations/acme/token-keys/ci.pub                a key that signs tokens for principals (Ed25519)
+//! organisations/acme/token-keys/ci.toml               required: principals; optional: as beside a key, and revoked_tokens
 //! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, not_before, expires,
-//!                                                     accept_from
+//!                                                     accept_from, revoked_tokens
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
@@ -37,7 +39,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout_at};
 
-use super::{Agent, Authority, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot};
+use super::{Agent, Authority, Organisation, PrincipalRecord, RegisteredKey, Registry, Snapshot, TokenKey};
 use crate::chain::Chain;
 use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, OrganisationId, PublicKey};
@@ -486,7 +488,11 @@ impl Reader {
                     }
                 }
                 ("user-ca", true) => organisation.authorities = self.authorities(&entry.path, &mut holders),
-                _ => self.unexpected(&entry, "only the folders agents, principals and user-ca are accepted here"),
+                ("token-keys", true) => organisation.token_keys = self.token_keys(&entry.path, &mut holders),
+                _ => self.unexpected(
+                    &entry,
+                    "only the folders agents, principals, user-ca and token-keys are accepted here",
+                ),
             }
         }
         Some((organisation, holders))
@@ -518,7 +524,9 @@ impl Reader {
                     root.fault("expires", error.to_string());
                 }
                 let accept_from = accept_from(&root);
-                Some((Grant { agents: agents?, targets }, window, accept_from?))
+                let revoked_tokens = root.optional("revoked_tokens").map(|item| read_all(&item)).unwrap_or_default();
+                let revoked_tokens = revoked_tokens.into_iter().collect();
+                Some((Grant { agents: agents?, targets }, window, accept_from?, revoked_tokens))
             }),
             (None, Some(folder)) => {
                 let mut file = folder.clone().into_os_string();
@@ -528,9 +536,10 @@ impl Reader {
             }
             (None, None) => None,
         };
-        let (grant, window, accept_from) = about.unwrap_or_default();
+        let (grant, window, accept_from, revoked_tokens) = about.unwrap_or_default();
         let Window { not_before, expires } = window;
-        PrincipalRecord { grant, not_before, expires, accept_from, keys: self.keys(member, holders) }
+        let keys = self.keys(member, holders);
+        PrincipalRecord { grant, not_before, expires, accept_from, keys, revoked_tokens }
     }
 
     fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
@@ -566,6 +575,34 @@ impl Reader {
             authorities.push(Authority { registered: about.of(key), principals, revocations });
         }
         authorities
+    }
+
+    /// The keys of an organisation that sign tokens.
+    fn token_keys(&mut self, folder: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<TokenKey> {
+        let mut keys = Vec::new();
+        for (path, about) in self.pairs(folder) {
+            let Some(key) = self.claim(&path, holders) else { continue };
+            if key.ed25519().is_none() {
+                self.fault(&path, "tokens are signed with Ed25519 keys alone (`caponier keys generate` makes one)");
+            }
+            let Some(file) = about else {
+                let missing = "nothing beside it says for which principals this key may sign tokens (principals = [\"…\"] in a \
+                               .toml of the same name)";
+                self.fault(&path, missing);
+                continue;
+            };
+            let read = self.document(&file, |document| {
+                let about = AboutKey::read(document);
+                let root = document.root();
+                let principals = root.required("principals").and_then(|item| item.list(Item::parse));
+                let revoked_tokens = root.optional("revoked_tokens").map(|item| read_all(&item)).unwrap_or_default();
+                Some((about?, principals?, revoked_tokens))
+            });
+            let Some((about, principals, revoked_tokens)) = read else { continue };
+            let revoked_tokens = revoked_tokens.into_iter().collect();
+            keys.push(TokenKey { registered: about.of(key), principals, revoked_tokens });
+        }
+        keys
     }
 
     /// The keys of a folder, each with the TOML beside it.

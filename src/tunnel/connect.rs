@@ -1,167 +1,105 @@
-//! Reaching the other end over TCP, through an HTTP CONNECT proxy if need be (RFC 9110 §9.3.6).
+//! Reaching the other end over TCP, through a proxy if need be: HTTP CONNECT in clear or within TLS, or SOCKS5.
 //!
-//! Promised: every step has a deadline and an error that names the step; the proxy's reply is read up to its end and not a
-//! byte further is lost (SSH servers speak first, so what follows the reply in the same segment belongs to the tunnel);
-//! credentials appear in no error and no `Debug`.
+//! Promised: every step has a deadline and an error that names the step and says what to do; what the other end says first
+//! is not lost, whatever it comes with; a proxy's certificate is verified against the proxy's own name and authorities, and
+//! never stands in for that of who is reached through it; credentials appear in no error and no `Debug`.
+
+pub mod bypass;
+pub mod http_proxy;
+pub mod proxy;
+mod secured;
+pub mod socks;
+pub mod url;
 
 use std::fmt;
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::str::FromStr;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use rustix::net::sockopt;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
+use self::bypass::Bypass;
+use self::http_proxy::HttpProxyError;
+use self::proxy::{Proxy, Scheme};
+use self::socks::SocksError;
 use crate::limits;
 use crate::resolve;
-use crate::secret::Secret;
 use crate::target::{Host, Target};
+use crate::tls::{self, TlsError};
 use crate::tunnel::stream::Stream;
 
-/// Where a gateway listens: `ssh://HOST[:PORT]`, port 443 unless given.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct GatewayUrl(Target);
-
-/// An HTTP proxy: `http://[USER:PASSWORD@]HOST:PORT`. `Debug` shows no credentials.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Proxy {
-    /// Where it listens.
-    pub endpoint: Target,
-    /// What it wants to know first.
-    pub credentials: Option<Credentials>,
+/// How whoever dials leaves its network: directly, or through a proxy, except where that is not wanted. The default is
+/// directly. Two are equal if a dial would go the same way.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Egress {
+    proxy: Option<Proxy>,
+    no_proxy: Bypass,
+    proxy_tls: Option<ProxyTls>,
 }
 
-/// A user name and password for Basic authentication (RFC 7617).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Credentials {
-    user: Secret<String>,
-    password: Secret<String>,
+/// How a proxy's certificate is judged.
+#[derive(Clone)]
+struct ProxyTls {
+    config: Arc<tls::ClientConfig>,
+    /// The authorities that count, as they were read; the system's, if there are none.
+    authorities: Option<Arc<[u8]>>,
 }
 
-/// Why a text is no URL of the kind wanted. It is never repeated: it may hold a password.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub enum UrlError {
-    /// Not `ssh://`.
-    #[error("a gateway is written ssh://HOST[:PORT]; other transports are not supported in this version")]
-    GatewayScheme,
-    /// Not `http://`.
-    #[error("a proxy is written http://[USER:PASSWORD@]HOST:PORT; other schemes are not supported in this version")]
-    ProxyScheme,
-    /// Path, query, or user information where none belongs.
-    #[error("nothing may follow the port, and user information belongs to proxies alone")]
-    Extra,
-    /// The host or the port.
-    #[error("the host or port is not well formed")]
-    Endpoint(#[source] crate::target::TargetError),
-    /// The user information.
-    #[error(
-        "the credentials must be USER:PASSWORD, percent-encoded where they hold special characters, without control characters"
-    )]
-    Credentials,
-}
-
-impl GatewayUrl {
-    /// Host and port.
-    #[must_use]
-    pub fn target(&self) -> &Target {
-        &self.0
+impl PartialEq for ProxyTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.authorities == other.authorities
     }
 }
 
-impl FromStr for GatewayUrl {
-    type Err = UrlError;
+impl Eq for ProxyTls {}
 
-    fn from_str(text: &str) -> Result<Self, UrlError> {
-        let rest = text.strip_prefix("ssh://").ok_or(UrlError::GatewayScheme)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        if rest.contains(['/', '?', '#', '@']) {
-            return Err(UrlError::Extra);
-        }
-        let has_port = match rest.rsplit_once(']') {
-            Some((_, after)) => after.starts_with(':'),
-            None => rest.contains(':'),
-        };
-        let endpoint = if has_port { rest.parse() } else { format!("{rest}:443").parse() };
-        endpoint.map(Self).map_err(UrlError::Endpoint)
-    }
-}
-
-impl fmt::Display for GatewayUrl {
+impl fmt::Debug for ProxyTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ssh://{}", self.0)
+        f.write_str(if self.authorities.is_some() {
+            "ProxyTls(a file's authorities)"
+        } else {
+            "ProxyTls(the system's)"
+        })
     }
 }
 
-impl FromStr for Proxy {
-    type Err = UrlError;
-
-    fn from_str(text: &str) -> Result<Self, UrlError> {
-        let rest = text.strip_prefix("http://").ok_or(UrlError::ProxyScheme)?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (credentials, endpoint) = match rest.rsplit_once('@') {
-            Some((userinfo, endpoint)) => {
-                let (user, password) = userinfo.split_once(':').ok_or(UrlError::Credentials)?;
-                (Some(Credentials::new(percent_decode(user)?, percent_decode(password)?)?), endpoint)
-            }
-            None => (None, rest),
+impl Egress {
+    /// Through `proxy`, if there is one, but for what `no_proxy` holds. Where the proxy is one of `https://`, its certificate
+    /// must come from an authority in `ca_file`, or without a file from one of the system's; otherwise none is read.
+    ///
+    /// # Errors
+    /// If the authorities cannot be read, or there are none.
+    pub fn new(proxy: Option<Proxy>, no_proxy: Bypass, ca_file: Option<&Path>) -> Result<Self, TlsError> {
+        let secured = proxy.as_ref().is_some_and(|proxy| proxy.scheme == Scheme::Https);
+        let proxy_tls = if secured {
+            let config = tls::client(ca_file)?;
+            let read = |path: &Path| {
+                fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source }).map(Arc::from)
+            };
+            Some(ProxyTls { config, authorities: ca_file.map(read).transpose()? })
+        } else {
+            None
         };
-        if endpoint.contains(['/', '?', '#']) {
-            return Err(UrlError::Extra);
-        }
-        Ok(Self { endpoint: endpoint.parse().map_err(UrlError::Endpoint)?, credentials })
-    }
-}
-
-impl Credentials {
-    /// Checks a user name and a password.
-    ///
-    /// # Errors
-    /// If the name is empty or holds a colon, or either holds a control character (RFC 7617 §2).
-    pub fn new(user: String, password: String) -> Result<Self, UrlError> {
-        let (user, password) = (Secret::new(user), Secret::new(password));
-        let unfit = user.expose().is_empty()
-            || user.expose().contains(':')
-            || [&user, &password].iter().any(|text| text.expose().chars().any(char::is_control));
-        if unfit { Err(UrlError::Credentials) } else { Ok(Self { user, password }) }
+        Ok(Self { proxy, no_proxy, proxy_tls })
     }
 
-    /// Reads `USER:PASSWORD`, as a credentials file holds it; nothing is decoded.
-    ///
-    /// # Errors
-    /// As [`Credentials::new`].
-    pub fn from_line(line: &str) -> Result<Self, UrlError> {
-        let (user, password) = line.trim_end_matches(['\r', '\n']).split_once(':').ok_or(UrlError::Credentials)?;
-        Self::new(user.to_owned(), password.to_owned())
+    /// The proxy, if there is one.
+    #[must_use]
+    pub fn proxy(&self) -> Option<&Proxy> {
+        self.proxy.as_ref()
     }
 
-    fn header(&self) -> Secret<String> {
-        let pair = Secret::new(format!("{}:{}", self.user.expose(), self.password.expose()));
-        Secret::new(base64::engine::general_purpose::STANDARD.encode(pair.expose()))
+    /// The proxy through which `to` is reached; none where it is reached directly.
+    #[must_use]
+    pub fn proxy_to(&self, to: &Target) -> Option<&Proxy> {
+        self.proxy.as_ref().filter(|_| !self.no_proxy.holds(to))
     }
-}
-
-fn percent_decode(text: &str) -> Result<String, UrlError> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((first, tail)) = rest.split_first() {
-        rest = tail;
-        if *first != b'%' {
-            bytes.push(*first);
-            continue;
-        }
-        let digits = rest.get(..2).and_then(|digits| std::str::from_utf8(digits).ok()).ok_or(UrlError::Credentials)?;
-        if !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(UrlError::Credentials);
-        }
-        bytes.push(u8::from_str_radix(digits, 16).map_err(|_| UrlError::Credentials)?);
-        rest = &rest[2..];
-    }
-    String::from_utf8(bytes).map_err(|_| UrlError::Credentials)
 }
 
 /// Why the other end could not be reached, by stage.
@@ -189,59 +127,52 @@ pub enum ConnectError {
         #[source]
         source: io::Error,
     },
-    /// The proxy broke off while we spoke to it.
-    #[error("proxy {proxy} closed the connection, or it failed, before its reply to CONNECT {to} was complete")]
-    ProxyBroke {
+    /// TLS with the proxy.
+    #[error(
+        "could not make TLS with proxy {proxy}; its certificate must be for {} and come from {}",
+        proxy.host, if *own { "an authority in proxy_ca_file" } else { "one of this system's authorities, or proxy_ca_file must name the \
+        file of its own" }
+    )]
+    ProxyTls {
+        /// The proxy.
+        proxy: Target,
+        /// Whether it has authorities of its own.
+        own: bool,
+        /// Why.
+        #[source]
+        source: secured::HandshakeError,
+    },
+    /// The proxy did not answer.
+    #[error("proxy {proxy} {stage} {to} for {} s", limits::PROXY_TIMEOUT.as_secs())]
+    ProxySilent {
+        /// The proxy.
+        proxy: Target,
+        /// What it has not done.
+        stage: &'static str,
+        /// The gateway.
+        to: Target,
+    },
+    /// An HTTP proxy said no, or nothing of use.
+    #[error("proxy {proxy} made no tunnel to {to}")]
+    HttpProxy {
         /// The proxy.
         proxy: Target,
         /// The gateway.
         to: Target,
         /// Why.
         #[source]
-        source: io::Error,
+        source: HttpProxyError,
     },
-    /// The proxy did not answer.
-    #[error("proxy {proxy} has not answered CONNECT {to} for {} s", limits::PROXY_TIMEOUT.as_secs())]
-    ProxySilent {
+    /// A SOCKS5 proxy said no, or nothing of use.
+    #[error("proxy {proxy} made no connection to {to}")]
+    SocksProxy {
         /// The proxy.
         proxy: Target,
         /// The gateway.
         to: Target,
-    },
-    /// The reply is not HTTP, or too long.
-    #[error("proxy {proxy} answered CONNECT {to} with something that is not an HTTP reply; is it an HTTP proxy?")]
-    ProxyReply {
-        /// The proxy.
-        proxy: Target,
-        /// The gateway.
-        to: Target,
-    },
-    /// The proxy wants other credentials.
-    #[error("proxy {proxy} answered CONNECT {to} with status 407: {}", match sent {
-        true => "it did not accept the credentials given; check them",
-        false => "it asks for credentials, and none are configured",
-    })]
-    ProxyAuthentication {
-        /// The proxy.
-        proxy: Target,
-        /// The gateway.
-        to: Target,
-        /// Whether credentials were sent.
-        sent: bool,
-    },
-    /// The proxy said no.
-    #[error(
-        "proxy {proxy} refused CONNECT {to} with status {status} {reason}; ask its operators to permit this host and port"
-    )]
-    ProxyRefused {
-        /// The proxy.
-        proxy: Target,
-        /// The gateway.
-        to: Target,
-        /// The status code.
-        status: u16,
-        /// The reason phrase, printable ASCII only.
-        reason: String,
+        /// Why.
+        #[source]
+        source: SocksError,
     },
 }
 
@@ -254,24 +185,42 @@ pub struct Connection {
     pub head: Bytes,
 }
 
-/// Connects to `to`, directly or through `proxy`. Before anything is dialled, `resolved` is told every address of the host
-/// that is to be: the gateway's, or the proxy's.
+/// Connects to `to`, the way that `egress` has for it. Before anything is dialled, `resolved` is told every address of the
+/// host that is to be: the gateway's, or the proxy's.
 ///
 /// # Errors
 /// If any stage fails or exceeds its time; see [`ConnectError`].
 pub async fn connect(
     to: &Target,
-    proxy: Option<&Proxy>,
+    egress: &Egress,
     resolved: impl FnOnce(&[SocketAddr]),
 ) -> Result<Connection, ConnectError> {
-    let Some(proxy) = proxy else {
+    let Some(proxy) = egress.proxy_to(to) else {
         return Ok(Connection { stream: tcp("gateway", to, resolved).await?.into(), head: Bytes::new() });
     };
-    let mut stream = tcp("proxy", &proxy.endpoint, resolved).await?;
-    let head = timeout(limits::PROXY_TIMEOUT, tunnel(&mut stream, to, proxy))
-        .await
-        .map_err(|_| ConnectError::ProxySilent { proxy: proxy.endpoint.clone(), to: to.clone() })??;
-    Ok(Connection { stream: stream.into(), head })
+    let endpoint = || proxy.endpoint.clone();
+    let mut stream = Stream::from(tcp("proxy", &proxy.endpoint, resolved).await?);
+    let deadline = Instant::now() + limits::PROXY_TIMEOUT;
+    let silent = |stage| ConnectError::ProxySilent { proxy: endpoint(), stage, to: to.clone() };
+    if let (Scheme::Https, Some(tls)) = (proxy.scheme, &egress.proxy_tls) {
+        let shaken = timeout_at(deadline, secured::connect(&tls.config, &proxy.endpoint.host, stream)).await;
+        let shaken = shaken
+            .map_err(|_| silent("has not finished the TLS handshake (is it a proxy of https://?) on the way to"))?;
+        let own = tls.authorities.is_some();
+        stream = shaken.map_err(|source| ConnectError::ProxyTls { proxy: endpoint(), own, source })?;
+    }
+    let credentials = proxy.credentials.as_ref();
+    let head = if proxy.scheme == Scheme::Socks5 {
+        let asked = timeout_at(deadline, socks::ask(&mut stream, to, credentials)).await;
+        let asked = asked.map_err(|_| silent("has not answered the SOCKS5 request for"))?;
+        asked.map_err(|source| ConnectError::SocksProxy { proxy: endpoint(), to: to.clone(), source })?;
+        Bytes::new()
+    } else {
+        let asked = timeout_at(deadline, http_proxy::ask(&mut stream, to, credentials)).await;
+        let asked = asked.map_err(|_| silent("has not answered CONNECT"))?;
+        asked.map_err(|source| ConnectError::HttpProxy { proxy: endpoint(), to: to.clone(), source })?
+    };
+    Ok(Connection { stream, head })
 }
 
 async fn tcp(what: &'static str, to: &Target, resolved: impl FnOnce(&[SocketAddr])) -> Result<TcpStream, ConnectError> {
@@ -316,166 +265,61 @@ fn secs(duration: Duration) -> u64 {
     duration.as_secs()
 }
 
-async fn tunnel(stream: &mut TcpStream, to: &Target, proxy: &Proxy) -> Result<Bytes, ConnectError> {
-    let broke = |source| ConnectError::ProxyBroke { proxy: proxy.endpoint.clone(), to: to.clone(), source };
-    let odd = || ConnectError::ProxyReply { proxy: proxy.endpoint.clone(), to: to.clone() };
-    let mut request = Secret::new(format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n"));
-    if let Some(credentials) = &proxy.credentials {
-        let header = credentials.header();
-        request = Secret::new(format!("{}Proxy-Authorization: Basic {}\r\n", request.expose(), header.expose()));
-    }
-    request = Secret::new(format!("{}\r\n", request.expose()));
-    stream.write_all(request.expose().as_bytes()).await.map_err(broke)?;
-
-    let mut reply = BytesMut::with_capacity(1024);
-    let end = loop {
-        if let Some(end) = head_end(&reply) {
-            break end;
-        }
-        // Not HTTP: no need to wait for more of it.
-        if reply.len() >= 5 && !reply.starts_with(b"HTTP/") || reply.len() > limits::CONNECT_REPLY_MAX {
-            return Err(odd());
-        }
-        if stream.read_buf(&mut reply).await.map_err(broke)? == 0 {
-            return Err(broke(io::ErrorKind::UnexpectedEof.into()));
-        }
-    };
-    let head = reply.split_to(end);
-    let (status, reason) = status(&head).ok_or_else(odd)?;
-    match status {
-        200..=299 => Ok(reply.freeze()),
-        407 => Err(ConnectError::ProxyAuthentication {
-            proxy: proxy.endpoint.clone(),
-            to: to.clone(),
-            sent: proxy.credentials.is_some(),
-        }),
-        _ => Err(ConnectError::ProxyRefused { proxy: proxy.endpoint.clone(), to: to.clone(), status, reason }),
-    }
-}
-
-/// Where the reply's head ends: after the empty line.
-fn head_end(reply: &[u8]) -> Option<usize> {
-    reply.windows(4).position(|window| window == b"\r\n\r\n").map(|at| at + 4)
-}
-
-fn status(head: &[u8]) -> Option<(u16, String)> {
-    let line = head.split(|byte| *byte == b'\r').next()?;
-    let line = std::str::from_utf8(line).ok()?;
-    let rest = line.strip_prefix("HTTP/1.1 ").or_else(|| line.strip_prefix("HTTP/1.0 "))?;
-    let (code, reason) = rest.split_at_checked(3)?;
-    if !code.bytes().all(|byte| byte.is_ascii_digit()) || !(reason.is_empty() || reason.starts_with(' ')) {
-        return None;
-    }
-    let reason = reason.chars().filter(|c| c.is_ascii_graphic() || *c == ' ').take(80).collect::<String>();
-    Some((code.parse().ok()?, reason.trim().to_owned()))
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
     use super::*;
     use crate::chain::Chain;
+    use crate::task::Tasks;
 
-    #[test]
-    fn gateway_urls() {
-        for (text, normal) in [
-            ("ssh://gateway.example.com", "ssh://gateway.example.com:443"),
-            ("ssh://gateway.example.com:8443/", "ssh://gateway.example.com:8443"),
-            ("ssh://[2001:db8::1]", "ssh://[2001:db8::1]:443"),
-            ("ssh://[2001:db8::1]:22", "ssh://[2001:db8::1]:22"),
-            ("ssh://10.0.0.1", "ssh://10.0.0.1:443"),
-        ] {
-            assert_eq!(text.parse::<GatewayUrl>().map(|url| url.to_string()).as_deref(), Ok(normal));
-        }
-        for text in [
-            "gateway",
-            "tls://gateway",
-            "ssh://",
-            "ssh://a/b",
-            "ssh://u@a",
-            "ssh://a:0",
-            "ssh://a:b",
-            "ssh://a?x",
-            "ssh://2130706433",
-        ] {
-            assert!(text.parse::<GatewayUrl>().is_err(), "{text}");
-        }
+    fn through(url: &str) -> Egress {
+        Egress::new(Some(url.parse().expect(url)), Bypass::default(), None).expect("a way out")
     }
 
-    #[test]
-    fn proxy_urls() {
-        let proxy: Proxy = "http://us%40er:p%3Aa%2Fss@proxy.example:3128/".parse().expect("a proxy");
-        assert_eq!(proxy.endpoint.to_string(), "proxy.example:3128");
-        let credentials = proxy.credentials.clone().expect("credentials");
-        assert_eq!((credentials.user.expose().as_str(), credentials.password.expose().as_str()), ("us@er", "p:a/ss"));
-        let shown = format!("{proxy:?}");
-        assert!(!shown.contains("p:a") && !shown.contains("us@er"), "{shown}");
-        for text in [
-            "proxy:3128",
-            "https://proxy:3128",
-            "socks5://proxy:1080",
-            "http://proxy",
-            "http://user@proxy:1",
-            "http://:p@proxy:1",
-            "http://u:%zz@proxy:1",
-            "http://u:%+1@proxy:1",
-            "http://u:%0a@proxy:1",
-            "http://proxy:1/path",
-            "http://u:%ff@proxy:1",
-        ] {
-            assert!(text.parse::<Proxy>().is_err(), "{text}");
-        }
+    fn gateway() -> Target {
+        "gateway:443".parse().expect("a target")
     }
 
-    /// A proxy that reads the request's head and then says `reply` and closes.
-    async fn proxy_that_says(reply: &'static [u8]) -> (Proxy, tokio::task::JoinHandle<String>) {
+    /// A proxy that reads something and then says `reply` and closes.
+    async fn proxy_that_says(reply: &'static [u8]) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-        let port = listener.local_addr().expect("an address").port();
-        let tasks = crate::task::Tasks::new();
-        let served = tasks.spawn(async move {
+        let address = listener.local_addr().expect("an address");
+        Tasks::new().spawn(async move {
             let (mut stream, _) = listener.accept().await.expect("accepted");
-            let mut request = BytesMut::new();
-            while head_end(&request).is_none() {
-                assert_ne!(stream.read_buf(&mut request).await.expect("read"), 0);
-            }
+            let mut request = [0; 1024];
+            assert_ne!(stream.read(&mut request).await.expect("read"), 0);
             stream.write_all(reply).await.expect("written");
-            String::from_utf8_lossy(&request).into_owned()
         });
-        (format!("http://user:open%20sesame@127.0.0.1:{port}").parse().expect("a proxy"), served)
+        address
     }
 
     #[tokio::test]
-    async fn refusals_name_the_status_and_never_the_password() {
-        for (reply, says) in [
-            (&b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n"[..], "status 407"),
-            (b"HTTP/1.0 403 Forbidden\x1b[2J\r\nX: y\r\n\r\n", "status 403 Forbidden[2J"),
-            (b"HTTP/1.1 502 Bad Gateway\r\n\r\n", "status 502"),
-            (b"HTTP/1.1 20 OK\r\n\r\n", "not an HTTP reply"),
-            (b"SSH-2.0-OpenSSH\r\n", "not an HTTP reply"),
-            (b"HTTP/1.1 200 OK\r\n", "closed the connection"),
-            (b"", "closed the connection"),
+    async fn an_error_names_the_proxy_the_gateway_and_the_stage_and_no_password() {
+        for (scheme, reply, says) in [
+            (
+                "http",
+                &b"HTTP/1.1 407 No\r\n\r\n"[..],
+                "made no tunnel to gateway:443: it answered CONNECT with status 407",
+            ),
+            ("http", b"", "made no tunnel to gateway:443: it closed the connection"),
+            ("socks5", b"\x05\xff", "made no connection to gateway:443: it takes neither"),
         ] {
-            let (proxy, served) = proxy_that_says(reply).await;
-            let error =
-                connect(&"gateway:443".parse().expect("a target"), Some(&proxy), |_| ()).await.expect_err("refused");
-            let text = format!("{} {error:?}", Chain(&error));
-            assert!(text.contains(says), "{text}");
-            let encoded = base64::engine::general_purpose::STANDARD.encode("user:open sesame");
-            assert!(!text.contains("sesame") && !text.contains(&encoded), "{text}");
-            let request = served.await.expect("served");
-            assert!(request.starts_with("CONNECT gateway:443 HTTP/1.1\r\nHost: gateway:443\r\n"), "{request}");
-            assert!(request.contains(&encoded), "{request}");
+            let address = proxy_that_says(reply).await;
+            let egress = through(&format!("{scheme}://ali:open%20sesame@{address}"));
+            let error = connect(&gateway(), &egress, |_| ()).await.expect_err("refused");
+            let text = format!("{} {error:?} {egress:?}", Chain(&error));
+            assert!(text.contains(&format!("proxy {address} {says}")), "{text}");
+            assert!(!text.contains("sesame") && !text.contains("ali"), "{text}");
         }
     }
 
     #[tokio::test]
-    async fn bytes_that_follow_the_reply_are_kept() {
-        let (proxy, served) =
-            proxy_that_says(b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nSSH-2.0-x\r\n").await;
-        let mut connection =
-            connect(&"gateway:443".parse().expect("a target"), Some(&proxy), |_| ()).await.expect("connected");
-        served.await.expect("served");
+    async fn what_follows_the_reply_is_in_the_connection() {
+        let address = proxy_that_says(b"HTTP/1.1 200 Connection established\r\nVia: x\r\n\r\nSSH-2.0-x\r\n").await;
+        let connected = connect(&gateway(), &through(&format!("http://{address}")), |_| ()).await;
+        let mut connection = connected.expect("connected");
         let mut all = connection.head.to_vec();
         connection.stream.read_to_end(&mut all).await.expect("read");
         assert_eq!(all, b"SSH-2.0-x\r\n");
@@ -487,11 +331,12 @@ mod tests {
         let port = listener.local_addr().expect("an address").port();
         drop(listener);
         let closed: Target = format!("localhost:{port}").parse().expect("a target");
-        let proxy = Proxy { endpoint: closed.clone(), credentials: None };
-        let gateway: Target = "gateway:443".parse().expect("a target");
-        for (to, proxy) in [(&closed, None), (&gateway, Some(&proxy))] {
+        let proxy = through(&format!("http://{closed}"));
+        let mut bypassed = through("http://192.0.2.1:1");
+        bypassed.no_proxy = "localhost".parse().expect("a list");
+        for (to, egress) in [(&closed, &Egress::default()), (&gateway(), &proxy), (&closed, &bypassed)] {
             let mut told = Vec::new();
-            assert!(connect(to, proxy, |addresses| told.extend_from_slice(addresses)).await.is_err());
+            assert!(connect(to, egress, |addresses| told.extend_from_slice(addresses)).await.is_err());
             assert!(told.contains(&SocketAddr::from(([127, 0, 0, 1], port))), "{told:?}");
         }
     }
@@ -502,15 +347,5 @@ mod tests {
         let stream = dial(listener.local_addr().expect("an address")).await.expect("connected");
         assert!(sockopt::socket_keepalive(&stream).expect("an option"));
         assert_eq!(sockopt::tcp_keepidle(&stream).expect("an option"), limits::PROBE_AFTER);
-    }
-
-    #[tokio::test]
-    async fn an_endless_reply_is_cut() {
-        let long: &'static [u8] =
-            Box::leak([&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'y'; 64 * 1024]].concat().into_boxed_slice());
-        let (proxy, _served) = proxy_that_says(long).await;
-        let error =
-            connect(&"gateway:443".parse().expect("a target"), Some(&proxy), |_| ()).await.expect_err("refused");
-        assert!(matches!(error, ConnectError::ProxyReply { .. }), "{error:?}");
     }
 }

@@ -296,6 +296,8 @@ pub struct Transport<S> {
     ahead: Option<Ahead>,
     unsaid: usize,
     unsent: BytesMut,
+    /// Whether the stream may hold back what it has taken.
+    unflushed: bool,
     /// What the peer may still send before the login.
     allowance: usize,
     control: Control,
@@ -316,6 +318,7 @@ impl<S> Transport<S> {
             ahead: None,
             unsaid,
             unsent: BytesMut::new(),
+            unflushed: false,
             allowance: limits::LOGIN_BYTES,
             control: control.clone(),
             packets: Packets { looked: Instant::now(), packets: 0, bytes: 0 },
@@ -399,8 +402,19 @@ impl<S: AsyncWrite + Unpin> Transport<S> {
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
+            self.unflushed = true;
             self.unsent.advance(written);
             self.tell();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// As [`Transport::write_on`], and what layers of the stream hold back too.
+    fn flush_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.write_on(cx))?;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+            self.unflushed = false;
         }
         Poll::Ready(Ok(()))
     }
@@ -417,7 +431,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;
-        if let Poll::Ready(Err(error)) = this.write_on(cx) {
+        if let Poll::Ready(Err(error)) = this.flush_on(cx) {
             return Poll::Ready(Err(error));
         }
         this.admit(buf.remaining())?;
@@ -510,7 +524,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
             while taken < buf.len() {
                 match Pin::new(&mut this.stream).poll_write(cx, &buf[taken..])? {
                     Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(written) => taken += written,
+                    Poll::Ready(written) => {
+                        this.unflushed = true;
+                        taken += written;
+                    }
                     Poll::Pending => break,
                 }
             }
@@ -530,10 +547,10 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;
-        match this.write_on(cx) {
-            // What is left is written on with the next poll of the stream: the session goes on.
-            Poll::Pending | Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
+        // What is left is written on with the next poll of the stream: the session goes on.
+        match this.flush_on(cx) {
+            Poll::Pending => Poll::Ready(Ok(())),
+            flushed @ Poll::Ready(_) => flushed,
         }
     }
 

@@ -19,6 +19,7 @@ use caponier::policy::window::Window;
 use caponier::reload::Reloads;
 use caponier::systemd::Supervisor;
 use caponier::task::Tasks;
+use caponier::tunnel::connect::Egress;
 use caponier::tunnel::wire::{Control, Drain};
 use russh::client::Handle;
 use russh::keys::{PrivateKeyWithHashAlg, PublicKeyOrCertificate};
@@ -281,7 +282,7 @@ impl Linked {
             id: "prod-eu".parse().expect("an id"),
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
-            proxy: None,
+            egress: Egress::default(),
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),

@@ -286,6 +286,7 @@ fn request(
     Request {
         principal: guest.principal.clone(),
         credential: Some(guest.credential.clone()),
+        token: None,
         agent: guest.agent.clone(),
         target: Target::from_wire(&opening.host, opening.port),
         asked: format!("{}:{}", opening.host, opening.port),

@@ -518,3 +518,48 @@ async fn an_expiry_counts_as_a_change() {
     assert_eq!(knows(&watched.files, &key), Err(Refusal::Expired));
     watched.stop().await;
 }
+
+#[test]
+fn keys_that_sign_tokens_say_for_whom_and_are_nothing_else() {
+    let (tree, agent) = Tree::good();
+    let key = tree.key("organisations/acme/token-keys/ci.pub");
+    tree.write(
+        "organisations/acme/token-keys/ci.toml",
+        "principals = [\"ci\", \"build-*\"]\nrevoked_tokens = [\"one\", \"two\"]\nexpires = 2027-01-01T00:00:00Z\n",
+    );
+    tree.write("organisations/acme/principals/ci.toml", "agents = [\"prod-*\"]\nrevoked_tokens = [\"three\"]\n");
+    let snapshot = tree.load().expect("in good order");
+    let acme = &snapshot.organisations()[&"acme".parse().expect("an id")];
+    let [token_key] = &acme.token_keys[..] else { panic!("{:?}", acme.token_keys) };
+    assert_eq!((&token_key.registered.key, token_key.revoked_tokens.len()), (&key, 2));
+    assert!(token_key.registered.expires.is_some());
+    assert_eq!(acme.principals[&"ci".parse().expect("an id")].revoked_tokens.len(), 1);
+
+    let rsa = "ssh-keygen -q -t ecdsa -N '' -f key && cat key.pub";
+    let other = std::process::Command::new("sh").args(["-c", rsa]).current_dir(tree.path("")).output();
+    let other = String::from_utf8(other.expect("ssh-keygen runs").stdout).expect("text");
+    let agent = agent.to_openssh();
+    for (pub_key, toml, problem) in [
+        (None, None, "for which principals this key may sign"),
+        (None, Some(""), "principals"),
+        (None, Some("principals = []"), "principals"),
+        (None, Some("principals = [\"CI\"]"), "patterns"),
+        (None, Some("principals = [\"ci\"]\nrevoked_tokens = [\"a b\"]"), "a token's id"),
+        (None, Some("principals = [\"ci\"]\nrevoked_tokens = \"one\""), "a list is wanted"),
+        (None, Some("principals = [\"ci\"]\nagents = [\"*\"]"), "agents"),
+        (Some(&other), Some("principals = [\"ci\"]"), "Ed25519"),
+        (Some(&agent), Some("principals = [\"ci\"]"), "a key has one holder"),
+    ] {
+        let (tree, _) = Tree::good();
+        match pub_key {
+            Some(text) => {
+                tree.write("organisations/acme/token-keys/ci.pub", text);
+                tree.write("organisations/acme/agents/prod-eu/two.pub", &agent);
+            }
+            None => drop(tree.key("organisations/acme/token-keys/ci.pub")),
+        }
+        toml.inspect(|toml| tree.write("organisations/acme/token-keys/ci.toml", toml));
+        let faults = tree.load().expect_err(problem).to_string();
+        assert!(faults.contains(problem), "{problem}: {faults}");
+    }
+}

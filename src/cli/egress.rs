@@ -1,0 +1,39 @@
+//! The arguments that say how a command leaves its network.
+
+use std::path::PathBuf;
+
+use super::{Exit, ExitWith};
+use crate::config;
+use crate::tunnel::connect::Egress;
+
+/// How to leave the network.
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A proxy on the way to the server: http://, https:// or socks5://, then HOST:PORT; none: no proxy. Left out,
+    /// CAPONIER_FORWARD_PROXY counts, which may hold credentials as USER:PASSWORD@ before HOST, and after it HTTPS_PROXY.
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
+    /// What is reached without the proxy, with commas between: hosts with all below them, .SUFFIX, addresses, networks, *, each
+    /// with :PORT or without. Names are not looked up for it. Left out, NO_PROXY counts.
+    #[arg(long, value_name = "LIST")]
+    no_proxy: Option<String>,
+    /// The certificate authorities of a proxy of https://, in PEM; those of the system unless given.
+    #[arg(long, value_name = "FILE")]
+    proxy_ca_file: Option<PathBuf>,
+}
+
+/// The variable that may hold a proxy with a password, which the command line may not: everybody can read that.
+const VARIABLE: &str = "CAPONIER_FORWARD_PROXY";
+
+impl Args {
+    /// What they say, with the environment.
+    ///
+    /// # Errors
+    /// If any of it cannot be used.
+    pub(super) fn egress(&self) -> anyhow::Result<Egress> {
+        let (proxy, no_proxy, ca_file) =
+            (self.proxy.as_deref(), self.no_proxy.as_deref(), self.proxy_ca_file.as_deref());
+        let environment = |name: &str| std::env::var(name).ok();
+        config::egress_of_command(proxy, no_proxy, ca_file, VARIABLE, environment).exit_with(Exit::Usage)
+    }
+}
