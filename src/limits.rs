@@ -19,6 +19,17 @@ pub const PROXY_HEADER_MAX: usize = 2 * 1024;
 /// From `accept` to the end of that header, which a balancer sends at once.
 pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes that are read from a client in a TLS handshake: a hello with post-quantum keys is two kilobytes, and a client's
+/// certificate with those between it and its authority comes to less than half of this. The TLS library alone would take
+/// messages of 64 KiB, and keep them.
+pub const TLS_HANDSHAKE_BYTES: usize = 32 * 1024;
+
+/// Certificates in one file, from an end's own up to its authority: honest chains have three or four.
+pub const TLS_CHAIN_MAX: usize = 16;
+
+/// What is read at once from a socket under TLS: a record of the largest size. The TLS library asks for 4 KiB at a time.
+pub const TLS_READ_AHEAD: usize = 17 * 1024;
+
 /// Connections that have not logged in yet, over the whole gateway.
 pub const UNAUTHENTICATED_MAX: usize = 256;
 
