@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod keys;
 pub mod policy;
 pub mod provision;
+pub mod proxy;
 mod running;
 pub mod url;
 
@@ -116,6 +117,7 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
+    Proxy(proxy::Args),
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
@@ -130,6 +132,7 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
+            Self::Proxy(args) => proxy::run(args),
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),

@@ -15,6 +15,7 @@ mod kinds;
 mod lifecycle;
 mod limits;
 mod links;
+mod network_proxy;
 mod openssh;
 mod organisations;
 mod policy;
