@@ -129,6 +129,9 @@ pub const PEER_CHAIN_MAX: usize = 8;
 /// Most names of a TLS certificate that are looked at: one that stands for more hosts stands for no one agent.
 pub const PEER_NAMES_MAX: usize = 100;
 
+/// Names of TLS certificates that stand for one agent or principal: a few hosts or renewals, not a fleet.
+pub const CERTIFICATE_NAMES_OF_ONE: usize = 16;
+
 /// Certificates of client CAs in one place, that of an organisation or an agent or a listener: each may cost a chain to be
 /// built when somebody shows a certificate.
 pub const CLIENT_CAS_MAX: usize = 16;
