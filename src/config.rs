@@ -12,6 +12,7 @@ mod egress;
 mod file;
 mod resolver;
 mod resources;
+mod trust;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -21,6 +21,7 @@
 
 mod client;
 mod identity;
+mod issuer;
 mod peer;
 mod roots;
 mod server;
