@@ -48,6 +48,7 @@ use crate::limits::{
     TRAIL_TEXT_MAX,
 };
 use crate::task::Tasks;
+use crate::token::TokenId;
 
 use writer::{Message, Prepared};
 
@@ -380,6 +381,8 @@ pub struct Opening {
     pub key: Option<Fingerprint>,
     /// The certificate of that key, where it was that which counted.
     pub certificate: Option<Certificate>,
+    /// The id of the token that this key has signed, where it was that which counted.
+    pub token: Option<TokenId>,
     /// Where the principal connects from.
     pub client: Option<String>,
     /// Which kind of door was used.
@@ -687,6 +690,21 @@ impl Event {
         event
     }
 
+    /// The fingerprint of the TLS certificate that the peer has shown, or `missing` where it was let in without one. Nothing is
+    /// said where nobody asks for one.
+    #[must_use]
+    pub fn client_certificate(mut self, mark: Option<impl fmt::Display>) -> Self {
+        self.0.client_certificate = mark.and_then(text);
+        self
+    }
+
+    /// The id of the token that was shown.
+    #[must_use]
+    pub fn token(mut self, id: &TokenId) -> Self {
+        self.0.token = text(id);
+        self
+    }
+
     /// The peer's address.
     #[must_use]
     pub fn client(mut self, client: impl fmt::Display) -> Self {
@@ -777,6 +795,12 @@ struct Record {
     serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_id: Option<String>,
+    /// The fingerprint of the peer's TLS certificate, or `missing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_certificate: Option<String>,
+    /// The id that a token gives itself (`jti`), never the token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -869,6 +893,7 @@ impl Opening {
             principal: self.principal.as_ref().and_then(text),
             asserted_by: self.asserted_by.as_deref().and_then(text),
             key: self.key.as_ref().and_then(text),
+            token: self.token.as_ref().and_then(text),
             client: self.client.as_deref().and_then(text),
             door: self.door.and_then(text),
             target: text(&self.target),

@@ -16,6 +16,7 @@ pub mod keys;
 pub mod policy;
 pub mod provision;
 mod running;
+pub mod url;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -121,6 +122,7 @@ enum Command {
     Agents(agents::Args),
     Keys(keys::Args),
     Policy(policy::Args),
+    Url(url::Args),
 }
 
 impl Command {
@@ -134,6 +136,7 @@ impl Command {
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Policy(args) => policy::run(args),
+            Self::Url(args) => url::run(args),
         }
     }
 }

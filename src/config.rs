@@ -10,6 +10,7 @@
 
 mod egress;
 mod file;
+mod mutual;
 mod resolver;
 mod resources;
 mod trust;

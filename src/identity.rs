@@ -185,9 +185,18 @@ impl FromStr for Pattern {
     }
 }
 
-/// The SHA-256 of a public key in SSH wire form, written as OpenSSH writes it: `SHA256:` and 43 characters of base64.
+/// The SHA-256 of a public key in SSH wire form, written as OpenSSH writes it: `SHA256:` and 43 characters of base64. That of
+/// a TLS certificate is written alike.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Fingerprint(pub(crate) [u8; 32]);
+
+impl Fingerprint {
+    /// Of these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(key::sha256(bytes))
+    }
+}
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

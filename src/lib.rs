@@ -40,7 +40,7 @@
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; TLS at both ends; safe SQL |
-//! | 1 | [`reload`] | configurations that are read again when their files change |
+//! | 1 | [`reload`], [`token`] | configurations that are read again when their files change; signed tokens |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
@@ -199,4 +199,5 @@ pub mod target;
 pub mod task;
 pub mod telemetry;
 pub mod tls;
+pub mod token;
 pub mod tunnel;

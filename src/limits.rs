@@ -122,6 +122,27 @@ pub const CERTIFICATE_NAMES_MAX: usize = 256;
 /// set meanwhile.
 pub const CERTIFICATE_LOOK: Duration = Duration::from_secs(3);
 
+/// Certificates that a TLS client may show, with its own: a few between it and its authority. Those of a link are kept for as
+/// long as it lives, to be judged again.
+pub const PEER_CHAIN_MAX: usize = 8;
+
+/// Most names of a TLS certificate that are looked at: one that stands for more hosts stands for no one agent.
+pub const PEER_NAMES_MAX: usize = 100;
+
+/// Names of TLS certificates that stand for one agent or principal: a few hosts or renewals, not a fleet.
+pub const CERTIFICATE_NAMES_OF_ONE: usize = 16;
+
+/// Certificates of client CAs in one place, that of an organisation or an agent or a listener: each may cost a chain to be
+/// built when somebody shows a certificate.
+pub const CLIENT_CAS_MAX: usize = 16;
+
+/// What is left of the life of a revocation list when its operator is warned, as a share of the whole: lists live for hours
+/// or for months.
+pub const CRL_WARN_SHARE: i32 = 4;
+
+/// What is left of the life of a client CA when its operator is warned, as for keys.
+pub const CA_WARN: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// What a refused login waits: constant, so that a refusal does not tell by its time what was wrong.
 pub const LOGIN_REFUSAL_DELAY: Duration = Duration::from_millis(50);
 
@@ -696,3 +717,27 @@ pub const FORWARD_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often, in an idle time, a forward is looked at: it ends at most so much of it too late, and moving bytes costs it
 /// nothing.
 pub const IDLE_LOOKS: u32 = 4;
+
+/// The longest token, in characters: claims with all the targets that one may have, signed with the largest RSA key, and
+/// still a small part of what an HTTP client sends as a header.
+pub const TOKEN_MAX: usize = 4_096;
+
+/// The longest time that a token may be good for: whoever needs a key for longer is to have a key.
+pub const TOKEN_LIFE_MAX: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// How far the clock of whoever signs a token may be from the gateway's, either way: what NTP keeps is far closer, and a clock
+/// that is a minute wrong is noticed elsewhere.
+pub const TOKEN_LEEWAY: Duration = Duration::from_secs(60);
+
+/// The most targets that a token may name: it is for one purpose, and the grant is the place for lists.
+pub const TOKEN_TARGETS_MAX: usize = 16;
+
+/// The longest id of a token: a UUID's length, almost twice.
+pub const TOKEN_ID_MAX: usize = 64;
+
+/// How long a client of the CONNECT door has to take its answer, and after a refusal to hang up.
+pub const CONNECT_REPLY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a refused client of the CONNECT door may have sent behind its request, so that it still reads the answer: as much as a
+/// socket holds of what was sent without waiting.
+pub const CONNECT_THROWN_AWAY: usize = 256 * 1024;

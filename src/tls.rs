@@ -16,12 +16,14 @@
 //! - [`Identity`] is a certificate with its key, from files;
 //! - [`ClientOptions`] and [`connect`] are the outbound end;
 //! - [`Acceptor`] is the inbound one, with [`Certificates`] by name and a [`ClientPolicy`];
-//! - [`PeerChain`] is what a client has shown and proved to have the key of;
+//! - [`PeerChain`] is what a client has shown and proved to have the key of, and [`judge`] says whether it counts;
 //! - [`TlsStream`] is the connection.
 
 mod client;
 mod identity;
 mod issuer;
+pub mod judge;
+pub mod names;
 mod peer;
 mod roots;
 mod server;
@@ -35,6 +37,8 @@ use rustls_pki_types::ServerName;
 
 pub use client::{ClientConfig, ClientOptions, ConnectError, client, connect};
 pub use identity::{Identity, IdentityError};
+pub use judge::{ClientAuth, Trust};
+pub use names::{PeerCertificate, Wanted};
 pub use peer::PeerChain;
 pub use roots::TlsError;
 pub use server::{AcceptError, Accepted, Acceptor, Certificates, ClientPolicy, Gate};

@@ -27,6 +27,7 @@ use crate::policy::grant::Pass;
 use crate::registry::Registry;
 use crate::target::{Target, TargetError};
 use crate::task::{apart, reached};
+use crate::token::Verified;
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::ssh::{OpenError, Public};
 use crate::tunnel::wire::{ForwardId, Originator, RefusalCode};
@@ -37,6 +38,8 @@ pub(super) struct Request {
     pub(super) principal: PrincipalId,
     /// What it was made sure with, where there is anything.
     pub(super) credential: Option<Credential>,
+    /// The token that it was made sure with, where it was that.
+    pub(super) token: Option<Verified>,
     /// Which agent is to serve it.
     pub(super) agent: AgentName,
     /// Where to, or why that could not be read.
@@ -102,7 +105,8 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         agent: Some(request.agent.agent.clone()),
         principal: Some(Principal::Named(request.principal.clone())),
         asserted_by: request.asserted_by.clone(),
-        key: request.credential.as_ref().map(Credential::key),
+        key: request.credential.as_ref().map(Credential::key).or(request.token.as_ref().map(Verified::key)),
+        token: request.token.as_ref().map(|token| token.claims().id.clone()),
         certificate: request.credential.as_ref().and_then(Credential::certificate).cloned(),
         client: Some(request.client.to_string()),
         door: Some(request.door),
@@ -117,6 +121,9 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         (Ok(_), None) if !gateway.state.current().serves(&request.agent.organisation) => {
             let detail = "the configuration has no such organisation".to_owned();
             Err(denied("organisation_not_served", detail, Public::NotAllowed))
+        }
+        (Ok(target), None) if request.token.as_ref().is_some_and(|token| !token.claims().covers(target)) => {
+            Err(denied("token_target", "the token names other targets".to_owned(), Public::NotAllowed))
         }
         (Ok(target), None) => {
             let (snapshot, from) = (gateway.registry.current(), request.client.ip());
@@ -155,9 +162,9 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
     let reached = tokio::select! {
         // First: what has been taken back by now is not even asked for.
         biased;
-        () = &mut revoked => {
+        reason = &mut revoked => {
             let detail = "the registry or the configuration changed while the forward was opened".to_owned();
-            entry.finish(Ending::Denied { reason: "revoked", detail });
+            entry.finish(Ending::Denied { reason, detail });
             return answer.refuse(Public::NotAllowed).await;
         }
         reached = reach(gateway, &request, pass, &id, &mut entry) => reached,
@@ -186,7 +193,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
     // A session that is not read may keep this waiting.
     let accepted = tokio::select! {
         biased;
-        () = &mut revoked => Err("revoked"),
+        reason = &mut revoked => Err(reason),
         why = gateway.drain.cut() => Err(why),
         near = answer.accept() => Ok(near),
     };
@@ -201,7 +208,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
     let cut = {
         let watch = apart(async {
             tokio::select! {
-                () = &mut revoked => "revoked",
+                reason = &mut revoked => reason,
                 () = unrecorded.cancelled() => "audit_failed",
                 why = gateway.drain.cut() => why,
             }
@@ -240,8 +247,9 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
     remains.leave().await;
 }
 
-/// Waits until the registry or the configuration says no to what it has allowed, which it may have done since it was asked.
-async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target) {
+/// Waits until the registry or the configuration says no to what it has allowed, which it may have done since it was asked, or
+/// until the token's time is over; which of them it was.
+async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target) -> &'static str {
     let withdrawn = async {
         match &request.withdrawn {
             Some(withdrawn) => withdrawn.cancelled().await,
@@ -253,20 +261,29 @@ async fn no_longer_allowed(gateway: &Gateway, request: &Request, target: &Target
         () = gateway.state.until(|state| !state.serves(&request.agent.organisation)) => {}
         () = withdrawn => {}
     }
+    let over = request.token.as_ref().is_some_and(|token| token.claims().over() <= Timestamp::now());
+    if over { "expired" } else { "revoked" }
 }
 
 async fn no_longer_registered(gateway: &Gateway, request: &Request, target: &Target) {
     let mut changed = gateway.registry.changed();
     let from = request.client.ip();
-    let expires = request.credential.as_ref().and_then(Credential::expires);
+    let expires = match &request.token {
+        Some(token) => Some(token.claims().over()),
+        None => request.credential.as_ref().and_then(Credential::expires),
+    };
     loop {
         let now = Timestamp::now();
         let snapshot = gateway.registry.current();
         let key_holds = request.credential.as_ref().is_none_or(|credential| {
             snapshot.admits_credential(&request.agent, credential, from, now).as_ref() == Ok(&request.principal)
         });
+        let token_holds = request
+            .token
+            .as_ref()
+            .is_none_or(|token| snapshot.admits_token(token, from, now).as_ref() == Ok(&request.principal));
         let decision = snapshot.decide(&request.principal, &request.agent, target, from, now);
-        if !key_holds || matches!(decision, Decision::Deny(_)) {
+        if !key_holds || !token_holds || matches!(decision, Decision::Deny(_)) {
             return;
         }
         tokio::select! {
@@ -423,6 +440,7 @@ impl Failure {
         match self {
             Self::Refused(OpenError::Refused { code, .. }) if *code == RefusalCode::Denied as u32 => Public::NotAllowed,
             Self::Leaving => Public::Draining,
+            Self::Unanswered { .. } => Public::TimedOut,
             _ => Public::NotAvailable,
         }
     }
@@ -456,7 +474,7 @@ impl Failure {
         let (reason, detail) = (self.reason(), self.detail());
         match self.public() {
             Public::NotAllowed => Ending::Denied { reason, detail },
-            Public::Draining | Public::NotAvailable => Ending::Failed { reason, detail },
+            Public::Draining | Public::TimedOut | Public::NotAvailable => Ending::Failed { reason, detail },
         }
     }
 }

@@ -608,7 +608,7 @@ fn masked(mut point: [u8; 32]) -> [u8; 32] {
     point
 }
 
-fn sha256(bytes: &[u8]) -> [u8; 32] {
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let mut digest = [0; 32];
     digest.copy_from_slice(&HashAlg::Sha256.digest(bytes));
     digest

@@ -91,7 +91,7 @@ impl Snapshot {
         Ok(id)
     }
 
-    /// A key that was withdrawn does not come back with a certificate, and one that is an agent's or a CA's logs nobody in.
+    /// A key that was withdrawn does not come back with a certificate, and one that is an agent's or a CA's, or signs tokens, logs nobody in.
     fn judge_subject(
         &self,
         agent: &AgentName,
@@ -101,7 +101,7 @@ impl Snapshot {
         let subject = certificate.subject();
         match self.role(&agent.organisation, &subject.fingerprint()) {
             Err(_) => Ok(()),
-            Ok(Role::Agent(_) | Role::Authority) => Err(Refusal::OtherHolder),
+            Ok(Role::Agent(_) | Role::Authority | Role::TokenKey) => Err(Refusal::OtherHolder),
             Ok(Role::Principal(id)) => {
                 let keys = organisation.principals.get(id).map(|record| &record.keys[..]).unwrap_or_default();
                 let revoked = keys.iter().any(|registered| registered.revoked && registered.key == *subject);

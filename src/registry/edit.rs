@@ -249,6 +249,9 @@ impl Editor {
             Role::Authority => {
                 return Err(EditError::Unfit("a user CA is registered by hand, with what it may certify"));
             }
+            Role::TokenKey => {
+                return Err(EditError::Unfit("a key for tokens is registered by hand, with whom it may sign for"));
+            }
         };
         let members = self.dir.join("organisations").join(organisation.as_str()).join(kind);
         let folder = members.join(name);
@@ -297,7 +300,7 @@ impl Editor {
             self.write_revoked(&key)?;
         }
         let others = self.snapshot.organisations().get(&key.organisation).into_iter().flat_map(|held| held.keys());
-        let member = key.role != Role::Authority;
+        let member = !matches!(key.role, Role::Authority | Role::TokenKey);
         let last = member && !others.into_iter().any(|(role, other)| role == key.role && other.counts(now));
         Ok(Revoked { key, before, last })
     }
@@ -334,6 +337,7 @@ impl Editor {
             Role::Agent(id) => held.agents.contains_key(id),
             Role::Principal(id) => held.principals.contains_key(id),
             Role::Authority => !held.authorities.is_empty(),
+            Role::TokenKey => !held.token_keys.is_empty(),
         })
     }
 

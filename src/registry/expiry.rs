@@ -126,8 +126,8 @@ impl Snapshot {
                 let keys = match &role {
                     Role::Agent(agent) => organisation.agents.get(agent).map(|agent| &agent.keys),
                     Role::Principal(principal) => organisation.principals.get(principal).map(|record| &record.keys),
-                    // Of several CAs none can be told to take the place of another.
-                    Role::Authority => None,
+                    // Of several CAs, or keys for tokens, none can be told to take the place of another.
+                    Role::Authority | Role::TokenKey => None,
                 };
                 let lasts_longer = |other: &RegisteredKey| other.expires.is_none_or(|end| end > expires);
                 let succeeded = keys.into_iter().flatten().any(|other| other.counts(now) && lasts_longer(other));

@@ -4,6 +4,8 @@ use std::fmt;
 
 use rustls_pki_types::CertificateDer;
 
+use crate::identity::Fingerprint;
+
 /// A client's certificate and what it sent along. That it has the certificate's key was proved in the handshake; whose it
 /// is, and whether it counts, is judged by whoever knows what the client claims to be.
 #[derive(Clone, PartialEq, Eq)]
@@ -14,6 +16,12 @@ impl PeerChain {
     pub(super) fn new(chain: &[CertificateDer<'_>]) -> Option<Self> {
         let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
         (!chain.is_empty()).then_some(Self(chain))
+    }
+
+    /// The SHA-256 of the client's own certificate.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(&self.0[0])
     }
 
     /// The certificates, the client's own first.

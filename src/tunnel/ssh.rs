@@ -793,7 +793,7 @@ impl Opening {
             (Public::NotAllowed, _) => NOT_ALLOWED,
             // Our own client asks whoever is there next.
             (Public::Draining, Flow::Credit) => RefusalCode::Draining as u32,
-            (Public::Draining | Public::NotAvailable, _) => NOT_AVAILABLE,
+            (Public::Draining | Public::TimedOut | Public::NotAvailable, _) => NOT_AVAILABLE,
         };
         if let Some(reply) = self.reply.take() {
             reply.reject(ChannelOpenFailure::Other { code, reason: public.as_str().to_owned() }).await;
@@ -808,6 +808,8 @@ pub enum Public {
     NotAllowed,
     /// This end goes away; another one may serve.
     Draining,
+    /// Nobody has answered in time.
+    TimedOut,
     /// Anything else.
     NotAvailable,
 }
@@ -818,7 +820,7 @@ impl Public {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::NotAllowed => "not allowed",
-            Self::Draining | Self::NotAvailable => "not available",
+            Self::Draining | Self::TimedOut | Self::NotAvailable => "not available",
         }
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -53,6 +54,12 @@ impl Stream {
         Self(Kind::Layered(Box::new(layer)))
     }
 
+    /// The same, of which `head` has been read already and is read again first.
+    #[must_use]
+    pub fn preceded_by(self, head: Bytes) -> Self {
+        if head.is_empty() { self } else { Self::layered(Preceded { head, stream: self }) }
+    }
+
     /// The bare socket, if it is one.
     ///
     /// # Errors
@@ -79,6 +86,56 @@ impl Layer for Stream {
             Kind::Tcp(stream) => Some(stream),
             Kind::Layered(layer) => layer.socket(),
         }
+    }
+}
+
+/// A stream after what was read of it too early.
+struct Preceded {
+    head: Bytes,
+    stream: Stream,
+}
+
+impl Layer for Preceded {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.stream.socket()
+    }
+}
+
+impl AsyncRead for Preceded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.head.is_empty() {
+            return Pin::new(&mut this.stream).poll_read(cx, buf);
+        }
+        let length = this.head.len().min(buf.remaining());
+        buf.put_slice(&this.head.split_to(length));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Preceded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }
 

@@ -106,8 +106,9 @@ pub(crate) async fn run_for(patience: Duration, command: &mut Command) -> Said {
 /// The built program, without settings from this process' environment.
 pub(crate) fn caponier() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_caponier"));
+    let proxies = ["AGENT_PROXY", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"];
     for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| name.starts_with("CAPONIER") || name == "AGENT_PROXY") {
+        if name.to_str().is_some_and(|name| name.starts_with("CAPONIER") || proxies.contains(&name)) {
             command.env_remove(name);
         }
     }

@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::super::{Exit, ExitWith, print};
 use crate::identity::OrganisationId;
+use crate::registry::Role;
 use crate::registry::edit::{self, Listed};
 use crate::registry::expiry::{Left, Stage};
 
@@ -60,12 +61,12 @@ pub(super) fn state(key: &Listed, now: Timestamp) -> &'static str {
 
 fn object(listed: &Listed, now: Timestamp) -> serde_json::Value {
     let key = &listed.key;
+    let stem = || listed.file.file_stem().and_then(|name| name.to_str()).unwrap_or("");
     let (role, name) = match &listed.role {
-        crate::registry::Role::Agent(id) => ("agent", id.as_str()),
-        crate::registry::Role::Principal(id) => ("principal", id.as_str()),
-        crate::registry::Role::Authority => {
-            ("user-ca", listed.file.file_stem().and_then(|name| name.to_str()).unwrap_or(""))
-        }
+        Role::Agent(id) => ("agent", id.as_str()),
+        Role::Principal(id) => ("principal", id.as_str()),
+        Role::Authority => ("user-ca", stem()),
+        Role::TokenKey => ("token-key", stem()),
     };
     json!({
         "organisation": listed.organisation.as_str(),

@@ -95,6 +95,7 @@ pub(in crate::gateway) async fn accept(
         let request = Request {
             principal: door.principal.clone(),
             credential: None,
+            token: None,
             agent: door.agent.clone(),
             target: Ok(door.target.clone()),
             asked: door.target.to_string(),
