@@ -20,8 +20,8 @@ use crate::limits;
 use crate::registry::mutual::{Listener, Shown};
 use crate::registry::{Registry, Snapshot, expiry};
 use crate::task::reached;
-use crate::tls::judge::Flaw;
-use crate::tls::{ClientAuth, PeerChain, Trust};
+use crate::tls::judge::{self, Flaw};
+use crate::tls::{ClientAuth, ClientPolicy, PeerChain, Trust};
 
 /// Whose certificate is judged.
 #[derive(Debug, Clone)]
@@ -91,6 +91,27 @@ impl Visitor {
                 () = reached(next, limits::CERTIFICATE_LOOK) => {}
             }
         }
+    }
+}
+
+/// What is asked of clients in the TLS handshake at a main listener, as things are. Where one must be shown, anything that
+/// leads to none of the client CAs, or is good no more, ends the handshake; whose it is, is judged when that is claimed.
+pub(super) fn client_policy(gateway: &Arc<Gateway>, listener: usize) -> ClientPolicy {
+    let state = gateway.state.current();
+    let here = state.mutual(listener).map_or(ClientAuth::Strict, |listener| listener.client_auth);
+    let anywhere = gateway.registry.current().strictest_client_auth().max(here);
+    // Not kept alive by what it keeps.
+    let gateway = Arc::downgrade(gateway);
+    match anywhere {
+        ClientAuth::Off => ClientPolicy::Off,
+        _ if here == ClientAuth::Strict => ClientPolicy::Require(judge::gate(move |chain| {
+            let Some(gateway) = gateway.upgrade() else { return Err(Flaw::Invalid) };
+            let (state, registry) = (gateway.state.current(), gateway.registry.current());
+            let here = state.mutual(listener).map(|listener| listener.trust);
+            let trusts = here.into_iter().chain(registry.client_trusts().map(|(_, trust)| trust));
+            judge::vouch_any(trusts, chain, Timestamp::now()).map(drop)
+        })),
+        ClientAuth::Loose | ClientAuth::Strict => ClientPolicy::Ask,
     }
 }
 
