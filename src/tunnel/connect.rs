@@ -212,7 +212,7 @@ pub async fn connect(
     let credentials = proxy.credentials.as_ref();
     let head = if proxy.scheme == Scheme::Socks5 {
         let asked = timeout_at(deadline, socks::ask(&mut stream, to, credentials)).await;
-        let asked = asked.map_err(|_| silent("has not answered the SOCKS5 request for"))?;
+        let asked = asked.map_err(|_| silent("has not answered (is it a SOCKS5 proxy?) the request for"))?;
         asked.map_err(|source| ConnectError::SocksProxy { proxy: endpoint(), to: to.clone(), source })?;
         Bytes::new()
     } else {
