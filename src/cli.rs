@@ -15,7 +15,9 @@ pub mod gateway;
 pub mod keys;
 pub mod policy;
 pub mod provision;
+pub mod proxy;
 mod running;
+pub mod url;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -115,12 +117,14 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
-    Forward(forward::Args),
+    Proxy(proxy::Args),
+    Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
     Agents(agents::Args),
     Keys(keys::Args),
     Policy(policy::Args),
+    Url(url::Args),
 }
 
 impl Command {
@@ -128,12 +132,14 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
-            Self::Forward(args) => forward::run(args),
+            Self::Proxy(args) => proxy::run(args),
+            Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Policy(args) => policy::run(args),
+            Self::Url(args) => url::run(args),
         }
     }
 }

@@ -19,6 +19,17 @@ pub const PROXY_HEADER_MAX: usize = 2 * 1024;
 /// From `accept` to the end of that header, which a balancer sends at once.
 pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes that are read from a client in a TLS handshake: a hello with post-quantum keys is two kilobytes, and a client's
+/// certificate with those between it and its authority comes to less than half of this. The TLS library alone would take
+/// messages of 64 KiB, and keep them.
+pub const TLS_HANDSHAKE_BYTES: usize = 32 * 1024;
+
+/// Certificates in one file, from an end's own up to its authority: honest chains have three or four.
+pub const TLS_CHAIN_MAX: usize = 16;
+
+/// What is read at once from a socket under TLS: a record of the largest size. The TLS library asks for 4 KiB at a time.
+pub const TLS_READ_AHEAD: usize = 17 * 1024;
+
 /// Connections that have not logged in yet, over the whole gateway.
 pub const UNAUTHENTICATED_MAX: usize = 256;
 
@@ -117,6 +128,9 @@ pub const PEER_CHAIN_MAX: usize = 8;
 
 /// Most names of a TLS certificate that are looked at: one that stands for more hosts stands for no one agent.
 pub const PEER_NAMES_MAX: usize = 100;
+
+/// Names of TLS certificates that stand for one agent or principal: a few hosts or renewals, not a fleet.
+pub const CERTIFICATE_NAMES_OF_ONE: usize = 16;
 
 /// Certificates of client CAs in one place, that of an organisation or an agent or a listener: each may cost a chain to be
 /// built when somebody shows a certificate.
@@ -700,6 +714,42 @@ pub const FORWARD_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// nothing.
 pub const IDLE_LOOKS: u32 = 4;
 
+/// Connections to a network proxy at once, unless its configuration says otherwise: each holds two descriptors and the
+/// buffers of two sockets, and may hold those of two TLS sessions besides.
+pub const PROXY_CONNECTIONS: usize = 4_096;
+
+/// The same from one address: a node whose clients share it has several hundred, and four of its kind fit in.
+pub const PROXY_CONNECTIONS_PER_ADDRESS: usize = 1_024;
+
+/// The most that an operator may allow a network proxy: each has a place in the trail, and this is half of them.
+pub const PROXY_CONNECTIONS_MAX: usize = FORWARDS_MAX;
+
+/// Connections to a network proxy that have not said what they want. More than at a gateway, where a login comes but once: HTTP
+/// clients keep connections open that they have no use for yet.
+pub const PROXY_SEATS: usize = 1_024;
+
+/// The same from one address: as many as a client opens in a burst, and four such clients fit in.
+pub const PROXY_SEATS_PER_ADDRESS: usize = 256;
+
+/// How long the head of a request may take, and a connection may lie between two of them: the time of a login, which is about
+/// as much work for a client. Who has a use for it again makes another one.
+pub const HEAD_TIMEOUT: Duration = LOGIN_GRACE;
+
+/// The head of a request, and what is buffered of its body: what other servers take, with cookies and tokens.
+pub const HEAD_MAX: usize = 64 * 1024;
+
+/// The headers of a request: what other servers take.
+pub const HEADERS_MAX: usize = 100;
+
+/// Upstreams and listeners in one configuration: each listener holds a socket, and a health report names each upstream.
+pub const PROXY_PARTS: usize = 64;
+
+/// Requests for a network proxy's health at once: whoever asks is on the same host, and asks once in a few seconds.
+pub const HEALTH_CONNECTIONS: usize = 16;
+
+/// How long an answer about an upstream's health counts, so that nobody who asks for it causes more than a few connections.
+pub const HEALTH_KEPT: Duration = Duration::from_secs(10);
+
 /// The longest token, in characters: claims with all the targets that one may have, signed with the largest RSA key, and
 /// still a small part of what an HTTP client sends as a header.
 pub const TOKEN_MAX: usize = 4_096;
@@ -716,3 +766,10 @@ pub const TOKEN_TARGETS_MAX: usize = 16;
 
 /// The longest id of a token: a UUID's length, almost twice.
 pub const TOKEN_ID_MAX: usize = 64;
+
+/// How long a client of the CONNECT door has to take its answer, and after a refusal to hang up.
+pub const CONNECT_REPLY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a refused client of the CONNECT door may have sent behind its request, so that it still reads the answer: as much as a
+/// socket holds of what was sent without waiting.
+pub const CONNECT_THROWN_AWAY: usize = 256 * 1024;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Config, Server};
@@ -16,8 +17,9 @@ use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::url::Transport;
 use crate::tunnel::dial::{self, DialError, Dialled, Way};
-use crate::tunnel::splice::{self, Bounds, Side};
+use crate::tunnel::splice::{self, Bounds, End, Side};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
+use crate::tunnel::stream::Stream;
 use crate::tunnel::wire::{self, ForwardId, Originator, Peer, RefusalCode};
 
 /// Why there is no session.
@@ -300,6 +302,21 @@ impl Session {
             remains.leave().await;
         });
         Ok(near)
+    }
+
+    /// Carries `near` to `target` and back until both are done, and tells how that ended.
+    ///
+    /// # Errors
+    /// If there is no connection to the target; see [`OpenError`].
+    pub async fn carry(&self, target: &Target, near: Stream, stop: &CancellationToken) -> Result<End, OpenError> {
+        let Some(opened) = stop.run_until_cancelled(self.open(target, "127.0.0.1")).await else {
+            return Ok(End::Stopped);
+        };
+        let channel = opened?;
+        let (near, far) = (Side::Stream(near), Side::Channel(channel));
+        let (end, remains) = splice::splice(near, far, &Counters::default(), Bounds::default(), stop).await;
+        remains.leave().await;
+        Ok(end)
     }
 
     /// Ends the session, once the streams that were dropped have said their goodbyes.
