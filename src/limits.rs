@@ -298,6 +298,10 @@ pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
 /// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
 pub const WAYS_PER_GATEWAY: usize = 8;
 
+/// From a connection to a gateway to the end of the TLS handshake on it, with a balancer between that may reach for the gateway
+/// first.
+pub const TLS_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// A gateway's, or a balancer's, reply to a WebSocket request: status line and headers.
 pub const WEBSOCKET_REPLY_MAX: usize = 16 * 1024;
 

@@ -22,6 +22,7 @@
 
 mod client;
 mod identity;
+mod issuer;
 pub mod judge;
 pub mod names;
 mod peer;

@@ -351,9 +351,15 @@ async fn a_proxy_within_tls_is_known_by_its_own_certificate() {
     let ours = "proxy_ca_file = \"ca.pem\"";
     let wrong = "could not make TLS with proxy ";
     for (setting, words) in [
-        (tls(&squid, ""), "come from one of this system's authorities, or proxy_ca_file must name the file of its own"),
-        (tls(&squid, "proxy_ca_file = \"other.pem\""), "come from an authority in proxy_ca_file"),
-        (tls(&elsewhere, ours), "its certificate must be for 127.0.0.1 and"),
+        (
+            tls(&squid, ""),
+            "the proxy's own authority, name its file in proxy_ca_file; ask the network's operators for it: ",
+        ),
+        (tls(&squid, "proxy_ca_file = \"other.pem\""), "add it to the file in proxy_ca_file"),
+        (
+            tls(&elsewhere, ours),
+            "should have one of its names in the place of 127.0.0.1, or another host answers there: the server's certificate is for ",
+        ),
         (tls(&plain, ours), wrong),
         (format!("proxy = \"http://{}\"", squid.address), "is it an HTTP proxy, and of this scheme?"),
         (format!("proxy = \"http://{}\"", socks.address), "is it an HTTP proxy, and of this scheme?"),
@@ -363,6 +369,8 @@ async fn a_proxy_within_tls_is_known_by_its_own_certificate() {
         site.restart_agent().await;
         let line = site.program(Side::Agent).says("not linked").await;
         assert!(line.contains(words), "{setting}: {line}");
+        // Who has signed it is told, so that somebody can be asked for it.
+        assert!(!words.contains("authority") || line.contains("CN=the proxy's authority"), "{line}");
         assert_eq!(site.program(Side::Agent).stop().await, Some(0));
     }
     // Authorities are read again as keys are.
@@ -450,7 +458,7 @@ async fn the_client_goes_out_as_the_agent_does() {
         let command = forward(&site, target, arguments, &environment);
         let mut program = Program::start(&name, command, &site.path().join(format!("{name}.log")));
         let line = program.says(&format!(" for {target}")).await;
-        let (_, rest) = line.split_once("listening on ").expect("where it listens");
+        let (_, rest) = line.split_once("listening ").expect("where it listens");
         let address = rest.split(' ').next().expect("an address").parse().expect("an address");
         echoes(connect(address).await, b"through a proxy").await;
         assert!(!program.log().contains("word"), "{}", program.log());
