@@ -53,7 +53,7 @@ impl Reply {
                 "token_required",
                 "show a token (`caponier url` makes one), as the password of the user caponier",
             ),
-            Self::Refused => (NEEDED, "token_refused", "the token does not count here"),
+            Self::Refused => (NEEDED, "token_refused", "what was shown does not count here"),
             Self::Revoked => (NEEDED, "token_revoked", "the token was revoked"),
             Self::NotYet { begins, now } => {
                 let sentence = format!("the token is not valid before {begins}; this gateway's clock says {now}");
