@@ -25,7 +25,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use self::reply::{Reply, refuse};
+use self::reply::Reply;
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::gateway::Gateway;
@@ -40,21 +40,10 @@ use crate::tls::PeerChain;
 use crate::token::{Form, Token, Untimely, Verified};
 use crate::tunnel::admit::Seat;
 use crate::tunnel::admit::penalty::Fault;
+use crate::tunnel::http::{self, Head};
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::Public;
 use crate::tunnel::stream::Stream;
-
-/// A CONNECT request, of which nothing but the form has been looked at.
-pub(in crate::gateway) struct Asked {
-    /// The authority that it asks for, as it stands there.
-    pub(in crate::gateway) target: String,
-    /// What its `Proxy-Authorization` headers say.
-    pub(in crate::gateway) authorization: Vec<Secret<String>>,
-    /// What its `Caponier-Agent` headers say.
-    pub(in crate::gateway) agents: Vec<String>,
-    /// What came in behind its head.
-    pub(in crate::gateway) rest: Bytes,
-}
 
 /// How it came in.
 pub(in crate::gateway) struct Arrival {
@@ -71,14 +60,20 @@ pub(in crate::gateway) struct Arrival {
 /// The kind of door.
 const DOOR: &str = "connect";
 
+/// Where a token stands.
+const AUTHORIZATION: &str = "proxy-authorization";
+
+/// Where it may stand which agent is meant; beside a certificate alone it must.
+const AGENT: &str = "caponier-agent";
+
 /// The user beside a token in a URL.
 const USER: &str = "caponier";
 
 /// Serves one connection to its end.
-pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, asked: Asked, arrival: Arrival) {
+pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, asked: http::Request, arrival: Arrival) {
     let Arrival { address, listener, shown, seat } = arrival;
     let begun = Instant::now();
-    let guest = match authenticate(&gateway, &asked, address, listener, shown) {
+    let guest = match authenticate(&gateway, &asked.head, address, listener, shown) {
         Ok(guest) => guest,
         Err(refused) => {
             refused.record(&gateway, address);
@@ -88,7 +83,7 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, ask
                 () = seat.lost().cancelled() => return,
                 () = gateway.tasks.stopping().cancelled() => return,
             }
-            return refuse(stream, refused.reply).await;
+            return http::end(stream, refused.reply.text().as_bytes()).await;
         }
     };
     drop(seat);
@@ -103,15 +98,18 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, ask
         token: guest.token.clone(),
         client_certificate: guest.mark.clone(),
         agent: guest.agent.clone(),
-        target: asked.target.parse::<Target>(),
-        asked: asked.target,
+        target: asked.head.target().parse::<Target>(),
+        asked: asked.head.target().to_owned(),
         client: address,
         door: DOOR,
         over: None,
         ticket: gateway.drain.admit(),
         withdrawn: Some(withdrawn.clone()),
     };
-    let answer = Asking { stream, rest: asked.rest };
+    let http::Request { head, rest } = asked;
+    // With the token in it.
+    drop(head);
+    let answer = Asking { stream, rest };
     let request = match request.admit(&gateway) {
         Admission::Judge(request) | Admission::Refuse(request) => request,
         Admission::Unheard => {
@@ -168,7 +166,7 @@ impl Answer for Asking {
             self.stream.write_all(reply::ESTABLISHED).await?;
             self.stream.flush().await
         };
-        match timeout(limits::CONNECT_REPLY_PATIENCE, said).await {
+        match timeout(limits::REFUSED_PATIENCE, said).await {
             Ok(Ok(())) => Some(Side::Stream(self.stream.preceded_by(self.rest))),
             Ok(Err(_)) | Err(_) => {
                 debug!("a client of the CONNECT door was gone before it was answered");
@@ -185,30 +183,30 @@ impl Answer for Asking {
             Public::TimedOut => Reply::TimedOut,
             Public::NotAvailable => Reply::NotAvailable,
         };
-        refuse(self.stream, reply).await;
+        http::end(self.stream, reply.text().as_bytes()).await;
     }
 }
 
 /// Who asks, by the token that was shown, or without one by the TLS certificate.
 fn authenticate(
     gateway: &Gateway,
-    asked: &Asked,
+    head: &Head,
     address: SocketAddr,
     listener: usize,
     shown: Option<PeerChain>,
 ) -> Result<Guest, Box<Refused>> {
     let now = Timestamp::now();
-    let [one] = &asked.authorization[..] else {
-        return match (&asked.authorization[..], shown, &asked.agents[..]) {
-            ([], Some(shown), [agent]) => certified(gateway, agent, address, listener, shown, now),
-            ([], ..) => Err(Refused::new("token_missing")),
-            _ => Err(Refused::new("token_malformed")),
+    let Some(header) = head.only(AUTHORIZATION) else {
+        return match (head.all(AUTHORIZATION).next(), shown, head.only(AGENT)) {
+            (None, Some(shown), Some(agent)) => certified(gateway, agent, address, listener, shown, now),
+            (None, ..) => Err(Refused::new("token_missing")),
+            (Some(_), ..) => Err(Refused::new("token_malformed")),
         };
     };
-    let token = verified(gateway, one.expose(), address, now)?;
+    let token = verified(gateway, header, address, now)?;
     let claims = token.claims();
     let agent = claims.agent.to_string();
-    if asked.agents.iter().any(|other| *other != agent) {
+    if head.all(AGENT).any(|other| other != agent) {
         return Err(Refused::new("token_agent").of(&token, Reply::NotAllowed));
     }
     let (principal, agent) = (claims.principal.clone(), claims.agent.clone());
