@@ -8,6 +8,7 @@
 //! What waits on what: one wait beside each link and session, for the registry, the configuration and the clock; one task
 //! ([`watch`]) for the operator to be told of CAs and lists that end.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -18,7 +19,7 @@ use super::{Config, Gateway};
 use crate::identity::{AgentName, OrganisationId, PrincipalId};
 use crate::limits;
 use crate::registry::mutual::{Listener, Shown};
-use crate::registry::{Registry, Snapshot, expiry};
+use crate::registry::{Refusal, Registry, Snapshot, expiry};
 use crate::task::reached;
 use crate::tls::judge::{self, Flaw};
 use crate::tls::{ClientAuth, ClientPolicy, PeerChain, Trust};
@@ -30,6 +31,8 @@ pub(super) enum Whose {
     Agent(AgentName),
     /// A principal's, besides what it has logged in with.
     Principal(OrganisationId, PrincipalId),
+    /// A principal's that shows nothing else, from this address and for this agent.
+    Alone(AgentName, PrincipalId, IpAddr),
 }
 
 /// A client as far as its certificate goes.
@@ -60,6 +63,14 @@ impl Visitor {
             Whose::Agent(name) => snapshot.link_certificate(name, listener, self.shown.as_ref(), now),
             Whose::Principal(organisation, principal) => {
                 snapshot.principal_certificate(organisation, principal, listener, self.shown.as_ref(), now)
+            }
+            Whose::Alone(agent, principal, from) => {
+                let shown = self.shown.as_ref().ok_or(Flaw::Missing)?;
+                match snapshot.admits_client_certificate(agent, listener, shown, *from, now) {
+                    Ok((named, certificate)) if named == *principal => Ok(Shown::Good(certificate)),
+                    Err(Refusal::ClientCertificate(flaw)) => Err(flaw),
+                    Ok(_) | Err(_) => Err(Flaw::OtherName),
+                }
             }
         }
     }
