@@ -44,7 +44,8 @@ impl ServerCertVerifier for Telling {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         self.0.verify_server_cert(own, between, name, ocsp, now).map_err(|error| match error {
-            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            // Or one of the same name with another key.
+            rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
                 let untrusted = Untrusted(issuer(between.last().unwrap_or(own)));
                 CertificateError::Other(OtherError(Arc::new(untrusted))).into()
             }

@@ -185,3 +185,6 @@ pub async fn bare(to: &Target, way: &Way, resolved: impl FnOnce(&[SocketAddr])) 
     let connection = connect::connect(to, &way.egress, resolved).await?;
     Ok(Dialled { stream: connection.stream, head: connection.head })
 }
+
+#[cfg(test)]
+mod tests;
