@@ -946,7 +946,7 @@ mod tests {
     fn whole_parts_that_are_missing_are_said() {
         let place = Place::new();
         for (text, problems) in [
-            ("", &["none of [agent], [gateway] and [provision]"][..]),
+            ("", &["none of [agent], [gateway], [proxy] and [provision]"][..]),
             ("[agent]\n[gateway]", &["[agent] and [gateway] in one file"]),
             ("[agent]\n[provision]", &["[agent] and [provision] in one file"]),
             ("[provision]", &["provision.gateway: this", "provision.known_hosts: this", "instance: this"]),
