@@ -6,8 +6,9 @@ use super::{Exit, ExitWith};
 use crate::config;
 use crate::tunnel::connect::Egress;
 
-/// How to leave the network.
+/// How to leave the network. It needs no group of its own, whose name the command's own `Args` has.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// A proxy on the way to the server: http://, https:// or socks5://, then HOST:PORT; none: no proxy. Left out,
     /// CAPONIER_FORWARD_PROXY counts, which may hold credentials as USER:PASSWORD@ before HOST, and after it HTTPS_PROXY.
