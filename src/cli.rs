@@ -13,6 +13,7 @@ mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod keys;
+pub mod kubeconfig;
 pub mod policy;
 pub mod provision;
 mod running;
@@ -120,6 +121,7 @@ enum Command {
     Check(check::Args),
     Agents(agents::Args),
     Keys(keys::Args),
+    Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
 }
 
@@ -133,6 +135,7 @@ impl Command {
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
+            Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),
         }
     }
