@@ -16,7 +16,9 @@ pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
 pub mod provision;
+pub mod proxy;
 mod running;
+pub mod url;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -116,6 +118,7 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
+    Proxy(proxy::Args),
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
@@ -123,6 +126,7 @@ enum Command {
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
+    Url(url::Args),
 }
 
 impl Command {
@@ -130,6 +134,7 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
+            Self::Proxy(args) => proxy::run(args),
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
@@ -137,6 +142,7 @@ impl Command {
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),
+            Self::Url(args) => url::run(args),
         }
     }
 }

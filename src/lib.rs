@@ -39,7 +39,7 @@
 //! | 4 | [`agent`], [`gateway`], [`client`] | the three programs; none imports another |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
-//! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; a database's certificates; safe SQL |
+//! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; TLS at both ends; safe SQL |
 //! | 1 | [`reload`], [`token`] | configurations that are read again when their files change; signed tokens |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
@@ -189,6 +189,7 @@ pub mod network;
 pub mod policy;
 pub mod postgres;
 pub mod provision;
+pub mod proxy;
 pub mod rate;
 pub mod registry;
 pub mod reload;

@@ -19,6 +19,34 @@ pub const PROXY_HEADER_MAX: usize = 2 * 1024;
 /// From `accept` to the end of that header, which a balancer sends at once.
 pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes that are read at once while it is not known whether a connection speaks SSH, TLS or HTTP: the longest beginning has
+/// eight, and most first messages come whole.
+pub const SNIFF_MAX: usize = 2 * 1024;
+
+/// The head of an HTTP request: a token of the largest size ([`TOKEN_MAX`]) in base64, and what clients and balancers add.
+pub const HTTP_HEAD_MAX: usize = 16 * 1024;
+
+/// Headers of an HTTP request; browsers send twenty, and balancers add a dozen.
+pub const HTTP_HEADERS_MAX: usize = 64;
+
+/// What a client that is refused may have sent behind that for which it is, so that it still gets to read the answer: what a
+/// socket takes without waiting.
+pub const REFUSED_BYTES: usize = 64 * 1024;
+
+/// How long such a client has to read it and to hang up.
+pub const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
+
+/// Bytes that are read from a client in a TLS handshake: a hello with post-quantum keys is two kilobytes, and a client's
+/// certificate with those between it and its authority comes to less than half of this. The TLS library alone would take
+/// messages of 64 KiB, and keep them.
+pub const TLS_HANDSHAKE_BYTES: usize = 32 * 1024;
+
+/// Certificates in one file, from an end's own up to its authority: honest chains have three or four.
+pub const TLS_CHAIN_MAX: usize = 16;
+
+/// What is read at once from a socket under TLS: a record of the largest size. The TLS library asks for 4 KiB at a time.
+pub const TLS_READ_AHEAD: usize = 17 * 1024;
+
 /// Connections that have not logged in yet, over the whole gateway.
 pub const UNAUTHENTICATED_MAX: usize = 256;
 
@@ -117,6 +145,9 @@ pub const PEER_CHAIN_MAX: usize = 8;
 
 /// Most names of a TLS certificate that are looked at: one that stands for more hosts stands for no one agent.
 pub const PEER_NAMES_MAX: usize = 100;
+
+/// Names of TLS certificates that stand for one agent or principal: a few hosts or renewals, not a fleet.
+pub const CERTIFICATE_NAMES_OF_ONE: usize = 16;
 
 /// Certificates of client CAs in one place, that of an organisation or an agent or a listener: each may cost a chain to be
 /// built when somebody shows a certificate.
@@ -283,6 +314,10 @@ pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
 /// Ways to one gateway that an agent tries in order: three transports, with and without a balancer between, and room to spare.
 /// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
 pub const WAYS_PER_GATEWAY: usize = 8;
+
+/// From a connection to a gateway to the end of the TLS handshake on it, with a balancer between that may reach for the gateway
+/// first.
+pub const TLS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A gateway's, or a balancer's, reply to a WebSocket request: status line and headers.
 pub const WEBSOCKET_REPLY_MAX: usize = 16 * 1024;
@@ -705,6 +740,42 @@ pub const FORWARD_LIFE_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often, in an idle time, a forward is looked at: it ends at most so much of it too late, and moving bytes costs it
 /// nothing.
 pub const IDLE_LOOKS: u32 = 4;
+
+/// Connections to a network proxy at once, unless its configuration says otherwise: each holds two descriptors and the
+/// buffers of two sockets, and may hold those of two TLS sessions besides.
+pub const PROXY_CONNECTIONS: usize = 4_096;
+
+/// The same from one address: a node whose clients share it has several hundred, and four of its kind fit in.
+pub const PROXY_CONNECTIONS_PER_ADDRESS: usize = 1_024;
+
+/// The most that an operator may allow a network proxy: each has a place in the trail, and this is half of them.
+pub const PROXY_CONNECTIONS_MAX: usize = FORWARDS_MAX;
+
+/// Connections to a network proxy that have not said what they want. More than at a gateway, where a login comes but once: HTTP
+/// clients keep connections open that they have no use for yet.
+pub const PROXY_SEATS: usize = 1_024;
+
+/// The same from one address: as many as a client opens in a burst, and four such clients fit in.
+pub const PROXY_SEATS_PER_ADDRESS: usize = 256;
+
+/// How long the head of a request may take, and a connection may lie between two of them: the time of a login, which is about
+/// as much work for a client. Who has a use for it again makes another one.
+pub const HEAD_TIMEOUT: Duration = LOGIN_GRACE;
+
+/// The head of a request, and what is buffered of its body: what other servers take, with cookies and tokens.
+pub const HEAD_MAX: usize = 64 * 1024;
+
+/// The headers of a request: what other servers take.
+pub const HEADERS_MAX: usize = 100;
+
+/// Upstreams and listeners in one configuration: each listener holds a socket, and a health report names each upstream.
+pub const PROXY_PARTS: usize = 64;
+
+/// Requests for a network proxy's health at once: whoever asks is on the same host, and asks once in a few seconds.
+pub const HEALTH_CONNECTIONS: usize = 16;
+
+/// How long an answer about an upstream's health counts, so that nobody who asks for it causes more than a few connections.
+pub const HEALTH_KEPT: Duration = Duration::from_secs(10);
 
 /// The longest token, in characters: claims with all the targets that one may have, signed with the largest RSA key, and
 /// still a small part of what an HTTP client sends as a header.

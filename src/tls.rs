@@ -1,96 +1,55 @@
-//! TLS: how a database's certificate is judged, and how a client's is.
+//! TLS, as whoever asks for a connection and as whoever answers.
 //!
-//! Promised: whoever takes a configuration from here verifies the chain *and* the name, with TLS 1.2 or newer; there is
-//! no mode in between, and nothing that falls back to clear text. The cryptographic provider is named here and never
-//! taken from the process. With a file of certificate authorities only those count; without one, the system's do.
+//! Promised: TLS 1.3, or 1.2 with ephemeral keys and authenticated ciphers, and nothing else, with no renegotiation, no
+//! early data, no compression and no secret written anywhere; the provider, its suites and its groups are named here and
+//! never taken from the process. A client verifies the server's chain *and* name; there is no mode in between, and nothing
+//! that falls back to clear text. Key exchange is hybrid with ML-KEM where the other end knows it.
 //!
-//! This and what lies below are the only modules that name the TLS library.
+//! **No session is resumed**, at either end. A resumed session takes the client's certificate from the ticket, without
+//! asking for a signature and without the verifier: what was revoked, expired or withdrawn since would pass the handshake,
+//! and a key that was taken from a disk yesterday would do without the certificate of today. What resumption saves is a
+//! signature, a millisecond at most, and links and tunnels last.
+//!
+//! This and what lies below are the only modules that name the TLS library:
+//!
+//! - [`roots`](self::TlsError) says whom a client trusts;
+//! - [`Identity`] is a certificate with its key, from files;
+//! - [`ClientOptions`] and [`connect`] are the outbound end;
+//! - [`Acceptor`] is the inbound one, with [`Certificates`] by name and a [`ClientPolicy`];
+//! - [`PeerChain`] is what a client has shown and proved to have the key of; [`judge`] says what that is worth, and [`names`] whose
+//!   it is;
+//! - [`TlsStream`] is the connection.
 
+mod client;
+mod identity;
+mod issuer;
 pub mod judge;
 pub mod names;
 mod peer;
+mod roots;
+mod server;
+mod stream;
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::RootCertStore;
-use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls::SupportedProtocolVersion;
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls_pki_types::ServerName;
 
-use crate::limits::FILE_MAX;
-
+pub use client::{ClientConfig, ClientOptions, ConnectError, client, connect};
+pub use identity::{Identity, IdentityError};
 pub use judge::{ClientAuth, Trust};
 pub use names::{PeerCertificate, Wanted};
 pub use peer::PeerChain;
+pub use roots::TlsError;
+pub use server::{AcceptError, Accepted, Acceptor, Certificates, ClientPolicy, Gate};
+pub use stream::TlsStream;
 
-/// A verifying client configuration.
-pub type ClientConfig = rustls::ClientConfig;
+/// What a link and a session of ours say that they speak inside: SSH.
+pub const ALPN_SSH: &[u8] = b"caponier/1";
 
-/// Why no TLS configuration could be made.
-#[derive(Debug, thiserror::Error)]
-pub enum TlsError {
-    /// The file of certificate authorities could not be read.
-    #[error("could not read the certificate authorities in {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// The file is not a list of PEM certificates.
-    #[error("{} is not a file of PEM certificates (BEGIN CERTIFICATE)", path.display())]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: rustls_pki_types::pem::Error,
-    },
-    /// A certificate in the file cannot be one of an authority.
-    #[error("certificate {number} in {} cannot be used as an authority", path.display())]
-    Certificate {
-        /// The file.
-        path: PathBuf,
-        /// Which one, counted from 1.
-        number: usize,
-        /// What is wrong with it.
-        #[source]
-        source: rustls::Error,
-    },
-    /// The file holds no certificate.
-    #[error("{} holds no PEM certificate (BEGIN CERTIFICATE)", path.display())]
-    Empty {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The system has no certificate authorities.
-    #[error("this system has no certificate authorities; install them (ca-certificates), or name a ca_file")]
-    NoSystemRoots,
-    /// The provider does not offer what we ask for.
-    #[error("could not set TLS up")]
-    Library(#[source] rustls::Error),
-}
-
-/// A configuration that accepts a server whose certificate comes from one of the authorities in `ca_file`, or without a
-/// file from one of the system's, and names what the caller asks for when connecting.
-///
-/// # Errors
-/// If the authorities cannot be read, or there are none.
-pub fn client(ca_file: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
-    let roots = match ca_file {
-        Some(path) => roots_of(path)?,
-        None => system_roots()?,
-    };
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])
-        .map_err(TlsError::Library)?
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Ok(Arc::new(config))
-}
+/// HTTP, which leads on to WebSocket or CONNECT.
+pub const ALPN_HTTP: &[u8] = b"http/1.1";
 
 /// Whether a certificate could carry `name`: a DNS name or a literal address.
 #[must_use]
@@ -98,83 +57,28 @@ pub fn is_server_name(name: &str) -> bool {
     ServerName::try_from(name).is_ok()
 }
 
-/// The cryptography that everything here uses.
-fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
-}
+const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
-fn roots_of(path: &Path) -> Result<RootCertStore, TlsError> {
-    let unreadable = |source| TlsError::Read { path: path.to_owned(), source };
-    let mut text = Vec::new();
-    File::open(path).and_then(|file| file.take(FILE_MAX + 1).read_to_end(&mut text)).map_err(unreadable)?;
-    if text.len() as u64 > FILE_MAX {
-        return Err(unreadable(io::Error::other("it is larger than any such file")));
-    }
-    let mut roots = RootCertStore::empty();
-    for (index, certificate) in CertificateDer::pem_slice_iter(&text).enumerate() {
-        let certificate = certificate.map_err(|source| TlsError::Pem { path: path.to_owned(), source })?;
-        roots.add(certificate).map_err(|source| TlsError::Certificate {
-            path: path.to_owned(),
-            number: index + 1,
-            source,
-        })?;
-    }
-    if roots.is_empty() { Err(TlsError::Empty { path: path.to_owned() }) } else { Ok(roots) }
-}
-
-fn system_roots() -> Result<RootCertStore, TlsError> {
-    let mut roots = RootCertStore::empty();
-    // A system's store may hold a few that are out of date or odd; they are left out, the rest counts.
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    if roots.is_empty() { Err(TlsError::NoSystemRoots) } else { Ok(roots) }
+/// What is offered and accepted, in this order.
+fn provider() -> Arc<CryptoProvider> {
+    use aws_lc_rs::cipher_suite as suite;
+    use aws_lc_rs::kx_group as group;
+    Arc::new(CryptoProvider {
+        cipher_suites: vec![
+            suite::TLS13_AES_256_GCM_SHA384,
+            suite::TLS13_AES_128_GCM_SHA256,
+            suite::TLS13_CHACHA20_POLY1305_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+            suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+            suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+            suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ],
+        kx_groups: vec![group::X25519MLKEM768, group::X25519, group::SECP256R1, group::SECP384R1],
+        ..aws_lc_rs::default_provider()
+    })
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn authority() -> String {
-        let key = rcgen::KeyPair::generate().expect("key");
-        let mut params = rcgen::CertificateParams::new(Vec::new()).expect("params");
-        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        params.self_signed(&key).expect("certificate").pem()
-    }
-
-    #[test]
-    fn refuses_files_that_hold_no_authority() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("ca.pem");
-        assert!(matches!(client(Some(&path)), Err(TlsError::Read { .. })));
-        fs::write(&path, "").expect("write");
-        assert!(matches!(client(Some(&path)), Err(TlsError::Empty { .. })));
-        fs::write(&path, "ssh-ed25519 AAAA").expect("write");
-        assert!(matches!(client(Some(&path)), Err(TlsError::Empty { .. })));
-        fs::write(&path, authority().replace("END CERTIFICATE", "END")).expect("write");
-        assert!(matches!(client(Some(&path)), Err(TlsError::Pem { .. } | TlsError::Empty { .. })));
-        fs::write(&path, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").expect("write");
-        assert!(matches!(client(Some(&path)), Err(TlsError::Certificate { number: 1, .. })));
-        fs::write(&path, vec![b'a'; FILE_MAX as usize + 1]).expect("write");
-        assert!(matches!(client(Some(&path)), Err(TlsError::Read { .. })));
-    }
-
-    #[test]
-    fn takes_every_authority_of_a_file() {
-        let dir = tempfile::tempdir().expect("directory");
-        let path = dir.path().join("ca.pem");
-        fs::write(&path, format!("{}{}", authority(), authority())).expect("write");
-        assert_eq!(roots_of(&path).expect("roots").len(), 2);
-        assert!(client(Some(&path)).is_ok());
-    }
-
-    #[test]
-    fn names_are_dns_names_or_addresses() {
-        for name in ["orders.db.internal", "10.1.2.3", "2001:db8::1"] {
-            assert!(is_server_name(name), "{name}");
-        }
-        for name in ["", "a b", "db:5432", "-a"] {
-            assert!(!is_server_name(name), "{name}");
-        }
-    }
-}
+mod tests;

@@ -30,6 +30,8 @@ const ROWS: &[(&str, &[&str])] = &[
 const FENCES: &[(&str, &[&str])] = &[
     ("russh", &["tunnel::ssh", "gateway::door::ssh", "client", "identity"]),
     ("rustls", &["tls"]),
+    ("tokio_rustls", &["tls"]),
+    ("httparse", &["tunnel::http"]),
     ("tokio_postgres", &["postgres", "registry::postgres", "provision::apply"]),
     ("jsonwebtoken", &["token"]),
     ("clap", &["cli"]),
@@ -736,7 +738,7 @@ mod checker {
             ("lifetimes", "audit.rs", "fn f<'a>(x: &'a str) -> impl Fn() + use<'a> { 'l: loop { break 'l } }"),
             ("visibility", "audit.rs", "pub(crate) struct S; pub(in crate::audit) fn f() {}"),
             ("prose in an attribute", "audit.rs", "#[error(\"crate::tunnel is down\")] struct S;"),
-            ("other crates", "agent.rs", "use tokio_rustls::X; use rustls_pki_types::Y; use rustls_native_certs::Z;"),
+            ("other crates", "agent.rs", "use tokio_util::X; use rustls_pki_types::Y; use rustls_native_certs::Z;"),
             ("words that are no paths", "agent.rs", "fn f(toml: u8, clap: u8) -> u8 { x.toml + toml + clap }"),
             ("inside the fence", "tunnel/ssh/handler.rs", "use russh::server; fn f() { ::russh::x() }"),
             ("inside the fence, too", "identity/key/der.rs", "use russh::keys::ssh_key; mod tests { use russh::x; }"),

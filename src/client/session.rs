@@ -15,6 +15,7 @@ use crate::limits;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
+use crate::tunnel::connect::url::Transport;
 use crate::tunnel::dial::{self, DialError, Dialled, Way};
 use crate::tunnel::splice::{self, Bounds, End, Side};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
@@ -176,7 +177,7 @@ pub struct Session {
 /// If any step fails or all together take too long.
 pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = config.server.clone();
-    let way = Way { egress: config.egress.clone() };
+    let way = Way { egress: config.egress.clone(), tls: config.tls.clone() };
     let dialled = match &server {
         Server::Gateway { url, .. } => dial::dial(url, &way, |_| ()).await,
         Server::Bastion { endpoint, .. } => dial::bare(endpoint, &way, |_| ()).await,
@@ -191,9 +192,14 @@ pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionE
 async fn log_in(config: &Config, dialled: Dialled, deadline: Instant, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = &config.server;
     let Dialled { mut stream, head } = dialled;
-    let greet = |source| SessionError::Greet { server: server.clone(), source };
+    let greet = |source: GreetError| {
+        let bare = matches!(server, Server::Gateway { url, .. } if url.transport() == Transport::Ssh);
+        let source = if bare { source.of_dialled(server.target()) } else { source };
+        SessionError::Greet { server: server.clone(), source }
+    };
     let greeting = format!("{}\r\n", wire::CLIENT_LINE);
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
+    stream.flush().await.map_err(|error| greet(GreetError::Io(error)))?;
     let greeted = admit::greet(&mut stream, head, None, deadline).await.map_err(greet)?;
     match server {
         _ if greeted.peer == Peer::Door => {}

@@ -6,6 +6,7 @@ use std::fs::Metadata;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use jiff::Timestamp;
 
 use super::egress::egress;
 use super::resolver::resolver;
-use super::{Log, LogFormat};
+use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
 use crate::audit::Sink;
 use crate::chain::Chain;
@@ -31,6 +32,7 @@ use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Ru
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
+use crate::tls::ClientOptions;
 use crate::tunnel::connect::url::{GatewayUrl, Ways};
 use crate::tunnel::splice::Bounds;
 use crate::{agent, gateway};
@@ -50,12 +52,16 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         None => replica_of_host(&table),
     };
     let egress = egress(&table);
+    let tls = trust::options(&table, &ClientOptions::default());
     let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
     let listen = root.optional("listen");
-    let organisations: Vec<_> =
-        tables.iter().map(|table| agent_organisation(table, listen.is_some(), &mut ids, &mut keys)).collect();
+    let organisations: Vec<_> = tables
+        .iter()
+        .map(|table| agent_organisation(table, listen.is_some(), tls.as_ref(), &mut ids, &mut keys))
+        .collect();
+    tls?;
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
     let resolver = resolver(&table);
@@ -103,7 +109,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         let path = item.path()?;
         if path.is_dir() { Some(path) } else { item.reject(format!("no folder {}", path.display())) }
     });
-    let admin_socket = optional(table.optional("admin_socket"), |item| item.path());
+    let admin_socket = optional(table.optional("admin_socket"), admin_socket);
     let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the gateway would have nobody to serve");
     let mut ids = Once::new("organisation");
@@ -145,6 +151,20 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     Some((config, log?))
 }
 
+/// Where the admin socket is made: a path, whose file mode says who may ask. There is no such thing for a port.
+fn admin_socket(item: &Item<'_>) -> Option<PathBuf> {
+    let text = item.string()?;
+    let port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let url = text.contains("://");
+    if port || url || text.parse::<IpAddr>().is_ok() {
+        return item.reject(
+            "the admin surface is a Unix socket and never a port, where anybody on the host could ask: a path is wanted, such as \
+             /run/caponier/admin.sock",
+        );
+    }
+    item.path()
+}
+
 /// What is held against addresses that nobody logs in from.
 fn penalties(table: &Table<'_>) -> Option<gateway::Penalties> {
     let defaults = gateway::Penalties::default();
@@ -176,6 +196,7 @@ fn refuse_services(organisations: &[Table<'_>]) {
 fn agent_organisation(
     table: &Table<'_>,
     listens: bool,
+    tls: Option<&ClientOptions>,
     ids: &mut Once<OrganisationId>,
     keys: &mut Keys,
 ) -> Option<agent::Organisation> {
@@ -199,6 +220,10 @@ fn agent_organisation(
         None if listens => Some(Vec::new()),
         None => table.required("gateways").and_then(|item| read(&item)),
     };
+    // Where the agent's own are at fault, those of an organisation may be, too.
+    let tls = trust::options(table, tls.unwrap_or(&ClientOptions::default()));
+    let tls = tls
+        .and_then(|options| trust::ready(table, "gateways", options, gateways.iter().flatten().flat_map(Ways::iter)));
     let cas = table.tables("orchestrator_ca");
     let missing =
         "no [[organisation.orchestrator]] or [[organisation.orchestrator_ca]]: without a key nobody may log in";
@@ -235,6 +260,7 @@ fn agent_organisation(
     Some(agent::Organisation {
         id: id?,
         gateways: gateways?,
+        tls: tls?,
         orchestrators: orchestrators.into_iter().collect::<Option<_>>()?,
         authorities: authorities.into_iter().collect::<Option<_>>()?,
         allow: allow?,
@@ -449,11 +475,14 @@ fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAdd
             let accept_from = optional(table.optional("accept_from"), networks);
             let balancers = optional(table.optional("proxy_protocol_from"), networks);
             let certificates = optional(table.optional("user_ca"), |item| item.boolean());
+            let clients = mutual::client_auth(table);
             Some(gateway::Listener {
                 address: address?,
                 accept_from: accept_from?,
                 balancers: balancers?,
                 certificates: certificates?.unwrap_or(false),
+                client_auth: clients.as_ref()?.0,
+                client_trust: clients?.1,
             })
         })
         .collect();
@@ -462,7 +491,7 @@ fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAdd
 }
 
 /// Networks, at least one.
-fn networks(item: &Item<'_>) -> Option<Networks> {
+pub(super) fn networks(item: &Item<'_>) -> Option<Networks> {
     item.list(Item::parse::<Network>).and_then(Networks::new)
 }
 
@@ -540,7 +569,7 @@ fn gateway_limits(table: &Table<'_>) -> Option<gateway::Limits> {
 }
 
 /// The most that a limit can be set to, and why no more. None can be set to 0, which would refuse everything.
-type Most = (usize, &'static str);
+pub(super) type Most = (usize, &'static str);
 
 const FORWARDS: Most = (limits::FORWARDS_MAX, "each live forward holds a place in the trail, and this is half of them");
 const LINK: Most = (limits::CHANNELS_PER_LINK, "the memory of a link is bounded for so many channels");
@@ -548,7 +577,7 @@ const PENDING: Most = (limits::PENDING_OPENS_PER_LINK, "a gateway asks for no mo
 const SESSIONS: Most = (limits::SESSIONS_MAX, "each session may hold memory of the gateway");
 const OPENS: Most = (limits::OPENS_PER_SECOND_MAX as usize, "no trail takes the records of more");
 
-fn bound<T: TryFrom<i64>>(table: &Table<'_>, key: &str, default: T, (most, why): Most) -> Option<T> {
+pub(super) fn bound<T: TryFrom<i64>>(table: &Table<'_>, key: &str, default: T, (most, why): Most) -> Option<T> {
     let range = 1..=i64::try_from(most).unwrap_or(i64::MAX);
     match table.optional(key) {
         Some(item) => item.integer_because(range, &format!("0 would refuse everything, and {why}")),
@@ -557,7 +586,7 @@ fn bound<T: TryFrom<i64>>(table: &Table<'_>, key: &str, default: T, (most, why):
 }
 
 /// How long forwards may go on. 0 is no limit, as is leaving it out.
-fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
+pub(super) fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     let seconds = |key| {
         let most = limits::FORWARD_LIFE_MAX.as_secs();
         let range = 0..=i64::try_from(most).unwrap_or(i64::MAX);
@@ -570,7 +599,7 @@ fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     Some(Bounds { idle: idle?, life: life? })
 }
 
-fn audit(root: &Table<'_>) -> Option<Sink> {
+pub(super) fn audit(root: &Table<'_>) -> Option<Sink> {
     let table = root.required_table("audit")?;
     let stdout = table.optional("stdout");
     let file = optional(table.optional("file"), |item| item.path());
@@ -593,13 +622,13 @@ fn audit(root: &Table<'_>) -> Option<Sink> {
 }
 
 /// How long what runs may go on after the signal to end.
-fn drain(table: &Table<'_>) -> Option<Duration> {
+pub(super) fn drain(table: &Table<'_>) -> Option<Duration> {
     let longest = i64::try_from(limits::DRAIN_MAX.as_secs()).unwrap_or(i64::MAX);
     let seconds = optional(table.optional("drain_s"), |item| item.integer::<u32>(0..=longest))?;
     Some(seconds.map_or(limits::DRAIN, |seconds| Duration::from_secs(seconds.into())))
 }
 
-fn log(root: &Table<'_>) -> Option<Log> {
+pub(super) fn log(root: &Table<'_>) -> Option<Log> {
     let Some(item) = root.optional("log") else { return Some(Log::default()) };
     let format = item.table()?.optional("format");
     let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -661,7 +690,7 @@ fn host(item: &Item<'_>) -> Option<HostPattern> {
     }
 }
 
-fn network(item: &Item<'_>) -> Option<IpNet> {
+pub(super) fn network(item: &Item<'_>) -> Option<IpNet> {
     let text = item.string()?;
     if let Some(network) = network::parse(text) {
         return Some(network);
@@ -698,15 +727,15 @@ pub(super) fn optional<'a, T>(item: Option<Item<'a>>, read: impl FnOnce(&Item<'a
 }
 
 /// Things of which each may be there once.
-struct Once<T>(HashMap<T, Place>, &'static str);
+pub(super) struct Once<T>(HashMap<T, Place>, &'static str);
 
 impl<T: Eq + Hash + Display> Once<T> {
-    fn new(what: &'static str) -> Self {
+    pub(super) fn new(what: &'static str) -> Self {
         Self(HashMap::new(), what)
     }
 
     /// Whether this is the first of its kind; if it is not, that is recorded as a fault.
-    fn first(&mut self, thing: T, item: &Item<'_>) -> bool {
+    pub(super) fn first(&mut self, thing: T, item: &Item<'_>) -> bool {
         if let Some(first) = self.0.get(&thing) {
             // A name that we did not check may hold anything.
             let name = thing.to_string();

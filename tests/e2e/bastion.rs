@@ -214,6 +214,16 @@ fn start_agent(dir: &TempDir) -> Program {
     Program::start("agent", command, &dir.path().join("agent.log"))
 }
 
+/// `ssh -D` through a stock sshd, which is a SOCKS5 server; what keeps it up, and where it listens.
+pub(crate) async fn dynamic_forward() -> (impl Sized, SocketAddr) {
+    let stock = Bastion::stock("AllowTcpForwarding local").await;
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let ssh = stock.ssh("own", &stock.user, &["-N", "-v", "-D", &address.to_string()]);
+    let mut ssh = Program::start("ssh-D", ssh, &stock.path("ssh-D.log"));
+    ssh.says("Entering interactive session").await;
+    ((ssh, stock), address)
+}
+
 fn start_sshd(dir: &TempDir) -> Program {
     let mut sshd = Command::new(sshd());
     sshd.args(["-D", "-e", "-f"]).arg(dir.path().join("sshd_config"));
