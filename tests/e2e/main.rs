@@ -12,6 +12,7 @@ mod hostile_links;
 mod input;
 mod keys;
 mod kinds;
+mod kubeconfig;
 mod lifecycle;
 mod limits;
 mod links;
