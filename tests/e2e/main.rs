@@ -12,6 +12,7 @@ mod hostile_links;
 mod input;
 mod keys;
 mod kinds;
+mod kube;
 mod lifecycle;
 mod limits;
 mod links;
