@@ -13,6 +13,7 @@ mod input;
 mod keys;
 mod kinds;
 mod kubeconfig;
+mod kube;
 mod lifecycle;
 mod limits;
 mod links;
