@@ -61,13 +61,15 @@ pub enum Sink {
     Stdout,
 }
 
-/// Which of the two sides writes the trail.
+/// Who writes the trail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
     /// The gateway.
     Gateway,
     /// The agent.
     Agent,
+    /// The network proxy, which belongs to neither.
+    Proxy,
 }
 
 impl Side {
@@ -77,6 +79,7 @@ impl Side {
         match self {
             Self::Gateway => "gateway",
             Self::Agent => "agent",
+            Self::Proxy => "proxy",
         }
     }
 }

@@ -15,6 +15,7 @@ pub mod gateway;
 pub mod keys;
 pub mod policy;
 pub mod provision;
+pub mod proxy;
 mod running;
 pub mod url;
 
@@ -116,7 +117,8 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
-    Forward(forward::Args),
+    Proxy(proxy::Args),
+    Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
     Agents(agents::Args),
@@ -130,7 +132,8 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
-            Self::Forward(args) => forward::run(args),
+            Self::Proxy(args) => proxy::run(args),
+            Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),

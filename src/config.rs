@@ -1,7 +1,7 @@
 //! Configuration: from TOML files and the environment to the components' own `Config`s.
 //!
-//! A file says by its tables what it configures: `[agent]`, `[gateway]` or `[provision]`. Where a value comes from does not matter to
-//! its meaning; the later of these takes precedence: `HTTPS_PROXY` and `NO_PROXY` (for `proxy` and `no_proxy`), the file,
+//! A file says by its tables what it configures: `[agent]`, `[gateway]`, `[proxy]` or `[provision]`. Where a value comes from does
+//! not matter to its meaning; the later of these takes precedence: `HTTPS_PROXY` and `NO_PROXY` (for `proxy` and `no_proxy`), the file,
 //! `AGENT_PROXY` (for `agent.proxy` alone), and `CAPONIER_TABLE__KEY`. Relative paths start where the file lies.
 //!
 //! Promised: loading reads the keys and other files that the configuration names and opens nothing else; it finds every
@@ -11,6 +11,7 @@
 mod egress;
 mod file;
 mod mutual;
+mod proxy;
 mod resolver;
 mod resources;
 mod trust;
@@ -34,6 +35,8 @@ pub enum Loaded {
     Agent(Box<agent::Config>, Log),
     /// `caponier gateway` can run with it.
     Gateway(Box<gateway::Config>, Log),
+    /// `caponier proxy` can run with it.
+    Proxy(Box<crate::proxy::Config>, Log),
     /// `caponier provision` can work on it.
     Resources(Box<Provisioning>),
 }
@@ -95,7 +98,8 @@ fn load_into(
 ) -> Result<Loaded, Faults> {
     let mut document = Document::read(path)?;
     // The file alone says what it is: a variable that was meant for another component must not change that.
-    let kinds = [("agent", Kind::Agent), ("gateway", Kind::Gateway), ("provision", Kind::Resources)];
+    let kinds =
+        [("agent", Kind::Agent), ("gateway", Kind::Gateway), ("proxy", Kind::Proxy), ("provision", Kind::Resources)];
     let found: Vec<_> = kinds.into_iter().filter(|(table, _)| document.has(table)).collect();
     let (table, read) = match found[..] {
         [found] => found,
@@ -103,7 +107,7 @@ fn load_into(
             return Err(Faults::file(path, format!("[{one}] and [{other}] in one file: give each a file of its own")));
         }
         [] => {
-            let problem = "none of [agent], [gateway] and [provision] in it: this configures nothing of ours";
+            let problem = "none of [agent], [gateway], [proxy] and [provision] in it: this configures nothing of ours";
             return Err(Faults::file(path, problem));
         }
     };
@@ -147,6 +151,11 @@ fn load_into(
             files.extend(document.files());
             document.finish(config).map(|(config, log)| Loaded::Gateway(Box::new(config), log))
         }
+        Kind::Proxy => {
+            let config = proxy::proxy(&document.root());
+            files.extend(document.files());
+            document.finish(config).map(|(config, log)| Loaded::Proxy(Box::new(config), log))
+        }
         Kind::Resources => {
             let provisioning = resources::resources(&document.root());
             document.finish(provisioning).map(|provisioning| Loaded::Resources(Box::new(provisioning)))
@@ -172,6 +181,7 @@ const DATABASE_PASSWORD: &str = "CAPONIER_DATABASE_PASSWORD";
 enum Kind {
     Agent,
     Gateway,
+    Proxy,
     Resources,
 }
 

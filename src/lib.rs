@@ -189,6 +189,7 @@ pub mod network;
 pub mod policy;
 pub mod postgres;
 pub mod provision;
+pub mod proxy;
 pub mod rate;
 pub mod registry;
 pub mod reload;

@@ -16,7 +16,8 @@
 //! - [`Identity`] is a certificate with its key, from files;
 //! - [`ClientOptions`] and [`connect`] are the outbound end;
 //! - [`Acceptor`] is the inbound one, with [`Certificates`] by name and a [`ClientPolicy`];
-//! - [`PeerChain`] is what a client has shown and proved to have the key of, and [`judge`] says whether it counts;
+//! - [`PeerChain`] is what a client has shown and proved to have the key of; [`judge`] says what that is worth, and [`names`] whose
+//!   it is;
 //! - [`TlsStream`] is the connection.
 
 mod client;

@@ -11,7 +11,7 @@ use crate::config::{self, Loaded};
 use crate::policy::Decision;
 use crate::registry;
 
-/// Check a configuration file (an agent's, a gateway's, or resources to provision) and report all its faults.
+/// Check a configuration file (an agent's, a gateway's, a network proxy's, or resources to provision) and report all its faults.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -71,6 +71,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
                 config.organisations.len(),
                 config.local.len(),
             )
+        }
+        Loaded::Proxy(config, _) => {
+            let (listeners, upstreams) = (config.listeners.len(), config.upstreams.len());
+            format!("proxy: {listeners} listener(s), {upstreams} upstream(s)")
         }
         Loaded::Resources(config) => {
             let (databases, server) = (config.resources.databases.len(), &config.client.server);

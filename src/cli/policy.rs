@@ -149,7 +149,7 @@ impl Test {
                 let registry = registry::file::load(&config.registry).exit_with(Exit::Usage)?;
                 self.at_gateway(&config, &registry)?
             }
-            Loaded::Resources(_) => return not_a_policy(),
+            Loaded::Proxy(..) | Loaded::Resources(_) => return not_a_policy(),
         };
         let text = if self.of.json { format!("{:#}\n", self.json(&answer)) } else { self.text(&answer)? };
         print(&text)?;
@@ -302,7 +302,7 @@ impl Explain {
                 let registry = registry::file::load(&config.registry).exit_with(Exit::Usage)?;
                 self.of_gateway(&config, &registry)?
             }
-            Loaded::Resources(_) => return not_a_policy(),
+            Loaded::Proxy(..) | Loaded::Resources(_) => return not_a_policy(),
         };
         print(&text)?;
         Ok(Exit::Done.into())

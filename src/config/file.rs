@@ -491,7 +491,7 @@ fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAdd
 }
 
 /// Networks, at least one.
-fn networks(item: &Item<'_>) -> Option<Networks> {
+pub(super) fn networks(item: &Item<'_>) -> Option<Networks> {
     item.list(Item::parse::<Network>).and_then(Networks::new)
 }
 
@@ -569,7 +569,7 @@ fn gateway_limits(table: &Table<'_>) -> Option<gateway::Limits> {
 }
 
 /// The most that a limit can be set to, and why no more. None can be set to 0, which would refuse everything.
-type Most = (usize, &'static str);
+pub(super) type Most = (usize, &'static str);
 
 const FORWARDS: Most = (limits::FORWARDS_MAX, "each live forward holds a place in the trail, and this is half of them");
 const LINK: Most = (limits::CHANNELS_PER_LINK, "the memory of a link is bounded for so many channels");
@@ -577,7 +577,7 @@ const PENDING: Most = (limits::PENDING_OPENS_PER_LINK, "a gateway asks for no mo
 const SESSIONS: Most = (limits::SESSIONS_MAX, "each session may hold memory of the gateway");
 const OPENS: Most = (limits::OPENS_PER_SECOND_MAX as usize, "no trail takes the records of more");
 
-fn bound<T: TryFrom<i64>>(table: &Table<'_>, key: &str, default: T, (most, why): Most) -> Option<T> {
+pub(super) fn bound<T: TryFrom<i64>>(table: &Table<'_>, key: &str, default: T, (most, why): Most) -> Option<T> {
     let range = 1..=i64::try_from(most).unwrap_or(i64::MAX);
     match table.optional(key) {
         Some(item) => item.integer_because(range, &format!("0 would refuse everything, and {why}")),
@@ -586,7 +586,7 @@ fn bound<T: TryFrom<i64>>(table: &Table<'_>, key: &str, default: T, (most, why):
 }
 
 /// How long forwards may go on. 0 is no limit, as is leaving it out.
-fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
+pub(super) fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     let seconds = |key| {
         let most = limits::FORWARD_LIFE_MAX.as_secs();
         let range = 0..=i64::try_from(most).unwrap_or(i64::MAX);
@@ -599,7 +599,7 @@ fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     Some(Bounds { idle: idle?, life: life? })
 }
 
-fn audit(root: &Table<'_>) -> Option<Sink> {
+pub(super) fn audit(root: &Table<'_>) -> Option<Sink> {
     let table = root.required_table("audit")?;
     let stdout = table.optional("stdout");
     let file = optional(table.optional("file"), |item| item.path());
@@ -622,13 +622,13 @@ fn audit(root: &Table<'_>) -> Option<Sink> {
 }
 
 /// How long what runs may go on after the signal to end.
-fn drain(table: &Table<'_>) -> Option<Duration> {
+pub(super) fn drain(table: &Table<'_>) -> Option<Duration> {
     let longest = i64::try_from(limits::DRAIN_MAX.as_secs()).unwrap_or(i64::MAX);
     let seconds = optional(table.optional("drain_s"), |item| item.integer::<u32>(0..=longest))?;
     Some(seconds.map_or(limits::DRAIN, |seconds| Duration::from_secs(seconds.into())))
 }
 
-fn log(root: &Table<'_>) -> Option<Log> {
+pub(super) fn log(root: &Table<'_>) -> Option<Log> {
     let Some(item) = root.optional("log") else { return Some(Log::default()) };
     let format = item.table()?.optional("format");
     let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
@@ -690,7 +690,7 @@ fn host(item: &Item<'_>) -> Option<HostPattern> {
     }
 }
 
-fn network(item: &Item<'_>) -> Option<IpNet> {
+pub(super) fn network(item: &Item<'_>) -> Option<IpNet> {
     let text = item.string()?;
     if let Some(network) = network::parse(text) {
         return Some(network);
@@ -727,15 +727,15 @@ pub(super) fn optional<'a, T>(item: Option<Item<'a>>, read: impl FnOnce(&Item<'a
 }
 
 /// Things of which each may be there once.
-struct Once<T>(HashMap<T, Place>, &'static str);
+pub(super) struct Once<T>(HashMap<T, Place>, &'static str);
 
 impl<T: Eq + Hash + Display> Once<T> {
-    fn new(what: &'static str) -> Self {
+    pub(super) fn new(what: &'static str) -> Self {
         Self(HashMap::new(), what)
     }
 
     /// Whether this is the first of its kind; if it is not, that is recorded as a fault.
-    fn first(&mut self, thing: T, item: &Item<'_>) -> bool {
+    pub(super) fn first(&mut self, thing: T, item: &Item<'_>) -> bool {
         if let Some(first) = self.0.get(&thing) {
             // A name that we did not check may hold anything.
             let name = thing.to_string();

@@ -2,6 +2,7 @@
 
 mod bastion;
 mod certificates;
+mod client;
 mod dns;
 mod drain;
 mod flow;
@@ -14,6 +15,7 @@ mod kinds;
 mod lifecycle;
 mod limits;
 mod links;
+mod network_proxy;
 mod openssh;
 mod organisations;
 mod policy;
@@ -28,5 +30,6 @@ mod reload;
 mod replay;
 mod replicas;
 mod sources;
+mod squid;
 mod threads;
 mod yard;

@@ -1,0 +1,334 @@
+//! The network proxy: the one way out for clients inside a network that must reach a control plane beyond it.
+//!
+//! Promised: a connection leads to an upstream that the configuration names for its listener, or nowhere; nothing that a
+//! client says leads elsewhere. Listeners are on loopback unless they say from where they accept, and those in clear are
+//! beyond it only where that is written out. Where a listener demands certificates of its clients, one of the right
+//! authority is not enough: it must bear a name that the listener lists, and is judged again whenever the configuration
+//! or its time says otherwise. What cannot be recorded is not opened, and what is denied is recorded.
+//!
+//! Three modes, one for each listener ([`Mode`]): `mutual` ends TLS on both sides and relays bytes; `reverse` speaks HTTP and
+//! alone holds the certificate that the upstream asks for; `connect` is an HTTP CONNECT proxy through which the client's own
+//! TLS goes unread.
+//!
+//! What runs where: the caller's thread accepts, and gives each connection to the lightest thread of a [`Crew`], where it
+//! stays with its connection to the upstream. There is a thread per processor.
+//!
+//! What waits on what: one task per listener waits for connections until the drain, or until the configuration withdraws
+//! it; one task per connection waits for the client's handshake and for the head of its first request under a deadline, then for
+//! the trail and for the upstream, then moves bytes until both ends are done, the configuration no longer allows it, its
+//! certificate has come to its end, the trail has failed for too long, or the stop. A connection to an upstream that
+//! speaks HTTP has a task of its own, which ends with it. One task follows the configuration, and one answers at the
+//! health endpoint, if there is one.
+
+mod connect;
+mod exchange;
+mod forward;
+mod health;
+mod intake;
+mod live;
+mod outward;
+mod places;
+mod reverse;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use ipnet::IpNet;
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info, warn};
+
+use intake::Listening;
+use live::State;
+use outward::Standings;
+use places::Places;
+
+use crate::audit::{self, Event, Kind, Side, Trail};
+use crate::chain::Chain;
+use crate::drain::{Drain, Outcome, Stop};
+use crate::limits;
+use crate::network::Networks;
+use crate::rate::Rates;
+use crate::reload::{Fresh, Live, Reloads};
+use crate::systemd::Supervisor;
+use crate::target::Target;
+use crate::task::{Crew, CrewError, Tasks};
+use crate::tunnel::admit::Room;
+use crate::tunnel::connect::Egress;
+use crate::tunnel::splice::Bounds;
+
+/// What a proxy is told by its owner.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where it listens; at least one.
+    pub listeners: Vec<Listener>,
+    /// Where it leads to.
+    pub upstreams: Vec<Upstream>,
+    /// How it leaves the network itself.
+    pub egress: Egress,
+    /// Where its health can be asked for: on loopback.
+    pub health: Option<SocketAddr>,
+    /// How long what runs may go on after the signal to end.
+    pub drain: Duration,
+    /// Where its trail goes.
+    pub audit: audit::Sink,
+    /// How much its clients may have of it.
+    pub limits: Limits,
+}
+
+/// How much clients may have at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections in all.
+    pub connections: usize,
+    /// Connections of one address; not of this host's own.
+    pub connections_per_address: usize,
+    /// How long a connection may go on, and how long without a byte.
+    pub bounds: Bounds,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: limits::PROXY_CONNECTIONS,
+            connections_per_address: limits::PROXY_CONNECTIONS_PER_ADDRESS,
+            bounds: Bounds::default(),
+        }
+    }
+}
+
+/// A place beyond the network that clients may be led to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Upstream {
+    /// What listeners and records call it.
+    pub name: String,
+    /// The host and port; nothing else is dialled.
+    pub to: Target,
+    /// Reserved networks in which its name's addresses may lie nevertheless.
+    pub within: Vec<IpNet>,
+}
+
+/// Where clients come in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// The address.
+    pub address: SocketAddr,
+    /// From where it accepts; without it, from this host.
+    pub accept_from: Option<Networks>,
+    /// What it does, and where to.
+    pub mode: Mode,
+}
+
+/// What a listener does with a connection, and to which upstreams that leads, by their names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mode {
+    /// Ends TLS with certificates on both sides, and relays the bytes between.
+    Mutual(String),
+    /// Speaks HTTP with the client, and HTTP over TLS with the upstream.
+    Reverse(String),
+    /// Is an HTTP CONNECT proxy.
+    Connect(Vec<String>),
+}
+
+impl Mode {
+    /// As configuration and records name it.
+    #[must_use]
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Mutual(_) => "mutual",
+            Self::Reverse(_) => "reverse",
+            Self::Connect(_) => "connect",
+        }
+    }
+
+    /// The upstreams that it leads to.
+    pub fn upstreams(&self) -> impl Iterator<Item = &str> {
+        let (one, several) = match self {
+            Self::Mutual(one) | Self::Reverse(one) => (Some(one), [].as_slice()),
+            Self::Connect(several) => (None, several.as_slice()),
+        };
+        one.into_iter().chain(several).map(String::as_str)
+    }
+}
+
+impl Listener {
+    /// Whether it takes up connections from there.
+    #[must_use]
+    pub fn accepts(&self, client: IpAddr) -> bool {
+        match &self.accept_from {
+            Some(networks) => networks.contain(client),
+            None => client.to_canonical().is_loopback(),
+        }
+    }
+}
+
+/// Why a proxy could not run.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Threads.
+    #[error("the proxy's threads failed")]
+    Crew(#[source] CrewError),
+    /// No trail.
+    #[error("could not start the audit trail")]
+    Trail(#[source] audit::StartError),
+    /// A listener, or the health endpoint.
+    #[error("could not listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The trail could not be completed.
+    #[error("could not close the audit trail")]
+    Close(#[source] audit::TrailError),
+    /// Tasks were left.
+    #[error("tasks were still running {} s after the stop", limits::STOP_GRACE.as_secs())]
+    Drain,
+}
+
+/// What the tasks of one proxy share.
+struct Proxy {
+    /// What a reload replaces.
+    state: Live<State>,
+    trail: Trail,
+    tasks: Tasks,
+    crew: Crew,
+    drain: Drain,
+    /// Who has not said yet what it wants.
+    room: Room,
+    /// Who is there at all.
+    places: Places,
+    /// Who has been denied something lately.
+    denials: Mutex<Rates<IpAddr>>,
+    /// How upstreams answered lately.
+    standings: Standings,
+    /// Fires for all that runs when the trail has failed for too long.
+    unrecorded: Mutex<CancellationToken>,
+}
+
+impl Proxy {
+    /// Fires when what begins now has to end because the trail has failed for too long.
+    fn unrecorded(&self) -> CancellationToken {
+        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Runs a proxy until `stop`. Returns how the drain went.
+///
+/// # Errors
+/// If it cannot listen, the trail cannot be started or completed, or tasks do not end.
+pub async fn run(
+    config: Config,
+    reloads: Reloads<Config>,
+    stop: Stop,
+    supervisor: &Supervisor,
+) -> Result<Outcome, RunError> {
+    let mut listening = Listening::default();
+    let prepared = listening.prepare(&config)?;
+    let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(limits::WORKERS_MAX);
+    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
+    supervisor.watch(crew.clone());
+    let tasks = Tasks::new();
+    let writer = Tasks::new();
+    let trail = Trail::start(config.audit.clone(), Side::Proxy, &writer).await.map_err(RunError::Trail)?;
+    let proxy = Arc::new(Proxy {
+        state: Live::new(State::default()),
+        trail: trail.clone(),
+        tasks: tasks.clone(),
+        crew: crew.clone(),
+        drain: Drain::new(),
+        room: Room::new(limits::PROXY_SEATS, limits::PROXY_SEATS_PER_ADDRESS),
+        places: Places::default(),
+        denials: Mutex::default(),
+        standings: Standings::default(),
+        unrecorded: Mutex::default(),
+    });
+    info!("proxy started");
+    listening.fit(&proxy, &config, prepared);
+    tasks.spawn(follow(proxy.clone(), config, reloads, listening));
+    let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
+        let proxy = proxy.clone();
+        move || {
+            error!("the audit trail has failed for {} s: ending all that runs", limits::TRAIL_FAILURE_GRACE.as_secs());
+            std::mem::take(&mut *proxy.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
+        }
+    }));
+    supervisor.ready("listening");
+    tokio::select! {
+        () = stop.drain().cancelled() => {}
+        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
+    }
+    let grace = proxy.state.current().drain();
+    proxy.drain.begin(grace);
+    let outcome = drain(&proxy, grace, &stop, supervisor).await;
+    let drained = tasks.drain(limits::STOP_GRACE).await;
+    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
+    let ended = threads.end(limits::STOP_GRACE).await;
+    watch.abort();
+    drop(proxy);
+    trail.close().await.map_err(RunError::Close)?;
+    writer.drain(limits::STOP_GRACE).await;
+    ended.map_err(RunError::Crew)?;
+    if drained { Ok(outcome) } else { Err(RunError::Drain) }
+}
+
+/// From the beginning of the drain to the end of the last connection, and what is recorded of it.
+async fn drain(proxy: &Proxy, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
+    let forwards = proxy.drain.forwards();
+    info!(forwards, "stopping: nothing new is taken on, and what runs may go on for {} s", grace.as_secs());
+    let note = async |event: Event| {
+        if let Err(error) = proxy.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record the drain");
+        }
+    };
+    let began = Event::new(Kind::DrainBegan).count("forwards", forwards);
+    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
+    let outcome = proxy.drain.finish(stop.now(), "proxy_stopped", supervisor).await;
+    // Whatever is left by now, for whatever reason, has no more time.
+    proxy.drain.cut_all("proxy_stopped");
+    info!(ended = outcome.ended, cut = outcome.cut, "drained");
+    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
+    outcome
+}
+
+/// Takes over each configuration that is read anew, whole or not at all, until the stop.
+async fn follow(proxy: Arc<Proxy>, mut config: Config, mut reloads: Reloads<Config>, mut listening: Listening) {
+    let stop = proxy.tasks.stopping().clone();
+    loop {
+        let read = tokio::select! {
+            read = reloads.next(&proxy.tasks) => read,
+            () = stop.cancelled() => return,
+        };
+        // All that can fail comes first.
+        let read = read.map_err(|faults| faults.to_string()).and_then(|fresh| {
+            let prepared = listening.prepare(&fresh.config).map_err(|error| Chain(&error).to_string())?;
+            Ok((fresh, prepared))
+        });
+        let event = match read {
+            Ok((Fresh { config: mut new, mut restart }, prepared)) => {
+                restart.extend(live::keep(&config, &mut new));
+                let changes = live::changes(&config, &new);
+                config = new;
+                // The state, by which what runs judges itself, is in force before anything new is accepted.
+                listening.fit(&proxy, &config, prepared);
+                info!("the configuration was read again and is in force: {changes}");
+                if !restart.is_empty() {
+                    warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
+                }
+                Event::new(Kind::ConfigReloaded).detail(changes)
+            }
+            Err(faults) => {
+                error!("the configuration has faults, so that nothing that changed in it holds: {faults}");
+                Event::new(Kind::ConfigRejected).detail(faults)
+            }
+        };
+        if let Err(error) = proxy.trail.note(event).await {
+            error!(error = %Chain(&error), "could not record a change of the configuration");
+        }
+        reloads.settled();
+    }
+}
