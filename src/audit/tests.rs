@@ -561,6 +561,7 @@ async fn records_have_stable_names_in_a_stable_order() {
         key: None,
         certificate: None,
         token: "t1".parse().ok(),
+        client_certificate: None,
         client: Some("192.0.2.1:1".to_owned()),
         door: Some("ssh"),
         target: "db:5432".to_owned(),

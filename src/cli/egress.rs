@@ -11,6 +11,7 @@ use crate::tunnel::dial::Tls;
 
 /// How to leave the network.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// A proxy on the way to the server: http://, https:// or socks5://, then HOST:PORT; none: no proxy. Left out,
     /// CAPONIER_FORWARD_PROXY counts, which may hold credentials as USER:PASSWORD@ before HOST, and after it HTTPS_PROXY.
