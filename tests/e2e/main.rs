@@ -19,6 +19,7 @@ mod network_proxy;
 mod openssh;
 mod organisations;
 mod policy;
+mod port;
 mod postgres;
 mod postgres_through;
 mod provision;
