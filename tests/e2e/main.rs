@@ -12,6 +12,7 @@ mod hostile_links;
 mod input;
 mod keys;
 mod kinds;
+mod kubeconfig;
 mod kube;
 mod lifecycle;
 mod limits;
