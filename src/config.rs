@@ -117,7 +117,7 @@ fn load_into(
     for (variable, value) in variables {
         let Ok(variable) = variable.into_string() else { continue };
         let ours = variable.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('_'));
-        if !ours && !(leaves && egress::is_known(&variable)) {
+        if !(ours || leaves && egress::is_known(&variable)) {
             continue;
         }
         match value.into_string() {
@@ -946,7 +946,7 @@ mod tests {
     fn whole_parts_that_are_missing_are_said() {
         let place = Place::new();
         for (text, problems) in [
-            ("", &["none of [agent], [gateway] and [provision]"][..]),
+            ("", &["none of [agent], [gateway], [proxy] and [provision]"][..]),
             ("[agent]\n[gateway]", &["[agent] and [gateway] in one file"]),
             ("[agent]\n[provision]", &["[agent] and [provision] in one file"]),
             ("[provision]", &["provision.gateway: this", "provision.known_hosts: this", "instance: this"]),

@@ -9,7 +9,7 @@ use crate::tls::{ClientOptions, Identity};
 use crate::tunnel::connect::Egress;
 use crate::tunnel::dial::Tls;
 
-/// How to leave the network.
+/// How to leave the network. It needs no group of its own, whose name the command's own `Args` has.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {

@@ -12,6 +12,8 @@ mod hostile_links;
 mod input;
 mod keys;
 mod kinds;
+mod kube;
+mod kubeconfig;
 mod lifecycle;
 mod limits;
 mod links;
