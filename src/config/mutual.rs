@@ -8,10 +8,9 @@ use crate::tls::{ClientAuth, Trust, judge};
 /// What a listener says of its clients' certificates.
 pub(super) fn client_auth(table: &Table<'_>) -> Option<(ClientAuth, Trust)> {
     let mode = optional(table.optional("client_auth"), |item| item.choice(&ClientAuth::WORDS));
-    let ca = table.optional("client_ca");
-    let authorities = optional(ca.clone(), |item| files(item, |text| Trust::default().add(text, None)));
-    let crl = table.optional("client_crl");
-    let lists = optional(crl.clone(), |item| files(item, |text| judge::check_lists(text)));
+    let authorities =
+        optional(table.optional("client_ca"), |item| files(item, |text| Trust::default().add(text, None)));
+    let lists = optional(table.optional("client_crl"), |item| files(item, judge::check_lists));
     let (mode, authorities, lists) = (mode?, authorities?, lists?);
     let trust = match (authorities, lists) {
         (None, None) => Trust::default(),
