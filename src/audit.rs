@@ -386,6 +386,8 @@ pub struct Opening {
     pub certificate: Option<Certificate>,
     /// The id of the token that this key has signed, where it was that which counted.
     pub token: Option<TokenId>,
+    /// The fingerprint of the TLS certificate that the client has shown, or `missing` where it was let in without one.
+    pub client_certificate: Option<String>,
     /// Where the principal connects from.
     pub client: Option<String>,
     /// Which kind of door was used.
@@ -693,6 +695,14 @@ impl Event {
         event
     }
 
+    /// The fingerprint of the TLS certificate that the peer has shown, or `missing` where it was let in without one. Nothing is
+    /// said where nobody asks for one.
+    #[must_use]
+    pub fn client_certificate(mut self, mark: Option<impl fmt::Display>) -> Self {
+        self.0.client_certificate = mark.and_then(text);
+        self
+    }
+
     /// The id of the token that was shown.
     #[must_use]
     pub fn token(mut self, id: &TokenId) -> Self {
@@ -790,6 +800,9 @@ struct Record {
     serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     key_id: Option<String>,
+    /// The fingerprint of the peer's TLS certificate, or `missing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client_certificate: Option<String>,
     /// The id that a token gives itself (`jti`), never the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
@@ -887,6 +900,7 @@ impl Opening {
             key: self.key.as_ref().and_then(text),
             token: self.token.as_ref().and_then(text),
             client: self.client.as_deref().and_then(text),
+            client_certificate: self.client_certificate.as_deref().and_then(text),
             door: self.door.and_then(text),
             target: text(&self.target),
             rule: self.rule.as_deref().and_then(text),

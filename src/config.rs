@@ -10,6 +10,7 @@
 
 mod egress;
 mod file;
+mod mutual;
 mod proxy;
 mod resolver;
 mod resources;

@@ -54,6 +54,7 @@ use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Tasks};
+use crate::tls::{ClientAuth, Trust};
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
@@ -134,6 +135,10 @@ pub struct Listener {
     pub balancers: Option<Networks>,
     /// Whether principals may log in with certificates here.
     pub certificates: bool,
+    /// Whether clients show a TLS certificate of their own here.
+    pub client_auth: ClientAuth,
+    /// The CAs of those, for organisations that have none of their own.
+    pub client_trust: Trust,
 }
 
 impl Config {
@@ -148,7 +153,14 @@ impl Listener {
     /// A listener that narrows nothing.
     #[must_use]
     pub fn plain(address: SocketAddr) -> Self {
-        Self { address, accept_from: None, balancers: None, certificates: false }
+        Self {
+            address,
+            accept_from: None,
+            balancers: None,
+            certificates: false,
+            client_auth: ClientAuth::Off,
+            client_trust: Trust::default(),
+        }
     }
 }
 

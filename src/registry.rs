@@ -13,6 +13,7 @@ pub mod authority;
 pub mod edit;
 pub mod expiry;
 pub mod file;
+pub mod mutual;
 pub mod token_keys;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -30,6 +31,7 @@ use crate::policy::grant::{Grant, Pass};
 use crate::policy::window::{Closed, Window};
 use crate::policy::{Decision, Denial, Reason};
 use crate::target::Target;
+use crate::tls::{ClientAuth, Trust, judge};
 use crate::token::TokenId;
 
 pub use authority::Authority;
@@ -62,6 +64,10 @@ pub struct Organisation {
     pub principals: BTreeMap<PrincipalId, PrincipalRecord>,
     /// The CAs that may certify its principals.
     pub authorities: Vec<Authority>,
+    /// Whether its agents show TLS certificates of their own.
+    pub client_auth: ClientAuth,
+    /// The CAs of those, and of its principals'.
+    pub client_trust: Trust,
     /// The keys that may sign tokens for its principals.
     pub token_keys: Vec<TokenKey>,
     /// Where all of them are accepted from; each may be narrowed further. `None` narrows nothing.
@@ -77,6 +83,10 @@ pub struct Agent {
     pub accept_from: Option<Networks>,
     /// Its host keys: several while one replaces another. Without any the agent is known but cannot link.
     pub keys: Vec<RegisteredKey>,
+    /// The CAs of its TLS certificates, in the place of the organisation's.
+    pub client_trust: Option<Trust>,
+    /// What its TLS certificates may be called, besides the agent's own name.
+    pub certificate_names: Vec<String>,
 }
 
 /// A registered principal.
@@ -92,6 +102,8 @@ pub struct PrincipalRecord {
     pub accept_from: Option<Networks>,
     /// Its keys. Without any only the gateway's own configuration, and who has a token, can act as this principal.
     pub keys: Vec<RegisteredKey>,
+    /// What its TLS certificates may be called, besides the principal's own name.
+    pub certificate_names: Vec<String>,
     /// Tokens in its name that count no more, whichever key has signed them.
     pub revoked_tokens: BTreeSet<TokenId>,
 }
@@ -136,6 +148,8 @@ pub enum Refusal {
     SourceNetwork,
     /// What is wrong is the certificate.
     Certificate(Flaw),
+    /// What is wrong is the TLS certificate.
+    ClientCertificate(judge::Flaw),
     /// What is wrong is the token.
     Token(TokenFlaw),
 }
@@ -156,6 +170,7 @@ impl Refusal {
             Self::NotGranted => "not_granted",
             Self::SourceNetwork => "source_network",
             Self::Certificate(flaw) => flaw.as_str(),
+            Self::ClientCertificate(flaw) => flaw.as_str(),
             Self::Token(flaw) => flaw.as_str(),
         }
     }
@@ -308,14 +323,16 @@ impl Snapshot {
         record.grant.decide(&Principal::Named(principal.clone()), agent, target)
     }
 
-    /// Whether the validity of some key or principal begins or ends between two moments, the later one included; `since` is
+    /// Whether the validity of some key, principal or client CA begins or ends between two moments, the later one included; `since` is
     /// the later one if the clock has been set back.
     #[must_use]
     pub fn expires_within(&self, since: Timestamp, now: Timestamp) -> bool {
         self.organisations.values().any(|organisation| {
             let of_keys = organisation.keys().flat_map(|(_, key)| [key.not_before, key.expires]);
             let of_principals = organisation.principals.values().flat_map(|record| [record.not_before, record.expires]);
-            of_keys.chain(of_principals).flatten().any(|at| since.min(now) < at && at <= since.max(now))
+            let of_trusts = organisation.client_trusts().flat_map(|trust| trust.ends().map(|end| Some(end.at())));
+            let edges = of_keys.chain(of_principals).chain(of_trusts).flatten();
+            edges.into_iter().any(|at| since.min(now) < at && at <= since.max(now))
         })
     }
 

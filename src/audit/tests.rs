@@ -560,6 +560,7 @@ async fn records_have_stable_names_in_a_stable_order() {
         asserted_by: Some("local".to_owned()),
         key: None,
         certificate: None,
+        token: None,
         client: Some("192.0.2.1:1".to_owned()),
         door: Some("ssh"),
         target: "db:5432".to_owned(),

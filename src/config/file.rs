@@ -14,7 +14,7 @@ use jiff::Timestamp;
 
 use super::egress::egress;
 use super::resolver::resolver;
-use super::{Log, LogFormat};
+use super::{Log, LogFormat, mutual};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
 use crate::audit::Sink;
 use crate::chain::Chain;
@@ -449,11 +449,14 @@ fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAdd
             let accept_from = optional(table.optional("accept_from"), networks);
             let balancers = optional(table.optional("proxy_protocol_from"), networks);
             let certificates = optional(table.optional("user_ca"), |item| item.boolean());
+            let clients = mutual::client_auth(table);
             Some(gateway::Listener {
                 address: address?,
                 accept_from: accept_from?,
                 balancers: balancers?,
                 certificates: certificates?.unwrap_or(false),
+                client_auth: clients.as_ref()?.0,
+                client_trust: clients?.1,
             })
         })
         .collect();

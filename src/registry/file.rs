@@ -1,10 +1,14 @@
 //! The registry in folders: public keys as files, and TOML beside them for what is not a key.
 //!
 //! ```text
-//! organisations/acme.toml                             optional: accept_from, for all principals and agents of it
+//! organisations/acme.toml                             optional: accept_from, for all principals and agents of it;
+//!                                                     client_auth, for its agents
+//! organisations/acme/client-ca/pki.pem                CAs of TLS certificates of its agents and principals (PEM)
+//! organisations/acme/client-ca/pki.crl                optional: what they have revoked (PEM)
 //! organisations/acme/agents/prod-eu/2026-11.pub       an OpenSSH or PEM public key (.pub or .pem)
 //! organisations/acme/agents/prod-eu/2026-11.toml      optional: not_before, expires, revoked, comment of that key
-//! organisations/acme/agents/prod-eu.toml              optional: description, accept_from
+//! organisations/acme/agents/prod-eu/client-ca/…       CAs of this agent's TLS certificates, in the organisation's place
+//! organisations/acme/agents/prod-eu.toml              optional: description, accept_from, certificate_names
 //! organisations/acme/principals/ci/laptop.pub         keys of a principal, in the same way
 //! organisations/acme/user-ca/vault.pub                 a CA that certifies principals
 //! organisations/acme/user-ca/vault.toml                required: principals; optional: as beside a key, and revoked_serials,
@@ -12,7 +16,7 @@
 //! organisations/acme/token-keys/ci.pub                a key that signs tokens for principals (Ed25519)
 //! organisations/acme/token-keys/ci.toml               required: principals; optional: as beside a key, and revoked_tokens
 //! organisations/acme/principals/ci.toml               required with keys: agents; optional: targets, not_before, expires,
-//!                                                     accept_from, revoked_tokens
+//!                                                     accept_from, certificate_names, revoked_tokens
 //! ```
 //!
 //! Promised: all or nothing. A state with a single fault is not taken over, and the last good one goes on to hold; a
@@ -44,14 +48,15 @@ use crate::chain::Chain;
 use crate::document::{Document, Faults, Item, Table, read_text};
 use crate::identity::{Fingerprint, OrganisationId, PublicKey};
 use crate::limits::{
-    EXPOSED_SHOWN, FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER, REGISTRY_SETTLE,
-    REGISTRY_SETTLE_MAX,
+    CERTIFICATE_NAMES_OF_ONE, EXPOSED_SHOWN, FILE_CLOCK, REGISTRY_ENTRIES_MAX, REGISTRY_POLL, REGISTRY_REMINDER,
+    REGISTRY_SETTLE, REGISTRY_SETTLE_MAX,
 };
 use crate::network::{Network, Networks};
 use crate::policy::grant::Grant;
 use crate::policy::window::Window;
 use crate::reload::sources::Stamp;
 use crate::task::Tasks;
+use crate::tls::{ClientAuth, Trust};
 
 /// Reads a registry once.
 ///
@@ -363,7 +368,7 @@ fn signature(dir: &Path) -> u64 {
 
 /// Shows everything that [`load`] would read, the folder first, until `see` wants no more.
 fn walk(dir: &Path, mut see: impl FnMut(&Path, io::Result<Metadata>) -> bool) {
-    /// The tree has five levels; more could only be links in a circle.
+    /// The tree has six levels; more could only be links in a circle.
     const DEPTH: usize = 8;
     let mut left = vec![(dir.to_owned(), DEPTH)];
     let mut entries = 0;
@@ -469,48 +474,120 @@ impl Reader {
             about.inspect(|file| self.fault(file, "no folder of this name beside it: this is said of no organisation"));
             return None;
         };
-        let accept_from = about.and_then(|file| self.document(file, |document| accept_from(&document.root())));
-        let mut organisation = Organisation { accept_from: accept_from.flatten(), ..Organisation::default() };
+        let said = about.and_then(|file| {
+            self.document(file, |document| {
+                let root = document.root();
+                let client_auth = root.optional("client_auth").map(|item| item.choice(&ClientAuth::WORDS));
+                Some((accept_from(&root)?, client_auth.unwrap_or(Some(ClientAuth::Off))?))
+            })
+        });
+        let (accept_from, client_auth) = said.unwrap_or_default();
+        let mut organisation = Organisation { accept_from, client_auth, ..Organisation::default() };
         // A key has one holder within an organisation; in another it may have another.
         let mut holders = HashMap::new();
+        let mut names = CertificateNames::new();
         for entry in self.list(dir) {
             match (entry.name.as_str(), entry.folder) {
                 ("agents", true) => {
                     for (id, member) in self.members(&entry.path) {
-                        let agent = self.agent(&member, &mut holders);
+                        let agent = self.agent(&member, &mut holders, &mut names);
                         organisation.agents.insert(id, agent);
                     }
                 }
                 ("principals", true) => {
                     for (id, member) in self.members(&entry.path) {
-                        let record = self.principal(&member, &mut holders);
+                        let record = self.principal(&member, &mut holders, &mut names);
                         organisation.principals.insert(id, record);
                     }
                 }
                 ("user-ca", true) => organisation.authorities = self.authorities(&entry.path, &mut holders),
+                ("client-ca", true) => organisation.client_trust = self.client_trust(&entry.path),
                 ("token-keys", true) => organisation.token_keys = self.token_keys(&entry.path, &mut holders),
                 _ => self.unexpected(
                     &entry,
-                    "only the folders agents, principals, user-ca and token-keys are accepted here",
+                    "only the folders agents, principals, user-ca, client-ca and token-keys are accepted here",
                 ),
             }
+        }
+        let mut without = organisation.agents.values().filter(|agent| agent.client_trust.is_none()).peekable();
+        let has_some =
+            !organisation.client_trust.is_empty() || (!organisation.agents.is_empty() && without.peek().is_none());
+        if let Some(file) = about.filter(|_| client_auth != ClientAuth::Off && !has_some) {
+            let problem = format!(
+                "client_auth = \"{client_auth}\" without a CA: no certificate could be good; put one into {}/client-ca/NAME.pem",
+                dir.display()
+            );
+            self.fault(file, problem);
         }
         Some((organisation, holders))
     }
 
-    fn agent(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Agent {
+    fn agent(
+        &mut self,
+        member: &Member,
+        holders: &mut HashMap<Fingerprint, PathBuf>,
+        names: &mut CertificateNames,
+    ) -> Agent {
         let about = member.about.as_deref().and_then(|file| {
             self.document(file, |document| {
                 let root = document.root();
                 let description = root.optional("description").and_then(|item| item.string());
-                Some((description.map(str::to_owned), accept_from(&root)?))
+                let certificate_names = certificate_names(&root, file, names);
+                Some((description.map(str::to_owned), accept_from(&root)?, certificate_names?))
             })
         });
-        let (description, accept_from) = about.unwrap_or_default();
-        Agent { description, accept_from, keys: self.keys(member, holders) }
+        let (description, accept_from, certificate_names) = about.unwrap_or_default();
+        let own = member.folder.as_ref().map(|folder| folder.join("client-ca")).filter(|folder| folder.is_dir());
+        let client_trust = own.map(|folder| self.client_trust(&folder));
+        let keys = self.keys(member, holders, Some("client-ca"));
+        Agent { description, accept_from, keys, client_trust, certificate_names }
     }
 
-    fn principal(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> PrincipalRecord {
+    /// The CAs of TLS certificates that lie in a folder, each with its lists.
+    fn client_trust(&mut self, folder: &Path) -> Trust {
+        let (mut authorities, mut lists) = (BTreeMap::new(), BTreeMap::new());
+        for entry in self.list(folder) {
+            match entry.name.rsplit_once('.') {
+                Some((stem, "pem")) if !entry.folder => drop(authorities.insert(stem.to_owned(), entry.path)),
+                Some((stem, "crl")) if !entry.folder => drop(lists.insert(stem.to_owned(), entry.path)),
+                _ => {
+                    self.unexpected(&entry, "accepted here are certificates of CAs (.pem) and a .crl of the same name")
+                }
+            }
+        }
+        let mut trust = Trust::default();
+        for (stem, path) in &authorities {
+            let list = lists.remove(stem);
+            let Some(certificates) = self.text(path) else { continue };
+            // A list that cannot be read revokes everything, by the fault that it is.
+            let text = list.as_deref().map(|list| self.text(list));
+            if let Some(None) = text {
+                continue;
+            }
+            if let Err((in_list, error)) = trust.add(&certificates, text.flatten().as_deref()) {
+                let file = list.as_ref().filter(|_| in_list).unwrap_or(path);
+                self.fault(file, Chain(&error).to_string());
+            }
+        }
+        for path in lists.values() {
+            self.fault(path, "no certificate of a CA of this name beside it (.pem)");
+        }
+        if authorities.is_empty() {
+            self.fault(folder, "no certificate of a CA in it (.pem): take the folder away if there is to be none");
+        }
+        trust
+    }
+
+    fn text(&mut self, path: &Path) -> Option<String> {
+        read_text(path).map_err(|faults| self.faults.append(faults)).ok()
+    }
+
+    fn principal(
+        &mut self,
+        member: &Member,
+        holders: &mut HashMap<Fingerprint, PathBuf>,
+        names: &mut CertificateNames,
+    ) -> PrincipalRecord {
         let about = match (&member.about, &member.folder) {
             (Some(file), _) => self.document(file, |document| {
                 let root = document.root();
@@ -524,9 +601,10 @@ impl Reader {
                     root.fault("expires", error.to_string());
                 }
                 let accept_from = accept_from(&root);
+                let certificate_names = certificate_names(&root, file, names);
                 let revoked_tokens = root.optional("revoked_tokens").map(|item| read_all(&item)).unwrap_or_default();
                 let revoked_tokens = revoked_tokens.into_iter().collect();
-                Some((Grant { agents: agents?, targets }, window, accept_from?, revoked_tokens))
+                Some((Grant { agents: agents?, targets }, window, accept_from?, certificate_names?, revoked_tokens))
             }),
             (None, Some(folder)) => {
                 let mut file = folder.clone().into_os_string();
@@ -536,16 +614,21 @@ impl Reader {
             }
             (None, None) => None,
         };
-        let (grant, window, accept_from, revoked_tokens) = about.unwrap_or_default();
+        let (grant, window, accept_from, certificate_names, revoked_tokens) = about.unwrap_or_default();
         let Window { not_before, expires } = window;
-        let keys = self.keys(member, holders);
-        PrincipalRecord { grant, not_before, expires, accept_from, keys, revoked_tokens }
+        let keys = self.keys(member, holders, None);
+        PrincipalRecord { grant, not_before, expires, accept_from, keys, certificate_names, revoked_tokens }
     }
 
-    fn keys(&mut self, member: &Member, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<RegisteredKey> {
+    fn keys(
+        &mut self,
+        member: &Member,
+        holders: &mut HashMap<Fingerprint, PathBuf>,
+        besides: Option<&str>,
+    ) -> Vec<RegisteredKey> {
         let Some(folder) = &member.folder else { return Vec::new() };
         let mut registered = Vec::new();
-        for (path, about) in self.pairs(folder) {
+        for (path, about) in self.pairs(folder, besides) {
             let Some(key) = self.claim(&path, holders) else { continue };
             let about = about.and_then(|file| self.about_key(&file)).unwrap_or_default();
             registered.push(about.of(key));
@@ -556,7 +639,7 @@ impl Reader {
     /// The CAs of an organisation.
     fn authorities(&mut self, folder: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<Authority> {
         let mut authorities = Vec::new();
-        for (path, about) in self.pairs(folder) {
+        for (path, about) in self.pairs(folder, None) {
             let Some(key) = self.claim(&path, holders) else { continue };
             let Some(file) = about else {
                 let missing = "nothing beside it says which principals this CA may certify (principals = [\"…\"] in a .toml of the \
@@ -580,7 +663,7 @@ impl Reader {
     /// The keys of an organisation that sign tokens.
     fn token_keys(&mut self, folder: &Path, holders: &mut HashMap<Fingerprint, PathBuf>) -> Vec<TokenKey> {
         let mut keys = Vec::new();
-        for (path, about) in self.pairs(folder) {
+        for (path, about) in self.pairs(folder, None) {
             let Some(key) = self.claim(&path, holders) else { continue };
             if key.ed25519().is_none() {
                 self.fault(&path, "tokens are signed with Ed25519 keys alone (`caponier keys generate` makes one)");
@@ -605,8 +688,8 @@ impl Reader {
         keys
     }
 
-    /// The keys of a folder, each with the TOML beside it.
-    fn pairs(&mut self, folder: &Path) -> Vec<(PathBuf, Option<PathBuf>)> {
+    /// The keys of a folder, each with the TOML beside it. A folder that is called as `besides` says is somebody else's.
+    fn pairs(&mut self, folder: &Path, besides: Option<&str>) -> Vec<(PathBuf, Option<PathBuf>)> {
         let mut keys = BTreeMap::new();
         let mut abouts = BTreeMap::new();
         for entry in self.list(folder) {
@@ -619,6 +702,7 @@ impl Reader {
                 Some((stem, "toml")) if !entry.folder => {
                     abouts.insert(stem.to_owned(), entry.path);
                 }
+                _ if entry.folder && besides == Some(entry.name.as_str()) => {}
                 _ => self.unexpected(&entry, "accepted here are public keys (.pub, .pem) and a .toml of the same name"),
             }
         }
@@ -739,6 +823,34 @@ fn accept_from(table: &Table<'_>) -> Option<Option<Networks>> {
         Some(item) => item.list(Item::parse::<Network>).and_then(Networks::new).map(Some),
         None => Some(None),
     }
+}
+
+/// Which file has named each of the names that stand for somebody, in an organisation.
+type CertificateNames = HashMap<String, PathBuf>;
+
+/// What TLS certificates may be called: names of which each stands for one agent or principal.
+fn certificate_names(table: &Table<'_>, file: &Path, known: &mut CertificateNames) -> Option<Vec<String>> {
+    let Some(item) = table.optional("certificate_names") else { return Some(Vec::new()) };
+    let names = item.list(|item| {
+        let name = item.string()?;
+        if name.is_empty() || name.len() > 253 || name.trim() != name || name.chars().any(char::is_control) {
+            return item.reject("a DNS name or a common name is wanted, as it stands in the certificate");
+        }
+        if name.contains(['*', '/']) {
+            return item
+                .reject("neither a pattern nor a URI: name each certificate's DNS name or common name as it is");
+        }
+        if let Some(first) = known.insert(name.to_ascii_lowercase(), file.to_owned()) {
+            let problem =
+                format!("this name stands for somebody already, in {}: a name has one holder", first.display());
+            return item.reject(problem);
+        }
+        Some(name.to_owned())
+    })?;
+    if names.len() > CERTIFICATE_NAMES_OF_ONE {
+        return item.reject(format!("more than {CERTIFICATE_NAMES_OF_ONE} names for one are not accepted"));
+    }
+    Some(names)
 }
 
 /// The elements of a list that may be empty: written out, an empty list grants nothing.

@@ -375,6 +375,12 @@ impl End {
         })
     }
 
+    /// When that is.
+    #[must_use]
+    pub fn at(&self) -> Timestamp {
+        self.at
+    }
+
     /// When there will be something else to say, after `now`.
     #[must_use]
     pub fn next(&self, now: Timestamp) -> Option<Timestamp> {
@@ -410,6 +416,17 @@ impl Span {
         let share = self.end.duration_since(self.begin) / CRL_WARN_SHARE;
         self.end.checked_sub(share).unwrap_or(self.end)
     }
+}
+
+/// Whether a text holds revocation lists that could be used.
+///
+/// # Errors
+/// If it does not; as of [`Trust::add`].
+pub fn check_lists(text: &str) -> Result<(), (bool, TrustError)> {
+    let lists = read_lists(text).map_err(|error| (true, error))?;
+    let nobody = Name::default();
+    let broken = lists.iter().position(|list| Span::of(list, &nobody).is_err());
+    broken.map_or(Ok(()), |index| Err((true, TrustError::List { number: index + 1 })))
 }
 
 fn read_certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, TrustError> {
@@ -450,4 +467,4 @@ fn flaw(error: &rustls::Error) -> Flaw {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -13,6 +13,8 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::TcpStream;
 
+use crate::tls::TlsStream;
+
 /// A layer over a socket, or what stands for one.
 pub trait Layer: AsyncRead + AsyncWrite + Send + Unpin + 'static {
     /// The socket at the bottom, if there is one.
@@ -28,6 +30,12 @@ impl Layer for DuplexStream {
 impl Layer for TcpStream {
     fn socket(&self) -> Option<&TcpStream> {
         Some(self)
+    }
+}
+
+impl<S: Layer> Layer for TlsStream<S> {
+    fn socket(&self) -> Option<&TcpStream> {
+        self.get_ref().socket()
     }
 }
 

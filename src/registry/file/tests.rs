@@ -3,6 +3,7 @@
 use super::*;
 use crate::identity::{Algorithm, PrivateKey};
 use crate::registry::Refusal;
+use crate::tls::judge::tests::{ca, revoking};
 use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
@@ -517,6 +518,82 @@ async fn an_expiry_counts_as_a_change() {
     tokio::time::timeout(DEADLINE, changed.changed()).await.expect("in time").expect("changed");
     assert_eq!(knows(&watched.files, &key), Err(Refusal::Expired));
     watched.stop().await;
+}
+
+#[test]
+fn client_cas_and_what_they_revoke_are_read() {
+    let (tree, _) = Tree::good();
+    let [one, two] = ["one", "two"].map(ca);
+    tree.write("organisations/acme.toml", "client_auth = \"strict\"\n");
+    tree.write("organisations/acme/client-ca/pki.pem", &one.pem());
+    tree.write("organisations/acme/client-ca/pki.crl", &revoking(&one, &[7], "2036-01-01T00:00:00Z"));
+    tree.write("organisations/acme/client-ca/old.pem", &two.pem());
+    tree.write("organisations/acme/agents/prod-eu/client-ca/own.pem", &two.pem());
+    tree.write("organisations/acme/agents/prod-eu.toml", "certificate_names = [\"eu.example\", \"Agent EU\"]\n");
+    let snapshot = tree.load().expect("in order");
+    let acme = &snapshot.organisations()[&"acme".parse().expect("an id")];
+    assert_eq!(acme.client_auth, ClientAuth::Strict);
+    assert_eq!(acme.client_trust.ends().count(), 3);
+    let agent = &acme.agents[&"prod-eu".parse().expect("an id")];
+    assert_eq!(agent.certificate_names, ["eu.example", "Agent EU"]);
+    assert_eq!(agent.client_trust.as_ref().map(|trust| trust.ends().count()), Some(1));
+    assert_eq!(agent.keys.len(), 1, "its keys are beside the folder");
+    // Another list is another state, and its end is a moment at which all is judged again.
+    assert!(snapshot.expires_within(
+        "2035-12-31T00:00:00Z".parse().expect("a time"),
+        "2036-01-02T00:00:00Z".parse().expect("a time")
+    ));
+    tree.write("organisations/acme/client-ca/pki.crl", &revoking(&one, &[7, 8], "2036-01-01T00:00:00Z"));
+    assert_ne!(tree.load().expect("in order"), snapshot);
+}
+
+#[test]
+fn every_fault_of_client_cas_is_found() {
+    let [one, two] = ["one", "two"].map(ca);
+    let list = revoking(&two, &[], "2036-01-01T00:00:00Z");
+    let ca_file = "organisations/acme/client-ca/pki.pem";
+    let list_file = "organisations/acme/client-ca/pki.crl";
+    let about = "organisations/acme.toml";
+    let agent = "organisations/acme/agents/prod-eu.toml";
+    for (files, at, problem) in [
+        (vec![(about, "client_auth = \"strict\"".to_owned())], about, "without a CA"),
+        (vec![(about, "client_auth = \"loose\"".to_owned())], about, "without a CA"),
+        (vec![(about, "client_auth = \"on\"".to_owned())], about, "one of \"off\", \"loose\", \"strict\""),
+        (vec![(ca_file, String::new())], ca_file, "holds no PEM certificate"),
+        (vec![(ca_file, one.pem() + &one.key().serialize_pem())], ca_file, "holds a private key"),
+        (vec![(list_file, list.clone())], list_file, "no certificate of a CA of this name"),
+        (vec![(ca_file, one.pem()), (list_file, list)], list_file, "no revocation list of an authority"),
+        (vec![(ca_file, one.pem()), (list_file, "garbage".to_owned())], list_file, "BEGIN X509 CRL"),
+        (vec![("organisations/acme/client-ca/pki.der", "x".to_owned())], "client-ca/pki.der", "does not belong here"),
+        (vec![("organisations/acme/client-ca/README", "x".to_owned())], "client-ca", "no certificate of a CA in it"),
+        (vec![("organisations/acme/principals/ci/client-ca/x.pem", one.pem())], "ci/client-ca", "does not belong here"),
+        (vec![(agent, "certificate_names = [\"*.example\"]".to_owned())], agent, "neither a pattern"),
+        (vec![(agent, "certificate_names = [\"caponier://acme/agents/x\"]".to_owned())], agent, "nor a URI"),
+        (vec![(agent, "certificate_names = [\" a\"]".to_owned())], agent, "a DNS name or a common name"),
+        (
+            vec![
+                (agent, "certificate_names = [\"a.example\"]".to_owned()),
+                (
+                    "organisations/acme/principals/ci.toml",
+                    "agents = []\ncertificate_names = [\"A.example\"]".to_owned(),
+                ),
+            ],
+            "principals/ci.toml",
+            "a name has one holder",
+        ),
+    ] {
+        let (tree, _) = Tree::good();
+        for (file, text) in files {
+            tree.write(file, &text);
+        }
+        let faults = tree.load().expect_err(problem).to_string();
+        assert!(faults.contains(at) && faults.contains(problem), "{problem} at {at}: {faults}");
+    }
+    // Where each agent has its own, the organisation needs none.
+    let (tree, _) = Tree::good();
+    tree.write(about, "client_auth = \"strict\"");
+    tree.write("organisations/acme/agents/prod-eu/client-ca/own.pem", &one.pem());
+    assert!(tree.load().is_ok());
 }
 
 #[test]

@@ -1,3 +1,5 @@
+//! Tests of the module above, and what others need to test theirs.
+
 use std::time::SystemTime;
 
 use rcgen::{
@@ -8,9 +10,9 @@ use rcgen::{
 use super::*;
 use crate::limits::{PEER_CHAIN_MAX, PEER_NAMES_MAX};
 
-type Issuer = CertifiedIssuer<'static, KeyPair>;
+pub(crate) type Issuer = CertifiedIssuer<'static, KeyPair>;
 
-const NOW: &str = "2026-06-01T00:00:00Z";
+pub(crate) const NOW: &str = "2026-06-01T00:00:00Z";
 const BEGIN: &str = "2026-01-01T00:00:00Z";
 const END: &str = "2027-01-01T00:00:00Z";
 const A: &str = "caponier://acme/agents/a";
@@ -41,7 +43,8 @@ fn ca_params(name: &str, end: &str) -> CertificateParams {
     params
 }
 
-fn ca(name: &str) -> Issuer {
+/// A CA that lasts.
+pub(crate) fn ca(name: &str) -> Issuer {
     CertifiedIssuer::self_signed(ca_params(name, "2036-01-01T00:00:00Z"), key()).expect("a CA")
 }
 
@@ -64,11 +67,20 @@ fn leaf(uri: &str, issuer: &Issuer) -> CertificateDer<'static> {
     signed(leaf_params(uri), issuer)
 }
 
+/// What a client shows that has a certificate for this URI, with this common name.
+pub(crate) fn shown(uri: &str, common: &str, issuer: &Issuer) -> PeerChain {
+    let mut params = leaf_params(uri);
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    params.distinguished_name.push(DnType::CommonName, common);
+    chain(&[signed(params, issuer)])
+}
+
 fn chain(certificates: &[CertificateDer<'static>]) -> PeerChain {
     PeerChain::new(certificates).expect("a chain")
 }
 
-fn revoking(issuer: &Issuer, serials: &[u64], until: &str) -> String {
+/// A list of these serial numbers, which holds until then.
+pub(crate) fn revoking(issuer: &Issuer, serials: &[u64], until: &str) -> String {
     let revoked = |serial: &u64| RevokedCertParams {
         serial_number: SerialNumber::from(*serial),
         revocation_time: SystemTime::from(at(BEGIN)).into(),
@@ -86,7 +98,8 @@ fn revoking(issuer: &Issuer, serials: &[u64], until: &str) -> String {
     list.signed_by(issuer).expect("a list").pem().expect("PEM")
 }
 
-fn trust(authorities: &[(&Issuer, Option<String>)]) -> Trust {
+/// Some authorities.
+pub(crate) fn trust(authorities: &[(&Issuer, Option<String>)]) -> Trust {
     let mut trust = Trust::default();
     for (issuer, lists) in authorities {
         trust.add(&issuer.pem(), lists.as_deref()).expect("an authority");
