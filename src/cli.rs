@@ -17,6 +17,7 @@ pub mod policy;
 pub mod provision;
 pub mod proxy;
 mod running;
+pub mod url;
 
 use std::error::Error;
 use std::ffi::OsString;
@@ -117,12 +118,13 @@ enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
     Proxy(proxy::Args),
-    Forward(forward::Args),
+    Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
     Agents(agents::Args),
     Keys(keys::Args),
     Policy(policy::Args),
+    Url(url::Args),
 }
 
 impl Command {
@@ -131,12 +133,13 @@ impl Command {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
             Self::Proxy(args) => proxy::run(args),
-            Self::Forward(args) => forward::run(args),
+            Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Policy(args) => policy::run(args),
+            Self::Url(args) => url::run(args),
         }
     }
 }

@@ -26,6 +26,7 @@ mod inherit;
 mod intake;
 mod lapses;
 mod live;
+mod mutual;
 mod quota;
 mod roster;
 
@@ -48,8 +49,8 @@ use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::network::Networks;
-use crate::registry::Registry;
 use crate::registry::file::{Files, Reload, writable_by_others};
+use crate::registry::{Registry, Snapshot};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
@@ -147,6 +148,12 @@ impl Config {
     pub fn certificate_warnings(&self, now: Timestamp) -> Vec<Warning> {
         live::State::new(self).certificate_warnings(now)
     }
+
+    /// Why it cannot be run with this registry, each of which is in order by itself.
+    #[must_use]
+    pub fn contradiction(&self, registry: &Snapshot) -> Option<String> {
+        mutual::contradiction(self, registry)
+    }
 }
 
 impl Listener {
@@ -236,6 +243,9 @@ pub enum RunError {
         #[source]
         source: Faults,
     },
+    /// What the configuration wants of clients' certificates and the registry does not give.
+    #[error("{0}")]
+    Mutual(String),
     /// A listener.
     #[error(
         "could not listen on {address}; is another process using it, or is the port below 1024 and the capability missing?"
@@ -322,6 +332,9 @@ pub async fn run(
     for path in writable_by_others(&config.registry) {
         warn!("others than its owner may write {}, and so say who gets in: run `chmod o-w` on it", path.display());
     }
+    if let Some(why) = config.contradiction(&registry.current()) {
+        return Err(RunError::Mutual(why));
+    }
     // With listeners that it shares, this process is meant to take the place of another.
     let successor = !inherited.is_empty();
     let mut listeners = Vec::new();
@@ -365,6 +378,7 @@ pub async fn run(
     watch_registry(&gateway, registry);
     tasks.spawn(expiries::watch(gateway.clone()));
     tasks.spawn(expiries::watch_certificates(gateway.clone()));
+    tasks.spawn(mutual::watch(gateway.clone()));
     let main: Vec<_> = listeners.iter().map(bound).collect();
     let doors: Vec<_> = local.iter().map(|(listener, _)| bound(listener)).collect();
     for (index, listener) in listeners.into_iter().enumerate() {

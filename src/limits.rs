@@ -773,3 +773,10 @@ pub const TOKEN_TARGETS_MAX: usize = 16;
 
 /// The longest id of a token: a UUID's length, almost twice.
 pub const TOKEN_ID_MAX: usize = 64;
+
+/// How long a client of the CONNECT door has to take its answer, and after a refusal to hang up.
+pub const CONNECT_REPLY_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a refused client of the CONNECT door may have sent behind its request, so that it still reads the answer: as much as a
+/// socket holds of what was sent without waiting.
+pub const CONNECT_THROWN_AWAY: usize = 256 * 1024;

@@ -23,7 +23,7 @@ use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, Publ
 use crate::limits;
 use crate::task::reached;
 use crate::tunnel::admit::{self, GreetError};
-use crate::tunnel::connect::url::GatewayUrl;
+use crate::tunnel::connect::url::{GatewayUrl, Transport};
 use crate::tunnel::dial::{self, DialError, Dialled, Way};
 use crate::tunnel::ssh::{
     self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running,
@@ -150,7 +150,11 @@ pub(super) async fn link(
         .map_err(|source| LinkError::Dial { gateway: gateway.clone(), source })?;
     let deadline = Instant::now() + limits::LOGIN_GRACE;
     let line = wire::agent_line(name, &state.replica);
-    let greet = |source| LinkError::Greet { gateway: gateway.clone(), source };
+    let greet = |source: GreetError| {
+        let bare = gateway.transport() == Transport::Ssh;
+        let source = if bare { source.of_dialled(gateway.target()) } else { source };
+        LinkError::Greet { gateway: gateway.clone(), source }
+    };
     let greeting = format!("{line}\r\n");
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
     stream.flush().await.map_err(|error| greet(GreetError::Io(error)))?;

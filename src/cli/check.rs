@@ -42,6 +42,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
         Loaded::Gateway(config, _) => {
             let registry = registry::file::load(&config.registry).exit_with(Exit::Usage)?;
+            if let Some(why) = config.contradiction(&registry) {
+                return Err(anyhow::anyhow!("{}: {why}", args.file.display())).exit_with(Exit::Usage);
+            }
             for path in registry::file::writable_by_others(&config.registry) {
                 warn(&format!("others than its owner may write {}, and so say who gets in", path.display()));
             }

@@ -62,7 +62,10 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         })?;
         let ran = gateway::run(*config, reloads, inherited, stop, &supervisor, ready).await;
         // The registry is configuration, too, and so is what a socket unit passes on.
-        let configured = matches!(ran, Err(gateway::RunError::Registry { .. } | gateway::RunError::Inherited(_)));
+        let configured = matches!(
+            ran,
+            Err(gateway::RunError::Registry { .. } | gateway::RunError::Mutual(_) | gateway::RunError::Inherited(_))
+        );
         ran.context("the gateway ended").exit_with(if configured { Exit::Usage } else { Exit::Failed })
     })?;
     Ok(if outcome.cut == 0 { Exit::Done } else { Exit::Failed }.into())

@@ -158,7 +158,11 @@ fn watch_signals(next: impl Fn() -> bool + Send + 'static) -> anyhow::Result<Tas
     Ok(tasks)
 }
 
-fn run<T>(work: impl AsyncFnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
+/// Runs `work` on this thread until it ends. Signals are its own affair.
+///
+/// # Errors
+/// If the runtime cannot be had, or `work` fails.
+pub(super) fn run<T>(work: impl AsyncFnOnce() -> anyhow::Result<T>) -> anyhow::Result<T> {
     keep_memory();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let result = runtime.block_on(work());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::{Config, Server};
@@ -14,9 +15,11 @@ use crate::limits;
 use crate::target::Target;
 use crate::task::Tasks;
 use crate::tunnel::admit::{self, GreetError};
+use crate::tunnel::connect::url::Transport;
 use crate::tunnel::dial::{self, DialError, Dialled, Way};
-use crate::tunnel::splice::{self, Bounds, Side};
+use crate::tunnel::splice::{self, Bounds, End, Side};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Flow, HandshakeError, LoginError};
+use crate::tunnel::stream::Stream;
 use crate::tunnel::wire::{self, ForwardId, Originator, Peer, RefusalCode};
 
 /// Why there is no session.
@@ -189,7 +192,11 @@ pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionE
 async fn log_in(config: &Config, dialled: Dialled, deadline: Instant, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = &config.server;
     let Dialled { mut stream, head } = dialled;
-    let greet = |source| SessionError::Greet { server: server.clone(), source };
+    let greet = |source: GreetError| {
+        let bare = matches!(server, Server::Gateway { url, .. } if url.transport() == Transport::Ssh);
+        let source = if bare { source.of_dialled(server.target()) } else { source };
+        SessionError::Greet { server: server.clone(), source }
+    };
     let greeting = format!("{}\r\n", wire::CLIENT_LINE);
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
     let greeted = admit::greet(&mut stream, head, None, deadline).await.map_err(greet)?;
@@ -295,6 +302,21 @@ impl Session {
             remains.leave().await;
         });
         Ok(near)
+    }
+
+    /// Carries `near` to `target` and back until both are done, and tells how that ended.
+    ///
+    /// # Errors
+    /// If there is no connection to the target; see [`OpenError`].
+    pub async fn carry(&self, target: &Target, near: Stream, stop: &CancellationToken) -> Result<End, OpenError> {
+        let Some(opened) = stop.run_until_cancelled(self.open(target, "127.0.0.1")).await else {
+            return Ok(End::Stopped);
+        };
+        let channel = opened?;
+        let (near, far) = (Side::Stream(near), Side::Channel(channel));
+        let (end, remains) = splice::splice(near, far, &Counters::default(), Bounds::default(), stop).await;
+        remains.leave().await;
+        Ok(end)
     }
 
     /// Ends the session, once the streams that were dropped have said their goodbyes.

@@ -6,6 +6,7 @@ use std::fs::Metadata;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -103,7 +104,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         let path = item.path()?;
         if path.is_dir() { Some(path) } else { item.reject(format!("no folder {}", path.display())) }
     });
-    let admin_socket = optional(table.optional("admin_socket"), |item| item.path());
+    let admin_socket = optional(table.optional("admin_socket"), admin_socket);
     let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the gateway would have nobody to serve");
     let mut ids = Once::new("organisation");
@@ -143,6 +144,20 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         penalties: penalties?,
     };
     Some((config, log?))
+}
+
+/// Where the admin socket is made: a path, whose file mode says who may ask. There is no such thing for a port.
+fn admin_socket(item: &Item<'_>) -> Option<PathBuf> {
+    let text = item.string()?;
+    let port = text.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let url = text.contains("://");
+    if port || url || text.parse::<IpAddr>().is_ok() {
+        return item.reject(
+            "the admin surface is a Unix socket and never a port, where anybody on the host could ask: a path is wanted, such as \
+             /run/caponier/admin.sock",
+        );
+    }
+    item.path()
 }
 
 /// What is held against addresses that nobody logs in from.

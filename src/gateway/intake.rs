@@ -19,6 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::lapses::{AGENT_DRAINED, Lapse};
 use super::live::Login;
+use super::mutual::{self, Visitor, Whose};
 use super::roster::{Link, Peer as Linked, Process, Standing};
 use super::{Gateway, door, expiries};
 use crate::audit::{Event, Kind};
@@ -27,6 +28,8 @@ use crate::identity::{AgentName, Credential, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::task::{Load, Worker};
+use crate::tls::PeerChain;
+use crate::tls::judge::Flaw;
 use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::admit::{self, Full, Greeted, Place, Seat};
 use crate::tunnel::listen;
@@ -139,6 +142,13 @@ async fn greet(
         () = stop.cancelled() => return,
     };
     let Some((address, greeted)) = identified else { return };
+    if mutual::refuses_clear(&gateway.state.current(), listener) {
+        let reason = Flaw::Missing.as_str();
+        return match &greeted.peer {
+            Peer::Agent { name, .. } => not_linked(&gateway, name, address, reason, "it came without TLS"),
+            Peer::Client | Peer::Stock | Peer::Door => turn_away(&gateway, address, reason),
+        };
+    }
     let stream = Stream::from(stream);
     if greeted.peer == Peer::Door {
         debug!("turned away a gateway");
@@ -155,7 +165,7 @@ async fn greet(
         return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_handshakes");
     };
     let certificates = gateway.state.current().listener(listener).is_some_and(|listener| listener.certificates);
-    let admitted = Admitted { address, listener, certificates, greeted, deadline, seat, place };
+    let admitted = Admitted { address, listener, certificates, greeted, deadline, seat, place, tls: None };
     // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link waits for
     // most of its life, a thousand times over.
     match admitted.greeted.peer.clone() {
@@ -225,15 +235,25 @@ pub(super) struct Admitted {
     pub(super) seat: Seat,
     /// For the handshake.
     pub(super) place: Place,
+    /// What TLS has told, if there is any.
+    pub(super) tls: Option<TlsFacts>,
+}
+
+/// What is known of a client by the TLS that it came in by.
+#[derive(Debug, Clone, Default)]
+pub(super) struct TlsFacts {
+    /// What it has shown of itself.
+    pub(super) peer: Option<PeerChain>,
 }
 
 type Claim = (AgentName, Option<ReplicaId>);
 
 async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: Admitted, (name, replica): Claim) {
-    let Admitted { address, listener, greeted, deadline, seat, place, .. } = admitted;
+    let Admitted { address, listener, greeted, deadline, seat, place, tls, .. } = admitted;
     let stop = gateway.tasks.stopping().clone();
+    let visitor = Visitor { listener, shown: tls.and_then(|tls| tls.peer), whose: Whose::Agent(name.clone()) };
     let establishing =
-        place.during(timeout_at(deadline, Box::pin(establish(&gateway, stream, greeted, address, &name))));
+        place.during(timeout_at(deadline, Box::pin(establish(&gateway, stream, greeted, address, &name, &visitor))));
     let established = tokio::select! {
         established = establishing => established,
         () = seat.lost().cancelled() => return turn_away(&gateway, address, "too_many_connections"),
@@ -271,7 +291,12 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
         warn!(agent = %name, replica = %replica, "cutting the oldest link: the agent has too many");
         surplus.client().control().cut();
     }
-    if let Err(error) = gateway.trail.note(event(Kind::LinkUp)).await {
+    let up = match visitor.judge(&gateway, Timestamp::now()) {
+        Ok(shown) => event(Kind::LinkUp).client_certificate(shown.mark()),
+        // It has lapsed since the handshake, which is noticed below.
+        Err(_) => event(Kind::LinkUp),
+    };
+    if let Err(error) = gateway.trail.note(up).await {
         warn!(error = %Chain(&error), "cutting a link that could not be recorded");
         gateway.roster.remove(&link);
         link.client().control().cut();
@@ -286,6 +311,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     let (reason, in_order) = tokio::select! {
         biased;
         () = no_longer_registered(&gateway, &link) => ("revoked", false),
+        flaw = visitor.unwelcome(&gateway) => (flaw.as_str(), false),
         () = gateway.state.until(|state| !state.serves(&peer.name.organisation)) => ("revoked", false),
         () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => ("revoked", false),
         () = gone.cancelled() => ("lost", false),
@@ -362,17 +388,21 @@ async fn establish(
     greeted: Greeted,
     address: SocketAddr,
     name: &AgentName,
+    visitor: &Visitor,
 ) -> Result<(ssh::Client, Credential, Channel, Hello), (&'static str, String)> {
     let line = greeted.said.unwrap_or(wire::CLIENT_LINE);
     let refused = Arc::new(std::sync::Mutex::new(None::<(&'static str, String)>));
     let host_key = Box::new({
-        let (gateway, name, refused) = (gateway.clone(), name.clone(), refused.clone());
+        let (gateway, name, refused, visitor) = (gateway.clone(), name.clone(), refused.clone(), visitor.clone());
         move |key: &crate::identity::PublicKey| {
-            let fingerprint = key.fingerprint();
+            let (fingerprint, now) = (key.fingerprint(), Timestamp::now());
             let served = gateway.state.current().serves(&name.organisation);
-            let judged = gateway.registry.current().agent(&name, &fingerprint, address.ip(), Timestamp::now());
+            let judged = gateway.registry.current().agent(&name, &fingerprint, address.ip(), now);
             let reason = match judged {
-                Ok(()) if served => return true,
+                Ok(()) if served => match visitor.judge(&gateway, now) {
+                    Ok(_) => return true,
+                    Err(flaw) => flaw.as_str(),
+                },
                 Ok(()) => "organisation_not_served",
                 Err(refusal) => Refusal::as_str(refusal),
             };

@@ -14,7 +14,9 @@ use crate::identity::certificate::Flaw;
 use crate::identity::{Certificate, Credential, OrganisationId, PrivateKey};
 use crate::network;
 use crate::registry::expiry::Stage;
+use crate::registry::mutual;
 use crate::reload::Changes;
+use crate::tls::Trust;
 
 /// What holds now. It does not change.
 pub(super) struct State {
@@ -81,6 +83,17 @@ impl State {
     /// What holds at a main listener.
     pub(super) fn listener(&self, index: usize) -> Option<&Listener> {
         self.listeners.get(index)
+    }
+
+    /// What a main listener wants of clients' certificates.
+    pub(super) fn mutual(&self, index: usize) -> Option<mutual::Listener<'_>> {
+        let Listener { client_auth, client_trust, .. } = self.listener(index)?;
+        Some(mutual::Listener { client_auth: *client_auth, trust: client_trust })
+    }
+
+    /// The client CAs of the main listeners.
+    pub(super) fn client_trusts(&self) -> impl Iterator<Item = (SocketAddr, &Trust)> {
+        self.listeners.iter().map(|listener| (listener.address, &listener.client_trust))
     }
 
     /// Whether a main listener accepts connections from an address.

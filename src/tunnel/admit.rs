@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::wire::{IdentificationError, Peer};
 use crate::limits;
+use crate::target::Target;
 
 use penalty::Fault;
 pub use room::{Full, Room, Seat};
@@ -212,6 +213,23 @@ pub enum GreetError {
     /// What it said.
     #[error(transparent)]
     Identification(#[from] IdentificationError),
+    /// Somebody on the way who speaks for it.
+    #[error(
+        "{to} answered in {said}, and SSH was asked for: something that inspects TLS or HTTP stands between; ask the network's \
+         operators for an exclusion for {to}, or reach the gateway by tls:// or wss://"
+    )]
+    Inspected {
+        /// What it spoke.
+        said: &'static str,
+        /// Who was dialled.
+        to: Target,
+    },
+    /// Closed by it, or by somebody on the way.
+    #[error(
+        "the peer closed the connection before it identified itself; if something on the way lets no SSH through, ask the \
+         network's operators for an exclusion for {0}, or reach the gateway by tls:// or wss://"
+    )]
+    ClosedOnTheWay(Target),
 }
 
 impl GreetError {
@@ -221,7 +239,25 @@ impl GreetError {
         match self {
             Self::Timeout => Some(Fault::Timeout),
             Self::Identification(_) => Some(Fault::Garbage),
-            Self::Closed | Self::Io(_) => None,
+            Self::Closed | Self::Io(_) | Self::Inspected { .. } | Self::ClosedOnTheWay(_) => None,
+        }
+    }
+
+    /// The same for whoever dialled `to` to speak SSH with nothing between: what others on the way may have to do with it.
+    #[must_use]
+    pub fn of_dialled(self, to: &Target) -> Self {
+        match self {
+            Self::Closed => Self::ClosedOnTheWay(to.clone()),
+            Self::Identification(IdentificationError::NotSsh(start)) if start.starts_with("HTTP/") => {
+                Self::Inspected { said: "HTTP", to: to.clone() }
+            }
+            // A record of TLS: an alert, or a handshake.
+            Self::Identification(IdentificationError::NotSsh(start))
+                if start.starts_with("\\x15\\x03") || start.starts_with("\\x16\\x03") =>
+            {
+                Self::Inspected { said: "TLS", to: to.clone() }
+            }
+            other => other,
         }
     }
 }

@@ -140,7 +140,7 @@ pub enum ConnectError {
         own: bool,
         /// Why.
         #[source]
-        source: secured::HandshakeError,
+        source: tls::ConnectError,
     },
     /// The proxy did not answer.
     #[error("proxy {proxy} {stage} {to} for {} s", limits::PROXY_TIMEOUT.as_secs())]

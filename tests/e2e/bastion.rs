@@ -25,12 +25,12 @@ use crate::postgres::{Postgres, SUPERUSER_PASSWORD, bin_directories};
 const HERE: &str = "127.0.0.1/32";
 
 /// A folder with keys, and an SSH server in front of targets.
-struct Bastion {
+pub(crate) struct Bastion {
     // Dropped in this order: the program ends before its folder goes.
     program: Program,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// Whom our own key logs in as.
-    user: String,
+    pub(crate) user: String,
     dir: TempDir,
     rules: String,
 }
@@ -62,7 +62,7 @@ impl Bastion {
     }
 
     /// A stock sshd, which lets our own key in as the user that the test runs as.
-    async fn stock(settings: &str) -> Self {
+    pub(crate) async fn stock(settings: &str) -> Self {
         let dir = folder();
         let port = free_port();
         let address = SocketAddr::from(([127, 0, 0, 1], port));
@@ -104,7 +104,7 @@ impl Bastion {
     }
 
     /// Stock ssh with this key, as this user. What `arguments` say takes precedence.
-    fn ssh(&self, key: &str, user: &str, arguments: &[&str]) -> Command {
+    pub(crate) fn ssh(&self, key: &str, user: &str, arguments: &[&str]) -> Command {
         let mut command = Command::new("ssh");
         command.env_remove("SSH_AUTH_SOCK").args(["-F", "none"]).args(arguments);
         for option in ["BatchMode=yes", "StrictHostKeyChecking=yes", "ExitOnForwardFailure=yes", "IdentitiesOnly=yes"] {
@@ -153,7 +153,7 @@ impl Bastion {
         let mut addresses = Vec::new();
         for target in targets {
             let line = program.says(&format!(" for {target}")).await;
-            let (_, rest) = line.split_once("listening on ").expect("where it listens");
+            let (_, rest) = line.split_once("listening ").expect("where it listens");
             addresses.push(rest.split(' ').next().expect("an address").parse().expect("an address"));
         }
         (program, addresses)
@@ -212,6 +212,16 @@ fn start_agent(dir: &TempDir) -> Program {
     let mut command = caponier();
     command.args(["agent", "--config"]).arg(dir.path().join("agent.toml")).env("CAPONIER_LOG", "warn,caponier=debug");
     Program::start("agent", command, &dir.path().join("agent.log"))
+}
+
+/// `ssh -D` through a stock sshd, which is a SOCKS5 server; what keeps it up, and where it listens.
+pub(crate) async fn dynamic_forward() -> (impl Sized, SocketAddr) {
+    let stock = Bastion::stock("AllowTcpForwarding local").await;
+    let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let ssh = stock.ssh("own", &stock.user, &["-N", "-v", "-D", &address.to_string()]);
+    let mut ssh = Program::start("ssh-D", ssh, &stock.path("ssh-D.log"));
+    ssh.says("Entering interactive session").await;
+    ((ssh, stock), address)
 }
 
 fn start_sshd(dir: &TempDir) -> Program {

@@ -425,7 +425,7 @@ async fn a_host_certificate_is_what_ssh_and_our_client_go_by() {
     };
     let (command, listens) = forward(&good);
     let mut ours = site.background("forward-ca", command);
-    ours.says("listening on").await;
+    ours.says("listening 127.").await;
     echoes(connect(listens).await, b"by certificate").await;
     ours.signal("TERM");
     ours.ended().await;

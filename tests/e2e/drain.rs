@@ -220,7 +220,7 @@ async fn a_gateway_is_replaced_three_times_without_a_connection_that_fails() {
     command.arg("--gateway").arg(format!("ssh://{}", site.address)).arg("--identity").arg(site.key("provisioner"));
     command.arg("--known-hosts").arg(site.path().join("known_hosts")).env("CAPONIER_LOG", "caponier=debug");
     let mut forward = site.background("forward", command);
-    forward.says("listening on").await;
+    forward.says("listening 127.").await;
     let load = Load::start(&[site.doors[0], SocketAddr::from(([127, 0, 0, 1], port))], 4);
     let mut trail = "gateway.jsonl".to_owned();
     for _ in 0..3 {
@@ -370,7 +370,7 @@ async fn a_client_waits_for_a_gateway_that_is_being_started_again() {
     command.arg("--gateway").arg(format!("ssh://{}", site.address)).arg("--identity").arg(site.key("provisioner"));
     command.arg("--known-hosts").arg(site.path().join("known_hosts"));
     let mut forward = site.background("forward", command);
-    forward.says("listening on").await;
+    forward.says("listening 127.").await;
     let address = SocketAddr::from(([127, 0, 0, 1], port));
     echoes(connect(address).await, b"first").await;
     assert_eq!(site.program(Side::Gateway).stop().await, Some(0));

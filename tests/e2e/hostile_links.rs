@@ -36,7 +36,7 @@ async fn forward(site: &Site, target: SocketAddr) -> (Program, SocketAddr) {
     forward.arg("--known-hosts").arg(site.path().join("known_hosts"));
     forward.args(["-L", &format!("{port}:{target}")]);
     let mut forward = site.background(&format!("forward-{port}"), forward);
-    forward.says("listening on ").await;
+    forward.says("listening 127.").await;
     (forward, SocketAddr::from(([127, 0, 0, 1], port)))
 }
 

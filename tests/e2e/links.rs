@@ -59,7 +59,7 @@ impl Doors {
         ours.arg("--known-hosts").arg(site.path().join("known_hosts"));
         ours.args(["-L", &format!("{port}:{target}")]);
         let mut ours = site.background("forward", ours);
-        ours.says("listening on ").await;
+        ours.says("listening 127.").await;
         let ssh = site.local_forward(target).await;
         Self { local: site.doors[0], ssh, ours: (ours, SocketAddr::from(([127, 0, 0, 1], port))), target }
     }

@@ -2,6 +2,7 @@
 
 mod bastion;
 mod certificates;
+mod client;
 mod dns;
 mod drain;
 mod flow;
@@ -29,5 +30,6 @@ mod reload;
 mod replay;
 mod replicas;
 mod sources;
+mod squid;
 mod threads;
 mod yard;

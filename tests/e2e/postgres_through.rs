@@ -247,7 +247,7 @@ async fn provisions_through_the_tunnel_and_the_new_role_logs_in() {
     forward.arg("--known-hosts").arg(site.path().join("known_hosts"));
     forward.args(["-L", &format!("{port}:{HOST}:{}", server.address.port())]);
     let mut forward = site.background("forward", forward);
-    forward.says("listening on ").await;
+    forward.says("listening 127.").await;
     job.credentials_log_in(SocketAddr::from(([127, 0, 0, 1], port))).await;
     assert_eq!(forward.stop().await, Some(0));
 

@@ -1,104 +1,22 @@
-//! The agent's way out: a real squid, and proxies that misbehave.
+//! The way out: a real squid in clear and within TLS, SOCKS5 servers, and proxies that misbehave.
 
 use std::fs;
-use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use caponier::limits;
 use serde_json::json;
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
+use crate::bastion;
 use crate::harness::{
     PATIENCE, Program, Side, Site, caponier, connect, echo, echoes, eventually, free_port, listen, run,
 };
+use crate::squid::{Authority, PASSWORD, SOCKS_PASSWORD, Socks, Squid, USER};
 
-const USER: &str = "agent-user";
-const PASSWORD: &str = "pass:word/of@the%agent";
 const WRONG_PASSWORD: &str = "a-wrong-one-31337";
-
-/// A squid that runs for one test.
-struct Squid {
-    // Dropped in this order: the program ends before its folder goes.
-    _program: Program,
-    dir: TempDir,
-    address: SocketAddr,
-}
-
-impl Squid {
-    /// One that serves everybody, for CONNECT alone.
-    async fn open() -> Self {
-        Self::start("http_access allow CONNECT").await
-    }
-
-    /// One that wants [`USER`] and [`PASSWORD`].
-    async fn with_password() -> Self {
-        Self::start(
-            "auth_param basic program /usr/lib/squid/basic_ncsa_auth {dir}/passwords\n\
-             auth_param basic realm caponier\nacl known proxy_auth REQUIRED\nhttp_access allow CONNECT known",
-        )
-        .await
-    }
-
-    /// One that serves nobody.
-    async fn closed() -> Self {
-        Self::start("").await
-    }
-
-    async fn start(access: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("caponier-squid-").tempdir().expect("a folder");
-        let path = dir.path().display().to_string();
-        let hashed = run(Command::new("openssl").args(["passwd", "-apr1", PASSWORD])).await.done();
-        fs::write(dir.path().join("passwords"), format!("{USER}:{hashed}")).expect("written");
-        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).expect("permissions");
-        if rustix::process::geteuid().is_root() {
-            // Squid leaves root for the user of Debian's package.
-            run(Command::new("chown").arg("-R").arg("proxy:").arg(dir.path())).await.done();
-        }
-        let access = access.replace("{dir}", &path);
-        // Squid cannot choose a port itself. Somebody may take the one that was free a moment ago: then another.
-        for attempt in 0..5 {
-            let port = free_port();
-            let address = SocketAddr::from(([127, 0, 0, 1], port));
-            let config = format!(
-                "http_port 127.0.0.1:{port}\nacl CONNECT method CONNECT\n{access}\nhttp_access deny all\n\
-                 pid_filename none\naccess_log stdio:{path}/access.log\ncache_log {path}/cache.log\ncache deny all\n\
-                 cache_mem 1 MB\nmemory_cache_shared off\ncoredump_dir {path}\npinger_enable off\nnetdb_filename none\n\
-                 shutdown_lifetime 0 seconds\nmax_filedescriptors 1024\nvisible_hostname squid.test\n"
-            );
-            let file = dir.path().join("squid.conf");
-            fs::write(&file, config).expect("written");
-            let mut command = Command::new("squid");
-            command.arg("-N").args(["-n", &format!("caponier{port}")]).arg("-f").arg(file).current_dir("/");
-            let mut program = Program::start("squid", command, &dir.path().join(format!("output.{attempt}")));
-            let up = eventually("squid", async || {
-                if TcpStream::connect(address).await.is_ok() {
-                    return Some(true);
-                }
-                program.has_ended().then_some(false)
-            })
-            .await;
-            if up && !program.has_ended() {
-                return Self { _program: program, dir, address };
-            }
-            let log = fs::read_to_string(dir.path().join("cache.log")).unwrap_or_default() + &program.log();
-            assert!(log.contains("Address already in use"), "squid ended: {log}");
-        }
-        panic!("no port for squid");
-    }
-
-    /// What it says about the connections that have ended.
-    fn access(&self) -> String {
-        fs::read_to_string(self.dir.path().join("access.log")).unwrap_or_default()
-    }
-
-    fn setting(&self) -> String {
-        format!("proxy = \"http://{}\"", self.address)
-    }
-}
 
 /// `USER:PASSWORD` in a file as the agent wants it.
 fn credentials(dir: &Path, password: &str) -> PathBuf {
@@ -106,6 +24,14 @@ fn credentials(dir: &Path, password: &str) -> PathBuf {
     fs::write(&file, format!("{USER}:{password}\n")).expect("written");
     fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("permissions");
     file
+}
+
+/// That no form of a password appears where others could read it: neither root, nor the user that the program runs as.
+async fn is_told_nowhere_but_in_the_environment(site: &mut Site, password: &str) {
+    is_told_nowhere(site, password).await;
+    let environment = format!("/proc/{}/environ", site.program(Side::Agent).pid());
+    let mode = fs::metadata(environment).expect("an environment").permissions().mode();
+    assert_eq!(mode & 0o077, 0, "others can read the environment");
 }
 
 /// That no form of a password appears where others could read it.
@@ -218,29 +144,65 @@ async fn says_with_which_status_a_proxy_refuses() {
     assert!(squid.access().contains("TCP_DENIED/407"), "{}", squid.access());
 }
 
-#[tokio::test]
-async fn names_the_stage_at_which_a_proxy_fails() {
-    let broken: [(&'static [u8], &str); 4] = [
-        (b"", "closed the connection, or it failed, before its reply to CONNECT"),
-        (b"HTTP/1.1 200 Connection est", "closed the connection, or it failed, before its reply to CONNECT"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", "with something that is not an HTTP reply"),
-        (b"HTTP/1.1 200 OK\r\n\r\n", "the peer closed the connection before it identified itself"),
-    ];
-    let mut site = Site::plan().start_gateway().await;
-    for (reply, words) in broken {
-        let proxy = listen(move |mut stream: TcpStream| async move {
+/// A proxy that reads something, says this and hangs up.
+async fn proxy_that_says(reply: impl Into<Vec<u8>>) -> std::net::SocketAddr {
+    let reply = reply.into();
+    listen(move |mut stream: TcpStream| {
+        let reply = reply.clone();
+        async move {
             let mut request = [0; 1024];
             let _ = stream.read(&mut request).await;
-            let _ = stream.write_all(reply).await;
+            let _ = stream.write_all(&reply).await;
             // What has been sent shall arrive, and then the end.
             let _ = stream.shutdown().await;
             let _ = stream.read(&mut request).await;
-        })
-        .await;
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn names_the_stage_at_which_a_proxy_fails() {
+    let long = [&b"HTTP/1.1 200 OK\r\nX: "[..], &[b'y'; 32 * 1024]].concat();
+    let interim = b"HTTP/1.1 100 Continue\r\n\r\n".repeat(2048);
+    let cut = "closed the connection, or it failed, before its reply to CONNECT";
+    let between =
+        "something that inspects TLS or HTTP stands between; ask the network's operators for an exclusion for ";
+    let broken: Vec<(Vec<u8>, &str)> = vec![
+        (b"".into(), cut),
+        (b"HTTP/1.1 200 Connection est".into(), cut),
+        (b"HTTP/1.1 200 OK\r\nVia: x\r\n".into(), cut),
+        (b"SSH-2.0-OpenSSH_9.2\r\n".into(), "which is not an HTTP reply"),
+        (b"\x15\x03\x01\x00\x02\x02\x16".into(), "with TLS, which is not an HTTP reply"),
+        (long, "with a head of more than 16384 bytes"),
+        (interim, "with a head of more than 16384 bytes"),
+        (
+            b"HTTP/1.1 302 Found\r\nLocation: http://portal.example/?u=1\r\n\r\n".into(),
+            "302 Found (to http://portal.example/): it sends us elsewhere, as login portals do",
+        ),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n".into(), "it may be a web server"),
+        (b"HTTP/1.1 502 Bad Gateway\r\n\r\n".into(), "502 Bad Gateway: it could not reach the host and port itself"),
+        (
+            b"HTTP/1.1 503 Service Unavailable\r\nX-Squid-Error: ERR_DNS_FAIL 0\r\n\r\n".into(),
+            "503 Service Unavailable (ERR_DNS_FAIL 0): it could not reach",
+        ),
+        (b"HTTP/1.1 504 Gateway Timeout\r\n\r\n".into(), "504 Gateway Timeout: it could not reach"),
+        (
+            b"HTTP/1.1 407 No\r\nProxy-Authenticate: Negotiate\r\nProxy-Authenticate: NTLM\r\n\r\n".into(),
+            "status 407: it wants to be spoken to in Negotiate or NTLM, and Basic is what is spoken here",
+        ),
+        (b"HTTP/1.1 200 OK\r\n\r\n".into(), "the peer closed the connection before it identified itself; if something"),
+        (b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 400 Bad Request\r\n\r\n".into(), between),
+        (b"HTTP/1.1 200 OK\r\n\r\n\x15\x03\x03\x00\x02\x02\x28".into(), between),
+    ];
+    let mut site = Site::plan().start_gateway().await;
+    for (reply, words) in broken {
+        let shown = String::from_utf8_lossy(&reply[..reply.len().min(60)]).into_owned();
+        let proxy = proxy_that_says(reply).await;
         site.change_agent(&format!("proxy = \"http://{proxy}\""), &[]);
         site.restart_agent().await;
         let line = site.program(Side::Agent).says("not linked").await;
-        assert!(line.contains(words), "{reply:?}: {line}");
+        assert!(line.contains(words), "{shown:?}: {line}");
         // It does not give up.
         site.program(Side::Agent).says("waiting before the next attempt").await;
         assert_eq!(site.program(Side::Agent).stop().await, Some(0));
@@ -251,6 +213,291 @@ async fn names_the_stage_at_which_a_proxy_fails() {
     let line = site.program(Side::Agent).says("not linked").await;
     assert!(line.contains(&format!("could not connect to proxy 127.0.0.1:{nobody}")), "{line}");
     assert!(line.contains("Connection refused"), "{line}");
+    assert_eq!(site.program(Side::Agent).stop().await, Some(0));
+    site.change_agent("proxy = \"socks5://no-such-proxy.invalid:1080\"", &[]);
+    site.restart_agent().await;
+    let line = site.program(Side::Agent).says("not linked").await;
+    assert!(line.contains("could not resolve proxy no-such-proxy.invalid"), "{line}");
+    site.stop().await;
+}
+
+/// A proxy that makes a tunnel, and announces it so.
+async fn proxy_that_announces(reply: &'static [u8], piece: usize) -> std::net::SocketAddr {
+    listen(move |mut stream: TcpStream| async move {
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            match stream.read_u8().await {
+                Ok(byte) => request.push(byte),
+                Err(_) => return,
+            }
+        }
+        let request = String::from_utf8(request).expect("text");
+        let to = request.split(' ').nth(1).expect("a target").to_owned();
+        let mut gateway = TcpStream::connect(to).await.expect("connected");
+        // What the gateway says first comes with the reply, in pieces that end anywhere.
+        gateway.write_all(b"").await.expect("written");
+        stream.set_nodelay(true).expect("an option");
+        for bytes in reply.chunks(piece) {
+            if stream.write_all(bytes).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        drop(tokio::io::copy_bidirectional(&mut stream, &mut gateway).await);
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_tunnel_that_is_announced_oddly_is_a_tunnel() {
+    let target = echo().await;
+    let mut site = Site::plan().allow(target).door(target).start_gateway().await;
+    let odd: [(&'static [u8], usize); 4] = [
+        (b"HTTP/1.0 200\r\n\r\n", 1),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n", 7),
+        // There is no body (RFC 9110 §9.3.6): what follows is the tunnel's.
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", 1000),
+        (b"HTTP/1.1 201 OK\nTransfer-Encoding: chunked\n\n", 3),
+    ];
+    for (reply, piece) in odd {
+        let proxy = proxy_that_announces(reply, piece).await;
+        site.change_agent(&format!("proxy = \"http://{proxy}\""), &[]);
+        site.restart_agent().await;
+        site.program(Side::Agent).says(" linked ").await;
+        echoes(connect(site.doors[0]).await, b"through something odd").await;
+        assert!(matches!(site.program(Side::Agent).stop().await, Some(0)));
+    }
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn every_kind_of_proxy_carries_links_and_forwards_and_is_no_target() {
+    let ca = Authority::new("the proxy's authority");
+    let (squid, secured) = (Squid::open().await, Squid::open_within_tls(&ca, &["localhost"]).await);
+    let knowing = Squid::with_password_within_tls(&ca).await;
+    let (socks, socks_with_password) = (Socks::open().await, Socks::with_password().await);
+    let (_ssh, dynamic) = bastion::dynamic_forward().await;
+    let target = echo().await;
+    let proxies =
+        [squid.address, secured.address, knowing.address, socks.address, socks_with_password.address, dynamic];
+    let ports = proxies.map(|proxy| proxy.port().to_string()).join(", ");
+    let anywhere = format!("name = \"proxies\"\naddresses = [\"127.0.0.0/8\"]\nports = [{ports}]");
+    let mut site = Site::plan().allow(target).rule(&anywhere).door(target).start_gateway().await;
+    ca.write(&site.path().join("proxy-ca.pem"));
+    let file = credentials(site.path(), PASSWORD).display().to_string();
+    let authorities = "proxy_ca_file = \"proxy-ca.pem\"";
+    let encoded = "pass%3Aword%2Fof%40the%25agent";
+    let by_name = format!("https://localhost:{}", secured.address.port());
+    let socks_url = format!("socks5://{USER}:{}@{}", encoded.replace("pass", "socks"), socks_with_password.address);
+    let knowing_url = knowing.url_with(USER, encoded);
+    for (proxy, settings, environment) in [
+        (squid.address, String::new(), vec![("HTTPS_PROXY", squid.url())]),
+        (
+            squid.address,
+            String::new(),
+            vec![("https_proxy", squid.address.to_string()), ("HTTPS_PROXY", String::new())],
+        ),
+        (secured.address, format!("proxy = \"{by_name}\"\n{authorities}"), vec![]),
+        (knowing.address, format!("{}\nproxy_credentials_file = \"{file}\"\n{authorities}", knowing.setting()), vec![]),
+        (knowing.address, authorities.to_owned(), vec![("AGENT_PROXY", knowing_url.clone())]),
+        (knowing.address, authorities.to_owned(), vec![("HTTPS_PROXY", knowing_url.clone())]),
+        (socks.address, format!("proxy = \"socks5://{}\"", socks.address), vec![]),
+        (socks_with_password.address, format!("proxy = \"{socks_url}\""), vec![]),
+        (dynamic, "proxy = \"none\"".to_owned(), vec![("CAPONIER_AGENT__PROXY", format!("socks5h://{dynamic}"))]),
+    ] {
+        let shown = format!("{settings} {environment:?}");
+        let environment: Vec<_> = environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        site.change_agent(&settings, &environment);
+        site.restart_agent().await;
+        site.program(Side::Agent).says(" linked ").await;
+        echoes(connect(site.doors[0]).await, shown.as_bytes()).await;
+        let denied = site.records(Side::Agent, &json!({"event": "forward.denied", "reason": "own_gateway"})).len();
+        let said = run(&mut site.ssh(&["-W", &proxy.to_string()])).await;
+        assert_eq!(said.code(), 255, "{shown}: {said:?}");
+        eventually("the denial", async || {
+            let like = json!({"event": "forward.denied", "reason": "own_gateway"});
+            (site.records(Side::Agent, &like).len() == denied + 1).then_some(())
+        })
+        .await;
+        let pid = site.program(Side::Agent).pid();
+        let sockets = run(Command::new("ss").arg("-Hntp")).await.done();
+        let to_gateway = format!(" {} ", site.address);
+        let direct = sockets.lines().any(|line| line.contains(&format!("pid={pid},")) && line.contains(&to_gateway));
+        assert!(!direct, "{shown}: the agent speaks to the gateway itself: {sockets}");
+        if settings.contains("word") || shown.contains("word") {
+            for password in [PASSWORD, SOCKS_PASSWORD] {
+                is_told_nowhere_but_in_the_environment(&mut site, password).await;
+            }
+        }
+        assert_eq!(site.program(Side::Agent).stop().await, Some(0), "{shown}");
+    }
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_proxy_within_tls_is_known_by_its_own_certificate() {
+    let ca = Authority::new("the proxy's authority");
+    let (squid, elsewhere) =
+        (Squid::open_within_tls(&ca, &["127.0.0.1"]).await, Squid::open_within_tls(&ca, &["p.example"]).await);
+    let plain = Squid::open().await;
+    let mut site = Site::plan().start_gateway().await;
+    ca.write(&site.path().join("ca.pem"));
+    Authority::new("somebody else").write(&site.path().join("other.pem"));
+    let tls = |squid: &Squid, more: &str| format!("proxy = \"https://{}\"\n{more}", squid.address);
+    let ours = "proxy_ca_file = \"ca.pem\"";
+    let wrong = "could not make TLS with proxy ";
+    for (setting, words) in [
+        (tls(&squid, ""), "come from one of this system's authorities, or proxy_ca_file must name the file of its own"),
+        (tls(&squid, "proxy_ca_file = \"other.pem\""), "come from an authority in proxy_ca_file"),
+        (tls(&elsewhere, ours), "its certificate must be for 127.0.0.1 and"),
+        (tls(&plain, ours), wrong),
+        (format!("proxy = \"http://{}\"", squid.address), "is it an HTTP proxy, and of this scheme?"),
+        (format!("proxy = \"socks5://{}\"", plain.address), "but looks like HTTP; is it a SOCKS5 proxy?"),
+    ] {
+        site.change_agent(&setting, &[]);
+        site.restart_agent().await;
+        let line = site.program(Side::Agent).says("not linked").await;
+        assert!(line.contains(words), "{setting}: {line}");
+        assert_eq!(site.program(Side::Agent).stop().await, Some(0));
+    }
+    // Authorities are read again as keys are.
+    site.change_agent(&tls(&squid, "proxy_ca_file = \"other.pem\""), &[]);
+    site.restart_agent().await;
+    site.program(Side::Agent).says("not linked").await;
+    ca.write(&site.path().join("other.pem"));
+    site.program(Side::Agent).says(" linked ").await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn what_needs_no_proxy_is_reached_without() {
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let mut site = Site::plan().start_gateway().await;
+    let port = site.address.port();
+    let (here, elsewhere) = (format!("127.0.0.1:{port}"), format!("127.0.0.1:{}", port ^ 1));
+    let file = |list: &str| format!("proxy = \"{nobody}\"\nno_proxy = {list}");
+    for (settings, environment, direct) in [
+        (file(&format!("[\"{here}\"]")), vec![], true),
+        (file("[\"gateway.example\", \"127.0.0.0/8\"]"), vec![], true),
+        (file("[\"*\"]"), vec![], true),
+        (file(&format!("[\"{elsewhere}\", \"localhost\", \"10.0.0.0/8\"]")), vec![], false),
+        (String::new(), vec![("HTTPS_PROXY", nobody.as_str()), ("NO_PROXY", "localhost, 127.0.0.1")], true),
+        (String::new(), vec![("HTTPS_PROXY", nobody.as_str()), ("no_proxy", "localhost")], false),
+        (file("[\"localhost\"]"), vec![("NO_PROXY", "127.0.0.1")], false),
+        ("proxy = \"none\"".to_owned(), vec![("HTTPS_PROXY", nobody.as_str())], true),
+        (format!("proxy = \"{nobody}\""), vec![("AGENT_PROXY", "none")], true),
+    ] {
+        site.change_agent(&settings, &environment);
+        site.restart_agent().await;
+        let words = if direct { " linked " } else { "could not connect to proxy" };
+        site.program(Side::Agent).says(words).await;
+        assert_eq!(site.program(Side::Agent).stop().await, Some(0));
+    }
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn other_credentials_in_the_file_are_taken_up_while_it_runs() {
+    let squid = Squid::with_password().await;
+    let mut site = Site::plan().start_gateway().await;
+    let file = credentials(site.path(), WRONG_PASSWORD).display().to_string();
+    site.change_agent(&format!("{}\nproxy_credentials_file = \"{file}\"", squid.setting()), &[]);
+    site.restart_agent().await;
+    site.program(Side::Agent).says("status 407: it did not accept the credentials given").await;
+    credentials(site.path(), PASSWORD);
+    site.program(Side::Agent).says(" linked ").await;
+    is_told_nowhere(&mut site, PASSWORD).await;
+    site.stop().await;
+}
+
+/// `caponier forward` to `target`, with these arguments and this environment.
+fn forward(site: &Site, target: std::net::SocketAddr, arguments: &[&str], environment: &[(&str, &str)]) -> Command {
+    let mut command = caponier();
+    command.args(["forward", "--agent", crate::harness::AGENT, "-L", &format!("0:{target}")]);
+    command.args(["--gateway", &format!("ssh://{}", site.address), "--identity"]).arg(site.path().join("provisioner"));
+    command.arg("--known-hosts").arg(site.path().join("known_hosts")).args(arguments);
+    command.envs(environment.iter().copied());
+    command
+}
+
+#[tokio::test]
+async fn the_client_goes_out_as_the_agent_does() {
+    let ca = Authority::new("the proxy's authority");
+    let (squid, socks) = (Squid::with_password_within_tls(&ca).await, Socks::with_password().await);
+    let target = echo().await;
+    let site = Site::plan().allow(target).start().await;
+    let file = site.path().join("ca.pem");
+    ca.write(&file);
+    let file = file.display().to_string();
+    let secured = squid.url_with(USER, "pass%3Aword%2Fof%40the%25agent");
+    let socks = format!("socks5://{USER}:socks%3Aword%2Fof%40the%25agent@{}", socks.address);
+    let nobody = format!("http://127.0.0.1:{}", free_port());
+    let with_ca = ["--proxy-ca-file", &file];
+    for (arguments, environment) in [
+        (&with_ca[..], vec![("CAPONIER_FORWARD_PROXY", secured.as_str()), ("HTTPS_PROXY", &nobody)]),
+        (&with_ca[..], vec![("HTTPS_PROXY", secured.as_str()), ("AGENT_PROXY", &nobody)]),
+        (&[][..], vec![("CAPONIER_FORWARD_PROXY", ""), ("HTTPS_PROXY", ""), ("https_proxy", &socks)]),
+        (&["--proxy", "none"][..], vec![("CAPONIER_FORWARD_PROXY", nobody.as_str())]),
+        (&["--proxy", &nobody, "--no-proxy", "10.0.0.0/8,127.0.0.0/8"][..], vec![("NO_PROXY", "x.example")]),
+        (&[][..], vec![("HTTPS_PROXY", nobody.as_str()), ("NO_PROXY", "127.0.0.1")]),
+    ] {
+        let name = format!("forward-{}", free_port());
+        let command = forward(&site, target, arguments, &environment);
+        let mut program = Program::start(&name, command, &site.path().join(format!("{name}.log")));
+        let line = program.says(&format!(" for {target}")).await;
+        let (_, rest) = line.split_once("listening on ").expect("where it listens");
+        let address = rest.split(' ').next().expect("an address").parse().expect("an address");
+        echoes(connect(address).await, b"through a proxy").await;
+        assert!(!program.log().contains("word"), "{}", program.log());
+        assert_eq!(program.stop().await, Some(0));
+    }
+    for (arguments, environment, code, words) in [
+        (&["--proxy", &nobody][..], vec![("CAPONIER_FORWARD_PROXY", socks.as_str())], 1, "could not connect to proxy"),
+        (
+            &["--proxy", &socks],
+            vec![],
+            2,
+            "can be read by everybody on this machine: put the URL into CAPONIER_FORWARD_PROXY",
+        ),
+        (&[], vec![("CAPONIER_FORWARD_PROXY", "ftp://u:hunter2@p:1")], 2, "CAPONIER_FORWARD_PROXY: a proxy is written"),
+        (&[], vec![("HTTPS_PROXY", "socks4://u:hunter2@p:1")], 2, "HTTPS_PROXY: a proxy is written http://"),
+        (&[], vec![("https_proxy", nobody.as_str()), ("NO_PROXY", "192.168.*")], 2, "NO_PROXY: entry 1 is none"),
+        (&["--proxy", "http://p:1", "--proxy-ca-file", &file], vec![], 2, "--proxy-ca-file is for a proxy of https://"),
+        (&[], vec![("HTTPS_PROXY", secured.as_str())], 1, "could not make TLS with proxy"),
+    ] {
+        let said = run(&mut forward(&site, target, arguments, &environment)).await;
+        assert_eq!(said.code(), code, "{arguments:?} {said:?}");
+        assert!(said.stderr.contains(words), "{arguments:?} {said:?}");
+        assert!(!said.stderr.contains("hunter2") && !said.stderr.contains("word"), "{said:?}");
+    }
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn provisioning_goes_out_by_its_own_proxy() {
+    let proxy = proxy_that_says(*b"HTTP/1.1 403 Forbidden\r\n\r\n").await;
+    let site = Site::plan().start_gateway().await;
+    let resources = format!(
+        "[provision]\ngateway = \"ssh://{}\"\nagent = \"acme/prod-eu\"\nidentity = \"provisioner\"\n\
+         known_hosts = \"known_hosts\"\noutput = \"-\"\nproxy = \"http://{proxy}\"\n\
+         [instance]\nhost = \"db.internal\"\nuser = \"u\"\npassword_file = \"password\"\n[[database]]\nname = \"orders\"\n",
+        site.address
+    );
+    let password = site.path().join("password");
+    fs::write(&password, "secret\n").expect("written");
+    fs::set_permissions(&password, fs::Permissions::from_mode(0o600)).expect("permissions");
+    let nobody = free_port();
+    for (from, to, words) in [
+        ("", "", "answered CONNECT with status 403 Forbidden: ask its operators to permit CONNECT"),
+        ("proxy = ", "#proxy = ", "could not connect to proxy 127.0.0.1:"),
+    ] {
+        fs::write(site.path().join("resources.toml"), resources.replace(from, to)).expect("written");
+        let mut command = caponier();
+        command.args(["provision", "plan", "-f"]).arg(site.path().join("resources.toml"));
+        let said = run(command.env("HTTPS_PROXY", format!("127.0.0.1:{nobody}"))).await;
+        assert_eq!(said.code(), 1, "{said:?}");
+        assert!(said.stderr.contains(words), "{said:?}");
+    }
     site.stop().await;
 }
 

@@ -1007,7 +1007,7 @@ async fn for_our_own_client_one_wrong_field_is_enough() {
             program.log().lines().find(|line| line.ends_with(&words)).map(str::to_owned)
         });
         let line = line.await;
-        let (_, rest) = line.split_once("listening on ").expect("an address");
+        let (_, rest) = line.split_once("listening ").expect("an address");
         listeners.push(rest.split(' ').next().expect("an address").parse::<SocketAddr>().expect("an address"));
     }
     for (case, (ask, listener)) in opens.iter().zip(asks.iter().zip(&listeners)) {

@@ -135,6 +135,9 @@ fn parse(head: &[u8]) -> Result<Target, Fault> {
     else {
         return Err(Fault::Form("its first line is none"));
     };
+    if method != "CONNECT" {
+        return Err(Fault::Method);
+    }
     let mut hosts = 0;
     let mut page = false;
     for line in lines.take_while(|line| !line.is_empty()) {
@@ -156,9 +159,6 @@ fn parse(head: &[u8]) -> Result<Target, Fault> {
             name if name.starts_with("sec-fetch-") => page = true,
             _ => {}
         }
-    }
-    if method != "CONNECT" {
-        return Err(Fault::Method);
     }
     if page {
         return Err(Fault::Page);

@@ -8,6 +8,7 @@
 //! to acknowledge every key, because the library asks about a certificate with its bare key; it so tells strangers even less.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,11 +23,13 @@ use crate::drain::{Count, Ticket};
 use crate::gateway::Gateway;
 use crate::gateway::broker::{self, Admission, Answer, Request};
 use crate::gateway::intake::Admitted;
+use crate::gateway::mutual::{Visitor, Whose};
 use crate::identity::{AgentName, Certificate, Credential, PrincipalId, PublicKey};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::target::Target;
 use crate::task::reached;
+use crate::tls::PeerChain;
 use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::{self, Flow, Login, Opening, Over, Public, ServerOptions};
@@ -39,6 +42,8 @@ struct Guest {
     principal: PrincipalId,
     credential: Credential,
     agent: AgentName,
+    /// The same as far as TLS goes.
+    visitor: Visitor,
 }
 
 #[derive(Default)]
@@ -62,6 +67,10 @@ struct DoorLogin {
     from: IpAddr,
     /// Whether certificates are accepted.
     certificates: bool,
+    /// The main listener.
+    listener: usize,
+    /// What was shown in TLS.
+    shown: Option<PeerChain>,
 }
 
 impl DoorLogin {
@@ -70,9 +79,15 @@ impl DoorLogin {
             self.refuse("malformed_user", Some(credential), None);
             return None;
         };
-        let snapshot = self.gateway.registry.current();
-        match snapshot.admits_credential(&agent, &credential, self.from, Timestamp::now()) {
-            Ok(principal) => Some(Guest { principal, credential, agent }),
+        let (snapshot, now) = (self.gateway.registry.current(), Timestamp::now());
+        let admitted = snapshot.admits_credential(&agent, &credential, self.from, now).and_then(|principal| {
+            let whose = Whose::Principal(agent.organisation.clone(), principal.clone());
+            let visitor = Visitor { listener: self.listener, shown: self.shown.clone(), whose };
+            visitor.judge(&self.gateway, now).map_err(Refusal::ClientCertificate)?;
+            Ok((principal, visitor))
+        });
+        match admitted {
+            Ok((principal, visitor)) => Some(Guest { principal, credential, agent, visitor }),
             Err(refusal) => {
                 self.refuse(Refusal::as_str(refusal), Some(credential), Some(agent));
                 None
@@ -139,10 +154,18 @@ impl Answer for Channel {
 
 /// Serves one connection to its end.
 pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, admitted: Admitted) {
-    let Admitted { address, listener, certificates, greeted, deadline, seat, place } = admitted;
+    let Admitted { address, listener, certificates, greeted, deadline, seat, place, tls } = admitted;
+    let shown = tls.and_then(|tls| tls.peer);
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
-    let login = DoorLogin { gateway: gateway.clone(), logins: logins.clone(), from: address.ip(), certificates };
+    let login = DoorLogin {
+        gateway: gateway.clone(),
+        logins: logins.clone(),
+        from: address.ip(),
+        certificates,
+        listener,
+        shown: shown.clone(),
+    };
     let state = gateway.state.current();
     let options = ServerOptions {
         line: wire::DOOR_LINE.to_owned(),
@@ -206,7 +229,8 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, adm
             return;
         }
     };
-    if let Err(error) = gateway.trail.note(event(Kind::AuthAccepted)).await {
+    let mark = guest.visitor.judge(&gateway, Timestamp::now()).ok().and_then(|shown| shown.mark());
+    if let Err(error) = gateway.trail.note(event(Kind::AuthAccepted).client_certificate(mark)).await {
         debug!(error = %Chain(&error), "cutting a session that could not be recorded");
         switch.cut();
         return;
@@ -217,6 +241,8 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, adm
     let mut goodbye = false;
     // Fires when the guest, its address or its certificate is no longer accepted, which takes the session's forwards along.
     let withdrawn = CancellationToken::new();
+    // One wait for all of the session: it begins with a judgement.
+    let mut unwelcome = pin!(guest.visitor.unwelcome(&gateway));
     loop {
         tokio::select! {
             opening = server.opens.recv() => {
@@ -240,6 +266,11 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, adm
                 }
             }
             () = gone.cancelled() => break,
+            flaw = &mut unwelcome => {
+                debug!(%flaw, "cutting a session");
+                withdraw(&withdrawn).await;
+                break;
+            }
             () = no_longer_admitted(&gateway, &guest, address.ip()) => {
                 withdraw(&withdrawn).await;
                 break;
