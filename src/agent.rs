@@ -64,6 +64,7 @@ use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::Egress;
 use crate::tunnel::connect::url::Ways;
+use crate::tunnel::dial::Tls;
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
 
@@ -134,6 +135,8 @@ pub struct Organisation {
     /// Where to link; at all of them, each by the first of its ways that leads there. May be none where the agent listens
     /// itself.
     pub gateways: Vec<Ways>,
+    /// How TLS is made with them, if it is.
+    pub tls: Option<Tls>,
     /// Who may log in.
     pub orchestrators: Vec<Orchestrator>,
     /// Whose certificates may log in.

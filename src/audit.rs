@@ -386,7 +386,7 @@ pub struct Opening {
     pub certificate: Option<Certificate>,
     /// The id of the token that this key has signed, where it was that which counted.
     pub token: Option<TokenId>,
-    /// The fingerprint of the TLS certificate that the client has shown, or `missing` where it was let in without one.
+    /// The TLS certificate that was shown besides or instead, or that it was missing; absent where none was asked for.
     pub client_certificate: Option<String>,
     /// Where the principal connects from.
     pub client: Option<String>,
@@ -899,8 +899,8 @@ impl Opening {
             asserted_by: self.asserted_by.as_deref().and_then(text),
             key: self.key.as_ref().and_then(text),
             token: self.token.as_ref().and_then(text),
-            client: self.client.as_deref().and_then(text),
             client_certificate: self.client_certificate.as_deref().and_then(text),
+            client: self.client.as_deref().and_then(text),
             door: self.door.and_then(text),
             target: text(&self.target),
             rule: self.rule.as_deref().and_then(text),

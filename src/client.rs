@@ -18,6 +18,7 @@ mod session;
 
 use crate::identity::PrivateKey;
 use crate::tunnel::connect::Egress;
+use crate::tunnel::dial::Tls;
 
 pub use forward::{Forward, forward};
 pub use front::Front;
@@ -36,4 +37,6 @@ pub struct Config {
     pub pin: Pin,
     /// Directly, or through a proxy.
     pub egress: Egress,
+    /// How TLS is made with the gateway, if it is.
+    pub tls: Option<Tls>,
 }

@@ -14,6 +14,7 @@ mod mutual;
 mod proxy;
 mod resolver;
 mod resources;
+mod trust;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

@@ -19,6 +19,23 @@ pub const PROXY_HEADER_MAX: usize = 2 * 1024;
 /// From `accept` to the end of that header, which a balancer sends at once.
 pub const PROXY_HEADER_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Bytes that are read at once while it is not known whether a connection speaks SSH, TLS or HTTP: the longest beginning has
+/// eight, and most first messages come whole.
+pub const SNIFF_MAX: usize = 2 * 1024;
+
+/// The head of an HTTP request: a token of the largest size ([`TOKEN_MAX`]) in base64, and what clients and balancers add.
+pub const HTTP_HEAD_MAX: usize = 16 * 1024;
+
+/// Headers of an HTTP request; browsers send twenty, and balancers add a dozen.
+pub const HTTP_HEADERS_MAX: usize = 64;
+
+/// What a client that is refused may have sent behind that for which it is, so that it still gets to read the answer: what a
+/// socket takes without waiting.
+pub const REFUSED_BYTES: usize = 64 * 1024;
+
+/// How long such a client has to read it and to hang up.
+pub const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
+
 /// Bytes that are read from a client in a TLS handshake: a hello with post-quantum keys is two kilobytes, and a client's
 /// certificate with those between it and its authority comes to less than half of this. The TLS library alone would take
 /// messages of 64 KiB, and keep them.
@@ -297,6 +314,10 @@ pub const HOSTS_MAX: u64 = 8 * 1024 * 1024;
 /// Ways to one gateway that an agent tries in order: three transports, with and without a balancer between, and room to spare.
 /// Each costs a round of attempts its time where nothing answers ([`CONNECT_TIMEOUT`] and more).
 pub const WAYS_PER_GATEWAY: usize = 8;
+
+/// From a connection to a gateway to the end of the TLS handshake on it, with a balancer between that may reach for the gateway
+/// first.
+pub const TLS_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A gateway's, or a balancer's, reply to a WebSocket request: status line and headers.
 pub const WEBSOCKET_REPLY_MAX: usize = 16 * 1024;
@@ -773,10 +794,3 @@ pub const TOKEN_TARGETS_MAX: usize = 16;
 
 /// The longest id of a token: a UUID's length, almost twice.
 pub const TOKEN_ID_MAX: usize = 64;
-
-/// How long a client of the CONNECT door has to take its answer, and after a refusal to hang up.
-pub const CONNECT_REPLY_PATIENCE: Duration = Duration::from_secs(5);
-
-/// What a refused client of the CONNECT door may have sent behind its request, so that it still reads the answer: as much as a
-/// socket holds of what was sent without waiting.
-pub const CONNECT_THROWN_AWAY: usize = 256 * 1024;

@@ -23,6 +23,7 @@
 mod asked;
 mod client;
 mod identity;
+mod issuer;
 pub mod judge;
 pub mod names;
 mod peer;

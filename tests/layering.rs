@@ -31,6 +31,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("russh", &["tunnel::ssh", "gateway::door::ssh", "client", "identity"]),
     ("rustls", &["tls"]),
     ("tokio_rustls", &["tls"]),
+    ("httparse", &["tunnel::http"]),
     ("tokio_postgres", &["postgres", "registry::postgres", "provision::apply"]),
     ("jsonwebtoken", &["token"]),
     ("clap", &["cli"]),

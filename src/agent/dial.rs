@@ -46,7 +46,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
             biased;
             () = post.dismissed.cancelled() => return,
             () = stop.cancelled() => return,
-            () = agent.state.until(|now| !now.same_way(&state)) => continue,
+            () = agent.state.until(|now| !now.same_way(&state, &post.name.organisation)) => continue,
             () = post.ways.until(|now| *now != *ways) => continue,
             linked = round(&agent, &state, &post, &ways, stays, &mut failures) => linked,
         };

@@ -24,6 +24,7 @@ use crate::reload::Changes;
 use crate::resolve::Resolver;
 use crate::target::Target;
 use crate::tunnel::connect::Egress;
+use crate::tunnel::dial::{Tls, Way};
 
 /// What holds now. It does not change.
 pub(super) struct State {
@@ -51,6 +52,8 @@ pub(super) struct Served {
     orchestrators: HashMap<Fingerprint, Orchestrator>,
     authorities: Vec<OrchestratorAuthority>,
     pub(super) allow: Allowlist,
+    /// How TLS is made with its gateways, if it is.
+    tls: Option<Tls>,
 }
 
 /// A key that lets somebody log in for an organisation.
@@ -82,7 +85,8 @@ impl State {
                     .map(|orchestrator| (orchestrator.key.fingerprint(), orchestrator.clone()))
                     .collect();
                 let (authorities, allow) = (organisation.authorities.clone(), organisation.allow.clone());
-                (organisation.id.clone(), Served { orchestrators, authorities, allow })
+                let tls = organisation.tls.clone();
+                (organisation.id.clone(), Served { orchestrators, authorities, allow, tls })
             })
             .collect();
         Self {
@@ -96,6 +100,12 @@ impl State {
             listen: config.listen.clone(),
             organisations,
         }
+    }
+
+    /// How the gateways of an organisation are dialled.
+    pub(super) fn way(&self, organisation: &OrganisationId) -> Way {
+        let tls = self.organisations.get(organisation).and_then(|served| served.tls.clone());
+        Way { egress: self.egress.clone(), tls }
     }
 
     /// Whether the agent has a listener, which accepts from there.
@@ -220,9 +230,10 @@ impl State {
         self.replica == other.replica && self.key.public() == other.key.public()
     }
 
-    /// Whether a dial would take the same way and introduce itself alike.
-    pub(super) fn same_way(&self, other: &Self) -> bool {
-        self.same_identity(other) && self.egress == other.egress
+    /// Whether a dial for an organisation would take the same way and introduce itself alike.
+    pub(super) fn same_way(&self, other: &Self, organisation: &OrganisationId) -> bool {
+        let tls = |state: &Self| state.organisations.get(organisation).and_then(|served| served.tls.clone());
+        self.same_identity(other) && self.egress == other.egress && tls(self) == tls(other)
     }
 
     /// Whether a forward that was permitted to `addresses` would be still, at the time `now`.
@@ -407,6 +418,7 @@ pub(super) mod tests {
         Organisation {
             id: id.parse().expect(id),
             gateways: gateways.iter().map(|url| url.parse().expect(url)).collect(),
+            tls: None,
             orchestrators: orchestrators.to_vec(),
             authorities: Vec::new(),
             allow: Allowlist::new(rules.to_vec()).expect("an allowlist"),
@@ -684,7 +696,7 @@ pub(super) mod tests {
             let mut new = old.clone();
             change(&mut new);
             let new = state(&new);
-            (!new.same_identity(&before), !new.same_way(&before))
+            (!new.same_identity(&before), !new.same_way(&before, &"acme".parse().expect("an id")))
         };
         assert_eq!(differs(&|_| ()), (false, false));
         assert_eq!(differs(&|config| config.organisations.clear()), (false, false));

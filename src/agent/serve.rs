@@ -24,7 +24,7 @@ use crate::limits;
 use crate::task::reached;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::url::{GatewayUrl, Transport};
-use crate::tunnel::dial::{self, DialError, Dialled, Way};
+use crate::tunnel::dial::{self, DialError, Dialled};
 use crate::tunnel::ssh::{
     self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running,
     ServerOptions,
@@ -144,7 +144,7 @@ pub(super) async fn link(
     gateway: &GatewayUrl,
 ) -> Result<Link, LinkError> {
     let name = &post.name;
-    let way = Way { egress: state.egress.clone() };
+    let way = state.way(&name.organisation);
     let Dialled { mut stream, head } = dial::dial(gateway, &way, |addresses| agent.learn(addresses))
         .await
         .map_err(|source| LinkError::Dial { gateway: gateway.clone(), source })?;

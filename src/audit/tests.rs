@@ -561,6 +561,7 @@ async fn records_have_stable_names_in_a_stable_order() {
         key: None,
         certificate: None,
         token: "t1".parse().ok(),
+        client_certificate: None,
         client: Some("192.0.2.1:1".to_owned()),
         door: Some("ssh"),
         target: "db:5432".to_owned(),
@@ -578,7 +579,7 @@ async fn records_have_stable_names_in_a_stable_order() {
         rest,
         "\"event\":\"forward.denied\",\"side\":\"gateway\",\"forward\":\"f1\",\"peer_forward\":\"p1\",\
              \"organisation\":\"acme\",\"agent\":\"prod-eu\",\"replica\":\"r1\",\"principal\":\"ci\",\
-             \"asserted_by\":\"local\",\"token\":\"t1\",\"client\":\"192.0.2.1:1\",\"door\":\"ssh\",\"target\":\"db:5432\",\
+             \"asserted_by\":\"local\",\"client\":\"192.0.2.1:1\",\"door\":\"ssh\",\"target\":\"db:5432\",\
              \"rule\":\"orders\",\"reason\":\"no_rule\",\"detail\":\"why\"}"
     );
 }

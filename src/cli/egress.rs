@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 
 use super::{Exit, ExitWith};
+use crate::client::Server;
 use crate::config;
+use crate::tls::ClientOptions;
 use crate::tunnel::connect::Egress;
+use crate::tunnel::dial::Tls;
 
 /// How to leave the network.
 #[derive(Debug, clap::Args)]
+#[group(skip)]
 pub(super) struct Args {
     /// A proxy on the way to the server: http://, https:// or socks5://, then HOST:PORT; none: no proxy. Left out,
     /// CAPONIER_FORWARD_PROXY counts, which may hold credentials as USER:PASSWORD@ before HOST, and after it HTTPS_PROXY.
@@ -20,12 +24,28 @@ pub(super) struct Args {
     /// The certificate authorities of a proxy of https://, in PEM; those of the system unless given.
     #[arg(long, value_name = "FILE")]
     proxy_ca_file: Option<PathBuf>,
+    /// The certificate authorities of a gateway of tls:// or wss://, in PEM; those of the system unless given.
+    #[arg(long, value_name = "FILE")]
+    tls_ca_file: Option<PathBuf>,
 }
 
 /// The variable that may hold a proxy with a password, which the command line may not: everybody can read that.
 const VARIABLE: &str = "CAPONIER_FORWARD_PROXY";
 
 impl Args {
+    /// How TLS is made with the server, if it is.
+    ///
+    /// # Errors
+    /// If there are no authorities to trust.
+    pub(super) fn tls(&self, server: &Server) -> anyhow::Result<Option<Tls>> {
+        if !server.url().is_some_and(|url| url.transport().is_tls()) {
+            return Ok(None);
+        }
+        let options =
+            ClientOptions { ca_files: self.tls_ca_file.iter().cloned().collect(), ..ClientOptions::default() };
+        Tls::new(options).map(Some).exit_with(Exit::Usage)
+    }
+
     /// What they say, with the environment.
     ///
     /// # Errors

@@ -73,7 +73,7 @@ known_hosts file; compare its fingerprint with the one that the server's operato
 made anew with the next connection."
 )]
 pub struct Args {
-    /// The gateway: ssh://HOST[:PORT], port 443 unless given.
+    /// The gateway: ssh://HOST[:PORT], tls://HOST[:PORT] or wss://HOST[:PORT][/PATH], port 443 unless given.
     #[arg(long, value_name = "URL", requires = "agent")]
     gateway: Option<GatewayUrl>,
     /// The agent behind which the targets are.
@@ -153,7 +153,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Err(anyhow::anyhow!(problem)).exit_with(Exit::Usage);
         }
     };
-    let config = Config { server, key, pin, egress: args.egress.egress()? };
+    let (egress, tls) = (args.egress.egress()?, args.egress.tls(&server)?);
+    let config = Config { server, key, pin, egress, tls };
     let mut wanted: Vec<(Bind, Front)> = Vec::new();
     let from_file = args.forwards.as_deref().map(listen::read).transpose().exit_with(Exit::Usage)?.unwrap_or_default();
     let fixed = args.listen.into_iter().chain(from_file);

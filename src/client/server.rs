@@ -38,6 +38,15 @@ impl Server {
         }
     }
 
+    /// The gateway's URL, where it is one.
+    #[must_use]
+    pub fn url(&self) -> Option<&GatewayUrl> {
+        match self {
+            Self::Gateway { url, .. } => Some(url),
+            Self::Bastion { .. } => None,
+        }
+    }
+
     /// The name that we log in with.
     #[must_use]
     pub fn user(&self) -> String {

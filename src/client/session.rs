@@ -177,7 +177,7 @@ pub struct Session {
 /// If any step fails or all together take too long.
 pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = config.server.clone();
-    let way = Way { egress: config.egress.clone() };
+    let way = Way { egress: config.egress.clone(), tls: config.tls.clone() };
     let dialled = match &server {
         Server::Gateway { url, .. } => dial::dial(url, &way, |_| ()).await,
         Server::Bastion { endpoint, .. } => dial::bare(endpoint, &way, |_| ()).await,
@@ -199,6 +199,7 @@ async fn log_in(config: &Config, dialled: Dialled, deadline: Instant, tasks: &Ta
     };
     let greeting = format!("{}\r\n", wire::CLIENT_LINE);
     stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
+    stream.flush().await.map_err(|error| greet(GreetError::Io(error)))?;
     let greeted = admit::greet(&mut stream, head, None, deadline).await.map_err(greet)?;
     match server {
         _ if greeted.peer == Peer::Door => {}

@@ -15,7 +15,7 @@ use jiff::Timestamp;
 
 use super::egress::egress;
 use super::resolver::resolver;
-use super::{Log, LogFormat, mutual};
+use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
 use crate::audit::Sink;
 use crate::chain::Chain;
@@ -32,6 +32,7 @@ use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Ru
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
+use crate::tls::ClientOptions;
 use crate::tunnel::connect::url::{GatewayUrl, Ways};
 use crate::tunnel::splice::Bounds;
 use crate::{agent, gateway};
@@ -51,12 +52,16 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         None => replica_of_host(&table),
     };
     let egress = egress(&table);
+    let tls = trust::options(&table, &ClientOptions::default());
     let drain = drain(&table);
     let tables = root.required_tables("organisation", "no [[organisation]]: the agent would have nobody to serve");
     let mut ids = Once::new("organisation");
     let listen = root.optional("listen");
-    let organisations: Vec<_> =
-        tables.iter().map(|table| agent_organisation(table, listen.is_some(), &mut ids, &mut keys)).collect();
+    let organisations: Vec<_> = tables
+        .iter()
+        .map(|table| agent_organisation(table, listen.is_some(), tls.as_ref(), &mut ids, &mut keys))
+        .collect();
+    tls?;
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
     let resolver = resolver(&table);
@@ -191,6 +196,7 @@ fn refuse_services(organisations: &[Table<'_>]) {
 fn agent_organisation(
     table: &Table<'_>,
     listens: bool,
+    tls: Option<&ClientOptions>,
     ids: &mut Once<OrganisationId>,
     keys: &mut Keys,
 ) -> Option<agent::Organisation> {
@@ -214,6 +220,10 @@ fn agent_organisation(
         None if listens => Some(Vec::new()),
         None => table.required("gateways").and_then(|item| read(&item)),
     };
+    // Where the agent's own are at fault, those of an organisation may be, too.
+    let tls = trust::options(table, tls.unwrap_or(&ClientOptions::default()));
+    let tls = tls
+        .and_then(|options| trust::ready(table, "gateways", options, gateways.iter().flatten().flat_map(Ways::iter)));
     let cas = table.tables("orchestrator_ca");
     let missing =
         "no [[organisation.orchestrator]] or [[organisation.orchestrator_ca]]: without a key nobody may log in";
@@ -250,6 +260,7 @@ fn agent_organisation(
     Some(agent::Organisation {
         id: id?,
         gateways: gateways?,
+        tls: tls?,
         orchestrators: orchestrators.into_iter().collect::<Option<_>>()?,
         authorities: authorities.into_iter().collect::<Option<_>>()?,
         allow: allow?,

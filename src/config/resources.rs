@@ -3,6 +3,7 @@
 use super::Provisioning;
 use super::egress::egress;
 use super::file::{optional, private_key, secret_file};
+use super::trust;
 use crate::chain::Chain;
 use crate::client::{self, Pin, Server, User};
 use crate::document::{Item, Table};
@@ -11,7 +12,7 @@ use crate::postgres::{Identifier, NameError};
 use crate::provision::{Database, Extension, Grant, Grantee, Instance, Output, Privilege, Resources, Role, SetId, Tls};
 use crate::secret::Secret;
 use crate::target::{Host, Target};
-use crate::tls;
+use crate::tls::{self, ClientOptions};
 use crate::tunnel::connect::url::GatewayUrl;
 
 /// Reads a resources file. `None` if something was wrong, which is then recorded as a fault.
@@ -41,6 +42,10 @@ fn provision(table: &Table<'_>) -> Provision {
     let key = table.required("identity").and_then(|item| private_key(&item));
     let pin = pin(table, server.as_ref());
     let egress = egress(table);
+    let tls = trust::options(table, &ClientOptions::default()).and_then(|options| {
+        let url = server.iter().filter_map(Server::url);
+        trust::ready(table, "gateway", options, url)
+    });
     let id = match (table.optional("id"), &server) {
         (Some(item), _) => item.parse(),
         // An agent's name always is one.
@@ -56,7 +61,7 @@ fn provision(table: &Table<'_>) -> Provision {
         "-" => Some(Output::Stdout),
         _ => item.path().map(Output::File),
     });
-    let config = || Some(client::Config { server: server?, key: key?, pin: pin?, egress: egress? });
+    let config = || Some(client::Config { server: server?, key: key?, pin: pin?, egress: egress?, tls: tls? });
     (config(), id, output)
 }
 

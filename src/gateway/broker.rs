@@ -40,6 +40,8 @@ pub(super) struct Request {
     pub(super) credential: Option<Credential>,
     /// The token that it was made sure with, where it was that.
     pub(super) token: Option<Verified>,
+    /// What is to be recorded of a TLS certificate.
+    pub(super) client_certificate: Option<String>,
     /// Which agent is to serve it.
     pub(super) agent: AgentName,
     /// Where to, or why that could not be read.
@@ -108,6 +110,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         key: request.credential.as_ref().map(Credential::key).or(request.token.as_ref().map(Verified::key)),
         token: request.token.as_ref().map(|token| token.claims().id.clone()),
         certificate: request.credential.as_ref().and_then(Credential::certificate).cloned(),
+        client_certificate: request.client_certificate.clone(),
         client: Some(request.client.to_string()),
         door: Some(request.door),
         target: request.target.as_ref().map_or_else(|_| request.asked.clone(), ToString::to_string),

@@ -8,6 +8,7 @@
 //! What waits on what: one wait beside each link and session, for the registry, the configuration and the clock; one task
 //! ([`watch`]) for the operator to be told of CAs and lists that end.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -18,10 +19,10 @@ use super::{Config, Gateway};
 use crate::identity::{AgentName, OrganisationId, PrincipalId};
 use crate::limits;
 use crate::registry::mutual::{Listener, Shown};
-use crate::registry::{Registry, Snapshot, expiry};
+use crate::registry::{Refusal, Registry, Snapshot, expiry};
 use crate::task::reached;
-use crate::tls::judge::Flaw;
-use crate::tls::{ClientAuth, PeerChain, Trust};
+use crate::tls::judge::{self, Flaw};
+use crate::tls::{ClientAuth, ClientPolicy, PeerChain, Trust};
 
 /// Whose certificate is judged.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub(super) enum Whose {
     Agent(AgentName),
     /// A principal's, besides what it has logged in with.
     Principal(OrganisationId, PrincipalId),
+    /// A principal's that shows nothing else, from this address and for this agent.
+    Alone(AgentName, PrincipalId, IpAddr),
 }
 
 /// A client as far as its certificate goes.
@@ -61,6 +64,14 @@ impl Visitor {
             Whose::Principal(organisation, principal) => {
                 snapshot.principal_certificate(organisation, principal, listener, self.shown.as_ref(), now)
             }
+            Whose::Alone(agent, principal, from) => {
+                let shown = self.shown.as_ref().ok_or(Flaw::Missing)?;
+                match snapshot.admits_client_certificate(agent, listener, shown, *from, now) {
+                    Ok((named, certificate)) if named == *principal => Ok(Shown::Good(certificate)),
+                    Err(Refusal::ClientCertificate(flaw)) => Err(flaw),
+                    Ok(_) | Err(_) => Err(Flaw::OtherName),
+                }
+            }
         }
     }
 
@@ -91,6 +102,27 @@ impl Visitor {
                 () = reached(next, limits::CERTIFICATE_LOOK) => {}
             }
         }
+    }
+}
+
+/// What is asked of clients in the TLS handshake at a main listener, as things are. Where one must be shown, anything that
+/// leads to none of the client CAs, or is good no more, ends the handshake; whose it is, is judged when that is claimed.
+pub(super) fn client_policy(gateway: &Arc<Gateway>, listener: usize) -> ClientPolicy {
+    let state = gateway.state.current();
+    let here = state.mutual(listener).map_or(ClientAuth::Strict, |listener| listener.client_auth);
+    let anywhere = gateway.registry.current().strictest_client_auth().max(here);
+    // Not kept alive by what it keeps.
+    let gateway = Arc::downgrade(gateway);
+    match anywhere {
+        ClientAuth::Off => ClientPolicy::Off,
+        _ if here == ClientAuth::Strict => ClientPolicy::Require(judge::gate(move |chain| {
+            let Some(gateway) = gateway.upgrade() else { return Err(Flaw::Invalid) };
+            let (state, registry) = (gateway.state.current(), gateway.registry.current());
+            let here = state.mutual(listener).map(|listener| listener.trust);
+            let trusts = here.into_iter().chain(registry.client_trusts().map(|(_, trust)| trust));
+            judge::vouch_any(trusts, chain, Timestamp::now()).map(drop)
+        })),
+        ClientAuth::Loose | ClientAuth::Strict => ClientPolicy::Ask,
     }
 }
 

@@ -4,12 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::client::Resumption;
+use rustls::CertificateError;
+use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_rustls::TlsConnector;
 
+use super::issuer::{Telling, Untrusted, plain};
 use super::stream::{TlsStream, under};
 use super::{Identity, TlsError, VERSIONS, provider, roots};
 use crate::target::Host;
@@ -35,10 +37,14 @@ impl ClientOptions {
     /// If they cannot be read, or there are none.
     pub fn build(&self) -> Result<Arc<ClientConfig>, TlsError> {
         let roots = roots::roots(&self.ca_files)?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
+            .build()
+            .map_err(|_| TlsError::NoSystemRoots)?;
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)
             .map_err(TlsError::Library)?
-            .with_root_certificates(roots);
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Telling(verifier)));
         let mut config = match &self.identity {
             Some(identity) => {
                 let certified = identity.certified().as_ref().clone();
@@ -67,7 +73,19 @@ pub enum ConnectError {
     /// No certificate could be for it.
     #[error("no certificate can have the name of this host")]
     Name,
-    /// Its certificate is not accepted: the wrong authority, name or time.
+    /// Its certificate comes from an authority that nobody here trusts.
+    #[error("the server's certificate comes from {issuer}, which is not among the authorities that are trusted here")]
+    Untrusted {
+        /// The authority, as the certificate names it.
+        issuer: String,
+    },
+    /// Its certificate is for somebody else.
+    #[error("the server's certificate is for {presented}")]
+    OtherName {
+        /// Whom it is for, as it says.
+        presented: String,
+    },
+    /// Its certificate is not accepted for another reason: its time, or its form.
     #[error("the server's certificate is not accepted")]
     Certificate(#[source] rustls::Error),
     /// It has hung up with a reason.
@@ -104,6 +122,15 @@ where
 
 fn failure(error: io::Error) -> ConnectError {
     match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()).cloned() {
+        Some(rustls::Error::InvalidCertificate(CertificateError::Other(ref other)))
+            if let Some(Untrusted(issuer)) = other.0.downcast_ref() =>
+        {
+            ConnectError::Untrusted { issuer: issuer.clone() }
+        }
+        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidForNameContext { presented, .. })) => {
+            let presented = if presented.is_empty() { "nobody".to_owned() } else { plain(&presented.join(", ")) };
+            ConnectError::OtherName { presented }
+        }
         Some(error @ (rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented)) => {
             ConnectError::Certificate(error)
         }

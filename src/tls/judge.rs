@@ -28,6 +28,7 @@ use x509_cert::name::Name;
 
 use super::names::{Particulars, PeerCertificate, Wanted, particulars, seconds};
 use super::peer::PeerChain;
+use super::server::{AcceptError, Gate};
 use crate::limits::{CA_WARN, CLIENT_CAS_MAX, CRL_WARN_SHARE, PEER_CHAIN_MAX};
 
 /// Whether clients show a certificate of their own. The stricter of two holds where both have a say.
@@ -200,23 +201,7 @@ impl Trust {
     /// # Errors
     /// If it is not.
     pub fn vouch(&self, chain: &PeerChain, now: Timestamp) -> Result<PeerCertificate, Flaw> {
-        let Some((end, between)) = chain.certificates().split_first() else { return Err(Flaw::Missing) };
-        if between.len() >= PEER_CHAIN_MAX {
-            return Err(Flaw::Invalid);
-        }
-        let particulars = particulars(end).ok_or(Flaw::Invalid)?;
-        let mut flaw = Flaw::UnknownAuthority;
-        for authority in &self.authorities {
-            match authority.verify(end, between, particulars.not_before, now) {
-                Ok(()) => {
-                    let (names, not_after) = (particulars.names, particulars.not_after);
-                    return Ok(PeerCertificate { fingerprint: chain.fingerprint(), names, not_after });
-                }
-                // What is wrong with one of ours tells more than that it is not another's.
-                Err(worse) => flaw = flaw.max(worse),
-            }
-        }
-        Err(flaw)
+        vouch_any([self], chain, now)
     }
 
     /// Whether the chain is good and names `wanted`.
@@ -226,18 +211,6 @@ impl Trust {
     pub fn judge(&self, chain: &PeerChain, wanted: &Wanted<'_>, now: Timestamp) -> Result<PeerCertificate, Flaw> {
         let certificate = self.vouch(chain, now)?;
         if certificate.names.name(wanted) { Ok(certificate) } else { Err(Flaw::OtherName) }
-    }
-
-    /// Those of several, each once.
-    #[must_use]
-    pub fn union<'a>(several: impl IntoIterator<Item = &'a Self>) -> Self {
-        let mut authorities: Vec<Arc<Authority>> = Vec::new();
-        for authority in several.into_iter().flat_map(|trust| &trust.authorities) {
-            if !authorities.contains(authority) {
-                authorities.push(authority.clone());
-            }
-        }
-        Self { authorities }
     }
 
     /// When a revocation list or an authority itself ends next after `after`: from then on the same chain may be judged
@@ -255,7 +228,83 @@ impl Trust {
 
 impl fmt::Debug for Trust {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_list().entries(self.authorities.iter().map(|authority| &authority.subject)).finish()
+        f.debug_list().entries(self.authorities.iter().map(|authority| authority.name.to_string())).finish()
+    }
+}
+
+/// Whether the chain is good as far as some of these authorities go, whomever it names.
+///
+/// # Errors
+/// If it is not.
+pub fn vouch_any<'a>(
+    several: impl IntoIterator<Item = &'a Trust>,
+    chain: &PeerChain,
+    now: Timestamp,
+) -> Result<PeerCertificate, Flaw> {
+    let Some((end, between)) = chain.certificates().split_first() else { return Err(Flaw::Missing) };
+    if between.len() >= PEER_CHAIN_MAX {
+        return Err(Flaw::Invalid);
+    }
+    let particulars = particulars(end).ok_or(Flaw::Invalid)?;
+    // Those that have signed nothing of the chain are not worth a look: there may be some of each organisation.
+    let issuers = chain.certificates().iter().map(|der| Some(parse(der)?.tbs_certificate().issuer().clone()));
+    let issuers: Vec<Name> = issuers.collect::<Option<_>>().ok_or(Flaw::Invalid)?;
+    let mut flaw = Flaw::UnknownAuthority;
+    for authority in several.into_iter().flat_map(|trust| &trust.authorities) {
+        if !issuers.contains(&authority.name) {
+            continue;
+        }
+        match authority.verify(end, between, particulars.not_before, now) {
+            Ok(()) => {
+                let (names, not_after) = (particulars.names, particulars.not_after);
+                return Ok(PeerCertificate { fingerprint: chain.fingerprint(), names, not_after });
+            }
+            // What is wrong with one of ours tells more than that it is not another's.
+            Err(worse) => flaw = flaw.max(worse),
+        }
+    }
+    Err(flaw)
+}
+
+/// A gate for clients who must have a certificate: what `judge` says of it becomes the alert.
+pub fn gate<F>(judge: F) -> Arc<dyn Gate>
+where
+    F: Fn(&PeerChain) -> Result<(), Flaw> + Send + Sync + 'static,
+{
+    Arc::new(Judging(judge))
+}
+
+struct Judging<F>(F);
+
+impl<F> fmt::Debug for Judging<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Judging")
+    }
+}
+
+impl<F: Fn(&PeerChain) -> Result<(), Flaw> + Send + Sync> Gate for Judging<F> {
+    fn admits(&self, chain: &PeerChain, _: UnixTime) -> Result<(), CertificateError> {
+        (self.0)(chain).map_err(|flaw| match flaw {
+            Flaw::UnknownAuthority => CertificateError::UnknownIssuer,
+            Flaw::RevocationUnknown => CertificateError::UnknownRevocationStatus,
+            Flaw::RevocationsExpired => CertificateError::ExpiredRevocationList,
+            Flaw::NotYetValid => CertificateError::NotValidYet,
+            Flaw::Expired => CertificateError::Expired,
+            Flaw::Revoked => CertificateError::Revoked,
+            Flaw::Missing | Flaw::Invalid | Flaw::OtherName => CertificateError::BadEncoding,
+        })
+    }
+}
+
+impl AcceptError {
+    /// What was wrong with the client's certificate, if it was that for which the handshake failed.
+    #[must_use]
+    pub fn flaw(&self) -> Option<Flaw> {
+        match self {
+            Self::NoCertificate => Some(Flaw::Missing),
+            Self::Certificate(error) => Some(flaw(error)),
+            Self::Refused(_) | Self::Protocol(_) | Self::Closed | Self::Io(_) => None,
+        }
     }
 }
 
@@ -264,7 +313,7 @@ struct Authority {
     certificate: CertificateDer<'static>,
     lists: Arc<[CertificateRevocationListDer<'static>]>,
     verifier: Arc<dyn ClientCertVerifier>,
-    subject: String,
+    name: Name,
     not_before: Timestamp,
     not_after: Timestamp,
     /// When the first of its own lists ends.
@@ -285,7 +334,7 @@ impl Authority {
         certificate: CertificateDer<'static>,
         lists: &Arc<[CertificateRevocationListDer<'static>]>,
     ) -> Result<Arc<Self>, Wrong> {
-        let parsed = x509_cert::Certificate::from_der(&certificate).map_err(|_| Wrong::Certificate)?;
+        let parsed = parse(&certificate).ok_or(Wrong::Certificate)?;
         let parsed = parsed.tbs_certificate();
         let constraints = parsed.get_extension::<BasicConstraints>().ok().flatten();
         let mut roots = RootCertStore::empty();
@@ -303,7 +352,7 @@ impl Authority {
         let builder = if own.is_empty() { builder } else { builder.with_crls(lists.iter().cloned()) };
         let verifier = builder.enforce_revocation_expiration().build().map_err(|_| Wrong::List(1))?;
         Ok(Arc::new(Self {
-            subject: parsed.subject().to_string(),
+            name: parsed.subject().clone(),
             lists: lists.clone(),
             lists_end: own.iter().map(|span| span.end).min(),
             lists_warn: own.iter().map(Span::warn).min(),
@@ -343,7 +392,7 @@ impl Authority {
     }
 
     fn ends(&self) -> impl Iterator<Item = End> {
-        let end = |warn, at, list| End { subject: self.subject.clone(), list, warn, at };
+        let end = |warn, at, list| End { subject: self.name.to_string(), list, warn, at };
         let lists = self.lists_warn.zip(self.lists_end).map(|(warn, at)| end(warn, at, true));
         let warn = self.not_after.checked_sub(CA_WARN).unwrap_or(self.not_after);
         lists.into_iter().chain([end(warn, self.not_after, false)])
@@ -427,6 +476,10 @@ pub fn check_lists(text: &str) -> Result<(), (bool, TrustError)> {
     let nobody = Name::default();
     let broken = lists.iter().position(|list| Span::of(list, &nobody).is_err());
     broken.map_or(Ok(()), |index| Err((true, TrustError::List { number: index + 1 })))
+}
+
+fn parse(der: &[u8]) -> Option<x509_cert::Certificate> {
+    x509_cert::Certificate::from_der(der).ok()
 }
 
 fn read_certificates(text: &str) -> Result<Vec<CertificateDer<'static>>, TrustError> {

@@ -124,10 +124,16 @@ async fn a_client_refuses_other_names_and_authorities() {
     let (yard, other) = (Yard::new(), Yard::new());
     let acceptor = yard.acceptor(ClientPolicy::Off);
     let (accepted, connected) = shake(&acceptor, &yard.client(None), "other.example.com").await;
-    assert!(matches!(connected, Err(ConnectError::Certificate(_))), "{connected:?}");
+    let said = connected.expect_err("another name");
+    assert!(
+        matches!(&said, ConnectError::OtherName { presented } if presented.contains("gateway.example.com")),
+        "{said:?}"
+    );
     assert!(matches!(accepted, Err(AcceptError::Refused(_) | AcceptError::Closed)), "{accepted:?}");
     let (accepted, connected) = shake(&acceptor, &other.client(None), "gateway.example.com").await;
-    assert!(matches!(connected, Err(ConnectError::Certificate(_))), "{connected:?}");
+    // Whoever stands between is told by name.
+    let said = connected.expect_err("another authority");
+    assert!(matches!(&said, ConnectError::Untrusted { issuer } if issuer.contains("CN=")), "{said:?}");
     assert!(matches!(accepted, Err(AcceptError::Refused(_) | AcceptError::Closed)), "{accepted:?}");
 }
 
@@ -145,7 +151,7 @@ async fn a_certificate_is_picked_by_name_and_the_first_is_for_everybody_else() {
     }
     for name in ["c.example.com", "x.y.b.example.com"] {
         let (_, connected) = shake(&acceptor, &yard.client(None), name).await;
-        assert!(matches!(connected, Err(ConnectError::Certificate(_))), "{name}");
+        assert!(matches!(connected, Err(ConnectError::OtherName { .. })), "{name}");
     }
 }
 

@@ -7,7 +7,6 @@
 pub mod bypass;
 pub mod http_proxy;
 pub mod proxy;
-mod secured;
 pub mod socks;
 pub mod url;
 
@@ -31,7 +30,7 @@ use self::socks::SocksError;
 use crate::limits;
 use crate::resolve;
 use crate::target::{Host, Target};
-use crate::tls::{self, TlsError};
+use crate::tls::{self, ClientOptions, TlsError};
 use crate::tunnel::stream::Stream;
 
 /// How whoever dials leaves its network: directly, or through a proxy, except where that is not wanted. The default is
@@ -78,7 +77,8 @@ impl Egress {
     pub fn new(proxy: Option<Proxy>, no_proxy: Bypass, ca_file: Option<&Path>) -> Result<Self, TlsError> {
         let secured = proxy.as_ref().is_some_and(|proxy| proxy.scheme == Scheme::Https);
         let proxy_tls = if secured {
-            let config = tls::client(ca_file)?;
+            let ca_files = ca_file.map(Path::to_owned).into_iter().collect();
+            let config = ClientOptions { ca_files, identity: None, alpn: &[tls::ALPN_HTTP] }.build()?;
             let read = |path: &Path| {
                 fs::read(path).map_err(|source| TlsError::Read { path: path.to_owned(), source }).map(Arc::from)
             };
@@ -128,11 +128,7 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// TLS with the proxy.
-    #[error(
-        "could not make TLS with proxy {proxy}; its certificate must be for {} and come from {}",
-        proxy.host, if *own { "an authority in proxy_ca_file" } else { "one of this system's authorities, or proxy_ca_file must name the \
-        file of its own" }
-    )]
+    #[error("could not make TLS with proxy {proxy}; {}", advice(source, proxy, *own))]
     ProxyTls {
         /// The proxy.
         proxy: Target,
@@ -176,6 +172,30 @@ pub enum ConnectError {
     },
 }
 
+/// What somebody can do about a proxy with which there is no TLS.
+fn advice(error: &tls::ConnectError, proxy: &Target, own: bool) -> String {
+    match error {
+        tls::ConnectError::Untrusted { .. } => {
+            let named = if own { "add it to the file in proxy_ca_file" } else { "name its file in proxy_ca_file" };
+            format!("if that is the proxy's own authority, {named}; ask the network's operators for it")
+        }
+        tls::ConnectError::OtherName { .. } => {
+            format!(
+                "either the proxy's URL should have one of its names in the place of {}, or another host answers there",
+                proxy.host
+            )
+        }
+        tls::ConnectError::Certificate(_) => {
+            "ask its operators to look at its certificate, and see that this host's clock is right".to_owned()
+        }
+        tls::ConnectError::Refused(_) => "it says why in an alert; ask its operators".to_owned(),
+        tls::ConnectError::Protocol(_) | tls::ConnectError::Closed | tls::ConnectError::Io(_) => {
+            "is it a proxy of https://? Most are of http://".to_owned()
+        }
+        tls::ConnectError::Name => "write its host by the name that stands in its certificate".to_owned(),
+    }
+}
+
 /// A connection to the other end.
 #[derive(Debug)]
 pub struct Connection {
@@ -203,16 +223,17 @@ pub async fn connect(
     let deadline = Instant::now() + limits::PROXY_TIMEOUT;
     let silent = |stage| ConnectError::ProxySilent { proxy: endpoint(), stage, to: to.clone() };
     if let (Scheme::Https, Some(tls)) = (proxy.scheme, &egress.proxy_tls) {
-        let shaken = timeout_at(deadline, secured::connect(&tls.config, &proxy.endpoint.host, stream)).await;
+        let shaken = timeout_at(deadline, tls::connect(&tls.config, &proxy.endpoint.host, stream)).await;
         let shaken = shaken
             .map_err(|_| silent("has not finished the TLS handshake (is it a proxy of https://?) on the way to"))?;
         let own = tls.authorities.is_some();
-        stream = shaken.map_err(|source| ConnectError::ProxyTls { proxy: endpoint(), own, source })?;
+        let shaken = shaken.map_err(|source| ConnectError::ProxyTls { proxy: endpoint(), own, source })?;
+        stream = Stream::layered(shaken);
     }
     let credentials = proxy.credentials.as_ref();
     let head = if proxy.scheme == Scheme::Socks5 {
         let asked = timeout_at(deadline, socks::ask(&mut stream, to, credentials)).await;
-        let asked = asked.map_err(|_| silent("has not answered the SOCKS5 request for"))?;
+        let asked = asked.map_err(|_| silent("has not answered (is it a SOCKS5 proxy?) the request for"))?;
         asked.map_err(|source| ConnectError::SocksProxy { proxy: endpoint(), to: to.clone(), source })?;
         Bytes::new()
     } else {

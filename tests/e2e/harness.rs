@@ -777,7 +777,8 @@ impl Site {
                 Side::Gateway => &mut self.gateway,
             };
             let Some(program) = program else { continue };
-            let code = program.stop().await;
+            // A test may have stopped it already.
+            let code = if program.has_ended() { program.ended().await.code() } else { program.stop().await };
             let log = program.log();
             if self.plan.piped == Some(side) {
                 assert_eq!(code, Some(0), "{}: {log}", side.name());

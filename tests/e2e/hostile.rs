@@ -287,6 +287,7 @@ impl Linked {
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
                 gateways: vec![gateway.parse().expect("a url")],
+                tls: None,
                 orchestrators: vec![agent::Orchestrator {
                     key: login_key.public(),
                     asserts: None,

@@ -27,25 +27,29 @@ fn credentials(dir: &Path, password: &str) -> PathBuf {
 }
 
 /// That no form of a password appears where others could read it: neither root, nor the user that the program runs as.
-async fn is_told_nowhere_but_in_the_environment(site: &mut Site, password: &str) {
-    is_told_nowhere(site, password).await;
-    let environment = format!("/proc/{}/environ", site.program(Side::Agent).pid());
-    let mode = fs::metadata(environment).expect("an environment").permissions().mode();
+async fn is_told_nowhere_but_in(environment: &[(&str, &str)], site: &mut Site, password: &str) {
+    is_told_in_no_file_nor_program(environment, site, password).await;
+    let file = format!("/proc/{}/environ", site.program(Side::Agent).pid());
+    let mode = fs::metadata(file).expect("an environment").permissions().mode();
     assert_eq!(mode & 0o077, 0, "others can read the environment");
 }
 
 /// That no form of a password appears where others could read it.
 async fn is_told_nowhere(site: &mut Site, password: &str) {
+    is_told_in_no_file_nor_program(&[], site, password).await;
+}
+
+async fn is_told_in_no_file_nor_program(environment: &[(&str, &str)], site: &mut Site, password: &str) {
     let header = run(Command::new("sh").args(["-c", &format!("printf %s '{USER}:{password}' | base64 -w0")])).await;
     let percent = password.replace('%', "%25").replace('/', "%2F").replace('@', "%40").replace(':', "%3A");
     let forms = [password.to_owned(), percent, header.done()];
     let config = site.config(Side::Agent);
-    let checked = run(caponier().arg("check").arg(&config)).await;
+    let checked = run(caponier().envs(environment.iter().copied()).arg("check").arg(&config)).await;
     assert_eq!(checked.code(), 0, "{checked:?}");
     let faulty = site.path().join("faulty.toml");
     let text = fs::read_to_string(&config).expect("the configuration").replace("id = \"prod-eu\"", "id = \"PROD\"");
     fs::write(&faulty, text).expect("written");
-    let faulty = run(caponier().arg("check").arg(&faulty)).await;
+    let faulty = run(caponier().envs(environment.iter().copied()).arg("check").arg(&faulty)).await;
     assert_eq!(faulty.code(), 2, "{faulty:?}");
     let agent = site.program(Side::Agent);
     let pid = agent.pid();
@@ -326,7 +330,7 @@ async fn every_kind_of_proxy_carries_links_and_forwards_and_is_no_target() {
         assert!(!direct, "{shown}: the agent speaks to the gateway itself: {sockets}");
         if settings.contains("word") || shown.contains("word") {
             for password in [PASSWORD, SOCKS_PASSWORD] {
-                is_told_nowhere_but_in_the_environment(&mut site, password).await;
+                is_told_nowhere_but_in(&environment, &mut site, password).await;
             }
         }
         assert_eq!(site.program(Side::Agent).stop().await, Some(0), "{shown}");
@@ -339,7 +343,7 @@ async fn a_proxy_within_tls_is_known_by_its_own_certificate() {
     let ca = Authority::new("the proxy's authority");
     let (squid, elsewhere) =
         (Squid::open_within_tls(&ca, &["127.0.0.1"]).await, Squid::open_within_tls(&ca, &["p.example"]).await);
-    let plain = Squid::open().await;
+    let (plain, socks) = (Squid::open().await, Socks::open().await);
     let mut site = Site::plan().start_gateway().await;
     ca.write(&site.path().join("ca.pem"));
     Authority::new("somebody else").write(&site.path().join("other.pem"));
@@ -347,17 +351,26 @@ async fn a_proxy_within_tls_is_known_by_its_own_certificate() {
     let ours = "proxy_ca_file = \"ca.pem\"";
     let wrong = "could not make TLS with proxy ";
     for (setting, words) in [
-        (tls(&squid, ""), "come from one of this system's authorities, or proxy_ca_file must name the file of its own"),
-        (tls(&squid, "proxy_ca_file = \"other.pem\""), "come from an authority in proxy_ca_file"),
-        (tls(&elsewhere, ours), "its certificate must be for 127.0.0.1 and"),
+        (
+            tls(&squid, ""),
+            "the proxy's own authority, name its file in proxy_ca_file; ask the network's operators for it: ",
+        ),
+        (tls(&squid, "proxy_ca_file = \"other.pem\""), "add it to the file in proxy_ca_file"),
+        (
+            tls(&elsewhere, ours),
+            "should have one of its names in the place of 127.0.0.1, or another host answers there: the server's certificate is for ",
+        ),
         (tls(&plain, ours), wrong),
         (format!("proxy = \"http://{}\"", squid.address), "is it an HTTP proxy, and of this scheme?"),
-        (format!("proxy = \"socks5://{}\"", plain.address), "but looks like HTTP; is it a SOCKS5 proxy?"),
+        (format!("proxy = \"http://{}\"", socks.address), "is it an HTTP proxy, and of this scheme?"),
+        (format!("proxy = \"https://{}\"\n{ours}", socks.address), wrong),
     ] {
         site.change_agent(&setting, &[]);
         site.restart_agent().await;
         let line = site.program(Side::Agent).says("not linked").await;
         assert!(line.contains(words), "{setting}: {line}");
+        // Who has signed it is told, so that somebody can be asked for it.
+        assert!(!words.contains("authority") || line.contains("CN=the proxy's authority"), "{line}");
         assert_eq!(site.program(Side::Agent).stop().await, Some(0));
     }
     // Authorities are read again as keys are.
@@ -445,7 +458,7 @@ async fn the_client_goes_out_as_the_agent_does() {
         let command = forward(&site, target, arguments, &environment);
         let mut program = Program::start(&name, command, &site.path().join(format!("{name}.log")));
         let line = program.says(&format!(" for {target}")).await;
-        let (_, rest) = line.split_once("listening on ").expect("where it listens");
+        let (_, rest) = line.split_once("listening ").expect("where it listens");
         let address = rest.split(' ').next().expect("an address").parse().expect("an address");
         echoes(connect(address).await, b"through a proxy").await;
         assert!(!program.log().contains("word"), "{}", program.log());

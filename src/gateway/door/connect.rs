@@ -1,4 +1,5 @@
-//! The CONNECT door: clients that know no SSH and take a proxy (RFC 9110 §9.3.6) show a token, and get a tunnel to one target.
+//! The CONNECT door: clients that know no SSH and take a proxy (RFC 9110 §9.3.6) show a token, or the TLS certificate of a
+//! principal with the header `Caponier-Agent: ORG/AGENT`, and get a tunnel to one target.
 //!
 //! Promised: nothing is opened before the token is verified and the broker has allowed and recorded the forward, as at every
 //! other door; what follows the request's head is the tunnel's, whatever it looks like, so that nothing is ever parsed as a
@@ -24,34 +25,25 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
-use self::reply::{Reply, refuse};
+use self::reply::Reply;
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::gateway::Gateway;
 use crate::gateway::broker::{self, Admission, Answer, Request};
-use crate::identity::Fingerprint;
+use crate::gateway::mutual::{Visitor, Whose};
+use crate::identity::{AgentName, Fingerprint, PrincipalId};
 use crate::limits;
 use crate::registry::{Refusal, Registry, TokenFlaw};
 use crate::secret::Secret;
 use crate::target::Target;
+use crate::tls::PeerChain;
 use crate::token::{Form, Token, Untimely, Verified};
 use crate::tunnel::admit::Seat;
 use crate::tunnel::admit::penalty::Fault;
+use crate::tunnel::http::{self, Head};
 use crate::tunnel::splice::Side;
 use crate::tunnel::ssh::Public;
 use crate::tunnel::stream::Stream;
-
-/// A CONNECT request, of which nothing but the form has been looked at.
-pub(in crate::gateway) struct Asked {
-    /// The authority that it asks for, as it stands there.
-    pub(in crate::gateway) target: String,
-    /// What its `Proxy-Authorization` headers say.
-    pub(in crate::gateway) authorization: Vec<Secret<String>>,
-    /// What its `Caponier-Agent` headers say.
-    pub(in crate::gateway) agents: Vec<String>,
-    /// What came in behind its head.
-    pub(in crate::gateway) rest: Bytes,
-}
 
 /// How it came in.
 pub(in crate::gateway) struct Arrival {
@@ -59,6 +51,8 @@ pub(in crate::gateway) struct Arrival {
     pub(in crate::gateway) address: SocketAddr,
     /// The main listener that it came in by.
     pub(in crate::gateway) listener: usize,
+    /// What it has shown in TLS.
+    pub(in crate::gateway) shown: Option<PeerChain>,
     /// Kept until it is known who asks.
     pub(in crate::gateway) seat: Seat,
 }
@@ -66,15 +60,21 @@ pub(in crate::gateway) struct Arrival {
 /// The kind of door.
 const DOOR: &str = "connect";
 
+/// Where a token stands.
+const AUTHORIZATION: &str = "proxy-authorization";
+
+/// Where it may stand which agent is meant; beside a certificate alone it must.
+const AGENT: &str = "caponier-agent";
+
 /// The user beside a token in a URL.
 const USER: &str = "caponier";
 
 /// Serves one connection to its end.
-pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, asked: Asked, arrival: Arrival) {
-    let Arrival { address, listener, seat } = arrival;
+pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, asked: http::Request, arrival: Arrival) {
+    let Arrival { address, listener, shown, seat } = arrival;
     let begun = Instant::now();
-    let token = match authenticate(&gateway, &asked, address) {
-        Ok(token) => token,
+    let guest = match authenticate(&gateway, &asked.head, address, listener, shown) {
+        Ok(guest) => guest,
         Err(refused) => {
             refused.record(&gateway, address);
             let delay = sleep_until(begun + limits::LOGIN_REFUSAL_DELAY);
@@ -83,35 +83,38 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, ask
                 () = seat.lost().cancelled() => return,
                 () = gateway.tasks.stopping().cancelled() => return,
             }
-            return refuse(stream, refused.reply).await;
+            return http::end(stream, refused.reply.text().as_bytes()).await;
         }
     };
     drop(seat);
     let _welcome = gateway.penalties.welcome(address.ip());
     let _present = gateway.drain.greet();
     let withdrawn = CancellationToken::new();
-    let claims = token.claims();
+    let by_key = guest.token.as_ref().filter(|token| token.form() == Form::Jwt);
     let request = Request {
-        principal: claims.principal.clone(),
+        principal: guest.principal.clone(),
         credential: None,
-        token: Some(token.clone()),
-        agent: claims.agent.clone(),
-        target: asked.target.parse::<Target>(),
-        asked: asked.target,
+        asserted_by: by_key.map(|token| token.key().to_string()),
+        token: guest.token.clone(),
+        client_certificate: guest.mark.clone(),
+        agent: guest.agent.clone(),
+        target: asked.head.target().parse::<Target>(),
+        asked: asked.head.target().to_owned(),
         client: address,
         door: DOOR,
-        asserted_by: (token.form() == Form::Jwt).then(|| token.key().to_string()),
         over: None,
         ticket: gateway.drain.admit(),
         withdrawn: Some(withdrawn.clone()),
     };
-    let answer = Asking { stream, rest: asked.rest };
+    let http::Request { head, rest } = asked;
+    // With the token in it.
+    drop(head);
+    let answer = Asking { stream, rest };
     let request = match request.admit(&gateway) {
         Admission::Judge(request) | Admission::Refuse(request) => request,
         Admission::Unheard => {
-            let event = about(Kind::AuthRefused, address).token(&claims.id).key(token.key());
-            let event = event.organisation(&claims.agent.organisation).principal(&claims.principal);
-            gateway.trail.stranger(event.detail("opens_per_second"), "limit");
+            let event = guest.about(about(Kind::AuthRefused, address));
+            gateway.trail.stranger(event.detail("opens_per_second_per_principal"), "limit");
             return answer.refuse(Public::NotAvailable).await;
         }
     };
@@ -122,9 +125,33 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, ask
     tokio::select! {
         biased;
         () = &mut forward => return,
-        () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => withdrawn.cancel(),
+        () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => {}
+        flaw = guest.visitor.unwelcome(&gateway) => debug!(%flaw, "a client's certificate is good no more"),
     }
+    withdrawn.cancel();
     forward.await;
+}
+
+/// Who asks.
+struct Guest {
+    principal: PrincipalId,
+    agent: AgentName,
+    /// What it has shown; without one, it is its certificate alone.
+    token: Option<Verified>,
+    /// The same as far as TLS goes.
+    visitor: Visitor,
+    /// What is to be recorded of that.
+    mark: Option<String>,
+}
+
+impl Guest {
+    fn about(&self, event: Event) -> Event {
+        let event = event.organisation(&self.agent.organisation).agent(&self.agent.agent).principal(&self.principal);
+        match &self.token {
+            Some(token) => event.key(token.key()).token(&token.claims().id),
+            None => event.client_certificate(self.mark.as_ref()),
+        }
+    }
 }
 
 /// A client that waits for an answer.
@@ -139,7 +166,7 @@ impl Answer for Asking {
             self.stream.write_all(reply::ESTABLISHED).await?;
             self.stream.flush().await
         };
-        match timeout(limits::CONNECT_REPLY_PATIENCE, said).await {
+        match timeout(limits::REFUSED_PATIENCE, said).await {
             Ok(Ok(())) => Some(Side::Stream(self.stream.preceded_by(self.rest))),
             Ok(Err(_)) | Err(_) => {
                 debug!("a client of the CONNECT door was gone before it was answered");
@@ -156,44 +183,89 @@ impl Answer for Asking {
             Public::TimedOut => Reply::TimedOut,
             Public::NotAvailable => Reply::NotAvailable,
         };
-        refuse(self.stream, reply).await;
+        http::end(self.stream, reply.text().as_bytes()).await;
     }
 }
 
-/// Who asks, by the token that was shown.
-fn authenticate(gateway: &Gateway, asked: &Asked, address: SocketAddr) -> Result<Verified, Box<Refused>> {
-    let shown = match &asked.authorization[..] {
-        [] => return Err(Refused::new("token_missing")),
-        [one] => shown(one.expose()).ok_or_else(|| Refused::new("token_malformed"))?,
-        _ => return Err(Refused::new("token_malformed")),
+/// Who asks, by the token that was shown, or without one by the TLS certificate.
+fn authenticate(
+    gateway: &Gateway,
+    head: &Head,
+    address: SocketAddr,
+    listener: usize,
+    shown: Option<PeerChain>,
+) -> Result<Guest, Box<Refused>> {
+    let now = Timestamp::now();
+    let Some(header) = head.only(AUTHORIZATION) else {
+        return match (head.all(AUTHORIZATION).next(), shown, head.only(AGENT)) {
+            (None, Some(shown), Some(agent)) => certified(gateway, agent, address, listener, shown, now),
+            (None, ..) => Err(Refused::new("token_missing")),
+            (Some(_), ..) => Err(Refused::new("token_malformed")),
+        };
     };
+    let token = verified(gateway, header, address, now)?;
+    let claims = token.claims();
+    let agent = claims.agent.to_string();
+    if head.all(AGENT).any(|other| other != agent) {
+        return Err(Refused::new("token_agent").of(&token, Reply::NotAllowed));
+    }
+    let (principal, agent) = (claims.principal.clone(), claims.agent.clone());
+    let whose = Whose::Principal(agent.organisation.clone(), principal.clone());
+    let visitor = Visitor { listener, shown, whose };
+    match visitor.judge(gateway, now) {
+        Ok(shown) => Ok(Guest { principal, agent, token: Some(token), visitor, mark: shown.mark() }),
+        Err(flaw) => Err(Refused::new(flaw.as_str()).of(&token, Reply::NotAllowed)),
+    }
+}
+
+/// Who asks, if a certificate alone says so.
+fn certified(
+    gateway: &Gateway,
+    agent: &str,
+    address: SocketAddr,
+    listener: usize,
+    shown: PeerChain,
+    now: Timestamp,
+) -> Result<Guest, Box<Refused>> {
+    let mark = shown.fingerprint().to_string();
+    let refused = |reason: &'static str| {
+        let mut refused = Refused::new(reason);
+        refused.certificate = Some(mark.clone());
+        refused
+    };
+    let agent: AgentName = agent.parse().map_err(|_| refused("malformed_agent"))?;
+    let (state, snapshot) = (gateway.state.current(), gateway.registry.current());
+    let mutual = state.mutual(listener).ok_or_else(|| refused("token_missing"))?;
+    let (principal, _) = snapshot
+        .admits_client_certificate(&agent, mutual, &shown, address.ip(), now)
+        .map_err(|refusal| refused(refusal.as_str()))?;
+    let whose = Whose::Alone(agent.clone(), principal.clone(), address.ip());
+    let visitor = Visitor { listener, shown: Some(shown), whose };
+    Ok(Guest { principal, agent, token: None, visitor, mark: Some(mark) })
+}
+
+/// The token of a header, if it counts.
+fn verified(gateway: &Gateway, header: &str, address: SocketAddr, now: Timestamp) -> Result<Verified, Box<Refused>> {
+    let shown = shown(header).ok_or_else(|| Refused::new("token_malformed"))?;
     let token = Token::read(shown.expose()).map_err(|error| Refused::new(error.reason()).because(&error))?;
-    drop(shown);
     let snapshot = gateway.registry.current();
     let key = snapshot.signer(&token.key()).ok_or_else(|| Refused::new("unknown_key").of_key(token.key()))?;
     let verified =
         token.verify(key).map_err(|error| Refused::new(error.reason()).because(&error).of_key(token.key()))?;
-    let now = Timestamp::now();
-    if let Err(refusal) = snapshot.admits_token(&verified, address.ip(), now) {
-        let refused = Refused::new(refusal.as_str());
-        return Err(match refusal {
-            Refusal::Token(TokenFlaw::NotYetValid | TokenFlaw::Expired) => match verified.claims().judge_time(now) {
-                Err(untimely) => refused.because(&untimely).of(&verified, Reply::untimely(&untimely)),
-                Ok(()) => refused.of(&verified, Reply::Refused),
-            },
-            Refusal::Token(TokenFlaw::Revoked) => refused.of(&verified, Reply::Revoked),
-            // The token is good, and so is whoever has signed it: it is not allowed, as any other forward is not.
-            Refusal::UnknownAgent | Refusal::NotGranted | Refusal::SourceNetwork => {
-                refused.of(&verified, Reply::NotAllowed)
-            }
-            _ => refused.of(&verified, Reply::Refused),
-        });
-    }
-    let agent = verified.claims().agent.to_string();
-    if asked.agents.iter().any(|other| *other != agent) {
-        return Err(Refused::new("token_agent").of(&verified, Reply::NotAllowed));
-    }
-    Ok(verified)
+    let Err(refusal) = snapshot.admits_token(&verified, address.ip(), now) else { return Ok(verified) };
+    let refused = Refused::new(refusal.as_str());
+    Err(match refusal {
+        Refusal::Token(TokenFlaw::NotYetValid | TokenFlaw::Expired) => match verified.claims().judge_time(now) {
+            Err(untimely) => refused.because(&untimely).of(&verified, Reply::untimely(&untimely)),
+            Ok(()) => refused.of(&verified, Reply::Refused),
+        },
+        Refusal::Token(TokenFlaw::Revoked) => refused.of(&verified, Reply::Revoked),
+        // The token is good, and so is whoever has signed it: it is not allowed, as any other forward is not.
+        Refusal::UnknownAgent | Refusal::NotGranted | Refusal::SourceNetwork => {
+            refused.of(&verified, Reply::NotAllowed)
+        }
+        _ => refused.of(&verified, Reply::Refused),
+    })
 }
 
 /// The token in a `Proxy-Authorization` header (RFC 9110 §11.7.2): the password of the user `caponier` (RFC 7617), or a bearer
@@ -221,12 +293,14 @@ struct Refused {
     key: Option<Fingerprint>,
     /// The token, where its signature is right.
     token: Option<Verified>,
+    /// The certificate, where it was that which was to count.
+    certificate: Option<String>,
 }
 
 impl Refused {
     fn new(reason: &'static str) -> Box<Self> {
         let reply = if reason == "token_missing" { Reply::Missing } else { Reply::Refused };
-        Box::new(Self { reason, detail: String::new(), reply, key: None, token: None })
+        Box::new(Self { reason, detail: String::new(), reply, key: None, token: None, certificate: None })
     }
 
     fn because(mut self: Box<Self>, error: &(dyn std::error::Error + 'static)) -> Box<Self> {
@@ -246,7 +320,7 @@ impl Refused {
     }
 
     fn record(&self, gateway: &Gateway, address: SocketAddr) {
-        debug!(reason = self.reason, "refused a token");
+        debug!(reason = self.reason, "refused at the CONNECT door");
         let fault = match (&self.token, self.reason) {
             (Some(_), _) => Fault::Misconfigured,
             // Many clients ask without one first, and bring it when they are told to.
@@ -263,6 +337,7 @@ impl Refused {
             event = event.organisation(&claims.agent.organisation).agent(&claims.agent.agent);
             event = event.principal(&claims.principal).token(&claims.id);
         }
+        event = event.client_certificate(self.certificate.as_ref());
         gateway.trail.stranger(event, self.reason);
     }
 }

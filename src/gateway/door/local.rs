@@ -96,6 +96,7 @@ pub(in crate::gateway) async fn accept(
             principal: door.principal.clone(),
             credential: None,
             token: None,
+            client_certificate: None,
             agent: door.agent.clone(),
             target: Ok(door.target.clone()),
             asked: door.target.to_string(),

@@ -318,6 +318,7 @@ fn request(
         principal: guest.principal.clone(),
         credential: Some(guest.credential.clone()),
         token: None,
+        client_certificate: None,
         agent: guest.agent.clone(),
         target: Target::from_wire(&opening.host, opening.port),
         asked: format!("{}:{}", opening.host, opening.port),

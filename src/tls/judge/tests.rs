@@ -293,5 +293,18 @@ fn files_that_say_nobody_are_refused() {
     twice.add(&ours.pem(), None).expect("an authority");
     twice.add(&ours.pem(), None).expect("the same");
     assert_eq!(twice, trust(&[(&ours, None)]));
-    assert_eq!(Trust::union([&twice, &twice]), twice);
+}
+
+#[test]
+fn a_gate_tells_what_it_was_told() {
+    for flaw in Flaw::ALL {
+        let chain = chain(&[leaf(A, &ca("ours"))]);
+        let error = gate(move |_| Err(flaw)).admits(&chain, UnixTime::now()).expect_err("refused");
+        let told = AcceptError::Certificate(rustls::Error::InvalidCertificate(error)).flaw();
+        // These two cannot come from a gate, which is asked about a certificate and not about a name.
+        let expected = if matches!(flaw, Flaw::Missing | Flaw::OtherName) { Flaw::Invalid } else { flaw };
+        assert_eq!(told, Some(expected));
+    }
+    assert_eq!(AcceptError::NoCertificate.flaw(), Some(Flaw::Missing));
+    assert_eq!(AcceptError::Closed.flaw(), None);
 }

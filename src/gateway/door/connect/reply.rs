@@ -1,11 +1,6 @@
 //! What the CONNECT door says: fixed texts, of which two say besides what the clocks do.
 
 use jiff::Timestamp;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::time::timeout;
-
-use crate::limits;
-use crate::tunnel::stream::Stream;
 
 /// The tunnel is there. Everything that follows it is the target's.
 pub(super) const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection established\r\n\r\n";
@@ -53,7 +48,7 @@ impl Reply {
                 "token_required",
                 "show a token (`caponier url` makes one), as the password of the user caponier",
             ),
-            Self::Refused => (NEEDED, "token_refused", "the token does not count here"),
+            Self::Refused => (NEEDED, "token_refused", "what was shown does not count here"),
             Self::Revoked => (NEEDED, "token_revoked", "the token was revoked"),
             Self::NotYet { begins, now } => {
                 let sentence = format!("the token is not valid before {begins}; this gateway's clock says {now}");
@@ -72,7 +67,7 @@ impl Reply {
     }
 
     /// The whole of it.
-    fn text(self) -> String {
+    pub(in crate::gateway::door) fn text(self) -> String {
         let (status, word, sentence) = self.parts();
         // None of them has a character that JSON would escape.
         let body = format!("{{\"error\":\"{word}\",\"message\":\"{sentence}\"}}\n");
@@ -87,27 +82,6 @@ impl Reply {
              no-store\r\nConnection: close\r\n\r\n{body}"
         )
     }
-}
-
-/// Says so, and ends the connection when the client has read it. What the client has sent besides is thrown away: a connection
-/// that is closed with something unread is reset, and the client might never see the answer.
-pub(in crate::gateway::door) async fn refuse(mut stream: Stream, reply: Reply) {
-    let said = async {
-        stream.write_all(reply.text().as_bytes()).await?;
-        stream.flush().await?;
-        stream.shutdown().await?;
-        let mut thrown = [0; 4096];
-        let mut left = limits::CONNECT_THROWN_AWAY;
-        while left > 0 {
-            match stream.read(&mut thrown).await? {
-                0 => break,
-                read => left = left.saturating_sub(read),
-            }
-        }
-        Ok::<_, std::io::Error>(())
-    };
-    // Whoever does not read it in time, or is gone, has done without.
-    drop(timeout(limits::CONNECT_REPLY_PATIENCE, said).await);
 }
 
 #[cfg(test)]
