@@ -20,6 +20,7 @@ use crate::chain::Chain;
 use crate::limits;
 use crate::task::Load;
 use crate::tls::Acceptor;
+use crate::tls::judge::Flaw;
 use crate::tunnel::admit::Seat;
 use crate::tunnel::listen;
 use crate::tunnel::stream::Stream;
@@ -216,7 +217,8 @@ async fn greet(
         Ok(Ok(accepted)) => accepted,
         Ok(Err((error, _))) => {
             debug!(error = %Chain(&error), "turned away a connection: no TLS");
-            proxy.trail.stranger(refused(mode, address).detail(Chain(&error)), "tls_failed");
+            let reason = error.flaw().map_or("tls_failed", Flaw::as_str);
+            proxy.trail.stranger(refused(mode, address).detail(Chain(&error)), reason);
             return None;
         }
         Err(_) => {

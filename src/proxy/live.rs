@@ -13,7 +13,7 @@ use jiff::Timestamp;
 use super::{Config, Limits, Listener, Mode, Upstream};
 use crate::reload::Changes;
 use crate::target::{Target, TargetError};
-use crate::tls::judge::Flaw;
+use crate::tls::judge::{self, Flaw};
 use crate::tls::{self, Acceptor, ClientAuth, ClientPolicy, PeerChain};
 use crate::tunnel::connect::Egress;
 
@@ -96,8 +96,15 @@ impl State {
         let listeners = config.listeners.iter().cloned().map(Arc::new);
         let acceptors = slots.iter().zip(&config.listeners).filter_map(|(slot, listener)| {
             let tls = listener.tls.as_ref()?;
-            // Whoever must show one and does not is let through the handshake, and is told apart in the trail.
-            let clients = if tls.client_auth == ClientAuth::Off { ClientPolicy::Off } else { ClientPolicy::Ask };
+            // Whether it is a client of ours is judged afterwards, and again for as long as he is there.
+            let clients = match tls.client_auth {
+                ClientAuth::Off => ClientPolicy::Off,
+                ClientAuth::Loose => ClientPolicy::Ask,
+                ClientAuth::Strict => {
+                    let trust = tls.client_trust.clone();
+                    ClientPolicy::Require(judge::gate(move |chain| trust.vouch(chain, Timestamp::now()).map(drop)))
+                }
+            };
             Some((*slot, Acceptor::new(tls.certificates.clone(), clients)))
         });
         let upstreams = config.upstreams.iter().map(|upstream| (upstream.name.clone(), Arc::new(upstream.clone())));

@@ -84,8 +84,61 @@ struct Visit {
 struct Line {
     sender: SendRequest<Incoming>,
     upstream: Arc<Upstream>,
-    /// Its record, until the end or a change of protocols.
-    run: Arc<Mutex<Option<Run>>>,
+    record: Arc<Mutex<Record>>,
+}
+
+/// The record of a connection to the upstream. Whoever asks for a change of protocols holds it meanwhile: the connection is over
+/// in its first form when the answer comes.
+enum Record {
+    Runs(Run),
+    Held,
+    Ended(&'static str),
+}
+
+impl Record {
+    /// Takes it out, if it is there.
+    fn hold(record: &Mutex<Self>) -> Option<Run> {
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *record, Self::Held) {
+            Self::Runs(run) => Some(run),
+            other => {
+                *record = other;
+                None
+            }
+        }
+    }
+
+    /// Gives it back; it is finished where the connection has ended meanwhile.
+    fn release(record: &Mutex<Self>, run: Run, proxy: &Proxy) {
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        match *record {
+            Self::Ended(reason) => drop(run.finish(proxy, reason)),
+            Self::Runs(_) | Self::Held => *record = Self::Runs(run),
+        }
+    }
+
+    /// The connection has ended.
+    fn end(record: &Mutex<Self>, reason: &'static str, proxy: &Proxy) {
+        let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Self::Runs(run) = std::mem::replace(&mut *record, Self::Ended(reason)) {
+            drop(run.finish(proxy, reason));
+        }
+    }
+}
+
+/// A record that is held, and given back if nothing comes of the change.
+struct Held<'a> {
+    run: Option<Run>,
+    record: Arc<Mutex<Record>>,
+    proxy: &'a Proxy,
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(run) = self.run.take() {
+            Record::release(&self.record, run, self.proxy);
+        }
+    }
 }
 
 /// What follows where both ends have changed to another protocol.
@@ -120,6 +173,11 @@ impl Visit {
             None => (self.reach().await?, true),
         };
         address(&mut request, &taken.upstream, wanted.as_ref());
+        let hold = |line: &Line| {
+            let run = wanted.as_ref().and_then(|_| Record::hold(&line.record));
+            Held { run, record: line.record.clone(), proxy: &self.proxy }
+        };
+        let mut held = hold(&taken);
         let response = loop {
             match taken.sender.try_send_request(request).await {
                 Ok(response) => break response,
@@ -130,6 +188,7 @@ impl Visit {
                         Some(unsent) if !fresh => {
                             request = unsent;
                             (taken, fresh) = (self.reach().await?, true);
+                            held = hold(&taken);
                         }
                         _ => return Err(Refusal::NotAvailable),
                     }
@@ -142,8 +201,7 @@ impl Visit {
             if wanted.is_none() || !same(agreed.as_ref(), wanted.as_ref()) {
                 return Err(Refusal::NotAvailable);
             }
-            let run = taken.run.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let Some(run) = run else { return Err(Refusal::NotAvailable) };
+            let Some(run) = held.run.take() else { return Err(Refusal::NotAvailable) };
             let mut response = hyper::Response::from_parts(head, body);
             let upgrade = hyper::upgrade::on(&mut response);
             (head, _) = response.into_parts();
@@ -153,6 +211,7 @@ impl Visit {
             return Ok(hyper::Response::from_parts(head, Either::Right(http_body_util::Full::default())));
         }
         strip(&mut head.headers);
+        drop(held);
         *line = Some(taken);
         Ok(hyper::Response::from_parts(head, Either::Left(body)))
     }
@@ -175,8 +234,8 @@ impl Visit {
             }
         };
         let (upstream, unrecorded) = (run.upstream.clone(), run.unrecorded.clone());
-        let run = Arc::new(Mutex::new(Some(run)));
-        let line = Line { sender, upstream: upstream.clone(), run: run.clone() };
+        let record = Arc::new(Mutex::new(Record::Runs(run)));
+        let line = Line { sender, upstream: upstream.clone(), record: record.clone() };
         let (proxy, request) = (self.proxy.clone(), self.request.clone());
         self.proxy.tasks.spawn(async move {
             let bounds = proxy.state.current().limits().bounds;
@@ -186,11 +245,7 @@ impl Visit {
                 () = proxy.tasks.stopping().cancelled() => "proxy_stopped",
                 ended = connection.with_upgrades() => if ended.is_ok() { "eof" } else { "target_broke" },
             };
-            // Where it is not there, the connection has become another thing, which is recorded by others.
-            let run = run.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(run) = run {
-                drop(run.finish(&proxy, reason));
-            }
+            Record::end(&record, reason, &proxy);
         });
         Ok(line)
     }
