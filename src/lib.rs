@@ -37,7 +37,7 @@
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
 //! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
-//! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, admission, SSH in both roles, the wire, the splice |
+//! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; TLS at both ends; safe SQL |
 //! | 1 | [`reload`], [`token`] | configurations that are read again when their files change; signed tokens |
@@ -139,8 +139,10 @@
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
 //! **Gateway: accepting** (`gateway::intake`), one per listener: waits for connections until the drain, and gives each
-//! a seat or turns it away. One task per connection, on a thread of the crew, waits for the identification string, then
-//! for a place among the handshakes and its turn, and becomes a link or a door session.
+//! a seat or turns it away. One task per connection, on a thread of the crew, waits for its first bytes and for what they begin
+//! (`gateway::arrive`): a TLS handshake, for which it waits for a place and its turn; the head of a request, which is answered or
+//! becomes a tunnel or a WebSocket; the identification string. Then it waits for a place among the handshakes and its turn
+//! again, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
 //! end, for the registry to drop its key or the configuration its organisation, for its TLS certificate to be good no more

@@ -380,6 +380,9 @@ fn memory(pid: u32) -> usize {
     line.trim().trim_end_matches(" kB").parse().expect("a number")
 }
 
+/// What it is, what is agreed on where there is TLS, what is sent at first, and what then from time to time.
+type Stage<'a> = (&'static str, Option<&'static [&'static [u8]]>, &'a [u8], u8);
+
 /// Whoever sends a byte from time to time holds a seat for the time of a login and no longer, at whichever stage; and
 /// whoever sends all that it may makes the gateway hold what a login may.
 #[tokio::test]
@@ -391,7 +394,7 @@ async fn who_dawdles_at_any_stage_is_hung_up_on_in_time_and_costs_little() {
     let before = memory(pid);
     let hello = [&b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"[..], &[7; 200]].concat();
     let head = format!("CONNECT db:5432 HTTP/1.1\r\nHost: db:5432\r\nX: {}", "x".repeat(8_000));
-    let stages: [(&str, Option<&'static [&'static [u8]]>, &[u8], u8); 6] = [
+    let stages: [Stage<'_>; 6] = [
         ("one letter of SSH", None, b"S", b'S'),
         ("half a hello", None, &hello, 7),
         ("half a head in clear", None, head.as_bytes(), b'x'),
