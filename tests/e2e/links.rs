@@ -15,11 +15,12 @@
 //! | 8. a pending open is given up | `pumps::naively_an_open_that_is_given_up_stays_open_at_the_other_end` | `pumps::an_open_that_is_given_up_is_closed_when_it_is_granted`, `raw::links::clients_that_leave_before_the_answer_leave_nothing_behind`, [`clients_that_come_and_go_at_once_leave_nothing_behind`] |
 
 use std::fs;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use caponier::limits;
@@ -548,23 +549,30 @@ async fn black_hole(dropped: &[&str]) {
     }
     let began = jiff::Timestamp::now();
     let (mut reader, mut writer) = sending.into_split();
+    // The system tells of a reset once: to the next write or the next read, after which a read finds the end.
+    let told = AtomicBool::new(false);
     let sending = async {
-        while writer.write_all(&[7; 1_024]).await.is_ok() {
+        loop {
+            if let Err(error) = writer.write_all(&[7; 1_024]).await {
+                return told.store(error.kind() == ErrorKind::ConnectionReset, Ordering::Relaxed);
+            }
             sleep(Duration::from_millis(50)).await;
         }
     };
-    let cut = async |stream: &mut (dyn AsyncRead + Send + Unpin)| {
+    let cut = async |stream: &mut (dyn AsyncRead + Send + Unpin), told: &AtomicBool| {
         let mut buffer = vec![0; 65_536];
         loop {
             match stream.read(&mut buffer).await {
+                Ok(0) if told.load(Ordering::Relaxed) => return,
                 Ok(0) => panic!("what was cut looks like an orderly end"),
                 Ok(_) => {}
                 Err(_) => return,
             }
         }
     };
+    let nobody = AtomicBool::new(false);
     within("the end of the forwards", async {
-        tokio::join!(cut(&mut idle), cut(&mut receiving), cut(&mut reader), sending);
+        tokio::join!(cut(&mut idle, &nobody), cut(&mut receiving, &nobody), cut(&mut reader, &told), sending);
     })
     .await;
     let noticed = async |side: Side| {
