@@ -190,3 +190,63 @@ sshd_directory() {
     on_exit rmdir --ignore-fail-on-non-empty /run/sshd
   }
 }
+
+# --- Kubernetes -------------------------------------------------------------------------------------------
+
+# need_kubectl : one that is there already ($KUBECTL, or on the PATH) is taken as it is, of whatever age; else Debian's
+# package kubernetes-client is installed. Where no such package is to be had, as on Ubuntu, kubectl is built from the Go
+# modules of Kubernetes. The path is then in $KUBECTL.
+need_kubectl() {
+  KUBECTL=${KUBECTL:-$(command -v kubectl)} || {
+    if ! apt_has kubernetes-client; then
+      as_root apt-get -qq update || true
+    fi
+    if apt_has kubernetes-client; then
+      need_packages kubectl:kubernetes-client
+      KUBECTL=$(command -v kubectl)
+    else
+      say "There is no package kubernetes-client here: kubectl is built from its Go modules."
+      kubernetes_program kubectl
+      KUBECTL=$kubernetes/kubectl
+    fi
+  }
+  export KUBECTL
+}
+
+apt_has() { have apt-cache && [ -n "$(apt-cache show "$1" 2>/dev/null)" ]; }
+
+# The release that kubernetes_program builds, without its first number; and where, unless it is there already.
+kubernetes_release=33.13
+kubernetes=${CAPONIER_KUBERNETES:-${CARGO_TARGET_DIR:-$top/target}/kubernetes-1.$kubernetes_release}
+
+# kubernetes_program NAME… : builds commands of Kubernetes, such as kube-apiserver, into $kubernetes. Each takes minutes, once.
+# Kubernetes cannot be installed by `go install`, since its go.mod says where in its own tree its libraries are; so a module of
+# ours requires it, with those libraries of the same release in their place.
+kubernetes_program() {
+  local name mod wanted=()
+  for name in "$@"; do [ -x "$kubernetes/$name" ] || wanted+=("$name"); done
+  [ "${#wanted[@]}" -gt 0 ] || return 0
+  have go || PATH=$PATH:/usr/local/go/bin
+  need_packages go:golang-go jq:jq /etc/ssl/certs/ca-certificates.crt:ca-certificates
+  # An older one does not know how to fetch the newer one that the modules ask for.
+  [ "$(go env GOVERSION | sed -E 's/^go1\.([0-9]+).*/\1/')" -ge 21 ] ||
+    die "$(go version) is too old to build ${wanted[*]}: install Go 1.21 or later, or set KUBECTL to a kubectl"
+  say "Building ${wanted[*]} of Kubernetes 1.$kubernetes_release from Go modules, into $kubernetes (some minutes each)."
+  mkdir -p "$kubernetes"
+  (
+    cd "$kubernetes"
+    export GOFLAGS='-mod=mod -buildvcs=false' GOTOOLCHAIN=auto CGO_ENABLED=0
+    printf 'module example.invalid/kubernetes\n' >go.mod
+    mod=$(go mod download -json "k8s.io/kubernetes@v1.$kubernetes_release" | jq -r .GoMod)
+    {
+      printf 'module example.invalid/kubernetes\n'
+      grep '^go ' "$mod"
+      printf 'require k8s.io/kubernetes v1.%s\n' "$kubernetes_release"
+      sed -nE "s#^\s*(k8s.io/[a-z-]+) => ./staging/.*#replace \1 => \1 v0.$kubernetes_release#p" "$mod"
+    } >go.mod
+    for name in "${wanted[@]}"; do
+      nice go build -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.$kubernetes_release" \
+        -o "./$name" "k8s.io/kubernetes/cmd/$name"
+    done
+  )
+}

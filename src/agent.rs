@@ -55,6 +55,7 @@ use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
 use crate::policy::{Denial, Reason};
+use crate::registry::expiry::{Left, Stage};
 use crate::reload::{Fresh, Live, Reloads};
 use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
@@ -91,6 +92,25 @@ pub struct Config {
     pub resolver: resolve::Config,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+}
+
+impl Config {
+    /// What is to be said of the agent's own TLS certificates at the time `now`: that they do not count yet, or end soon.
+    #[must_use]
+    pub fn certificate_warnings(&self, now: Timestamp) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for organisation in &self.organisations {
+            let Some(identity) = organisation.tls.as_ref().and_then(Tls::identity) else { continue };
+            let what = format!("the tls_certificate for {}", organisation.id);
+            if let Some(begins) = identity.begins().filter(|begins| *begins > now) {
+                warnings.push(format!("{what} is not valid before {begins}: look at the clock"));
+            }
+            if let Some(expires) = identity.ends().filter(|ends| Stage::of(*ends, now).is_some()) {
+                warnings.push(format!("{what} {}", Left { expires, now }));
+            }
+        }
+        warnings
+    }
 }
 
 /// How much an agent's gateways may have of it, at once or in a second. What is refused for one of these says which, by its

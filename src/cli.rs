@@ -13,6 +13,7 @@ mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod keys;
+pub mod kubeconfig;
 pub mod policy;
 pub mod provision;
 pub mod proxy;
@@ -123,6 +124,7 @@ enum Command {
     Check(check::Args),
     Agents(agents::Args),
     Keys(keys::Args),
+    Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
     Url(url::Args),
 }
@@ -138,6 +140,7 @@ impl Command {
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
+            Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),
             Self::Url(args) => url::run(args),
         }

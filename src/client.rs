@@ -12,6 +12,7 @@
 mod forward;
 mod front;
 mod keeper;
+pub mod kubeconfig;
 mod pin;
 mod server;
 mod session;

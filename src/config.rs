@@ -622,6 +622,38 @@ mod tests {
                 20,
                 "listener[0].accept: unknown key",
             ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nclient_auth = \"on\"",
+                20,
+                "one of \"off\", \"loose\", \"strict\" is wanted",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nclient_ca = [\"absent\"]",
+                20,
+                "absent: cannot be read",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nclient_ca = [\"host\"]",
+                20,
+                "holds a private key",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nclient_ca = [\"garbage\"]",
+                20,
+                "holds no PEM certificate",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nclient_crl = [\"garbage\"]",
+                20,
+                "holds no PEM revocation list",
+            ),
+            (4, "registry = \"registry\"\nadmin_socket = \"127.0.0.1:9000\"", 5, "is a Unix socket and never a port"),
+            (4, "registry = \"registry\"\nadmin_socket = \"tcp://host\"", 5, "is a Unix socket and never a port"),
             (3, "host_key = \"garbage\"", 3, "gateway.host_key: key file"),
             (3, "", 1, "gateway.host_key: this key is missing"),
             (4, "registry = \"absent\"", 4, "no folder"),
@@ -914,7 +946,7 @@ mod tests {
     fn whole_parts_that_are_missing_are_said() {
         let place = Place::new();
         for (text, problems) in [
-            ("", &["none of [agent], [gateway] and [provision]"][..]),
+            ("", &["none of [agent], [gateway], [proxy] and [provision]"][..]),
             ("[agent]\n[gateway]", &["[agent] and [gateway] in one file"]),
             ("[agent]\n[provision]", &["[agent] and [provision] in one file"]),
             ("[provision]", &["provision.gateway: this", "provision.known_hosts: this", "instance: this"]),

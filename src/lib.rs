@@ -143,8 +143,8 @@
 //! for a place among the handshakes and its turn, and becomes a link or a door session.
 //!
 //! **Gateway: a link**, on from there: handshake, login and hello under one deadline; then it waits for the session's
-//! end, for the registry to drop its key or the configuration its organisation (and tells the agent of a changed login
-//! key meanwhile, and why it gets no more forwards), for its last forward once it was retired or one of the two ends
+//! end, for the registry to drop its key or the configuration its organisation, for its TLS certificate to be good no more
+//! where one is wanted (and tells the agent of a changed login key meanwhile, and why it gets no more forwards), for its last forward once it was retired or one of the two ends
 //! drains, for a message that breaks the protocol, or for the stop. Of several links of an agent the least loaded gets
 //! a forward; of several processes with one replica name the one that was started last (`gateway::roster`). What befell
 //! an agent's links is remembered for the operator (`gateway::lapses`).
@@ -164,8 +164,8 @@
 //! reads on a blocking thread. Another task waits for what it reports, and records it.
 //!
 //! **Keys that come to their end** (`agent::expiries`, `gateway::expiries`): one task on each side waits for the next
-//! key to come near its end, and for another state; a second one at the gateway for its own certificates; a link's
-//! control channel does the same for its agent's key.
+//! key to come near its end, and for another state; a second one at the gateway for its own certificates, a third for
+//! client CAs and their lists (`gateway::mutual`); a link's control channel does the same for its agent's key.
 //!
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!

@@ -634,6 +634,12 @@ pub const PROVISION_ROUNDS: usize = 4;
 
 /// Characters of a generated password: 192 bits.
 pub const PASSWORD_LENGTH: usize = 32;
+/// How long another program may keep a kubeconfig locked: it writes a file, and kubectl does not wait at all.
+pub const KUBECONFIG_LOCK: Duration = Duration::from_secs(5);
+
+/// How often it is looked whether it has let go.
+pub const KUBECONFIG_LOCK_RETRY: Duration = Duration::from_millis(20);
+
 /// Faults of a configuration that are shown; more than a person mends in one go are only counted.
 pub const FAULTS_MAX: usize = 100;
 

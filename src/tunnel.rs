@@ -1,6 +1,6 @@
 //! What a tunnel is made of, for both its ends.
 //!
-//! - [`connect`] reaches the other end over TCP, through an HTTP proxy if need be, and [`dial`] a gateway by its URL;
+//! - [`connect`] reaches the other end over TCP, through a proxy if need be, and [`dial`] a gateway by its URL;
 //! - [`listen`] waits for the other end, where it is that which dials;
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
 //! - [`proxied`] reads whose connection a balancer passes on;

@@ -39,6 +39,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("toml", &["document", "config"]),
     ("listenfd", &["gateway::inherit"]),
     ("hickory_resolver", &["resolve"]),
+    ("yaml_serde", &["client::kubeconfig"]),
     ("tokio_tungstenite", &["tunnel::websocket"]),
 ];
 

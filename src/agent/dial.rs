@@ -6,7 +6,7 @@
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
 //! link that has carried as many opens as one should, whose gateway goes away or wants it made anew, or that was made with a
-//! host key or replica name which the configuration no longer has, is replaced while it still serves: it retires when the new
+//! host key, TLS certificate or replica name which the configuration no longer has, is replaced while it still serves: it retires when the new
 //! one is good, and until then stays. A gateway that wants a new one on every link gets the next after the same waits as one
 //! that drops them. Of those replaced, so many are kept, however many the gateway would keep, and none goes on for ever
 //! without being replaced. Nobody dials once the agent
@@ -221,8 +221,8 @@ async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, ways: &Way
             Ok(LinkEnd::Lost) | Err(_) if moved.is_cancelled() => Next::Replace(moves, proved()),
             Ok(LinkEnd::Lost) | Err(_) => Next::Lost { proved: proved() },
         },
-        () = agent.state.until(|now| !now.same_identity(made_under)) => {
-            Next::Replace("the configuration has another host key or replica name", true)
+        () = agent.state.until(|now| !now.same_identity(made_under, &post.name.organisation)) => {
+            Next::Replace("the configuration has another host key, TLS certificate or replica name", true)
         }
         () = post.ways.until(|now| now != ways) => Next::Replace("the configuration has other ways to its gateway", true),
     }

@@ -1,5 +1,5 @@
 //! Keys that expire soon: the owner is told in the log, of the agent's own key when a gateway says so, and of the
-//! orchestrators' keys and CAs by the configuration.
+//! orchestrators' keys and CAs, and of its own TLS certificates, by the configuration.
 //!
 //! Promised: each is told once when a key has 30 days left, 7 days, and none, and again after each start, as far as that is
 //! still ahead. What a gateway says of a key's end is its word: it changes nothing here.
@@ -11,7 +11,9 @@ use tracing::warn;
 
 use super::live::{Entry, State};
 use super::{Agent, Post};
+use crate::identity::OrganisationId;
 use crate::registry::expiry::{self, Ending, Left, Said, Stage};
+use crate::tls::Identity;
 use crate::tunnel::connect::url::GatewayUrl;
 use crate::tunnel::wire::KeyNotice;
 
@@ -39,7 +41,7 @@ pub(super) fn heed(post: &Post, gateway: &GatewayUrl, notice: KeyNotice) {
 /// Tells of orchestrators' keys and CAs, until the agent stops. Waits for another configuration, and for the clock.
 pub(super) async fn watch(agent: Arc<Agent>) {
     let stop = agent.tasks.stopping().clone();
-    let mut said = Said::default();
+    let (mut said, mut certificates) = (Said::default(), Said::default());
     loop {
         let (state, mut changes) = agent.state.follow();
         let now = Timestamp::now();
@@ -53,7 +55,17 @@ pub(super) async fn watch(agent: Arc<Agent>) {
             let whose = if holder == CA { "an orchestrator CA's" } else { "an orchestrator's" };
             warn!(organisation = %ending.organisation, key = %ending.key, "{whose} key {left}; {advice}");
         }
+        for ending in certificates.take_new(certificate_endings(&state, now)) {
+            let left = Left { expires: ending.expires, now };
+            warn!(
+                organisation = %ending.organisation,
+                certificate = %ending.key,
+                "the TLS certificate that this agent shows to gateways {left}: put the next one, with its key, into the same \
+                 files; the agent need not be started anew"
+            );
+        }
         let ends = state.entries().filter_map(|entry| entry.window.expires);
+        let ends = ends.chain(state.certificates().filter_map(|(_, identity)| identity.ends()));
         let next = ends.filter_map(|expires| Stage::next(expires, now)).min();
         tokio::select! {
             () = stop.cancelled() => return,
@@ -84,6 +96,22 @@ fn endings(state: &State, now: Timestamp) -> Vec<Ending> {
         })
     };
     state.entries().filter_map(at_stage).collect()
+}
+
+/// The agent's own TLS certificates that are at some stage of their end.
+fn certificate_endings(state: &State, now: Timestamp) -> Vec<Ending> {
+    let at_stage = |(organisation, identity): (&OrganisationId, &Identity)| {
+        let expires = identity.ends()?;
+        Some(Ending {
+            organisation: organisation.clone(),
+            holder: String::new(),
+            key: identity.fingerprint(),
+            expires,
+            stage: Stage::of(expires, now)?,
+            succeeded: false,
+        })
+    };
+    state.certificates().filter_map(at_stage).collect()
 }
 
 /// The table that a CA stands in.

@@ -23,6 +23,7 @@ use crate::policy::window::Window;
 use crate::reload::Changes;
 use crate::resolve::Resolver;
 use crate::target::Target;
+use crate::tls::Identity;
 use crate::tunnel::connect::Egress;
 use crate::tunnel::dial::{Tls, Way};
 
@@ -104,7 +105,7 @@ impl State {
 
     /// How the gateways of an organisation are dialled.
     pub(super) fn way(&self, organisation: &OrganisationId) -> Way {
-        let tls = self.organisations.get(organisation).and_then(|served| served.tls.clone());
+        let tls = self.tls(organisation).cloned();
         Way { egress: self.egress.clone(), tls }
     }
 
@@ -225,15 +226,29 @@ impl State {
         Err(if elsewhere { "other_organisation" } else { "unknown_key" })
     }
 
-    /// Whether a link that was made under `other` is made as one would be now, so that it need not be replaced.
-    pub(super) fn same_identity(&self, other: &Self) -> bool {
-        self.replica == other.replica && self.key.public() == other.key.public()
+    /// Whether a link for an organisation that was made under `other` is made as one would be now, so that it need not be
+    /// replaced.
+    pub(super) fn same_identity(&self, other: &Self, organisation: &OrganisationId) -> bool {
+        let certificate = |state: &Self| state.tls(organisation).and_then(Tls::identity).cloned();
+        self.replica == other.replica
+            && self.key.public() == other.key.public()
+            && certificate(self) == certificate(other)
     }
 
     /// Whether a dial for an organisation would take the same way and introduce itself alike.
     pub(super) fn same_way(&self, other: &Self, organisation: &OrganisationId) -> bool {
-        let tls = |state: &Self| state.organisations.get(organisation).and_then(|served| served.tls.clone());
-        self.same_identity(other) && self.egress == other.egress && tls(self) == tls(other)
+        self.same_identity(other, organisation)
+            && self.egress == other.egress
+            && self.tls(organisation) == other.tls(organisation)
+    }
+
+    fn tls(&self, organisation: &OrganisationId) -> Option<&Tls> {
+        self.organisations.get(organisation)?.tls.as_ref()
+    }
+
+    /// The certificates that are shown to organisations' gateways.
+    pub(super) fn certificates(&self) -> impl Iterator<Item = (&OrganisationId, &Identity)> {
+        self.organisations.iter().filter_map(|(id, served)| Some((id, served.tls.as_ref()?.identity()?)))
     }
 
     /// Whether a forward that was permitted to `addresses` would be still, at the time `now`.
@@ -319,6 +334,11 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
             organisation.gateways.iter().map(|gateway| (gateway.to_string(), ())).collect()
         };
         changes.compare(format_args!("gateway {id} "), &gateways(before), &gateways(after));
+        let certificate = |organisation: &super::Organisation| -> BTreeMap<_, _> {
+            let identity = organisation.tls.as_ref().and_then(Tls::identity);
+            identity.map(|identity| (identity.fingerprint(), ())).into_iter().collect()
+        };
+        changes.compare(format_args!("tls_certificate {id} "), &certificate(before), &certificate(after));
         let orchestrators = |organisation: &super::Organisation| -> BTreeMap<_, _> {
             organisation.orchestrators.iter().map(|one| (one.key.fingerprint(), one.clone())).collect()
         };
@@ -696,7 +716,10 @@ pub(super) mod tests {
             let mut new = old.clone();
             change(&mut new);
             let new = state(&new);
-            (!new.same_identity(&before), !new.same_way(&before, &"acme".parse().expect("an id")))
+            {
+                let acme = "acme".parse().expect("an id");
+                (!new.same_identity(&before, &acme), !new.same_way(&before, &acme))
+            }
         };
         assert_eq!(differs(&|_| ()), (false, false));
         assert_eq!(differs(&|config| config.organisations.clear()), (false, false));

@@ -57,7 +57,8 @@ pub(super) enum LinkError {
     },
     #[error(
         "gateway {gateway} closed the connection after key exchange, before login: the agent's key {key} is not registered \
-         there for {agent}, has expired or been revoked, or is not accepted from this address; the trail there says which"
+         there for {agent}, has expired or been revoked, is not accepted from this address, or came without the TLS certificate \
+         that is wanted of this agent; the trail there says which"
     )]
     KeyNotAccepted { gateway: GatewayUrl, key: Fingerprint, agent: String },
     #[error(

@@ -19,7 +19,7 @@ Example:
 
 Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened. \
 Warned of, without effect on the exit code: loopback doors that the registry refuses, files of the registry that everybody may \
-write, and certificates of the gateway's own outside of their time or near its end.")]
+write, and certificates of one's own outside of their time or near its end.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]
@@ -37,6 +37,9 @@ fn warn(text: &str) {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let kind = match config::load(&args.file).exit_with(Exit::Usage)? {
         Loaded::Agent(config, _) => {
+            for warning in config.certificate_warnings(Timestamp::now()) {
+                warn(&warning);
+            }
             let rules: usize = config.organisations.iter().map(|organisation| organisation.allow.rules().len()).sum();
             format!("agent {} for {} organisation(s), {rules} rule(s)", config.id, config.organisations.len())
         }

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use super::{Exit, ExitWith};
 use crate::client::Server;
 use crate::config;
-use crate::tls::ClientOptions;
+use crate::tls::{ClientOptions, Identity};
 use crate::tunnel::connect::Egress;
 use crate::tunnel::dial::Tls;
 
-/// How to leave the network.
+/// How to leave the network. It needs no group of its own, whose name the command's own `Args` has.
 #[derive(Debug, clap::Args)]
 #[group(skip)]
 pub(super) struct Args {
@@ -27,6 +27,12 @@ pub(super) struct Args {
     /// The certificate authorities of a gateway of tls:// or wss://, in PEM; those of the system unless given.
     #[arg(long, value_name = "FILE")]
     tls_ca_file: Option<PathBuf>,
+    /// A TLS certificate of your own, in PEM with those between it and its authority, for a gateway that asks for one.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+    /// Its key, in PEM without a passphrase, in a file that nobody else can read.
+    #[arg(long, value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
 }
 
 /// The variable that may hold a proxy with a password, which the command line may not: everybody can read that.
@@ -36,13 +42,15 @@ impl Args {
     /// How TLS is made with the server, if it is.
     ///
     /// # Errors
-    /// If there are no authorities to trust.
+    /// If there are no authorities to trust, or the certificate and its key cannot be used.
     pub(super) fn tls(&self, server: &Server) -> anyhow::Result<Option<Tls>> {
         if !server.url().is_some_and(|url| url.transport().is_tls()) {
             return Ok(None);
         }
-        let options =
-            ClientOptions { ca_files: self.tls_ca_file.iter().cloned().collect(), ..ClientOptions::default() };
+        let identity = self.tls_certificate.as_deref().zip(self.tls_key.as_deref());
+        let identity = identity.map(|(chain, key)| Identity::read(chain, key)).transpose().exit_with(Exit::Usage)?;
+        let ca_files = self.tls_ca_file.iter().cloned().collect();
+        let options = ClientOptions { ca_files, identity, ..ClientOptions::default() };
         Tls::new(options).map(Some).exit_with(Exit::Usage)
     }
 

@@ -8,13 +8,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::{self, PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
+use super::names::particulars;
 use super::provider;
 use crate::document::{Faults, read_text_if};
+use crate::identity::Fingerprint;
 use crate::limits::TLS_CHAIN_MAX;
 use crate::secret::{Secret, is_private};
 
@@ -124,6 +127,24 @@ impl Identity {
             }
             Err(source) => Err(IdentityError::Certificate { path: chain.to_owned(), number: 1, source }),
         }
+    }
+
+    /// The SHA-256 of the owner's certificate.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of(self.0.cert.first().map_or(&[], |certificate| certificate))
+    }
+
+    /// When the first certificate of the chain ends: from then on nobody is to accept it.
+    #[must_use]
+    pub fn ends(&self) -> Option<Timestamp> {
+        self.0.cert.iter().filter_map(|certificate| Some(particulars(certificate)?.not_after)).min()
+    }
+
+    /// When the last certificate of the chain begins to count.
+    #[must_use]
+    pub fn begins(&self) -> Option<Timestamp> {
+        self.0.cert.iter().filter_map(|certificate| Some(particulars(certificate)?.not_before)).max()
     }
 
     /// Whether the certificate is for a server of this name.

@@ -18,7 +18,7 @@ use super::stream::Stream;
 use super::websocket::{self, UpgradeError};
 use crate::limits;
 use crate::target::Target;
-use crate::tls::{self, ClientConfig, ClientOptions, TlsError};
+use crate::tls::{self, ClientConfig, ClientOptions, Identity, TlsError};
 
 /// How whoever dials leaves its network, and how it makes TLS.
 #[derive(Debug, Clone)]
@@ -47,6 +47,12 @@ impl Tls {
         let speaking = |alpn| ClientOptions { alpn, ..options.clone() }.build();
         let (ssh, http) = (speaking(&[tls::ALPN_SSH])?, speaking(&[tls::ALPN_HTTP])?);
         Ok(Self { options, ssh, http })
+    }
+
+    /// What is shown to gateways that ask for a certificate.
+    #[must_use]
+    pub fn identity(&self) -> Option<&Identity> {
+        self.options.identity.as_ref()
     }
 }
 

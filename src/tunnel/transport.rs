@@ -9,7 +9,9 @@
 //! - **who has not logged in gets little**: of bytes that are read, of a packet's size and of what waits to be sent, until
 //!   [`Control::know`];
 //! - **a session that has received more than its users take stops reading**, while it goes on writing: see [`Control::hold`];
-//! - a session whose peer keeps it busy with packets that have no use is cut: see [`Control::earn`].
+//! - a session whose peer keeps it busy with packets that have no use is cut: see [`Control::earn`];
+//! - **what a peer said before it hung up is read**, although by then it takes nothing any more: its last words say how
+//!   forwards ended, and a write that fails must not hide them.
 //!
 //! The stream also replays what was read before the session began, and holds back what was already said in its place. It
 //! reads ahead, because the session asks for a packet in two steps, the first of which is four bytes: into a buffer that is
@@ -29,6 +31,7 @@ use std::time::Instant;
 use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{Notify, Semaphore, SemaphorePermit};
+use tokio::time::{Sleep, sleep};
 use tokio_util::sync::{CancellationToken, DropGuard, WaitForCancellationFutureOwned};
 
 use super::pool;
@@ -298,6 +301,8 @@ pub struct Transport<S> {
     unsent: BytesMut,
     /// Whether the stream may hold back what it has taken.
     unflushed: bool,
+    /// Why the peer takes nothing more, and until when what it has said before is read.
+    deaf: Option<(io::ErrorKind, Pin<Box<Sleep>>)>,
     /// What the peer may still send before the login.
     allowance: usize,
     control: Control,
@@ -319,6 +324,7 @@ impl<S> Transport<S> {
             unsaid,
             unsent: BytesMut::new(),
             unflushed: false,
+            deaf: None,
             allowance: limits::LOGIN_BYTES,
             control: control.clone(),
             packets: Packets { looked: Instant::now(), packets: 0, bytes: 0 },
@@ -409,6 +415,26 @@ impl<S: AsyncWrite + Unpin> Transport<S> {
         Poll::Ready(Ok(()))
     }
 
+    /// Writes what is kept and then of `buf` what the socket takes of it at once; how much that is.
+    fn write_now(&mut self, cx: &mut Context<'_>, buf: &[u8]) -> io::Result<usize> {
+        match self.write_on(cx) {
+            Poll::Ready(result) => result?,
+            Poll::Pending => return Ok(0),
+        }
+        let mut taken = 0;
+        while taken < buf.len() {
+            match Pin::new(&mut self.stream).poll_write(cx, &buf[taken..])? {
+                Poll::Ready(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Poll::Ready(written) => {
+                    self.unflushed = true;
+                    taken += written;
+                }
+                Poll::Pending => break,
+            }
+        }
+        Ok(taken)
+    }
+
     /// As [`Transport::write_on`], and what layers of the stream hold back too.
     fn flush_on(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.write_on(cx))?;
@@ -417,6 +443,13 @@ impl<S: AsyncWrite + Unpin> Transport<S> {
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
+    }
+
+    /// From now on nothing is written: it would fail again. The session ends with what there is to read, or soon.
+    fn deafen(&mut self, error: &io::Error) {
+        self.unsent.clear();
+        self.tell();
+        self.deaf.get_or_insert_with(|| (error.kind(), Box::pin(sleep(limits::GOODBYE_PATIENCE))));
     }
 
     fn tell(&self) {
@@ -431,8 +464,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Transport<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;
-        if let Poll::Ready(Err(error)) = this.flush_on(cx) {
-            return Poll::Ready(Err(error));
+        if this.deaf.is_none()
+            && let Poll::Ready(Err(error)) = this.flush_on(cx)
+        {
+            this.deafen(&error);
+        }
+        if let Some((kind, patience)) = &mut this.deaf
+            && patience.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err((*kind).into()));
         }
         this.admit(buf.remaining())?;
         let before = buf.filled().len();
@@ -518,20 +558,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
             this.unsaid -= n;
             return Poll::Ready(Ok(n));
         }
-        let mut taken = 0;
-        if let Poll::Ready(result) = this.write_on(cx) {
-            result?;
-            while taken < buf.len() {
-                match Pin::new(&mut this.stream).poll_write(cx, &buf[taken..])? {
-                    Poll::Ready(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(written) => {
-                        this.unflushed = true;
-                        taken += written;
-                    }
-                    Poll::Pending => break,
-                }
-            }
-        }
+        let written = if this.deaf.is_some() { Ok(buf.len()) } else { this.write_now(cx, buf) };
+        let taken = written.unwrap_or_else(|error| {
+            // As if it were on its way: the peer has gone, and what it said before is still to be read.
+            this.deafen(&error);
+            buf.len()
+        });
         if taken < buf.len() {
             this.unsent.extend_from_slice(&buf[taken..]);
             this.tell();
@@ -548,15 +580,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
         let this = &mut *self;
         this.check(cx)?;
         // What is left is written on with the next poll of the stream: the session goes on.
-        match this.flush_on(cx) {
-            Poll::Pending => Poll::Ready(Ok(())),
-            flushed @ Poll::Ready(_) => flushed,
+        if this.deaf.is_none()
+            && let Poll::Ready(Err(error)) = this.flush_on(cx)
+        {
+            this.deafen(&error);
         }
+        Poll::Ready(Ok(()))
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
         this.check(cx)?;
+        if let Some((kind, _)) = this.deaf {
+            return Poll::Ready(Err(kind.into()));
+        }
         ready!(this.write_on(cx))?;
         Pin::new(&mut this.stream).poll_shutdown(cx)
     }
@@ -603,6 +640,61 @@ mod tests {
             control.cut();
             let result = tokio::time::timeout(Duration::from_secs(5), blocked).await.expect("cut wakes it");
             assert_eq!(result.expect_err("cut").kind(), io::ErrorKind::ConnectionAborted);
+        }
+    }
+
+    /// A peer that has said something and takes nothing: it has hung up, or goes on as if it had not.
+    struct Gone {
+        says: &'static [u8],
+        hangs_up: bool,
+    }
+
+    impl AsyncRead for Gone {
+        fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+            let this = self.get_mut();
+            // A byte at a time: there is always more to read than was read.
+            let Some((first, rest)) = this.says.split_first() else {
+                return if this.hangs_up { Poll::Ready(Ok(())) } else { Poll::Pending };
+            };
+            buf.put_slice(&[*first]);
+            this.says = rest;
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    impl AsyncWrite for Gone {
+        fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, _: &[u8]) -> Poll<io::Result<usize>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()))
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_fails_does_not_hide_what_the_peer_said_before_it_hung_up() {
+        for hangs_up in [true, false] {
+            let control = Control::new();
+            let peer = Gone { says: b"eof, close, goodbye", hangs_up };
+            let mut transport = Transport::new(peer, &control, Bytes::new(), 0);
+            for _ in 0..3 {
+                transport.write_all(b"credit").await.expect("kept from the session");
+                transport.flush().await.expect("kept from the session");
+            }
+            let began = tokio::time::Instant::now();
+            let mut words = Vec::new();
+            let read = transport.read_to_end(&mut words).await.map_err(|error| error.kind());
+            assert_eq!(words, b"eof, close, goodbye");
+            // One that has not hung up is given up after a while.
+            let expected = if hangs_up { Ok(words.len()) } else { Err(io::ErrorKind::BrokenPipe) };
+            assert_eq!(read, expected);
+            assert_eq!(began.elapsed() >= limits::GOODBYE_PATIENCE, !hangs_up);
+            assert_eq!(transport.shutdown().await.expect_err("gone").kind(), io::ErrorKind::BrokenPipe);
         }
     }
 

@@ -397,7 +397,8 @@ async fn per_connection(command: impl Fn() -> Command + Send + Sync + 'static) -
         let status = command.stdin(input).stdout(output).kill_on_drop(true).status();
         // It holds copies, which are to be closed with the process.
         drop(command);
-        async move { assert!(status.await.expect("it ran").success()) }
+        // A PostgreSQL that has been told goodbye resets what it has not read, and that is told as what it is.
+        async move { drop(status.await.expect("it ran")) }
     })
     .await
 }

@@ -151,7 +151,17 @@ where
     F: Fn(TcpStream) -> Fut + Send + 'static,
     Fut: Future<Output = ()> + Send + 'static,
 {
-    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    listen_on(StdListener::bind("127.0.0.1:0").expect("a listener"), serve)
+}
+
+/// Like [`listen`], on a listener that is there, which may be of another network.
+pub(crate) fn listen_on<F, Fut>(listener: StdListener, serve: F) -> SocketAddr
+where
+    F: Fn(TcpStream) -> Fut + Send + 'static,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    listener.set_nonblocking(true).expect("not blocking");
+    let listener = TcpListener::from_std(listener).expect("a listener");
     let address = listener.local_addr().expect("its address");
     let tasks = Tasks::new();
     let accepting = tasks.clone();
@@ -337,6 +347,7 @@ pub(crate) struct Plan {
     /// What the gateway inherits: its main listener and a door's, held here as a service manager would.
     shared: Option<[StdListener; 2]>,
     piped: Option<Side>,
+    agent_network: Option<String>,
 }
 
 impl Plan {
@@ -354,6 +365,7 @@ impl Plan {
             gateway_environment: Vec::new(),
             shared: None,
             piped: None,
+            agent_network: None,
         };
         for name in ["gateway", "login-acme", "login-globex", "agent", "provisioner"] {
             plan.key(name);
@@ -412,6 +424,12 @@ impl Plan {
     pub(crate) fn agent_setting(mut self, line: &str) -> Self {
         self.agent_settings.push_str(line);
         self.agent_settings.push('\n');
+        self
+    }
+
+    /// The agent runs in this network, as `ip netns` names it.
+    pub(crate) fn agent_network(mut self, name: &str) -> Self {
+        self.agent_network = Some(name.to_owned());
         self
     }
 
@@ -659,6 +677,16 @@ impl Site {
             let program = command.as_std().get_program().to_owned();
             let mut wrapped = Command::new("python3");
             wrapped.args(["-c", ACTIVATE, "2"]).arg(program);
+            command = wrapped;
+        }
+        if let Some(network) = self.plan.agent_network.as_ref().filter(|_| side == Side::Agent) {
+            // It becomes the agent, which keeps its number.
+            let program = command.as_std().get_program().to_owned();
+            let mut wrapped = Command::new("ip");
+            wrapped.args(["netns", "exec", network]).arg(program);
+            for (name, _) in command.as_std().get_envs().filter(|(_, value)| value.is_none()) {
+                wrapped.env_remove(name);
+            }
             command = wrapped;
         }
         command.arg(name).arg("--config").arg(self.config(side));

@@ -16,6 +16,7 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -423,26 +424,57 @@ async fn new_keys_under_eight_uploads_from_far_away_lose_nothing() {
 // ---------------------------------------------------------------------------------------------------------------------
 // Peers that vanish without a word.
 
-/// A network of its own for all that is started on this thread, until it is dropped.
-struct Network(String);
+/// A network of its own, until it is dropped.
+pub(crate) struct Network(String);
 
 impl Network {
     /// Needs root, as every firewall does.
-    fn enter(name: &str) -> Self {
+    pub(crate) fn make(name: &str) -> Self {
         let name = format!("caponier-{}-{name}", std::process::id());
         command("ip", &["netns", "add", &name]);
-        let network = Self(name);
-        let file = fs::File::open(format!("/run/netns/{}", network.0)).expect("a network namespace");
+        command("ip", &["-n", &name, "link", "set", "lo", "up"]);
+        Self(name)
+    }
+
+    /// For `ip netns`.
+    pub(crate) fn name(&self) -> &str {
+        &self.0
+    }
+
+    /// Makes it the network of all that is started on this thread from now on.
+    fn enter(&self) {
+        let file = fs::File::open(format!("/run/netns/{}", self.0)).expect("a network namespace");
         let kind = rustix::thread::LinkNameSpaceType::Network;
         rustix::thread::move_into_link_name_space(std::os::fd::AsFd::as_fd(&file), Some(kind)).expect("entered");
-        command("ip", &["link", "set", "lo", "up"]);
-        network
+    }
+
+    /// Does something short in it: a socket that was made there stays of it.
+    pub(crate) fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                self.enter();
+                work()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
+    /// What /etc/hosts is for programs that `ip netns exec` starts.
+    pub(crate) fn write_hosts(&self, text: &str) {
+        let folder = self.folder();
+        fs::create_dir_all(&folder).expect("a folder");
+        fs::write(folder.join("hosts"), text).expect("written");
+    }
+
+    fn folder(&self) -> PathBuf {
+        Path::new("/etc/netns").join(&self.0)
     }
 }
 
 impl Drop for Network {
     fn drop(&mut self) {
         drop(std::process::Command::new("ip").args(["netns", "delete", &self.0]).status());
+        drop(fs::remove_dir_all(self.folder()));
     }
 }
 
@@ -457,7 +489,8 @@ fn command(program: &str, arguments: &[&str]) -> String {
 fn in_a_network<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F + Send) {
     let outcome = std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let network = Network::enter(name);
+            let network = Network::make(name);
+            network.enter();
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(test());
             drop(network);

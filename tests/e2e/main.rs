@@ -12,6 +12,8 @@ mod hostile_links;
 mod input;
 mod keys;
 mod kinds;
+mod kubeconfig;
+mod kube;
 mod lifecycle;
 mod limits;
 mod links;
