@@ -3,6 +3,7 @@
 mod bastion;
 mod certificates;
 mod client;
+mod connect_door;
 mod dns;
 mod drain;
 mod flow;
@@ -12,8 +13,8 @@ mod hostile_links;
 mod input;
 mod keys;
 mod kinds;
-mod kubeconfig;
 mod kube;
+mod kubeconfig;
 mod lifecycle;
 mod limits;
 mod links;
