@@ -14,24 +14,27 @@ site_begin() {
   ulimit -n "$(ulimit -Hn)"
 }
 
-# site_build [fleet] : $CAPONIER_BIN, and with "fleet" $CAPONIER_FLEET too, both built unless they are given; and the
-# load, which needs nothing of the package, and so is not worth a build of all that the package needs.
+# site_build [fleet] [proxied] : $CAPONIER_BIN, and with "fleet" $CAPONIER_FLEET too, with "proxied" $CAPONIER_PROXIED, all
+# built unless they are given; and the load, which needs nothing of the package, and so is not worth a build of all that the package needs.
 site_build() {
   local wanted=()
   need_cargo
   [ -n "${CAPONIER_BIN:-}" ] || wanted+=(--bin caponier)
-  [ "${1:-}" != fleet ] || [ -n "${CAPONIER_FLEET:-}" ] || wanted+=(--example fleet)
+  [[ " $* " != *" fleet "* ]] || [ -n "${CAPONIER_FLEET:-}" ] || wanted+=(--example fleet)
+  [[ " $* " != *" proxied "* ]] || [ -n "${CAPONIER_PROXIED:-}" ] || wanted+=(--example proxied)
   if [ "${#wanted[@]}" -gt 0 ]; then
     say "Building: cargo build --profile dist ${wanted[*]}"
     while read -r built; do
       case $built in
         */fleet) CAPONIER_FLEET=$built ;;
+        */proxied) CAPONIER_PROXIED=$built ;;
         *) CAPONIER_BIN=$built ;;
       esac
     done < <(built_executables --profile dist "${wanted[@]}")
   fi
   CAPONIER_BIN=$(realpath "${CAPONIER_BIN:-}")
   CAPONIER_FLEET=${CAPONIER_FLEET:+$(realpath "$CAPONIER_FLEET")}
+  CAPONIER_PROXIED=${CAPONIER_PROXIED:+$(realpath "$CAPONIER_PROXIED")}
   rustc --edition 2024 -O -o "$work/load" "$top/benches/load.rs"
   rustc --edition 2024 -O -o "$work/delay" "$top/benches/delay.rs"
 }
@@ -110,6 +113,26 @@ END
   printf '[127.0.0.1]:%s %s\n' "${ssh_door[$name]}" "$(cut -d' ' -f1,2 "$name/host.pub")" >>known_hosts
 }
 
+# connect_door NAME : a certificate for a gateway that has not started, by the authority keys/ca.pem, and a key that signs
+# tokens for the principal "user".
+connect_door() {
+  tls_port "$1"
+  "$CAPONIER_BIN" keys generate --output "$1/tokens" >/dev/null
+  mkdir -p "$1/registry/organisations/acme/token-keys"
+  cp "$1/tokens.pub" "$1/registry/organisations/acme/token-keys/tokens.pub"
+  printf 'principals = ["user"]\n' >"$1/registry/organisations/acme/token-keys/tokens.toml"
+}
+
+# connect_client NAME GATEWAY AGENT TARGET : a client at the CONNECT door; $port is then where it listens, $pid its process.
+connect_client() {
+  local token
+  port=$(free_port)
+  token=$("$CAPONIER_BIN" url "acme/$3" --gateway localhost --principal user --key "$2/tokens" 2>/dev/null)
+  token=${token#*caponier:}
+  TOKEN=${token%@*} launch "$1" "$CAPONIER_PROXIED" "$port" "127.0.0.1:${ssh_door[$2]}" "$4" tls/ca.pem
+  wait_for 10 "the client of the CONNECT door ($1)" listening "$port"
+}
+
 # loopback_door NAME AGENT TARGET : one more door of a gateway that has not started; its port is then in $door.
 loopback_door() {
   door=$(free_port)
@@ -126,6 +149,7 @@ start_gateway() {
 
 # site_certificates : an authority and a certificate of its for 127.0.0.1: tls/ca.pem, tls/server.pem and tls/server.key.
 site_certificates() {
+  [ ! -d tls ] || return 0
   mkdir tls
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj '/CN=an authority' \
     -keyout tls/ca.key -out tls/ca.pem 2>/dev/null
@@ -134,6 +158,13 @@ site_certificates() {
   openssl x509 -req -in tls/server.csr -CA tls/ca.pem -CAkey tls/ca.key -CAcreateserial -days 1 -out tls/server.pem \
     -extfile <(printf 'subjectAltName = DNS:localhost, IP:127.0.0.1\n') 2>/dev/null
   chmod 0600 tls/server.key
+}
+
+# tls_port NAME : gives the gateway that certificate, once; before it is started.
+tls_port() {
+  site_certificates
+  ! grep -q '^\[\[certificate\]\]' "$1/gateway.toml" || return 0
+  printf '\n[[certificate]]\nchain = "%s"\nkey = "%s"\n' "$work/tls/server.pem" "$work/tls/server.key" >>"$1/gateway.toml"
 }
 
 # new_agent NAME AGENT [REPLICA] [ADDRESS] : the configuration of an agent of the gateway NAME, which it dials at ADDRESS, or by

@@ -3,6 +3,7 @@
 mod bastion;
 mod certificates;
 mod client;
+mod connect_door;
 mod dns;
 mod drain;
 mod flow;

@@ -11,12 +11,18 @@ use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use caponier::identity::PrivateKey;
+use caponier::token::Claims;
 use caponier::tunnel::wire::{ForwardId, RefusalCode};
+use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::process::Command;
 
+use crate::connect_door;
 use crate::harness::{LISTENING, caponier, connect, echoes, eventually, run, within};
 use crate::kinds;
 use crate::raw::{GATEWAY_LINE, LOGIN_FAILURE, Peer};
@@ -35,6 +41,8 @@ enum Door {
     Agent,
     /// `agent/listen.rs`: an agent's own listener.
     Listen,
+    /// `gateway/door/connect.rs`.
+    Connect,
 }
 
 /// What a request consists of.
@@ -153,6 +161,23 @@ const APPLIES: &[(Door, &[Field])] = &[
             Field::Control,
         ],
     ),
+    (
+        Door::Connect,
+        &[
+            Field::Organisation,
+            Field::Agent,
+            Field::Principal,
+            Field::Key,
+            Field::User,
+            Field::Host,
+            Field::Port,
+            Field::Literal,
+            Field::Resolved,
+            Field::Source,
+            Field::Time,
+            Field::Channel,
+        ],
+    ),
 ];
 
 /// The targets' ports. All of them are listened on, on 127.0.0.1; the first on 127.0.0.2 too.
@@ -235,6 +260,36 @@ impl Ask {
     /// As an orchestrator asks at an agent's own listener, with a key that speaks for itself.
     fn directly(ports: Ports) -> Self {
         Self { key: "direct", originator: "127.0.0.1", ..Self::permitted(ports) }
+    }
+
+    /// As a client of the CONNECT door asks, with a token by a key that signs for principals.
+    fn with_token(ports: Ports) -> Self {
+        Self { key: "tokens", channel: "CONNECT", ..Self::permitted(ports) }
+    }
+
+    /// Its token: by the principal's own key where it is that which signs, unless the case says otherwise.
+    fn token(&self, yard: &Yard) -> String {
+        let key = PrivateKey::read(&yard.key(self.key)).expect("a key");
+        let (principal, agent) = (self.principal.parse().expect("an id"), self.name().parse().expect("a name"));
+        let begins = Timestamp::now() + SignedDuration::from_hours(self.login["begins_in"].as_i64().unwrap_or(0));
+        let claims = Claims::new(principal, agent, None, begins, SignedDuration::from_hours(1)).expect("claims");
+        let own = self.key == self.principal && self.login["form"] != "jwt";
+        let token = if own { claims.sign_with_ssh(&key) } else { claims.sign(&key) };
+        token.expect("a token").text().expose().clone()
+    }
+
+    /// The request, with its token as the password of a user, or as the case says.
+    fn request(&self, yard: &Yard) -> String {
+        let user = self.user.unwrap_or("caponier");
+        let password = BASE64_STANDARD.encode(format!("{user}:{}", self.token(yard)));
+        let authorization = match self.login["authorization"].as_str() {
+            Some(other) => other.replace("TOKEN", &self.token(yard)),
+            None => format!("Proxy-Authorization: Basic {password}\r\n"),
+        };
+        let host = if self.host.contains("::") { format!("[{}]", self.host) } else { self.host.clone() };
+        let target = format!("{host}:{}", self.port);
+        let method = self.channel;
+        format!("{method} {target} HTTP/1.1\r\nHost: gateway\r\n{authorization}\r\n")
     }
 
     /// As a gateway asks an agent.
@@ -577,9 +632,96 @@ fn cases(door: Door) -> Vec<Case> {
                 ),
             ]);
         }
+        Door::Connect => {
+            cases.extend(targets());
+            cases.extend(forms().into_iter().map(|case| match case.1 {
+                // No line of a request has such characters.
+                "NUL" | "a blank" => Case(case.0, case.1, case.2, By::Wire),
+                _ => case,
+            }));
+            cases.extend([
+                Case(Field::Channel, "another method", |ask| ask.channel = "GET", By::Wire),
+                Case(Field::Channel, "one with a body", |ask| ask.channel = "POST", By::Wire),
+                Case(
+                    Field::Organisation,
+                    "another organisation",
+                    |ask| ask.organisation = "globex",
+                    Login("other_organisation"),
+                ),
+                Case(Field::Organisation, "nobody", |ask| ask.organisation = "initech", Login("unknown_organisation")),
+                Case(Field::Agent, "an agent that is not granted", |ask| ask.agent = "stage-eu", Login("not_granted")),
+                Case(Field::Agent, "an agent that does not exist", |ask| ask.agent = "prod-xx", Login("unknown_agent")),
+                Case(Field::Principal, "another's grant", |ask| ask.principal = "bystander", Login("not_granted")),
+                Case(Field::Principal, "does not exist", |ask| ask.principal = "deployer", Login("not_granted")),
+                Case(Field::Principal, "not its key's", |ask| ask.principal = "certified", Login("token_principal")),
+                Case(Field::Key, "a stranger's", |ask| ask.key = "stranger", Login("unknown_key")),
+                Case(Field::Key, "an agent's", |ask| ask.key = "agent", Login("unknown_key")),
+                Case(Field::Key, "the gateway's own", |ask| ask.key = "gateway", Login("unknown_key")),
+                Case(Field::Key, "a CA's", |ask| ask.key = "authority", Login("unknown_key")),
+                Case(Field::Key, "another organisation's", |ask| ask.key = "tokens-globex", Login("other_organisation")),
+                Case(Field::Key, "revoked", |ask| ask.key = "tokens-withdrawn", Login("revoked")),
+                Case(
+                    Field::Key,
+                    "the principal's own, as if it signed for others",
+                    |ask| (ask.key, ask.login) = ("provisioner", json!({"form": "jwt"})),
+                    Login("other_holder"),
+                ),
+                Case(
+                    Field::Key,
+                    "two tokens",
+                    |ask| ask.login = json!({"authorization": "Proxy-Authorization: Bearer TOKEN\r\nProxy-Authorization: Bearer TOKEN\r\n"}),
+                    Login("token_malformed"),
+                ),
+                Case(Field::Key, "none", |ask| ask.login = json!({"authorization": ""}), Login("token_missing")),
+                Case(
+                    Field::Key,
+                    "for the origin and not for the proxy",
+                    |ask| ask.login = json!({"authorization": "Authorization: Bearer TOKEN\r\n"}),
+                    Login("token_missing"),
+                ),
+                Case(
+                    Field::Key,
+                    "an altered token",
+                    |ask| ask.login = json!({"authorization": "Proxy-Authorization: Bearer TOKENA\r\n"}),
+                    Login("token_signature"),
+                ),
+                Case(
+                    Field::Key,
+                    "a token that says too much of its key",
+                    |ask| ask.login = json!({"authorization": format!("Proxy-Authorization: Bearer {EMBEDDED}\r\n")}),
+                    Login("token_header"),
+                ),
+                Case(
+                    Field::Agent,
+                    "another than the token's",
+                    |ask| {
+                        ask.login = json!({"authorization": "Proxy-Authorization: Bearer TOKEN\r\nCaponier-Agent: acme/stage-eu\r\n"});
+                    },
+                    Login("token_agent"),
+                ),
+                Case(Field::User, "another user", |ask| ask.user = Some("admin"), Login("token_malformed")),
+                Case(Field::User, "capitals", |ask| ask.user = Some("Caponier"), Login("token_malformed")),
+                Case(Field::User, "nobody", |ask| ask.user = Some(""), Login("token_malformed")),
+                Case(Field::Source, "a principal from elsewhere", |ask| ask.principal = "elsewhere", Login("source_network")),
+                Case(Field::Time, "the key is not good yet", |ask| ask.key = "tokens-early", Login("not_yet_valid")),
+                Case(Field::Time, "the key has expired", |ask| ask.key = "tokens-lapsed", Login("expired")),
+                Case(Field::Time, "the principal has expired", |ask| ask.principal = "former", Login("expired")),
+                Case(Field::Time, "the principal does not exist yet", |ask| ask.principal = "upcoming", Login("not_yet_valid")),
+                Case(
+                    Field::Time,
+                    "the token is not good yet",
+                    |ask| ask.login = json!({"begins_in": 1}),
+                    Login("token_not_yet_valid"),
+                ),
+                Case(Field::Time, "the token has expired", |ask| ask.login = json!({"begins_in": -2}), Login("token_expired")),
+            ]);
+        }
     }
     cases
 }
+
+/// The header of a JWT that brings its own key, `{"alg":"EdDSA","typ":"caponier+jwt","kid":"","jwk":{}}`, and two parts more.
+const EMBEDDED: &str = "eyJhbGciOiJFZERTQSIsInR5cCI6ImNhcG9uaWVyK2p3dCIsImtpZCI6IiIsImp3ayI6e319.e30.AAAA";
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The world.
@@ -638,6 +780,18 @@ impl World {
             run(&mut sign).await.done();
             // Elsewhere, or the stock client would show it of its own accord.
             fs::rename(yard.path(&format!("{key}-cert.pub")), yard.path(file)).expect("moved");
+        }
+        for (folder, key, toml) in [
+            ("acme", "tokens", ""),
+            ("acme", "tokens-withdrawn", "revoked = true"),
+            ("acme", "tokens-early", "not_before = \"2099-01-01T00:00:00Z\""),
+            ("acme", "tokens-lapsed", "expires = \"2020-01-01T00:00:00Z\""),
+            ("globex", "tokens-globex", ""),
+        ] {
+            let whose = format!("{folder}/token-keys");
+            yard.register(&whose, key);
+            let named = ["provisioner", "narrow", "bystander", "former", "upcoming", "elsewhere", "deployer"];
+            registry.about_key(&whose, key, &format!("principals = {named:?}\n{toml}"));
         }
         let counted = Counted::new();
         let mut ports = [0; 9];
@@ -949,6 +1103,63 @@ async fn at_a_loopback_door_one_wrong_field_is_enough() {
 }
 
 #[tokio::test]
+async fn at_the_connect_door_one_wrong_field_is_enough() {
+    let mut world = World::linked().await;
+    for case in cases(Door::Connect) {
+        let Case(_, what, change, by) = &case;
+        let mut ask = Ask::with_token(world.ports);
+        if *what == "an address for the name" {
+            ask = Ask { host: "127.0.0.1".to_owned(), port: world.ports.named, ..ask };
+        }
+        change(&mut ask);
+        let mark = world.mark();
+        let answer = connect_door::send(world.door, ask.request(&world.yard).as_bytes()).await;
+        match by {
+            By::Login(reason) => {
+                if ![403, 407].contains(&answer.status) {
+                    world.fault(&case, &answer.head);
+                }
+                // Only who has shown a good signature is told more than that it does not count.
+                let word = answer.refusal().await["error"].as_str().unwrap_or_default().to_owned();
+                let told = ["token_expired", "token_not_yet_valid"].contains(reason);
+                let fixed = ["token_required", "token_refused", "not_allowed"].contains(&word.as_str());
+                if if told { word != *reason } else { !fixed } {
+                    world.fault(&case, word);
+                }
+                let record = world.yard.entry("gateway", mark.0, what, |it| it["event"] == "auth.refused").await;
+                if record["reason"] != *reason || record["door"] != "connect" || world.counted.count() != mark.2 {
+                    world.fault(&case, &record);
+                }
+            }
+            By::Wire => {
+                if ![400, 404].contains(&answer.status) {
+                    world.fault(&case, &answer.head);
+                }
+            }
+            By::Gateway(_) | By::Agent(_) => {
+                if answer.status != 403 || answer.refusal().await["error"] != "not_allowed" {
+                    world.fault(&case, "not told that it is not allowed");
+                }
+                world.expect_denied(&case, &ask, mark).await;
+            }
+        }
+        let permitted = Ask::with_token(world.ports).request(&world.yard);
+        let answer = connect_door::send(world.door, permitted.as_bytes()).await;
+        assert_eq!(answer.status, 200, "after {what}: {}", answer.head);
+        echoes(answer.stream, b"permitted").await;
+    }
+    for permitted in [
+        Ask { host: "localhost".to_owned(), port: world.ports.named, ..Ask::with_token(world.ports) },
+        Ask { key: "provisioner", ..Ask::with_token(world.ports) },
+    ] {
+        let answer = connect_door::send(world.door, permitted.request(&world.yard).as_bytes()).await;
+        assert_eq!(answer.status, 200, "{}", answer.head);
+        echoes(answer.stream, b"permitted").await;
+    }
+    world.done();
+}
+
+#[tokio::test]
 async fn for_our_own_client_one_wrong_field_is_enough() {
     let mut world = World::linked().await;
     let forward = |world: &World, ask: &Ask, targets: &[String]| {
@@ -1196,7 +1407,7 @@ async fn at_an_agents_own_listener_one_wrong_field_is_enough() {
 #[test]
 fn every_door_has_a_case_for_every_field() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let known = |name: &str| ["ssh", "local", "listen"].contains(&name);
+    let known = |name: &str| ["ssh", "local", "listen", "connect"].contains(&name);
     let mut faults = Vec::new();
     for file in fs::read_dir(source.join("gateway/door")).expect("the doors").flatten() {
         let name = file.path().file_stem().expect("a name").to_string_lossy().into_owned();
@@ -1243,17 +1454,30 @@ fn every_reason_is_expected_somewhere() {
         ("src/tls/judge.rs", "fn as_str(self) -> &'static str {"),
         ("src/identity/certificate.rs", "fn as_str(self) -> &'static str {"),
         ("src/identity/certificate.rs", "fn reason(&self) -> &'static str {"),
+        ("src/registry/token_keys.rs", "fn as_str(self) -> &'static str {"),
+        ("src/token.rs", "fn reason(&self) -> &'static str {"),
     ] {
         let text = read(file);
         let body = text.split_once(head).expect("its reasons").1.split_once("\n    }").expect("its end").0;
         let found: Vec<_> = words(body, &["=> \""]).collect();
-        assert!(found.len() > 5, "{file}: {found:?}");
+        assert!(found.len() > 3, "{file}: {found:?}");
         reasons.extend(found);
     }
     // Those that are written where something is refused.
     for folder in ["src/gateway", "src/agent", "src/tunnel"] {
-        let said =
-            ["stranger(", ".deny(", ".fail(", ".refuse(", ".unfit(", "turn_away(", "denied(", "Err((\"", "Err(\""];
+        let said = [
+            "stranger(",
+            "Refused::new(",
+            "refused(\"",
+            ".deny(",
+            ".fail(",
+            ".refuse(",
+            ".unfit(",
+            "turn_away(",
+            "denied(",
+            "Err((\"",
+            "Err(\"",
+        ];
         let before = reasons.len();
         for (_, text) in sources(&root.join(folder)) {
             let text = text.split("#[cfg(test)]").next().unwrap_or_default();
@@ -1287,6 +1511,8 @@ const SHOWN_ELSEWHERE: &[(&str, &str, &str)] = &[
     ("certificate_signature", "src/identity/certificate/tests.rs", "\"certificate_signature\""),
     ("certificate_weak_key", "src/identity/certificate/tests.rs", "\"certificate_weak_key\""),
     ("certificate_nested", "src/identity/certificate/tests.rs", "CertificateError::Nested"),
+    // Nobody who signs in good faith signs that.
+    ("token_claims", "src/token/tests.rs", "Some(\"token_claims\")"),
     // Limits, which are shown where they are kept.
     ("too_many_handshakes", "src/tunnel/admit.rs", "HANDSHAKES_PER_ADDRESS"),
     ("sessions_per_organisation", "src/agent/usage.rs", "\"sessions_per_organisation\""),
