@@ -13,6 +13,7 @@ fn load(name: &str, text: &str) -> Loaded {
     let dir = tempfile::tempdir().expect("temporary directory");
     // The key that a certificate is for stands before it.
     let mut last = None;
+    let mut last_tls = None;
     for line in text.lines() {
         let Some((key, value)) = line.split_once(" = ") else { continue };
         let path = dir.path().join(value.trim_matches('"'));
@@ -33,6 +34,16 @@ fn load(name: &str, text: &str) -> Loaded {
                 let key = rcgen::KeyPair::generate().expect("key");
                 let params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
                 fs::write(&path, params.self_signed(&key).expect("certificate").pem()).expect("write certificate");
+            }
+            "tls_certificate" => {
+                let key = rcgen::KeyPair::generate().expect("key");
+                let params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+                fs::write(&path, params.self_signed(&key).expect("certificate").pem()).expect("write certificate");
+                last_tls = Some(key.serialize_pem());
+            }
+            "tls_key" => {
+                fs::write(&path, last_tls.take().expect("a certificate before it")).expect("write key");
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("change mode");
             }
             "proxy_credentials_file" | "password_file" => {
                 fs::write(&path, "user:password\n").expect("write credentials");
