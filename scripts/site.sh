@@ -113,7 +113,7 @@ END
   printf '[127.0.0.1]:%s %s\n' "${ssh_door[$name]}" "$(cut -d' ' -f1,2 "$name/host.pub")" >>known_hosts
 }
 
-# connect_door NAME : a certificate for a gateway that has not started, by the authority keys/ca.pem, and a key that signs
+# connect_door NAME : the certificate of tls_port for a gateway that has not started, and a key that signs
 # tokens for the principal "user".
 connect_door() {
   tls_port "$1"

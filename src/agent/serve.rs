@@ -236,6 +236,7 @@ pub(super) async fn link(
         .agent(&name.agent)
         .replica(&state.replica)
         .credential(&accepted)
+        .transport(gateway.transport().as_str())
         .detail(gateway);
     agent.trail.note(event).await.map_err(LinkError::Trail)?;
     cut.disarm();

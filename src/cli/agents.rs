@@ -113,13 +113,14 @@ fn ending(row: &AgentRow, now: Timestamp) -> Option<String> {
     }
 }
 
-const WIDE: [&str; 14] = [
+const WIDE: [&str; 15] = [
     "AGENT",
     "REPLICA",
     "STATE",
     "LIVE",
     "SINCE",
     "ADDRESS",
+    "TRANSPORT",
     "VERSION",
     "OPENED",
     "CREDIT",
@@ -130,7 +131,7 @@ const WIDE: [&str; 14] = [
     "LAST ERROR",
 ];
 
-fn wide(row: &AgentRow) -> [String; 14] {
+fn wide(row: &AgentRow) -> [String; 15] {
     let error = |error: &LastError| {
         let doubt = if error.claimed { "?" } else { "" };
         let detail = if error.detail.is_empty() { String::new() } else { format!(": {}", error.detail) };
@@ -143,6 +144,7 @@ fn wide(row: &AgentRow) -> [String; 14] {
         row.live.to_string(),
         row.since.as_deref().map_or_else(unknown, second),
         known(&row.address),
+        known(&row.transport),
         known(&row.version),
         row.opened.to_string(),
         row.credit.to_string(),
@@ -209,6 +211,7 @@ mod tests {
             replica: Some("host-1".to_owned()),
             state: "superseded".to_owned(),
             address: Some("10.20.30.40:50607".to_owned()),
+            transport: Some("tls".to_owned()),
             version: Some("0.1.0".to_owned()),
             since: Some("2026-11-21T10:00:00Z".to_owned()),
             key: Some("SHA256:abcdefghijklmnopqrstuvwxyz0123456789ABCDEFG".to_owned()),
@@ -234,6 +237,7 @@ mod tests {
             replica: None,
             state: "never linked".to_owned(),
             address: None,
+            transport: None,
             version: None,
             since: None,
             key: None,

@@ -61,7 +61,6 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         .iter()
         .map(|table| agent_organisation(table, listen.is_some(), tls.as_ref(), &mut ids, &mut keys))
         .collect();
-    tls?;
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
     let resolver = resolver(&table);
@@ -70,6 +69,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         refuse_services(&tables);
     }
     let (audit, log) = (audit(root), log(root));
+    tls?;
     let config = agent::Config {
         id: id?,
         replica: replica?,

@@ -15,7 +15,7 @@ pub(super) fn options(table: &Table<'_>, otherwise: &ClientOptions) -> Option<Cl
             Ok(_) => Some(path),
             Err(error) => item.reject(Chain(&error).to_string()),
         }
-    })?;
+    });
     let (certificate, key) = (table.optional("tls_certificate"), table.optional("tls_key"));
     let identity = match (certificate, key) {
         (None, None) => otherwise.identity.clone(),
@@ -23,7 +23,7 @@ pub(super) fn options(table: &Table<'_>, otherwise: &ClientOptions) -> Option<Cl
         (Some(certificate), None) => return certificate.reject("a certificate without its key: give tls_key too"),
         (None, Some(key)) => return key.reject("a key without its certificate: give tls_certificate too"),
     };
-    let ca_files = ca_file.map_or_else(|| otherwise.ca_files.clone(), |path| vec![path]);
+    let ca_files = ca_file?.map_or_else(|| otherwise.ca_files.clone(), |path| vec![path]);
     Some(ClientOptions { ca_files, identity, ..otherwise.clone() })
 }
 

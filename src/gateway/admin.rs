@@ -77,6 +77,8 @@ pub struct AgentRow {
     pub state: String,
     /// Where it dials from, as the gateway sees it.
     pub address: Option<String>,
+    /// What carries its session: `ssh`, `tls` or `wss`, or `ws` from a balancer that ends TLS.
+    pub transport: Option<String>,
     /// What it runs.
     pub version: Option<String>,
     /// Since when it is linked, or absent; in RFC 3339.
@@ -341,6 +343,7 @@ impl AgentRow {
             replica: None,
             state: state.to_owned(),
             address: None,
+            transport: None,
             version: None,
             since: None,
             key: None,
@@ -362,6 +365,7 @@ impl AgentRow {
         Self {
             replica: Some(peer.replica.to_string()),
             address: Some(peer.address.to_string()),
+            transport: Some(peer.transport.to_owned()),
             version: Some(peer.version.clone()),
             since: Some(since.to_string()),
             key: Some(peer.key.to_string()),

@@ -223,7 +223,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     let Some(replica) = replica else { return };
     let key = client.host_key().fingerprint();
     let process = Process::of(&hello);
-    let peer = Linked { name, replica, process, address, version: hello.version, key };
+    let peer = Linked { name, replica, process, address, transport, version: hello.version, key };
     let link = Arc::new(Link::new(peer.clone(), client, worker, gateway.tasks.clone()));
     let _present = gateway.drain.greet();
     let event = |kind| {

@@ -162,6 +162,7 @@ mod tests {
             replica: replica.parse().expect("a replica"),
             process: None,
             address: SocketAddr::from(([10, 0, 0, 1], 1)),
+            transport: "ssh",
             version: "1".to_owned(),
             key: PrivateKey::generate(Algorithm::Ed25519).public().fingerprint(),
         }

@@ -51,6 +51,8 @@ pub(super) struct Peer {
     pub(super) process: Option<Process>,
     /// Where it dialled from, as seen here.
     pub(super) address: SocketAddr,
+    /// What carries its session.
+    pub(super) transport: &'static str,
     /// What it runs.
     pub(super) version: String,
     /// Its host key.
@@ -506,6 +508,7 @@ mod tests {
             replica: replica.parse().expect("a replica"),
             process,
             address: SocketAddr::from(([10, 0, 0, 1], 1)),
+            transport: "ssh",
             version: "1".to_owned(),
             key: PrivateKey::generate(Algorithm::Ed25519).public().fingerprint(),
         };

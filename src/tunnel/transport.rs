@@ -595,8 +595,18 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Transport<S> {
             return Poll::Ready(Err(kind.into()));
         }
         ready!(this.write_on(cx))?;
-        Pin::new(&mut this.stream).poll_shutdown(cx)
+        match Pin::new(&mut this.stream).poll_shutdown(cx) {
+            // Layers say goodbye, and whoever has gone already needs none.
+            Poll::Ready(Err(error)) if is_gone(&error) => Poll::Ready(Ok(())),
+            ended => ended,
+        }
     }
+}
+
+/// Whether this says no more than that the other end is not there any more.
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
 }
 
 const _: () = assert!(

@@ -199,6 +199,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for WebSocket<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for WebSocket<S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.closed.is_some_and(Close::is_orderly) {
+            // It goes nowhere, as over TCP: who has something to say when the other end has closed learns of that by reading.
+            return Poll::Ready(Ok(bytes.len()));
+        }
         if this.said_goodbye {
             return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
         }

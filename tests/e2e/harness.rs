@@ -339,6 +339,8 @@ pub(crate) struct Plan {
     rules: String,
     doors: Vec<String>,
     agent_settings: String,
+    /// The agent's `gateways`, with `{}` where the gateway's address belongs.
+    gateways: String,
     gateway_settings: String,
     gateway_tables: String,
     serves_globex: bool,
@@ -358,6 +360,7 @@ impl Plan {
             rules: String::new(),
             doors: Vec::new(),
             agent_settings: String::new(),
+            gateways: "[\"ssh://{}\"]".to_owned(),
             gateway_settings: String::new(),
             gateway_tables: String::new(),
             serves_globex: false,
@@ -430,6 +433,12 @@ impl Plan {
     /// The agent runs in this network, as `ip netns` names it.
     pub(crate) fn agent_network(mut self, name: &str) -> Self {
         self.agent_network = Some(name.to_owned());
+        self
+    }
+
+    /// The agent has these `gateways`, with `{}` where the gateway's address belongs.
+    pub(crate) fn gateways(mut self, toml: &str) -> Self {
+        self.gateways = toml.to_owned();
         self
     }
 
@@ -639,17 +648,22 @@ impl Site {
             environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     }
 
+    /// Replaces the agent's `gateways`, from its next start on.
+    pub(crate) fn change_gateways(&mut self, toml: &str) {
+        self.plan.gateways = toml.to_owned();
+    }
+
     /// Starts the agent, again where it ran before.
     pub(crate) async fn restart_agent(&mut self) {
         self.agent = None;
         let mut config = format!(
             "[agent]\nid = \"prod-eu\"\nreplica = \"one\"\nhost_key = \"agent\"\n{}\
              {}\
-             [[organisation]]\nid = \"acme\"\ngateways = [\"ssh://{}\"]\n\
+             [[organisation]]\nid = \"acme\"\ngateways = {}\n\
              [[organisation.orchestrator]]\nkey = \"{}\"\nasserts = [\"*\"]\n{}",
             self.plan.agent_settings,
             self.audit(Side::Agent),
-            self.address,
+            self.plan.gateways.replace("{}", &self.address.to_string()),
             self.public("login-acme").trim(),
             self.plan.rules
         );

@@ -38,4 +38,5 @@ mod replicas;
 mod sources;
 mod squid;
 mod threads;
+mod transports;
 mod yard;

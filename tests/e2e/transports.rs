@@ -20,7 +20,7 @@ use crate::harness::{
     AGENT, Plan, Program, Side, Site, caponier, connect, echo, echoes, eventually, free_port, listen, read_to_end, run,
     within,
 };
-use crate::proxy::{PASSWORD, Squid, USER, credentials};
+use crate::squid::{Authority, Squid, USER};
 
 /// How the agent's link goes.
 #[derive(Debug, Clone, Copy)]
@@ -57,18 +57,19 @@ impl Leg {
 
     /// Starts the site.
     async fn stand(self, plan: Plan) -> Stand {
-        let mut plan = secured(plan).gateways(&self.gateways());
+        let authority = Authority::new("caponier's tests");
+        let mut plan = secured(plan, &authority).gateways(&self.gateways());
         let squid = match self.through {
             Through::Nothing => None,
             Through::Http => Some(Squid::with_password().await),
-            Through::Https => Some(Squid::with_password_over_tls(plan.path()).await),
+            Through::Https => Some(Squid::with_password_within_tls(&authority).await),
         };
         if let Some(squid) = &squid {
-            let file = credentials(plan.path(), PASSWORD).display().to_string();
-            plan = plan.agent_setting(&squid.setting()).agent_setting(&format!("proxy_credentials_file = \"{file}\""));
-            if self.through == Through::Https {
-                plan = plan.agent_setting("proxy_ca_file = \"ca.pem\"");
-            }
+            let password = "pass%3Aword%2Fof%40the%25agent";
+            plan = plan.agent_setting(&format!("proxy = \"{}\"", squid.url_with(USER, password)));
+        }
+        if self.through == Through::Https {
+            plan = plan.agent_setting("proxy_ca_file = \"ca.pem\"");
         }
         let site = plan.start().await;
         let up = site.record(Side::Agent, json!({"event": "link.up"})).await;
@@ -83,38 +84,27 @@ impl Stand {
     async fn stop(self) {
         self.site.stop().await;
         if let Some(squid) = self.squid {
-            eventually("the proxy's record", async || squid.access().contains(&format!(" {USER} ")).then_some(())).await;
+            eventually("the proxy's record", async || squid.access().contains(&format!(" {USER} ")).then_some(()))
+                .await;
         }
     }
 }
 
-/// Certificates for the gateway and whatever stands before it, of an authority of the site's own: `ca.pem`, `tls.pem` and
-/// `tls-key.pem`. The gateway has them, and the agent trusts them.
-fn secured(plan: Plan) -> Plan {
-    certify(plan.path());
-    plan.gateway_table("[[certificate]]\nchain = \"tls.pem\"\nkey = \"tls-key.pem\"").agent_setting("tls_ca_file = \"ca.pem\"")
+/// The gateway has a certificate of this authority, and the agent trusts it.
+fn secured(plan: Plan, authority: &Authority) -> Plan {
+    certify(plan.path(), authority);
+    let plan = plan.gateway_table("[[certificate]]\nchain = \"tls.pem\"\nkey = \"tls-key.pem\"");
+    plan.agent_setting("tls_ca_file = \"ca.pem\"")
 }
 
-/// Makes the files of [`secured`].
-fn certify(dir: &Path) {
-    use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+/// `ca.pem`, and for the gateway or whatever stands before it `tls.pem` and `tls-key.pem`.
+fn certify(dir: &Path, authority: &Authority) {
     use std::os::unix::fs::PermissionsExt;
-    let mut params = CertificateParams::new(Vec::new()).expect("parameters");
-    params.distinguished_name.push(DnType::CommonName, "caponier's tests");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = KeyPair::generate().expect("a key");
-    let authority = params.self_signed(&key).expect("a certificate");
-    fs::write(dir.join("ca.pem"), authority.pem()).expect("written");
-    let issuer = Issuer::new(params, key);
-    let names = ["localhost", "127.0.0.1"].map(str::to_owned).to_vec();
-    let key = KeyPair::generate().expect("a key");
-    let mut params = CertificateParams::new(names).expect("parameters");
-    params.distinguished_name.push(DnType::CommonName, "localhost");
-    let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-    fs::write(dir.join("tls.pem"), certificate.pem()).expect("written");
+    authority.write(&dir.join("ca.pem"));
+    let (chain, key) = authority.certify(&["localhost", "127.0.0.1"]);
+    fs::write(dir.join("tls.pem"), chain).expect("written");
     let file = dir.join("tls-key.pem");
-    fs::write(&file, key.serialize_pem()).expect("written");
+    fs::write(&file, key).expect("written");
     fs::set_permissions(file, fs::Permissions::from_mode(0o600)).expect("permissions");
 }
 
@@ -414,8 +404,10 @@ async fn a_rotated_key_replaces_the_link_under_a_stream(leg: Leg) {
     echoes(&mut stream, b"before").await;
     edit(site, "host_key = \"agent\"", "host_key = \"agent-next\"");
     site.program(Side::Agent).says("replacing the link").await;
-    eventually("another link", async || (site.records(Side::Gateway, &json!({"event": "link.up"})).len() == 2).then_some(()))
-        .await;
+    eventually("another link", async || {
+        (site.records(Side::Gateway, &json!({"event": "link.up"})).len() == 2).then_some(())
+    })
+    .await;
     echoes(&mut stream, b"still").await;
     echoes(connect(site.doors[0]).await, b"anew").await;
     drop(stream);
@@ -471,8 +463,10 @@ async fn a_removed_key_cuts_the_link_and_is_told_plainly(leg: Leg) {
     let line = site.program(Side::Agent).says("not linked").await;
     assert!(line.contains("closed the connection after key exchange, before login"), "{line}");
     site.registry().key("acme/agents/prod-eu", "one", &site.public("agent"));
-    eventually("another link", async || (site.records(Side::Gateway, &json!({"event": "link.up"})).len() == 2).then_some(()))
-        .await;
+    eventually("another link", async || {
+        (site.records(Side::Gateway, &json!({"event": "link.up"})).len() == 2).then_some(())
+    })
+    .await;
     stand.stop().await;
 }
 
@@ -518,7 +512,7 @@ async fn forward(site: &Site, url: &str, target: SocketAddr) -> (Program, Socket
     command.arg("--host-key-fingerprint").arg(fingerprint(&site.public("gateway")));
     command.args(["-L", &format!("{port}:{target}")]);
     let mut program = site.background("forward", command);
-    program.says("listening on ").await;
+    program.says("listening 127.0.0.1:").await;
     (program, SocketAddr::from(([127, 0, 0, 1], port)))
 }
 
@@ -539,13 +533,13 @@ fn edit(site: &Site, from: &str, to: &str) {
 async fn ways_are_tried_in_order_and_each_failure_is_told_once_with_what_is_tried_next() {
     let (target, nobody) = (echo().await, free_port());
     let plan = Site::plan().allow(target).door(target).agent_setting("tls_ca_file = \"ca.pem\"");
-    certify(plan.path());
+    certify(plan.path(), &Authority::new("caponier's tests"));
     let ways = format!("[[\"tls://127.0.0.1:{nobody}\", \"wss://{{}}\", \"ssh://{{}}\"]]");
     let mut site = plan.gateways(&ways).start().await;
     let (gateway, first) = (site.address, format!("127.0.0.1:{nobody}"));
     let told = |log: &str, way: &str| -> Vec<String> {
-        let not = format!("gateway={way} ");
-        log.lines().filter(|line| line.contains("not linked") && line.contains(&not)).map(str::to_owned).collect()
+        let of = format!("gateway={way}");
+        log.lines().filter(|line| line.contains("not linked: ") && line.ends_with(&of)).map(str::to_owned).collect()
     };
     let log = site.program(Side::Agent).log();
     let lines = told(&log, &format!("tls://{first}"));
@@ -658,7 +652,7 @@ async fn links_outlive_the_idle_limits_of_balancers() {
     let target = echo().await;
     let behind = SocketAddr::from(([127, 0, 0, 1], free_port()));
     let plan = Site::plan().allow(target).door(target);
-    certify(plan.path());
+    certify(plan.path(), &Authority::new("caponier's tests"));
     let listener = format!("[[listener]]\naddress = \"{behind}\"\nproxy_protocol_from = [\"127.0.0.1/32\"]");
     let plan = plan.gateway_table(&listener).agent_setting("tls_ca_file = \"ca.pem\"");
     let bare = Balancer::haproxy(plan.path(), behind, false).await;
