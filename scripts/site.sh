@@ -124,11 +124,25 @@ start_gateway() {
   wait_for 10 "the gateway $1" listening "${ssh_door[$1]}"
 }
 
-# new_agent NAME AGENT [REPLICA] [ADDRESS] : the configuration of an agent of the gateway NAME, which it dials at ADDRESS.
+# site_certificates : an authority and a certificate of its for 127.0.0.1: tls/ca.pem, tls/server.pem and tls/server.key.
+site_certificates() {
+  mkdir tls
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj '/CN=an authority' \
+    -keyout tls/ca.key -out tls/ca.pem 2>/dev/null
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=localhost' \
+    -keyout tls/server.key -out tls/server.csr 2>/dev/null
+  openssl x509 -req -in tls/server.csr -CA tls/ca.pem -CAkey tls/ca.key -CAcreateserial -days 1 -out tls/server.pem \
+    -extfile <(printf 'subjectAltName = DNS:localhost, IP:127.0.0.1\n') 2>/dev/null
+  chmod 0600 tls/server.key
+}
+
+# new_agent NAME AGENT [REPLICA] [ADDRESS] : the configuration of an agent of the gateway NAME, which it dials at ADDRESS, or by
+# the URL that stands there.
 # $extra_agent goes into its table [agent].
 new_agent() {
   local replica=${3:-one} address=${4:-127.0.0.1:${ssh_door[$1]}} ports=$target_port
   [ -z "${more_ports:-}" ] || ports+=", $more_ports"
+  [[ $address == *://* ]] || address=ssh://$address
   cat >"$1/$2-$replica.toml" <<END
 [agent]
 id = "$2"
@@ -138,7 +152,7 @@ $extra_agent
 
 [[organisation]]
 id = "acme"
-gateways = ["ssh://$address"]
+gateways = ["$address"]
 
 [[organisation.orchestrator]]
 key = "$(cut -d' ' -f1,2 "$1/login.pub")"

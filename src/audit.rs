@@ -703,6 +703,13 @@ impl Event {
         self
     }
 
+    /// What carries the SSH session: `ssh`, `tls`, `wss` or `ws`.
+    #[must_use]
+    pub fn transport(mut self, transport: &'static str) -> Self {
+        self.0.transport = text(transport);
+        self
+    }
+
     /// The id of the token that was shown.
     #[must_use]
     pub fn token(mut self, id: &TokenId) -> Self {
@@ -803,6 +810,8 @@ struct Record {
     /// The fingerprint of the peer's TLS certificate, or `missing`.
     #[serde(skip_serializing_if = "Option::is_none")]
     client_certificate: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    transport: Option<String>,
     /// The id that a token gives itself (`jti`), never the token.
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,

@@ -117,7 +117,7 @@ fn load_into(
     for (variable, value) in variables {
         let Ok(variable) = variable.into_string() else { continue };
         let ours = variable.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('_'));
-        if !ours && !(leaves && egress::is_known(&variable)) {
+        if !(ours || leaves && egress::is_known(&variable)) {
             continue;
         }
         match value.into_string() {

@@ -19,6 +19,7 @@
 //! of the SSH door runs on its session's, and where the link lives on another, [`roster::Ride::open`] has a bridge built.
 
 mod admin;
+mod arrive;
 mod broker;
 mod door;
 mod expiries;
@@ -55,7 +56,7 @@ use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
 use crate::task::{Crew, CrewError, Tasks};
-use crate::tls::{ClientAuth, Trust};
+use crate::tls::{Certificates, ClientAuth, Trust};
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
@@ -70,6 +71,8 @@ pub use live::Warning;
 pub struct Config {
     /// Where agents and clients connect.
     pub listen: Vec<Listener>,
+    /// What clients of TLS are shown, by name; without any there is no TLS.
+    pub certificates: Option<Certificates>,
     /// The SSH door's host key.
     pub host_key: PrivateKey,
     /// A certificate for it, shown to clients that ask for one.
@@ -140,6 +143,8 @@ pub struct Listener {
     pub client_auth: ClientAuth,
     /// The CAs of those, for organisations that have none of their own.
     pub client_trust: Trust,
+    /// The balancers before it that end TLS, from which HTTP is therefore taken in clear. They say whose connection it is.
+    pub terminators: Option<Networks>,
 }
 
 impl Config {
@@ -167,6 +172,7 @@ impl Listener {
             certificates: false,
             client_auth: ClientAuth::Off,
             client_trust: Trust::default(),
+            terminators: None,
         }
     }
 }

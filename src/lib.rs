@@ -176,9 +176,11 @@
 //! stop. In the mode `reverse` the connection to the upstream has a task of its own, which ends with it. The health endpoint
 //! has a task that waits for questions, each answered in a task under a deadline.
 //!
-//! **Client** (`client`): one task per local listener waits for connections; one per connection waits for the session,
-//! made anew if it was lost or its gateway goes away, and moves bytes. A provisioning run is not a task: it goes
-//! through its steps in the command itself.
+//! **Client** (`client`): one task per local listener waits for connections; one per connection waits under a deadline
+//! for what it asks for, where the listener leaves that to it (`client::front`), then for the session, made anew if it
+//! was lost or its gateway goes away, and moves bytes. A single connection over standard input and output is no task, nor
+//! is a provisioning run: both are the command itself. A command that runs inside is waited for beside the signals, which
+//! it gets (`cli::forward`).
 
 pub mod agent;
 pub mod audit;

@@ -41,6 +41,13 @@ pub const REFUSED_PATIENCE: Duration = Duration::from_secs(2);
 /// messages of 64 KiB, and keep them.
 pub const TLS_HANDSHAKE_BYTES: usize = 32 * 1024;
 
+/// Certificates of a gateway, each for some names: every handshake looks through them.
+pub const TLS_CERTIFICATES_MAX: usize = 64;
+
+/// Bits that tell the addresses of a network of balancers apart that end TLS: 256 of them. Whoever is at one of these is
+/// believed without proof, and a network in which anything else lives as well would be a way around TLS.
+pub const TERMINATOR_BITS: u8 = 8;
+
 /// Certificates in one file, from an end's own up to its authority: honest chains have three or four.
 pub const TLS_CHAIN_MAX: usize = 16;
 

@@ -31,6 +31,14 @@ pub enum NetworkError {
     Malformed,
 }
 
+impl Network {
+    /// How many bits tell its addresses apart: 0 for a single one.
+    #[must_use]
+    pub fn host_bits(&self) -> u8 {
+        self.0.max_prefix_len() - self.0.prefix_len()
+    }
+}
+
 impl FromStr for Network {
     type Err = NetworkError;
 

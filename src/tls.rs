@@ -31,7 +31,7 @@ mod roots;
 mod server;
 mod stream;
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use rustls::SupportedProtocolVersion;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -61,8 +61,13 @@ pub fn is_server_name(name: &str) -> bool {
 
 const VERSIONS: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
 
-/// What is offered and accepted, in this order.
+/// What is offered and accepted.
 fn provider() -> Arc<CryptoProvider> {
+    PROVIDER.clone()
+}
+
+/// In this order.
+static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| {
     use aws_lc_rs::cipher_suite as suite;
     use aws_lc_rs::kx_group as group;
     Arc::new(CryptoProvider {
@@ -80,7 +85,7 @@ fn provider() -> Arc<CryptoProvider> {
         kx_groups: vec![group::X25519MLKEM768, group::X25519, group::SECP256R1, group::SECP384R1],
         ..aws_lc_rs::default_provider()
     })
-}
+});
 
 #[cfg(test)]
 mod tests;

@@ -48,7 +48,7 @@ fn load(name: &str, text: &str) -> Loaded {
                 let key = PrivateKey::generate(Algorithm::Ed25519).public().to_openssh();
                 fs::write(&path, format!("[gateway.example.com]:443 {key}\n")).expect("write known_hosts");
             }
-            "ca_file" | "proxy_ca_file" | "tls_ca_file" => {
+            "ca_file" | "tls_ca_file" | "proxy_ca_file" => {
                 let key = rcgen::KeyPair::generate().expect("key");
                 let params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
                 fs::write(&path, params.self_signed(&key).expect("certificate").pem()).expect("write certificate");

@@ -32,7 +32,7 @@ use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Ru
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
 use crate::target::{Name, TargetError};
-use crate::tls::ClientOptions;
+use crate::tls::{Certificates, ClientAuth, ClientOptions, Identity};
 use crate::tunnel::connect::url::{GatewayUrl, Ways};
 use crate::tunnel::splice::Bounds;
 use crate::{agent, gateway};
@@ -103,6 +103,10 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         keys.claim(key.public().fingerprint(), "the gateway's host key", &item);
         Some(key)
     });
+    let certificates = certificates(root);
+    if let (Some(None), Some(listeners)) = (&certificates, &listen) {
+        refuse_asking_without_tls(root, listeners);
+    }
     let host_certificate =
         optional(table.optional("host_certificate"), |item| host_certificate(item, host_key.as_ref()));
     let registry = table.required("registry").and_then(|item| {
@@ -137,6 +141,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let (audit, log) = (audit(root), log(root));
     let config = gateway::Config {
         listen: listen?,
+        certificates: certificates?,
         host_key: host_key?,
         host_certificate: host_certificate?,
         registry: registry?,
@@ -476,6 +481,7 @@ fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAdd
             let balancers = optional(table.optional("proxy_protocol_from"), networks);
             let certificates = optional(table.optional("user_ca"), |item| item.boolean());
             let clients = mutual::client_auth(table);
+            let terminators = optional(table.optional("tls_terminated_by"), terminators);
             Some(gateway::Listener {
                 address: address?,
                 accept_from: accept_from?,
@@ -483,11 +489,67 @@ fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAdd
                 certificates: certificates?.unwrap_or(false),
                 client_auth: clients.as_ref()?.0,
                 client_trust: clients?.1,
+                terminators: terminators?,
             })
         })
         .collect();
     let plain = plain?.unwrap_or_default().into_iter().map(gateway::Listener::plain).map(Some);
     plain.chain(more).collect()
+}
+
+/// A certificate is shown in TLS alone, and there is none without one of the gateway's own.
+fn refuse_asking_without_tls(root: &Table<'_>, listeners: &[gateway::Listener]) {
+    if listeners.iter().all(|listener| listener.client_auth == ClientAuth::Off) {
+        return;
+    }
+    for table in root.tables("listener") {
+        let asks = |item: &Item<'_>| item.string().is_some_and(|mode| mode != "off");
+        if let Some(item) = table.optional("client_auth").filter(asks) {
+            item.fault(
+                "clients show certificates in TLS, and without a [[certificate]] of the gateway's own there is none",
+            );
+        }
+    }
+}
+
+/// Balancers that end TLS before the gateway: each a few addresses, since whoever is at one of them is believed.
+fn terminators(item: &Item<'_>) -> Option<Networks> {
+    let networks = item.list(|item| {
+        let network: Network = item.parse()?;
+        if network.host_bits() <= limits::TERMINATOR_BITS {
+            return Some(network);
+        }
+        item.reject(format!(
+            "{network} is more than {} addresses: HTTP in clear, tokens and all, is taken from a balancer that has ended TLS and \
+             from nobody else, so name the balancer",
+            1 << limits::TERMINATOR_BITS
+        ))
+    })?;
+    Networks::new(networks)
+}
+
+/// What clients of TLS are shown.
+fn certificates(root: &Table<'_>) -> Option<Option<Certificates>> {
+    let tables = root.tables("certificate");
+    if let Some(table) = tables.get(limits::TLS_CERTIFICATES_MAX) {
+        table.fault("chain", format!("more than {} certificates are not accepted", limits::TLS_CERTIFICATES_MAX));
+        return None;
+    }
+    let identities: Vec<_> = tables
+        .iter()
+        .map(|table| {
+            let (chain, key) = (table.required("chain"), table.required("key"));
+            // Both are read, and followed, whatever is wrong with the other.
+            let files = (chain.as_ref().and_then(Item::file), key.as_ref().and_then(Item::file));
+            let (Some(chain), Some(key), (Some(chain_file), Some(key_file))) = (chain, key, files) else { return None };
+            match Identity::read(&chain_file, &key_file) {
+                Ok(identity) => Some(identity),
+                Err(error) if error.file() == key_file => key.reject(Chain(&error).to_string()),
+                Err(error) => chain.reject(Chain(&error).to_string()),
+            }
+        })
+        .collect();
+    Some(Certificates::new(identities.into_iter().collect::<Option<_>>()?))
 }
 
 /// Networks, at least one.

@@ -16,7 +16,7 @@ pub(super) fn client_auth_or(table: &Table<'_>, unsaid: Option<ClientAuth>) -> O
     let ca = table.optional("client_ca");
     let authorities = optional(ca.clone(), |item| files(item, |text| Trust::default().add(text, None)));
     let crl = table.optional("client_crl");
-    let lists = optional(crl.clone(), |item| files(item, |text| judge::check_lists(text)));
+    let lists = optional(crl.clone(), |item| files(item, judge::check_lists));
     let (mode, authorities, lists) = (mode?.or(unsaid), authorities?, lists?);
     let trust = match (authorities, lists) {
         (None, None) => Trust::default(),

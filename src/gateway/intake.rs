@@ -10,13 +10,15 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use super::arrive::{Arrived, Arriving, Entrance, Said, TlsFacts};
+use super::door::connect::Arrival;
 use super::lapses::{AGENT_DRAINED, Lapse};
 use super::live::Login;
 use super::mutual::{self, Visitor, Whose};
@@ -28,12 +30,10 @@ use crate::identity::{AgentName, Credential, ReplicaId};
 use crate::limits;
 use crate::registry::{Refusal, Registry};
 use crate::task::{Load, Worker};
-use crate::tls::PeerChain;
 use crate::tls::judge::Flaw;
 use crate::tunnel::admit::penalty::Fault;
-use crate::tunnel::admit::{self, Full, Greeted, Place, Seat};
+use crate::tunnel::admit::{Full, Greeted, Place, Seat};
 use crate::tunnel::listen;
-use crate::tunnel::proxied::{self, ReadError};
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::stream::Stream;
 use crate::tunnel::wire::{self, Control, Drain, Hello, Peer};
@@ -49,8 +49,10 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, index: 
             accepted = listen::accept(&listener) => accepted,
         };
         let (stream, address) = accepted;
-        let balanced = gateway.state.current().is_balancer(index, address.ip());
-        let entrance = Entrance { listener: index, address, balanced };
+        let state = gateway.state.current();
+        let balanced = state.is_balancer(index, address.ip());
+        let terminated = state.is_terminator(index, address.ip());
+        let entrance = Entrance { listener: index, address, balanced, terminated };
         match admit(&gateway, &entrance) {
             Ok(seat) => hand_over(&gateway, stream, entrance, seat),
             Err(reason) => {
@@ -62,7 +64,7 @@ pub(super) async fn accept(gateway: Arc<Gateway>, listener: TcpListener, index: 
 
 /// Whether a connection is taken up at all, before a byte of it is read. A balancer's is judged when it is known whose it is.
 fn admit(gateway: &Gateway, entrance: &Entrance) -> Result<Seat, &'static str> {
-    let client = (!entrance.balanced).then(|| entrance.address.ip());
+    let client = (!entrance.balanced && !entrance.terminated).then(|| entrance.address.ip());
     if let Some(client) = client {
         judge(gateway, entrance.listener, client)?;
     }
@@ -70,7 +72,7 @@ fn admit(gateway: &Gateway, entrance: &Entrance) -> Result<Seat, &'static str> {
 }
 
 /// Whether a client is taken up, as far as its address goes.
-fn judge(gateway: &Gateway, listener: usize, from: IpAddr) -> Result<(), &'static str> {
+pub(super) fn judge(gateway: &Gateway, listener: usize, from: IpAddr) -> Result<(), &'static str> {
     if !gateway.state.current().accepts(listener, from) {
         return Err("source_network");
     }
@@ -80,25 +82,14 @@ fn judge(gateway: &Gateway, listener: usize, from: IpAddr) -> Result<(), &'stati
     Err("too_many_failures")
 }
 
-fn no_seat(_: Full) -> &'static str {
+pub(super) fn no_seat(_: Full) -> &'static str {
     "too_many_connections"
 }
 
 /// Records a connection that ends before its login because of the address that it comes from.
-fn turn_away(gateway: &Gateway, address: SocketAddr, reason: &'static str) {
+pub(super) fn turn_away(gateway: &Gateway, address: SocketAddr, reason: &'static str) {
     debug!(reason, "turned a connection away");
     gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), reason);
-}
-
-/// How a connection came in.
-#[derive(Debug, Clone, Copy)]
-struct Entrance {
-    /// At which main listener.
-    listener: usize,
-    /// From where.
-    address: SocketAddr,
-    /// Whether that is a balancer, which says whose connection it is.
-    balanced: bool,
 }
 
 fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, entrance: Entrance, seat: Seat) {
@@ -124,7 +115,7 @@ fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, entrance: Entrance, seat
 async fn greet(
     gateway: Arc<Gateway>,
     worker: Worker,
-    mut stream: TcpStream,
+    stream: TcpStream,
     entrance: Entrance,
     deadline: Instant,
     seat: Seat,
@@ -135,21 +126,34 @@ async fn greet(
         return;
     }
     let stop = gateway.tasks.stopping().clone();
-    let identifying = identify(&gateway, &mut stream, entrance, deadline, &seat);
-    let identified = tokio::select! {
-        identified = identifying => identified,
+    // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link waits for
+    // most of its life, a thousand times over.
+    let arriving = Box::pin(
+        Arriving { gateway: &gateway, worker: &worker, entrance, deadline, seat: &seat, client: address, tls: None }
+            .arrive(stream.into()),
+    );
+    let arrived = tokio::select! {
+        arrived = arriving => arrived,
         () = seat.lost().cancelled() => return turn_away(&gateway, address, "too_many_connections"),
         () = stop.cancelled() => return,
     };
-    let Some((address, greeted)) = identified else { return };
-    if mutual::refuses_clear(&gateway.state.current(), listener) {
+    let Some(Arrived { stream, client: address, transport, tls, said }) = arrived else { return };
+    let clear = tls.is_none() && mutual::refuses_clear(&gateway.state.current(), listener);
+    let greeted = match said {
+        Said::Ssh(greeted) => greeted,
+        Said::Connect(_) if clear => return turn_away(&gateway, address, Flaw::Missing.as_str()),
+        Said::Connect(request) => {
+            let arrival = Arrival { address, listener, shown: tls.and_then(|tls| tls.peer), seat };
+            return Box::pin(door::connect::serve(gateway, stream, *request, arrival)).await;
+        }
+    };
+    if clear {
         let reason = Flaw::Missing.as_str();
         return match &greeted.peer {
             Peer::Agent { name, .. } => not_linked(&gateway, name, address, reason, "it came without TLS"),
             Peer::Client | Peer::Stock | Peer::Door => turn_away(&gateway, address, reason),
         };
     }
-    let stream = Stream::from(stream);
     if greeted.peer == Peer::Door {
         debug!("turned away a gateway");
         return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
@@ -165,57 +169,10 @@ async fn greet(
         return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_handshakes");
     };
     let certificates = gateway.state.current().listener(listener).is_some_and(|listener| listener.certificates);
-    let admitted = Admitted { address, listener, certificates, greeted, deadline, seat, place, tls: None };
-    // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link waits for
-    // most of its life, a thousand times over.
+    let admitted = Admitted { address, listener, certificates, greeted, deadline, seat, place, transport, tls };
     match admitted.greeted.peer.clone() {
         Peer::Agent { name, replica } => Box::pin(link(gateway, worker, stream, admitted, (name, replica))).await,
         Peer::Client | Peer::Stock | Peer::Door => Box::pin(door::ssh::serve(gateway, stream, admitted)).await,
-    }
-}
-
-/// Whose connection it is, and what its peer says that it is. `None` where it has been turned away.
-async fn identify(
-    gateway: &Gateway,
-    stream: &mut TcpStream,
-    Entrance { listener, address, balanced }: Entrance,
-    deadline: Instant,
-    seat: &Seat,
-) -> Option<(SocketAddr, Greeted)> {
-    let refuse = |address: SocketAddr, error: &(dyn std::error::Error + 'static), reason| {
-        debug!(error = %Chain(error), "turned away a connection");
-        let event = Event::new(Kind::AuthRefused).client(address).detail(Chain(error));
-        gateway.trail.stranger(event, reason);
-    };
-    let mut head = Bytes::new();
-    let mut client = address;
-    if balanced {
-        let patience = deadline.min(Instant::now() + limits::PROXY_HEADER_TIMEOUT);
-        match proxied::read(stream, patience).await {
-            Ok((Some(named), rest)) => (client, head) = (named, rest),
-            // Its health check.
-            Ok((None, _)) | Err(ReadError::Closed) => return None,
-            // Not held against its address, which is everybody's.
-            Err(error) => {
-                refuse(address, &error, "proxy_protocol");
-                return None;
-            }
-        }
-        let judged = judge(gateway, listener, client.ip());
-        if let Err(reason) = judged.and_then(|()| seat.belongs_to(client.ip()).map_err(no_seat)) {
-            turn_away(gateway, client, reason);
-            return None;
-        }
-    }
-    match admit::greet(stream, head, Some(wire::DOOR_LINE), deadline).await {
-        Ok(greeted) => Some((client, greeted)),
-        Err(error) => {
-            if let Some(fault) = error.fault() {
-                gateway.blame(client.ip(), fault);
-            }
-            refuse(client, &error, "identification");
-            None
-        }
     }
 }
 
@@ -235,21 +192,16 @@ pub(super) struct Admitted {
     pub(super) seat: Seat,
     /// For the handshake.
     pub(super) place: Place,
+    /// What carries its SSH, as the trail calls it.
+    pub(super) transport: &'static str,
     /// What TLS has told, if there is any.
     pub(super) tls: Option<TlsFacts>,
-}
-
-/// What is known of a client by the TLS that it came in by.
-#[derive(Debug, Clone, Default)]
-pub(super) struct TlsFacts {
-    /// What it has shown of itself.
-    pub(super) peer: Option<PeerChain>,
 }
 
 type Claim = (AgentName, Option<ReplicaId>);
 
 async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: Admitted, (name, replica): Claim) {
-    let Admitted { address, listener, greeted, deadline, seat, place, tls, .. } = admitted;
+    let Admitted { address, listener, greeted, deadline, seat, place, transport, tls, .. } = admitted;
     let stop = gateway.tasks.stopping().clone();
     let visitor = Visitor { listener, shown: tls.and_then(|tls| tls.peer), whose: Whose::Agent(name.clone()) };
     let establishing =
@@ -292,9 +244,9 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
         surplus.client().control().cut();
     }
     let up = match visitor.judge(&gateway, Timestamp::now()) {
-        Ok(shown) => event(Kind::LinkUp).client_certificate(shown.mark()),
+        Ok(shown) => event(Kind::LinkUp).transport(transport).client_certificate(shown.mark()),
         // It has lapsed since the handshake, which is noticed below.
-        Err(_) => event(Kind::LinkUp),
+        Err(_) => event(Kind::LinkUp).transport(transport),
     };
     if let Err(error) = gateway.trail.note(up).await {
         warn!(error = %Chain(&error), "cutting a link that could not be recorded");

@@ -16,7 +16,7 @@ use crate::network;
 use crate::registry::expiry::Stage;
 use crate::registry::mutual;
 use crate::reload::Changes;
-use crate::tls::Trust;
+use crate::tls::{Certificates, Trust};
 
 /// What holds now. It does not change.
 pub(super) struct State {
@@ -27,6 +27,8 @@ pub(super) struct State {
     penalties: Penalties,
     /// The main listeners; each has one place in the list for good.
     listeners: Vec<Listener>,
+    /// What clients of TLS are shown.
+    pub(super) certificates: Option<Certificates>,
     /// A certificate for it.
     host_certificate: Option<Certificate>,
     logins: HashMap<OrganisationId, Login>,
@@ -63,6 +65,7 @@ impl State {
             limits: config.limits,
             penalties: config.penalties.clone(),
             listeners: config.listen.clone(),
+            certificates: config.certificates.clone(),
             host_certificate: config.host_certificate.clone(),
             logins: config
                 .organisations
@@ -114,9 +117,18 @@ impl State {
         balancers.is_some_and(|balancers| balancers.contain(address))
     }
 
+    /// Whether an address is that of a balancer before a main listener that has ended TLS.
+    pub(super) fn is_terminator(&self, listener: usize, address: IpAddr) -> bool {
+        let terminators = self.listener(listener).and_then(|listener| listener.terminators.as_ref());
+        terminators.is_some_and(|terminators| terminators.contain(address))
+    }
+
     /// Whether faults are held against an address. Never against a balancer's, which is everybody's.
     pub(super) fn blames(&self, address: IpAddr) -> bool {
-        let named = |listener: &Listener| listener.balancers.as_ref().is_some_and(|known| known.contain(address));
+        let named = |listener: &Listener| {
+            let balancers = [&listener.balancers, &listener.terminators];
+            balancers.into_iter().flatten().any(|known| known.contain(address))
+        };
         self.penalties.enabled && !self.penalties.exempt.contain(address) && !self.listeners.iter().any(named)
     }
 
@@ -215,6 +227,9 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     }
     if old.host_certificate != new.host_certificate {
         changes.change("host_certificate");
+    }
+    if old.certificates != new.certificates {
+        changes.change("certificates");
     }
     if old.drain != new.drain {
         changes.change("drain_s");

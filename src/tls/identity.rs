@@ -29,8 +29,13 @@ pub struct Identity(Arc<CertifiedKey>);
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// One cannot be read, or can be read by others.
-    #[error("{0}")]
-    Read(Faults),
+    #[error("{faults}")]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, with the file's name.
+        faults: Faults,
+    },
     /// Not PEM.
     #[error("{} is not PEM", .path.display())]
     Pem {
@@ -83,6 +88,25 @@ pub enum IdentityError {
         /// The key's file.
         key: PathBuf,
     },
+}
+
+impl IdentityError {
+    /// The file to look at first.
+    #[must_use]
+    pub fn file(&self) -> &Path {
+        match self {
+            Self::NoCertificate(path)
+            | Self::TooMany(path)
+            | Self::Encrypted(path)
+            | Self::NoKey(path)
+            | Self::SeveralKeys(path)
+            | Self::Read { path, .. }
+            | Self::Pem { path, .. }
+            | Self::Certificate { path, .. }
+            | Self::Key { path, .. }
+            | Self::Mismatch { key: path, .. } => path,
+        }
+    }
 }
 
 impl Identity {
@@ -150,7 +174,8 @@ impl fmt::Debug for Identity {
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let text = read_text_if(path, |_| Ok(())).map_err(IdentityError::Read)?;
+    let text =
+        read_text_if(path, |_| Ok(())).map_err(|faults| IdentityError::Read { path: path.to_owned(), faults })?;
     let mut certificates = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(text.as_bytes()) {
         let certificate = certificate.map_err(|source| IdentityError::Pem { path: path.to_owned(), source })?;
@@ -174,7 +199,8 @@ fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>, IdentityError> {
         let (path, mode) = (path.display(), metadata.mode() & 0o7777);
         Err(format!("can be read by others (mode {mode:04o}): run `chmod 600 {path}`"))
     };
-    let text = Secret::new(read_text_if(path, private).map_err(IdentityError::Read)?);
+    let text = read_text_if(path, private).map_err(|faults| IdentityError::Read { path: path.to_owned(), faults });
+    let text = Secret::new(text?);
     let broken = |source| IdentityError::Pem { path: path.to_owned(), source };
     let mut found = None;
     // OpenSSL writes the parameters of a curve before a key of it.

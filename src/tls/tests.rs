@@ -270,8 +270,8 @@ fn pairs_that_do_not_fit_or_can_be_read_by_others_are_refused() {
     let ((chain, key), (other, _)) = (yard.files("one", &["a"]), yard.files("two", &["b"]));
     let read = |chain: &Path, key: &Path| Identity::read(chain, key).expect_err("refused");
     assert!(matches!(read(&other, &key), IdentityError::Mismatch { .. }));
-    assert!(matches!(read(&yard.path("absent"), &key), IdentityError::Read(_)));
-    assert!(matches!(read(&chain, &yard.path("absent")), IdentityError::Read(_)));
+    assert!(matches!(read(&yard.path("absent"), &key), IdentityError::Read { .. }));
+    assert!(matches!(read(&chain, &yard.path("absent")), IdentityError::Read { .. }));
     assert!(matches!(read(&key, &key), IdentityError::NoCertificate(_)));
     assert!(matches!(read(&chain, &yard.write_key("no.key", "")), IdentityError::NoKey(_)));
     let text = fs::read_to_string(&key).expect("read");

@@ -104,10 +104,10 @@ impl Head {
 
     /// The value of a header that is there once; none where it is not there, or several times.
     #[must_use]
-    pub fn only<'a>(&'a self, name: &'a str) -> Option<&'a str> {
-        let mut all = self.all(name);
-        let value = all.next()?;
-        all.next().is_none().then_some(value)
+    pub fn only(&self, name: &str) -> Option<&str> {
+        let mut named = self.headers.iter().filter(|(of, _)| self.text(of).eq_ignore_ascii_case(name));
+        let (_, value) = named.next()?;
+        named.next().is_none().then(|| self.text(value))
     }
 
     /// For whom a balancer has passed this on: the last entry of `X-Forwarded-For`, which is the one that it has made itself.

@@ -67,6 +67,7 @@ impl Site {
         write(&registry.join("organisations/acme/principals/ci/key.pub"), &principal_key.public().to_openssh());
         write(&registry.join("organisations/acme/principals/ci.toml"), "agents = [\"prod-eu\"]\n");
         let config = gateway::Config {
+            certificates: None,
             listen: vec![Listener::plain("127.0.0.1:0".parse().expect("an address"))],
             host_key: PrivateKey::generate(Algorithm::Ed25519),
             host_certificate: None,

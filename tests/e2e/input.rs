@@ -48,7 +48,9 @@ async fn the_gateway_turns_malformed_identifications_away_and_says_why() {
     let target = echo().await;
     let mut site = Site::plan().allow(target).door(target).start().await;
     let oversized = oversized();
-    let cases = IDENTIFICATIONS.iter().map(|(bytes, words)| (*bytes, *words));
+    // At the gateway, which speaks more than SSH, those two have tests of their own.
+    let other = |bytes: &[u8]| bytes.starts_with(b"GET ") || bytes.starts_with(b"\x16");
+    let cases = IDENTIFICATIONS.iter().map(|(bytes, words)| (*bytes, *words)).filter(|(bytes, _)| !other(bytes));
     for (number, (bytes, words)) in cases.chain([(&oversized[..], "longer than 255 bytes")]).enumerate() {
         let mut stream = TcpStream::connect(site.address).await.expect("connected");
         // The gateway may have closed already.

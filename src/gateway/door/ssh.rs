@@ -154,7 +154,7 @@ impl Answer for Channel {
 
 /// Serves one connection to its end.
 pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, admitted: Admitted) {
-    let Admitted { address, listener, certificates, greeted, deadline, seat, place, tls } = admitted;
+    let Admitted { address, listener, certificates, greeted, deadline, seat, place, transport, tls } = admitted;
     let shown = tls.and_then(|tls| tls.peer);
     let flow = if greeted.peer == Peer::Client { Flow::Credit } else { Flow::Stock };
     let logins = Arc::new(Mutex::new(Logins::default()));
@@ -230,7 +230,9 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, adm
         }
     };
     let mark = guest.visitor.judge(&gateway, Timestamp::now()).ok().and_then(|shown| shown.mark());
-    if let Err(error) = gateway.trail.note(event(Kind::AuthAccepted).client_certificate(mark)).await {
+    if let Err(error) =
+        gateway.trail.note(event(Kind::AuthAccepted).transport(transport).client_certificate(mark)).await
+    {
         debug!(error = %Chain(&error), "cutting a session that could not be recorded");
         switch.cut();
         return;
