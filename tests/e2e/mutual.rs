@@ -431,6 +431,33 @@ async fn what_would_be_open_does_not_start() {
     }
     world.yard.write("keys/organisations/acme.toml", "client_auth = \"strict\"");
     starts(&mut world, "a strict organisation", &good, Err("without a CA")).await;
+    fs::create_dir_all(world.yard.path("keys/organisations/acme/client-ca")).expect("a folder");
+    world.yard.write("keys/organisations/acme/client-ca/corp.pem", &world.corp.pem());
+    starts(&mut world, "a strict organisation with its CA", &good, Ok(())).await;
+    let in_clear = good.replace("[[certificate]]\nchain = \"gateway.pem\"\nkey = \"gateway.key\"\n", "");
+    starts(&mut world, "and no TLS", &in_clear, Err("no [[certificate]]")).await;
+
+    let listens = |listen: &str, orchestrator: &str| {
+        format!(
+            "[agent]\nid = \"prod-eu\"\nreplica = \"one\"\nhost_key = \"agent\"\n[audit]\nstdout = true\n\
+             [listen]\naddress = \"127.0.0.1:0\"\n{listen}\n[[organisation]]\nid = \"acme\"\n{orchestrator}"
+        )
+    };
+    let key = format!("[[organisation.orchestrator]]\nkey = \"{}\"\n", world.yard.public("login-acme"));
+    let from = "accept_from = [\"127.0.0.1/32\"]";
+    for (config, problem) in [
+        (listens("", &key), "accept_from: this key is missing"),
+        (listens("accept_from = []", &key), "at least one element"),
+        (listens(from, ""), "without a key nobody may log in"),
+    ] {
+        world.yard.write("case.toml", &config);
+        let path = world.yard.path("case.toml");
+        for command in [["check", ""], ["agent", "--config"]] {
+            let said = run(caponier().args(command.iter().filter(|word| !word.is_empty())).arg(&path)).await;
+            assert_eq!(said.code(), 2, "{problem}: {said:?}");
+            assert!(said.stderr.contains(problem), "{problem}: {said:?}");
+        }
+    }
 }
 
 /// Whether a gateway starts with a configuration, and what `check` says of the same.
