@@ -1240,6 +1240,7 @@ fn every_reason_is_expected_somewhere() {
     for (file, head) in [
         ("src/registry.rs", "fn as_str(self) -> &'static str {"),
         ("src/policy.rs", "fn as_str(self) -> &'static str {"),
+        ("src/tls/judge.rs", "fn as_str(self) -> &'static str {"),
         ("src/identity/certificate.rs", "fn as_str(self) -> &'static str {"),
         ("src/identity/certificate.rs", "fn reason(&self) -> &'static str {"),
     ] {
