@@ -16,6 +16,8 @@
 //!                                           FILE.begun once the forward is open, and ends early when FILE is there
 //! load forwards ADDRESS COUNT WORKERS       prints connections per second, each with one request and one reply
 //! load forwards-for ADDRESS SECONDS WORKERS the same, for so long
+//! load greet                                prints the address it listens on, and says a byte to whoever connects
+//! load first-byte ADDRESS COUNT             prints the median of the milliseconds from a new connection to that byte
 //! load probe ADDRESS SECONDS                new connections one after another: prints how many, how many failed, and the
 //!                                           slowest in milliseconds
 //! load hold ADDRESS STREAMS                 streams with a request every 100 ms; prints the time at which each ends
@@ -99,6 +101,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["forwards-for", address, seconds, workers] => {
             println!("{:.1}", forwards(address.parse()?, u64::MAX, Some(duration(seconds)?), workers.parse()?)?);
         }
+        ["greet"] => greet()?,
+        ["first-byte", address, count] => {
+            println!("{:.3}", micros(percentile(&first_bytes(address.parse()?, count.parse()?)?, 50)) / 1e3);
+        }
         ["probe", address, seconds] => {
             let (count, failed, slowest) = probe(address.parse()?, duration(seconds)?);
             println!("{count} {failed} {:.1}", slowest.as_secs_f64() * 1e3);
@@ -134,6 +140,21 @@ fn serve(address: SocketAddr) -> io::Result<()> {
         for stream in listener.incoming().flatten() {
             // What goes wrong with one connection shows at its other end.
             threads.spawn(move || answer(stream));
+        }
+    });
+    Ok(())
+}
+
+/// A target that speaks first, as many servers do.
+fn greet() -> io::Result<()> {
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    println!("{}", listener.local_addr()?);
+    std::thread::scope(|threads| {
+        for mut stream in listener.incoming().flatten() {
+            threads.spawn(move || {
+                stream.write_all(b"!")?;
+                stream.read(&mut [0])
+            });
         }
     });
     Ok(())
@@ -428,6 +449,19 @@ fn forwards(address: SocketAddr, count: u64, time: Option<Duration>, workers: us
         running.into_iter().try_for_each(joined)
     })?;
     Ok(done.into_inner() as f64 / began.elapsed().as_secs_f64())
+}
+
+/// What passes between a new connection and the target's first byte on it, sorted.
+fn first_bytes(address: SocketAddr, count: usize) -> io::Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    for _ in 0..count {
+        let began = Instant::now();
+        let mut stream = connect(address)?;
+        stream.read_exact(&mut [0])?;
+        times.push(began.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times)
 }
 
 fn probe(address: SocketAddr, time: Duration) -> (u64, u64, Duration) {

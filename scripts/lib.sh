@@ -244,9 +244,11 @@ kubernetes_program() {
       printf 'require k8s.io/kubernetes v1.%s\n' "$kubernetes_release"
       sed -nE "s#^\s*(k8s.io/[a-z-]+) => ./staging/.*#replace \1 => \1 v0.$kubernetes_release#p" "$mod"
     } >go.mod
+    # Its own build says which release it is; without that, kubectl cannot compare the two ends.
+    version=k8s.io/component-base/version
+    said="-X $version.gitVersion=v1.$kubernetes_release -X $version.gitMajor=1 -X $version.gitMinor=${kubernetes_release%.*}"
     for name in "${wanted[@]}"; do
-      nice go build -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=v1.$kubernetes_release" \
-        -o "./$name" "k8s.io/kubernetes/cmd/$name"
+      nice go build -ldflags "-s -w $said" -o "./$name" "k8s.io/kubernetes/cmd/$name"
     done
   )
 }

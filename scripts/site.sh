@@ -113,20 +113,12 @@ END
   printf '[127.0.0.1]:%s %s\n' "${ssh_door[$name]}" "$(cut -d' ' -f1,2 "$name/host.pub")" >>known_hosts
 }
 
-# connect_door NAME : a certificate for a gateway that has not started, by the authority keys/ca.pem, and a key that signs
-# tokens for the principal "user".
-connect_door() {
-  [ -f keys/ca.pem ] || openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=bench \
-    -addext basicConstraints=critical,CA:TRUE -keyout keys/ca.key -out keys/ca.pem 2>/dev/null
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost -CA keys/ca.pem \
-    -CAkey keys/ca.key -addext subjectAltName=DNS:localhost -addext basicConstraints=CA:FALSE -keyout "$1/tls.key" \
-    -out "$1/tls.pem" 2>/dev/null
-  chmod 0600 "$1/tls.key"
+# token_key NAME : a key that signs tokens for the principal "user" of a gateway.
+token_key() {
   "$CAPONIER_BIN" keys generate --output "$1/tokens" >/dev/null
   mkdir -p "$1/registry/organisations/acme/token-keys"
   cp "$1/tokens.pub" "$1/registry/organisations/acme/token-keys/tokens.pub"
   printf 'principals = ["user"]\n' >"$1/registry/organisations/acme/token-keys/tokens.toml"
-  printf '\n[[certificate]]\nchain = "%s"\nkey = "%s"\n' "$work/$1/tls.pem" "$work/$1/tls.key" >>"$1/gateway.toml"
 }
 
 # connect_client NAME GATEWAY AGENT TARGET : a client at the CONNECT door; $port is then where it listens, $pid its process.
@@ -135,7 +127,7 @@ connect_client() {
   port=$(free_port)
   token=$("$CAPONIER_BIN" url "acme/$3" --gateway localhost --principal user --key "$2/tokens" 2>/dev/null)
   token=${token#*caponier:}
-  TOKEN=${token%@*} launch "$1" "$CAPONIER_PROXIED" "$port" "127.0.0.1:${ssh_door[$2]}" "$4" keys/ca.pem
+  TOKEN=${token%@*} launch "$1" "$CAPONIER_PROXIED" "$port" "127.0.0.1:${ssh_door[$2]}" "$4" tls/ca.pem
   wait_for 10 "the client of the CONNECT door ($1)" listening "$port"
 }
 
@@ -153,11 +145,25 @@ start_gateway() {
   wait_for 10 "the gateway $1" listening "${ssh_door[$1]}"
 }
 
-# new_agent NAME AGENT [REPLICA] [ADDRESS] : the configuration of an agent of the gateway NAME, which it dials at ADDRESS.
+# site_certificates : an authority and a certificate of its for 127.0.0.1: tls/ca.pem, tls/server.pem and tls/server.key.
+site_certificates() {
+  mkdir tls
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj '/CN=an authority' \
+    -keyout tls/ca.key -out tls/ca.pem 2>/dev/null
+  openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj '/CN=localhost' \
+    -keyout tls/server.key -out tls/server.csr 2>/dev/null
+  openssl x509 -req -in tls/server.csr -CA tls/ca.pem -CAkey tls/ca.key -CAcreateserial -days 1 -out tls/server.pem \
+    -extfile <(printf 'subjectAltName = DNS:localhost, IP:127.0.0.1\n') 2>/dev/null
+  chmod 0600 tls/server.key
+}
+
+# new_agent NAME AGENT [REPLICA] [ADDRESS] : the configuration of an agent of the gateway NAME, which it dials at ADDRESS, or by
+# the URL that stands there.
 # $extra_agent goes into its table [agent].
 new_agent() {
   local replica=${3:-one} address=${4:-127.0.0.1:${ssh_door[$1]}} ports=$target_port
   [ -z "${more_ports:-}" ] || ports+=", $more_ports"
+  [[ $address == *://* ]] || address=ssh://$address
   cat >"$1/$2-$replica.toml" <<END
 [agent]
 id = "$2"
@@ -167,7 +173,7 @@ $extra_agent
 
 [[organisation]]
 id = "acme"
-gateways = ["ssh://$address"]
+gateways = ["$address"]
 
 [[organisation.orchestrator]]
 key = "$(cut -d' ' -f1,2 "$1/login.pub")"

@@ -117,7 +117,7 @@ fn load_into(
     for (variable, value) in variables {
         let Ok(variable) = variable.into_string() else { continue };
         let ours = variable.strip_prefix(PREFIX).is_some_and(|rest| rest.starts_with('_'));
-        if !ours && !(leaves && egress::is_known(&variable)) {
+        if !(ours || leaves && egress::is_known(&variable)) {
             continue;
         }
         match value.into_string() {
@@ -616,6 +616,32 @@ mod tests {
                 "10.0.0.1/32",
             ),
             (17, "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nuser_ca = \"yes\"", 20, "true or false"),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\ntls_terminated_by = [\"10.20.0.0/23\"]",
+                20,
+                "10.20.0.0/23 is more than 256 addresses: HTTP in clear, tokens and all, is taken from a balancer",
+            ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\ntls_terminated_by = [\"::/0\"]",
+                20,
+                "is more than 256 addresses",
+            ),
+            (17, "principal = \"a\"\n[[certificate]]\nkey = \"host\"", 18, "certificate[0].chain: this key is missing"),
+            (
+                17,
+                "principal = \"a\"\n[[certificate]]\nchain = \"garbage\"\nkey = \"host\"",
+                19,
+                "holds no PEM certificate",
+            ),
+            (17, "principal = \"a\"\n[[certificate]]\nchain = \"absent\"\nkey = \"host\"", 19, "cannot be read"),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nclient_auth = \"strict\"",
+                20,
+                "without a [[certificate]] of the gateway's own there is none",
+            ),
             (
                 17,
                 "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\naccept = []",

@@ -36,7 +36,7 @@
 //! |---|---|---|
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
 //! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
-//! | 4 | [`agent`], [`gateway`], [`client`] | the three programs; none imports another |
+//! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; TLS at both ends; safe SQL |
@@ -169,9 +169,18 @@
 //!
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!
-//! **Client** (`client`): one task per local listener waits for connections; one per connection waits for the session,
-//! made anew if it was lost or its gateway goes away, and moves bytes. A provisioning run is not a task: it goes
-//! through its steps in the command itself.
+//! **Network proxy: accepting** (`proxy::intake`), one per listener: waits for connections until the drain, or until the
+//! configuration withdraws it, and gives each a place and a seat or turns it away. One task per connection, on a thread of
+//! the crew, waits for TLS with the client and the head of its first request under a deadline, then for the trail and the
+//! upstream, then moves bytes until both ends are done, the configuration or the end of a certificate says otherwise, or the
+//! stop. In the mode `reverse` the connection to the upstream has a task of its own, which ends with it. The health endpoint
+//! has a task that waits for questions, each answered in a task under a deadline.
+//!
+//! **Client** (`client`): one task per local listener waits for connections; one per connection waits under a deadline
+//! for what it asks for, where the listener leaves that to it (`client::front`), then for the session, made anew if it
+//! was lost or its gateway goes away, and moves bytes. A single connection over standard input and output is no task, nor
+//! is a provisioning run: both are the command itself. A command that runs inside is waited for beside the signals, which
+//! it gets (`cli::forward`).
 
 pub mod agent;
 pub mod audit;

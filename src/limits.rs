@@ -781,6 +781,13 @@ pub const PROXY_PARTS: usize = 64;
 /// Requests for a network proxy's health at once: whoever asks is on the same host, and asks once in a few seconds.
 pub const HEALTH_CONNECTIONS: usize = 16;
 
+/// How long an upstream has for its TLS handshake: as long as a proxy for its answer.
+pub const OUTBOUND_HANDSHAKE: Duration = PROXY_TIMEOUT;
+
+/// Names that a listener of a network proxy takes its clients' certificates for: each is compared with each name of a
+/// certificate.
+pub const CLIENT_NAMES_MAX: usize = 256;
+
 /// How long an answer about an upstream's health counts, so that nobody who asks for it causes more than a few connections.
 pub const HEALTH_KEPT: Duration = Duration::from_secs(10);
 

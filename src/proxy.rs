@@ -26,10 +26,12 @@ mod forward;
 mod health;
 mod intake;
 mod live;
+mod mutual;
 mod outward;
 mod places;
 mod reverse;
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
@@ -53,8 +55,9 @@ use crate::network::Networks;
 use crate::rate::Rates;
 use crate::reload::{Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
-use crate::target::Target;
+use crate::target::{Host, Target};
 use crate::task::{Crew, CrewError, Tasks};
+use crate::tls::{self, ClientAuth, Identity, Trust};
 use crate::tunnel::admit::Room;
 use crate::tunnel::connect::Egress;
 use crate::tunnel::splice::Bounds;
@@ -108,6 +111,38 @@ pub struct Upstream {
     pub to: Target,
     /// Reserved networks in which its name's addresses may lie nevertheless.
     pub within: Vec<IpNet>,
+    /// How TLS is spoken with it, where that is ours to do.
+    pub tls: Option<Outbound>,
+}
+
+/// TLS toward an upstream.
+#[derive(Clone)]
+pub struct Outbound {
+    /// Whom its certificate is to name.
+    pub server_name: Host,
+    /// What to show to it.
+    pub identity: Option<Identity>,
+    /// That it asks for a certificate and gets none is meant.
+    pub without_certificate: bool,
+    /// The authorities that count, as they were read; the system's, if there are none.
+    pub authorities: Option<Arc<[u8]>>,
+    /// The client's end, by what is spoken inside: nothing said, HTTP, SSH.
+    pub configs: [Arc<tls::ClientConfig>; 3],
+}
+
+impl PartialEq for Outbound {
+    fn eq(&self, other: &Self) -> bool {
+        let of = |one: &Self| (one.server_name.clone(), one.without_certificate);
+        of(self) == of(other) && self.identity == other.identity && self.authorities == other.authorities
+    }
+}
+
+impl Eq for Outbound {}
+
+impl fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbound").field("server_name", &self.server_name).finish_non_exhaustive()
+    }
 }
 
 /// Where clients come in.
@@ -117,8 +152,23 @@ pub struct Listener {
     pub address: SocketAddr,
     /// From where it accepts; without it, from this host.
     pub accept_from: Option<Networks>,
+    /// How TLS is spoken with clients; without it, they are spoken to in clear.
+    pub tls: Option<Inbound>,
     /// What it does, and where to.
     pub mode: Mode,
+}
+
+/// TLS toward clients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inbound {
+    /// What to show to them.
+    pub certificates: tls::Certificates,
+    /// Whether they show one as well.
+    pub client_auth: ClientAuth,
+    /// Whose those must be.
+    pub client_trust: Trust,
+    /// Whom they must name: one of these.
+    pub client_names: Vec<String>,
 }
 
 /// What a listener does with a connection, and to which upstreams that leads, by their names.
@@ -182,6 +232,17 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
+    /// An upstream asks for what the proxy does not have.
+    #[error(
+        "upstream {name} ({to}) asks for a client certificate, and none is configured for it: give tls_certificate and tls_key, or \
+         write without_certificate = true if it is to be asked in vain"
+    )]
+    WantsCertificate {
+        /// Its name.
+        name: String,
+        /// Where it is.
+        to: Target,
+    },
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
     Close(#[source] audit::TrailError),
@@ -227,6 +288,8 @@ pub async fn run(
     stop: Stop,
     supervisor: &Supervisor,
 ) -> Result<Outcome, RunError> {
+    // Before anything is opened: what would fail for every client is told to the operator instead.
+    outward::ask_for_wishes(&config).await?;
     let mut listening = Listening::default();
     let prepared = listening.prepare(&config)?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(limits::WORKERS_MAX);

@@ -20,6 +20,7 @@
 //!   it is;
 //! - [`TlsStream`] is the connection.
 
+mod asked;
 mod client;
 mod identity;
 mod issuer;
@@ -36,6 +37,7 @@ use rustls::SupportedProtocolVersion;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls_pki_types::ServerName;
 
+pub use asked::connect_bare;
 pub use client::{ClientConfig, ClientOptions, ConnectError, client, connect};
 pub use identity::{Identity, IdentityError};
 pub use judge::{ClientAuth, Trust};

@@ -40,6 +40,9 @@ const FENCES: &[(&str, &[&str])] = &[
     ("listenfd", &["gateway::inherit"]),
     ("hickory_resolver", &["resolve"]),
     ("yaml_serde", &["client::kubeconfig"]),
+    ("hyper", &["proxy"]),
+    ("hyper_util", &["proxy"]),
+    ("http_body_util", &["proxy"]),
     ("tokio_tungstenite", &["tunnel::websocket"]),
 ];
 

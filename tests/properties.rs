@@ -123,6 +123,16 @@ fn balancers_headers_hold() {
     holds(properties::proxied::holds, committed("proxied"), 5_000);
 }
 
+#[test]
+fn first_bytes_hold() {
+    holds(properties::sniff::holds, committed("sniff"), 5_000);
+}
+
+#[test]
+fn heads_of_requests_hold() {
+    holds(properties::http::holds, committed("http"), 5_000);
+}
+
 /// Certificates are not committed either.
 #[test]
 fn certificates_hold() {

@@ -7,10 +7,12 @@
 #![allow(unreachable_pub, reason = "a library of its own for the fuzz targets, a private module of the tests")]
 
 pub mod certificates;
+pub mod http;
 pub mod identification;
 pub mod keys;
 pub mod policy;
 pub mod proxied;
+pub mod sniff;
 pub mod target;
 pub mod wire;
 

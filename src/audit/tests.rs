@@ -579,7 +579,7 @@ async fn records_have_stable_names_in_a_stable_order() {
         rest,
         "\"event\":\"forward.denied\",\"side\":\"gateway\",\"forward\":\"f1\",\"peer_forward\":\"p1\",\
              \"organisation\":\"acme\",\"agent\":\"prod-eu\",\"replica\":\"r1\",\"principal\":\"ci\",\
-             \"asserted_by\":\"local\",\"client\":\"192.0.2.1:1\",\"door\":\"ssh\",\"target\":\"db:5432\",\
+             \"asserted_by\":\"local\",\"token\":\"t1\",\"client\":\"192.0.2.1:1\",\"door\":\"ssh\",\"target\":\"db:5432\",\
              \"rule\":\"orders\",\"reason\":\"no_rule\",\"detail\":\"why\"}"
     );
 }

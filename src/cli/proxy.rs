@@ -49,7 +49,11 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Loaded::Proxy(config, log) => Some((config, log)),
             _ => None,
         })?;
-        proxy::run(*config, reloads, stop, &supervisor).await.context("the proxy ended")
+        match proxy::run(*config, reloads, stop, &supervisor).await {
+            // The configuration does not fit what is there, which does not go away by itself.
+            Err(error @ proxy::RunError::WantsCertificate { .. }) => Err(error).exit_with(Exit::Usage),
+            ended => ended.context("the proxy ended"),
+        }
     })?;
     Ok(if outcome.cut == 0 { Exit::Done } else { Exit::Failed }.into())
 }

@@ -7,12 +7,17 @@ use crate::tls::{ClientAuth, Trust, judge};
 
 /// What a listener says of its clients' certificates.
 pub(super) fn client_auth(table: &Table<'_>) -> Option<(ClientAuth, Trust)> {
+    client_auth_or(table, None)
+}
+
+/// As [`client_auth`], where something else than `off` is meant if nothing is said.
+pub(super) fn client_auth_or(table: &Table<'_>, unsaid: Option<ClientAuth>) -> Option<(ClientAuth, Trust)> {
     let mode = optional(table.optional("client_auth"), |item| item.choice(&ClientAuth::WORDS));
     let ca = table.optional("client_ca");
     let authorities = optional(ca.clone(), |item| files(item, |text| Trust::default().add(text, None)));
     let crl = table.optional("client_crl");
-    let lists = optional(crl.clone(), |item| files(item, |text| judge::check_lists(text)));
-    let (mode, authorities, lists) = (mode?, authorities?, lists?);
+    let lists = optional(crl.clone(), |item| files(item, judge::check_lists));
+    let (mode, authorities, lists) = (mode?.or(unsaid), authorities?, lists?);
     let trust = match (authorities, lists) {
         (None, None) => Trust::default(),
         (None, Some(_)) => {

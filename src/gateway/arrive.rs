@@ -22,6 +22,7 @@ use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::limits;
 use crate::task::Worker;
+use crate::tls::judge::Flaw;
 use crate::tls::{ALPN_HTTP, ALPN_SSH, AcceptError, Acceptor, PeerChain};
 use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::admit::{self, GreetError, Greeted, Seat};
@@ -105,7 +106,9 @@ impl Arriving<'_> {
 
     async fn tell(&mut self, mut stream: Stream) -> Step<Arrived> {
         let head = if self.entrance.balanced { self.named(&mut stream).await? } else { Bytes::new() };
-        let mut first = self.sniff(&mut stream, head, Some(wire::DOOR_LINE)).await?;
+        // Where nobody is taken in clear, nobody waits for the door's line, and a slow client of TLS is not hurried.
+        let clear = !mutual::refuses_clear(&self.gateway.state.current(), self.entrance.listener);
+        let mut first = self.sniff(&mut stream, head, clear.then_some(wire::DOOR_LINE)).await?;
         // A balancer's request says whose it is. Anything else from there is its own.
         if self.entrance.terminated && !self.entrance.balanced && first.protocol != Protocol::Http {
             self.is(self.client)?;
@@ -202,7 +205,8 @@ impl Arriving<'_> {
                 Ok((Stream::layered(accepted.stream), accepted.alpn))
             }
             Ok(Err((error, stream))) => {
-                let turned_away = self.refuse(&error, "tls_handshake", fault(&error));
+                let reason = error.flaw().map_or("tls_handshake", Flaw::as_str);
+                let turned_away = self.refuse(&error, reason, fault(&error));
                 // It has been sent an alert, which it may want to read.
                 http::end(stream, b"").await;
                 Err(turned_away)

@@ -133,6 +133,16 @@ pub(super) fn refuses_clear(state: &State, listener: usize) -> bool {
 
 /// Why a gateway with this configuration and registry would refuse everybody somewhere, or ask for what nobody could judge.
 pub(super) fn contradiction(config: &Config, registry: &Snapshot) -> Option<String> {
+    if config.certificates.is_none() {
+        let strict = |organisation: &&super::Organisation| registry.client_auth(&organisation.id) == ClientAuth::Strict;
+        if let Some(organisation) = config.organisations.iter().find(strict) {
+            return Some(format!(
+                "client_auth = \"strict\" for the organisation {} in the registry, but no [[certificate]] of the gateway's own: \
+                 without TLS nobody could show one, and none of its agents could link",
+                organisation.id
+            ));
+        }
+    }
     let registered = registry.client_trusts().any(|(_, trust)| !trust.is_empty());
     let asks = |listener: &&super::Listener| listener.client_auth != ClientAuth::Off;
     config.listen.iter().filter(asks).find(|listener| listener.client_trust.is_empty() && !registered).map(|listener| {

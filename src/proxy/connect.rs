@@ -17,6 +17,7 @@ use super::exchange::{Follow, Refusal, Reply, Switched, converse};
 use super::forward::{self, Open, Request};
 use super::intake::Entrance;
 use super::live::{Guest, Wanted};
+use super::outward::Inside;
 use crate::tunnel::stream::Stream;
 
 /// Serves one connection to its end.
@@ -53,7 +54,8 @@ async fn respond(
     };
     let asked = authority.to_string();
     let upgrade = hyper::upgrade::on(&mut request);
-    let request = Request { guest: guest.clone(), client, wanted: Wanted::Named(asked.parse()), asked };
+    let request =
+        Request { guest: guest.clone(), client, wanted: Wanted::Named(asked.parse()), inside: Inside::Theirs, asked };
     match forward::open(proxy, &request).await {
         Ok(open) => {
             follow.with(upgrade, (request, open));

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
@@ -16,14 +17,14 @@ use tracing::debug;
 use super::exchange::Refusal;
 use super::intake::refused;
 use super::live::{Denial, Guest, Wanted};
-use super::outward::{self, Found, Reached};
+use super::outward::{self, Found, Inside, Reached};
 use super::{Proxy, Upstream};
 use crate::audit::{Counters, Ending, Entry, Opening};
 use crate::chain::Chain;
 use crate::drain::{Counted, Ticket};
 use crate::limits;
 use crate::rate::Rate;
-use crate::task::apart;
+use crate::task::{apart, reached};
 use crate::tunnel::splice::{self, End, Side};
 use crate::tunnel::stream::Stream;
 use crate::tunnel::wire::ForwardId;
@@ -34,6 +35,8 @@ pub(super) struct Request {
     /// With the port.
     pub(super) client: SocketAddr,
     pub(super) wanted: Wanted,
+    /// What the proxy speaks with the upstream.
+    pub(super) inside: Inside,
     /// The host and port, as far as they could be read.
     pub(super) asked: String,
 }
@@ -46,14 +49,19 @@ pub(super) struct Open {
 
 /// What an open connection holds until its end.
 pub(super) struct Run {
-    pub(super) entry: Entry,
+    entry: Entry,
     pub(super) upstream: Arc<Upstream>,
     /// Fires when the trail has failed for too long.
-    unrecorded: CancellationToken,
+    pub(super) unrecorded: CancellationToken,
     ticket: Ticket,
 }
 
 impl Run {
+    /// The bytes carried so far, to be added to.
+    pub(super) fn counters(&self) -> Arc<Counters> {
+        self.entry.counters()
+    }
+
     /// Records the end. What is returned gives the two ends time for their goodbye in a drain, which no longer counts this.
     pub(super) fn finish(self, proxy: &Proxy, reason: &'static str) -> Counted {
         let counters = self.entry.counters();
@@ -67,9 +75,11 @@ impl Run {
 /// Reaches the upstream that a request leads to.
 pub(super) async fn open(proxy: &Proxy, request: &Request) -> Result<Open, Refusal> {
     let ticket = proxy.drain.admit();
-    let opening = opening(request);
+    let opening = opening(proxy, request);
     let decided = match ticket {
-        Some(ticket) => proxy.state.current().decide(&request.guest, &request.wanted).map(|pass| (pass, ticket)),
+        Some(ticket) => {
+            proxy.state.current().decide(&request.guest, &request.wanted, Timestamp::now()).map(|pass| (pass, ticket))
+        }
         None => return Err(deny(proxy, request, opening, Denial::leaving()).await),
     };
     let (pass, mut ticket) = match decided {
@@ -88,8 +98,8 @@ pub(super) async fn open(proxy: &Proxy, request: &Request) -> Result<Open, Refus
         }
     };
     let mut found = Found::default();
-    let revoked = proxy.state.until(|state| !state.still_allows(&request.guest, &request.wanted, &upstream));
-    let reached = tokio::select! {
+    let revoked = revoked(proxy, request, &upstream);
+    let outcome = tokio::select! {
         // First: what has been taken back by now is not even dialled.
         biased;
         () = revoked => {
@@ -97,16 +107,16 @@ pub(super) async fn open(proxy: &Proxy, request: &Request) -> Result<Open, Refus
             entry.finish(Ending::Denied { reason: "revoked", detail });
             return Err(Refusal::NotAllowed);
         }
-        reached = timeout(limits::OPENING_TIMEOUT, outward::reach(pass, &mut found)) => reached,
+        outcome = timeout(limits::OPENING_TIMEOUT, outward::reach(pass, request.inside, &mut found)) => outcome,
         why = proxy.drain.cut() => {
             entry.finish(Ending::Failed { reason: why, detail: "it was not open yet".to_owned() });
             return Err(Refusal::Leaving);
         }
     };
     entry.resolved(&found.resolved, &found.refused);
-    let answers = matches!(reached, Ok(Ok(_)));
+    let answers = matches!(outcome, Ok(Ok(_)));
     proxy.standings.note(&upstream.name, answers);
-    let reached = match reached {
+    let reached = match outcome {
         Ok(Ok(reached)) => reached,
         Ok(Err(error)) => {
             debug!(error = %Chain(&error), upstream = upstream.name, "could not reach an upstream");
@@ -124,10 +134,11 @@ pub(super) async fn open(proxy: &Proxy, request: &Request) -> Result<Open, Refus
     Ok(Open { reached, run: Run { entry, upstream, unrecorded, ticket } })
 }
 
-fn opening(request: &Request) -> Opening {
+fn opening(proxy: &Proxy, request: &Request) -> Opening {
     Opening {
         forward: ForwardId::random().to_string(),
         client: Some(request.client.to_string()),
+        client_certificate: proxy.state.current().mark(&request.guest),
         door: Some(request.guest.mode),
         target: request.asked.clone(),
         ..Opening::default()
@@ -157,13 +168,38 @@ async fn deny(proxy: &Proxy, request: &Request, opening: Opening, denial: Denial
     }
 }
 
+/// Waits until the configuration, or the clock, says no to what it has allowed.
+async fn revoked(proxy: &Proxy, request: &Request, upstream: &Upstream) {
+    loop {
+        let (state, mut changes) = proxy.state.follow();
+        let now = Timestamp::now();
+        if !state.still_allows(&request.guest, &request.wanted, upstream) {
+            return;
+        }
+        // Other lists or names have another end.
+        let until = state.judge(&request.guest, now).ok().flatten();
+        drop(state);
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() {
+                // The proxy itself is going away.
+                return std::future::pending().await;
+            },
+            () = reached(until, limits::CERTIFICATE_LOOK) => {}
+        }
+    }
+}
+
 /// Waits for what ends a connection that runs, other than its two ends. Returns why.
-pub(super) async fn no_longer_allowed(proxy: &Proxy, request: &Request, run: &Run) -> &'static str {
-    let revoked = proxy.state.until(|state| !state.still_allows(&request.guest, &request.wanted, &run.upstream));
+pub(super) async fn no_longer_allowed(
+    proxy: &Proxy,
+    request: &Request,
+    upstream: &Upstream,
+    unrecorded: &CancellationToken,
+) -> &'static str {
     apart(async {
         tokio::select! {
-            () = revoked => "revoked",
-            () = run.unrecorded.cancelled() => "audit_failed",
+            () = revoked(proxy, request, upstream) => "revoked",
+            () = unrecorded.cancelled() => "audit_failed",
             why = proxy.drain.cut() => why,
         }
     })
@@ -173,9 +209,9 @@ pub(super) async fn no_longer_allowed(proxy: &Proxy, request: &Request, run: &Ru
 /// Moves bytes between a client and an upstream until the end, and records that. `said` is what the client has said already.
 pub(super) async fn relay(proxy: &Proxy, request: &Request, mut near: Stream, said: Bytes, open: Open) {
     let Open { reached: Reached { stream: mut far, head, .. }, run } = open;
-    let counters = run.entry.counters();
+    let counters = run.counters();
     let (reason, remains) = {
-        let cut = no_longer_allowed(proxy, request, &run);
+        let cut = no_longer_allowed(proxy, request, &run.upstream, &run.unrecorded);
         tokio::pin!(cut);
         let handed = tokio::select! {
             biased;
@@ -250,7 +286,7 @@ fn side(stream: Stream) -> Side {
 }
 
 /// Why it ended, as the trail says it.
-fn ended(end: End) -> &'static str {
+pub(super) fn ended(end: End) -> &'static str {
     match end {
         End::Clean => "eof",
         End::NearBroke(_) => "client_gone",

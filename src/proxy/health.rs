@@ -22,7 +22,7 @@ use tokio::time::timeout;
 use tracing::debug;
 
 use super::Proxy;
-use super::outward::{self, Found};
+use super::outward::{self, Found, Inside};
 use crate::limits;
 use crate::tunnel::listen;
 
@@ -98,7 +98,8 @@ async fn ready(proxy: &Proxy) -> Response<Full<Bytes>> {
             Some(standing) => standing.answers,
             None => {
                 let mut found = Found::default();
-                let reaching = outward::reach(state.trial(upstream), &mut found);
+                let inside = if upstream.tls.is_some() { Inside::Tls } else { Inside::Theirs };
+                let reaching = outward::reach(state.trial(upstream), inside, &mut found);
                 let answers = matches!(timeout(limits::OPENING_TIMEOUT, reaching).await, Ok(Ok(_)));
                 proxy.standings.note(&upstream.name, answers);
                 answers

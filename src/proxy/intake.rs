@@ -6,17 +6,21 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use super::live::{Guest, Slot, State};
 use super::places::Place;
-use super::{Config, Mode, Proxy, RunError, connect, health, reverse};
+use super::{Config, Mode, Proxy, RunError, connect, health, mutual, reverse};
 use crate::audit::{Event, Kind};
+use crate::chain::Chain;
 use crate::limits;
 use crate::task::Load;
+use crate::tls::Acceptor;
+use crate::tls::judge::Flaw;
 use crate::tunnel::admit::Seat;
 use crate::tunnel::listen;
 use crate::tunnel::stream::Stream;
@@ -136,7 +140,7 @@ fn admit(proxy: &Proxy, slot: Slot, address: SocketAddr) -> Result<Entrance, (&'
     let place = proxy.places.take(address.ip(), state.limits()).map_err(|limit| (mode, limit))?;
     let now = Instant::now();
     let seat = proxy.room.seat(Some(address.ip()), now).map_err(|_| (mode, "too_many_connections"))?;
-    let guest = Guest { slot, mode, address: address.ip() };
+    let guest = Guest { slot, mode, address: address.ip(), chain: None };
     Ok(Entrance { guest, address, seat, place, deadline: now + limits::HEAD_TIMEOUT })
 }
 
@@ -171,13 +175,66 @@ fn hand_over(proxy: &Arc<Proxy>, stream: TcpStream, entrance: Entrance) {
 }
 
 /// Serves one connection to its end.
-async fn serve(proxy: Arc<Proxy>, stream: Stream, entrance: Entrance) {
+async fn serve(proxy: Arc<Proxy>, stream: Stream, mut entrance: Entrance) {
     let state = proxy.state.current();
-    let Some(listener) = state.listener(entrance.guest.slot).cloned() else { return };
+    let slot = entrance.guest.slot;
+    let Some(listener) = state.listener(slot).cloned() else { return };
+    let acceptor = state.acceptor(slot);
     drop(state);
+    let (stream, spoken) = match acceptor {
+        None => (stream, None),
+        Some(acceptor) => match greet(&proxy, &acceptor, stream, &mut entrance).await {
+            Some(greeted) => greeted,
+            None => return,
+        },
+    };
     match listener.mode {
         Mode::Connect(_) => Box::pin(connect::serve(proxy, stream, entrance)).await,
         Mode::Reverse(_) => Box::pin(reverse::serve(proxy, stream, entrance)).await,
-        Mode::Mutual(_) => {}
+        Mode::Mutual(_) => Box::pin(mutual::serve(proxy, stream, entrance, spoken)).await,
     }
+}
+
+/// Shakes hands with a client, and judges what it has shown. Returns the connection, and what will be spoken on it, or nothing
+/// where it was turned away.
+async fn greet(
+    proxy: &Proxy,
+    acceptor: &Acceptor,
+    stream: Stream,
+    entrance: &mut Entrance,
+) -> Option<(Stream, Option<Vec<u8>>)> {
+    let (mode, address) = (entrance.guest.mode, entrance.address);
+    let stop = proxy.tasks.stopping();
+    let accepted = tokio::select! {
+        accepted = timeout_at(entrance.deadline, acceptor.accept(stream)) => accepted,
+        () = entrance.seat.lost().cancelled() => {
+            turn_away(proxy, mode, address, "too_many_connections");
+            return None;
+        }
+        () = stop.cancelled() => return None,
+    };
+    let accepted = match accepted {
+        Ok(Ok(accepted)) => accepted,
+        Ok(Err((error, _))) => {
+            debug!(error = %Chain(&error), "turned away a connection: no TLS");
+            let reason = error.flaw().map_or("tls_failed", Flaw::as_str);
+            proxy.trail.stranger(refused(mode, address).detail(Chain(&error)), reason);
+            return None;
+        }
+        Err(_) => {
+            turn_away(proxy, mode, address, "slow_handshake");
+            return None;
+        }
+    };
+    entrance.guest.chain = accepted.peer;
+    let state = proxy.state.current();
+    if let Err(denial) = state.judge(&entrance.guest, Timestamp::now()) {
+        debug!(reason = denial.reason, "turned away a client for its certificate");
+        let event = refused(mode, address).client_certificate(state.mark(&entrance.guest)).detail(denial.detail);
+        proxy.trail.stranger(event, denial.reason);
+        // Not an orderly end: nothing was said that could have one.
+        Stream::layered(accepted.stream).reset();
+        return None;
+    }
+    Some((Stream::layered(accepted.stream), accepted.alpn))
 }

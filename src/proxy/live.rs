@@ -8,9 +8,13 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::{Config, Limits, Listener, Mode, Upstream};
 use crate::reload::Changes;
 use crate::target::{Target, TargetError};
+use crate::tls::judge::{self, Flaw};
+use crate::tls::{self, Acceptor, ClientAuth, ClientPolicy, PeerChain};
 use crate::tunnel::connect::Egress;
 
 /// A listener that there is, whatever the configuration says of it at the time.
@@ -21,6 +25,7 @@ pub(super) struct Slot(pub(super) u64);
 #[derive(Debug, Default)]
 pub(super) struct State {
     listeners: HashMap<Slot, Arc<Listener>>,
+    acceptors: HashMap<Slot, Acceptor>,
     upstreams: HashMap<String, Arc<Upstream>>,
     egress: Egress,
     limits: Limits,
@@ -34,6 +39,8 @@ pub(super) struct Guest {
     /// The mode of the listener when he came: it counts only while it is that.
     pub(super) mode: &'static str,
     pub(super) address: IpAddr,
+    /// What he has shown of himself, where he was asked to.
+    pub(super) chain: Option<PeerChain>,
 }
 
 /// Where somebody wants to go.
@@ -87,9 +94,23 @@ impl State {
     /// What `config` says, with these for its listeners.
     pub(super) fn new(config: &Config, slots: &[Slot]) -> Self {
         let listeners = config.listeners.iter().cloned().map(Arc::new);
+        let acceptors = slots.iter().zip(&config.listeners).filter_map(|(slot, listener)| {
+            let tls = listener.tls.as_ref()?;
+            // Whether it is a client of ours is judged afterwards, and again for as long as he is there.
+            let clients = match tls.client_auth {
+                ClientAuth::Off => ClientPolicy::Off,
+                ClientAuth::Loose => ClientPolicy::Ask,
+                ClientAuth::Strict => {
+                    let trust = tls.client_trust.clone();
+                    ClientPolicy::Require(judge::gate(move |chain| trust.vouch(chain, Timestamp::now()).map(drop)))
+                }
+            };
+            Some((*slot, Acceptor::new(tls.certificates.clone(), clients)))
+        });
         let upstreams = config.upstreams.iter().map(|upstream| (upstream.name.clone(), Arc::new(upstream.clone())));
         Self {
             listeners: slots.iter().copied().zip(listeners).collect(),
+            acceptors: acceptors.collect(),
             upstreams: upstreams.collect(),
             egress: config.egress.clone(),
             limits: config.limits,
@@ -99,6 +120,11 @@ impl State {
 
     pub(super) fn listener(&self, slot: Slot) -> Option<&Arc<Listener>> {
         self.listeners.get(&slot)
+    }
+
+    /// What takes up TLS at a listener, if that is spoken there.
+    pub(super) fn acceptor(&self, slot: Slot) -> Option<Acceptor> {
+        self.acceptors.get(&slot).cloned()
     }
 
     pub(super) fn limits(&self) -> &Limits {
@@ -126,7 +152,7 @@ impl State {
     ///
     /// # Errors
     /// Why he may not.
-    pub(super) fn decide(&self, guest: &Guest, wanted: &Wanted) -> Result<Pass, Denial> {
+    pub(super) fn decide(&self, guest: &Guest, wanted: &Wanted, now: Timestamp) -> Result<Pass, Denial> {
         let deny = |reason, detail: String| Err(Denial { reason, detail });
         let listener = match self.listener(guest.slot) {
             Some(listener) if listener.mode.as_str() == guest.mode => listener,
@@ -135,6 +161,7 @@ impl State {
         if !listener.accepts(guest.address) {
             return deny("source_network", "the listener does not accept from there".to_owned());
         }
+        self.judge(guest, now)?;
         let upstream = match (&listener.mode, wanted) {
             (Mode::Mutual(name) | Mode::Reverse(name), Wanted::TheOne) => self.upstreams.get(name),
             (Mode::Connect(names), Wanted::Named(Ok(target))) => {
@@ -151,7 +178,39 @@ impl State {
 
     /// Whether somebody who has gone to `upstream` may be there still. How it is reached may have changed.
     pub(super) fn still_allows(&self, guest: &Guest, wanted: &Wanted, upstream: &Upstream) -> bool {
-        self.decide(guest, wanted).is_ok_and(|pass| pass.upstream().to == upstream.to)
+        self.decide(guest, wanted, Timestamp::now()).is_ok_and(|pass| pass.upstream().to == upstream.to)
+    }
+
+    /// Whether somebody has shown what the listener wants to see of its clients, and what that was. Until when it holds, if
+    /// nothing else changes.
+    ///
+    /// # Errors
+    /// If he has not.
+    pub(super) fn judge(&self, guest: &Guest, now: Timestamp) -> Result<Option<Timestamp>, Denial> {
+        let Some(tls) = self.listener(guest.slot).and_then(|listener| listener.tls.as_ref()) else { return Ok(None) };
+        let deny = |flaw: Flaw, detail: String| Err(Denial { reason: flaw.as_str(), detail });
+        match (tls.client_auth, &guest.chain) {
+            (ClientAuth::Off, _) | (ClientAuth::Loose, None) => Ok(None),
+            (ClientAuth::Strict, None) => deny(Flaw::Missing, "the client has shown no certificate".to_owned()),
+            (ClientAuth::Loose | ClientAuth::Strict, Some(chain)) => {
+                match tls.client_trust.judge(chain, &tls::Wanted::any(&tls.client_names), now) {
+                    Ok(certificate) => {
+                        let lists = tls.client_trust.next_end(now);
+                        Ok(Some(lists.map_or(certificate.not_after, |end| end.min(certificate.not_after))))
+                    }
+                    Err(flaw) => deny(flaw, format!("certificate {}", chain.fingerprint())),
+                }
+            }
+        }
+    }
+
+    /// What a record says of somebody's certificate: nothing where none is asked for.
+    pub(super) fn mark(&self, guest: &Guest) -> Option<String> {
+        let tls = self.listener(guest.slot)?.tls.as_ref()?;
+        if tls.client_auth == ClientAuth::Off {
+            return None;
+        }
+        Some(guest.chain.as_ref().map_or_else(|| "missing".to_owned(), |chain| chain.fingerprint().to_string()))
     }
 }
 
@@ -204,12 +263,14 @@ mod tests {
             name: name.to_owned(),
             to: to.parse().expect("a target"),
             within: Vec::new(),
+            tls: None,
         };
         let networks = accept_from.iter().map(|network| network.parse().expect("a network")).collect();
         Config {
             listeners: vec![Listener {
                 address: "127.0.0.1:7777".parse().expect("an address"),
                 accept_from: crate::network::Networks::new(networks),
+                tls: None,
                 mode,
             }],
             upstreams: vec![
@@ -225,12 +286,15 @@ mod tests {
     }
 
     fn guest(mode: &'static str, address: &str) -> Guest {
-        Guest { slot: SLOT, mode, address: address.parse().expect("an address") }
+        Guest { slot: SLOT, mode, address: address.parse().expect("an address"), chain: None }
     }
 
     fn decide(config: &Config, guest: &Guest, wanted: &Wanted) -> Result<String, &'static str> {
         let state = State::new(config, &[SLOT]);
-        state.decide(guest, wanted).map(|pass| pass.upstream().name.clone()).map_err(|denial| denial.reason)
+        state
+            .decide(guest, wanted, Timestamp::now())
+            .map(|pass| pass.upstream().name.clone())
+            .map_err(|denial| denial.reason)
     }
 
     #[test]

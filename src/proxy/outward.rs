@@ -11,15 +11,18 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use ipnet::IpNet;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
+use tracing::warn;
 
-use super::Upstream;
-use super::live::Pass;
+use super::live::{Pass, Slot, State};
+use super::{Config, Outbound, RunError, Upstream};
 use crate::audit::{Ending, Resolved};
 use crate::chain::Chain;
+use crate::limits;
 use crate::policy::guard;
 use crate::resolve;
 use crate::target::Host;
+use crate::tls;
 use crate::tunnel::connect::{self, ConnectError, Connection};
 use crate::tunnel::stream::Stream;
 
@@ -51,6 +54,25 @@ pub(super) enum OutwardError {
     /// The proxy on the way, or TCP to it.
     #[error("could not get through to it")]
     Connect(#[source] ConnectError),
+    /// TLS with it.
+    #[error(
+        "could not make TLS with it as {name}; its certificate must be for that and come from an authority of tls_ca_file, or \
+         without one of the system's"
+    )]
+    Tls {
+        name: Host,
+        #[source]
+        source: tls::ConnectError,
+    },
+    /// TLS took too long.
+    #[error("it has not finished the TLS handshake within {} s", limits::OUTBOUND_HANDSHAKE.as_secs())]
+    Slow,
+    /// It asks for a certificate.
+    #[error("it asks for a client certificate, and none is configured for it: give tls_certificate and tls_key")]
+    WantsCertificate,
+    /// The configuration has no TLS for it.
+    #[error("no TLS is configured for it")]
+    NoTls,
 }
 
 impl OutwardError {
@@ -59,6 +81,8 @@ impl OutwardError {
             Self::Resolve { .. } | Self::NoAddress { .. } => "unresolved",
             Self::Reserved { .. } => "reserved_address",
             Self::Tcp { .. } | Self::Connect(_) => "connect_failed",
+            Self::Tls { .. } | Self::Slow | Self::NoTls => "tls_failed",
+            Self::WantsCertificate => "certificate_wanted",
         }
     }
 
@@ -87,11 +111,102 @@ pub(super) struct Reached {
     pub(super) address: Option<SocketAddr>,
 }
 
+/// What is spoken with an upstream, beyond TCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Inside {
+    /// What the client speaks: nothing of ours.
+    Theirs,
+    /// TLS, and nothing is said of what is in it.
+    Tls,
+    /// HTTP in TLS.
+    Http,
+    /// SSH in TLS, as links and sessions of ours have it.
+    Ssh,
+}
+
+impl Inside {
+    /// What was agreed on with the client is what is offered to the upstream.
+    pub(super) fn like(spoken: Option<&[u8]>) -> Self {
+        match spoken {
+            Some(tls::ALPN_HTTP) => Self::Http,
+            Some(tls::ALPN_SSH) => Self::Ssh,
+            _ => Self::Tls,
+        }
+    }
+}
+
+/// Connects to where a pass leads, and speaks TLS with it unless that is the client's to do. `found` is told what its name
+/// resolved to.
+///
+/// # Errors
+/// If any stage fails.
+pub(super) async fn reach(pass: Pass, inside: Inside, found: &mut Found) -> Result<Reached, OutwardError> {
+    let upstream = pass.upstream().clone();
+    let reached = dial(pass, found).await?;
+    if inside == Inside::Theirs {
+        return Ok(reached);
+    }
+    let tls = upstream.tls.as_ref().ok_or(OutwardError::NoTls)?;
+    let Reached { stream, head, address } = reached;
+    let stream = timeout(limits::OUTBOUND_HANDSHAKE, secure(tls, inside, stream.preceded_by(head)))
+        .await
+        .map_err(|_| OutwardError::Slow)??;
+    Ok(Reached { stream, head: Bytes::new(), address })
+}
+
+async fn secure(tls: &Outbound, inside: Inside, stream: Stream) -> Result<Stream, OutwardError> {
+    let [said_nothing, http, ssh] = &tls.configs;
+    let config = match inside {
+        Inside::Theirs | Inside::Tls => said_nothing,
+        Inside::Http => http,
+        Inside::Ssh => ssh,
+    };
+    let name = &tls.server_name;
+    let failed = |source| OutwardError::Tls { name: name.clone(), source };
+    if tls.identity.is_some() {
+        return tls::connect(config, name, stream).await.map(Stream::layered).map_err(failed);
+    }
+    match tls::connect_bare(config, name, stream).await {
+        // Whether it goes on without is not tried: that may be as somebody, and for something, that nobody meant.
+        (_, true) if !tls.without_certificate => Err(OutwardError::WantsCertificate),
+        (connected, _) => connected.map(Stream::layered).map_err(failed),
+    }
+}
+
+/// Asks each upstream that is to be reached without a certificate whether it wants one.
+///
+/// # Errors
+/// If one does. One that cannot be reached is warned of: each connection to it asks again.
+pub(super) async fn ask_for_wishes(config: &Config) -> Result<(), RunError> {
+    let state = State::new(config, &(0..).map(Slot).take(config.listeners.len()).collect::<Vec<_>>());
+    for upstream in state.used() {
+        let bare = |tls: &Outbound| tls.identity.is_none() && !tls.without_certificate;
+        if !upstream.tls.as_ref().is_some_and(bare) {
+            continue;
+        }
+        let mut found = Found::default();
+        let asking = reach(state.trial(upstream), Inside::Http, &mut found);
+        let warning = match timeout(limits::OUTBOUND_HANDSHAKE, asking).await {
+            Ok(Ok(_)) => continue,
+            Ok(Err(OutwardError::WantsCertificate)) => {
+                return Err(RunError::WantsCertificate { name: upstream.name.clone(), to: upstream.to.clone() });
+            }
+            Ok(Err(error)) => Chain(&error).to_string(),
+            Err(_) => "it does not answer".to_owned(),
+        };
+        let name = &upstream.name;
+        warn!(
+            "could not ask upstream {name} whether it wants a client certificate; each connection asks again: {warning}"
+        );
+    }
+    Ok(())
+}
+
 /// Connects to where a pass leads. `found` is told what its name resolved to.
 ///
 /// # Errors
 /// If any stage fails.
-pub(super) async fn reach(pass: Pass, found: &mut Found) -> Result<Reached, OutwardError> {
+async fn dial(pass: Pass, found: &mut Found) -> Result<Reached, OutwardError> {
     let (upstream, egress) = pass.spend();
     if egress.proxy_to(&upstream.to).is_some() {
         let Connection { stream, head } =

@@ -37,7 +37,8 @@ impl Names {
     /// Whether it names `wanted`. Nothing is a pattern here, on either side.
     #[must_use]
     pub fn name(&self, wanted: &Wanted<'_>) -> bool {
-        self.uris.contains(&wanted.uri) || wanted.names.iter().any(|name| self.has(name))
+        let uris = wanted.uri.iter().chain(wanted.names.iter().filter(|_| wanted.uri.is_none()));
+        uris.into_iter().any(|uri| self.uris.contains(uri)) || wanted.names.iter().any(|name| self.has(name))
     }
 
     fn has(&self, name: &str) -> bool {
@@ -62,7 +63,7 @@ impl fmt::Display for Names {
 /// Whom a certificate has to name.
 #[derive(Debug, Clone)]
 pub struct Wanted<'a> {
-    uri: String,
+    uri: Option<String>,
     names: &'a [String],
 }
 
@@ -70,13 +71,19 @@ impl<'a> Wanted<'a> {
     /// An agent, or one of the `names` that stand for it.
     #[must_use]
     pub fn agent(name: &AgentName, names: &'a [String]) -> Self {
-        Self { uri: format!("caponier://{}/agents/{}", name.organisation, name.agent), names }
+        Self { uri: Some(format!("caponier://{}/agents/{}", name.organisation, name.agent)), names }
+    }
+
+    /// Whoever has one of the `names`, which may be URIs as well.
+    #[must_use]
+    pub fn any(names: &'a [String]) -> Self {
+        Self { uri: None, names }
     }
 
     /// A principal, or one of the `names` that stand for it.
     #[must_use]
     pub fn principal(organisation: &OrganisationId, id: &PrincipalId, names: &'a [String]) -> Self {
-        Self { uri: format!("caponier://{organisation}/principals/{id}"), names }
+        Self { uri: Some(format!("caponier://{organisation}/principals/{id}")), names }
     }
 }
 

@@ -69,7 +69,7 @@ pub struct Bounds {
 impl Bounds {
     /// Waits until one of them is passed. It looks at what has been counted now and then: the bytes themselves reset nothing.
     /// An idle forward is noticed up to a quarter of its time late ([`limits::IDLE_LOOKS`]).
-    async fn passed(self, counters: &Counters) -> End {
+    pub async fn passed(self, counters: &Counters) -> End {
         let moved = || (counters.to_target(), counters.from_target());
         let began = Instant::now();
         let (mut seen, mut since) = (moved(), began);

@@ -34,16 +34,18 @@ enum Way {
     Socks,
     /// `caponier forward --http-proxy`.
     HttpProxy,
+    /// The same, with what `caponier kubeconfig` writes.
+    Kubeconfig,
 }
 
 impl Way {
-    const ALL: [Self; 3] = [Self::Ssh, Self::Socks, Self::HttpProxy];
+    const ALL: [Self; 4] = [Self::Ssh, Self::Socks, Self::HttpProxy, Self::Kubeconfig];
 
     /// The form of the proxy's URL.
     fn scheme(self) -> &'static str {
         match self {
             Self::Ssh | Self::Socks => "socks5",
-            Self::HttpProxy => "http",
+            Self::HttpProxy | Self::Kubeconfig => "http",
         }
     }
 }
@@ -87,7 +89,7 @@ impl World {
                 ssh
             }
             Way::Socks => self.forward("--socks", &address).await,
-            Way::HttpProxy => self.forward("--http-proxy", &address).await,
+            Way::HttpProxy | Way::Kubeconfig => self.forward("--http-proxy", &address).await,
         };
         (program, format!("{}://{address}", way.scheme()))
     }
@@ -103,9 +105,19 @@ impl World {
         forward
     }
 
-    /// A configuration for the API server by way of a proxy.
-    fn configure(&self, proxy: &str, user: User) -> PathBuf {
-        self.cluster.configure("config", &format!("https://{HOST}:{PORT}"), Some(proxy), "ca.pem", user)
+    /// A configuration for the API server by way of a proxy, with a CA to trust.
+    async fn configure(&self, way: Way, proxy: &str, authority: &str) -> PathBuf {
+        let server = format!("https://{HOST}:{PORT}");
+        if way != Way::Kubeconfig {
+            return self.cluster.configure("config", &server, Some(proxy), authority, User::Token);
+        }
+        let file = self.cluster.path(&format!("written-{authority}"));
+        let mut command = caponier();
+        command.args(["kubeconfig", AGENT, "--server", &server, "--proxy-url", proxy, "--set-current", "--kubeconfig"]);
+        command.arg(&file).arg("--certificate-authority").arg(self.cluster.path(authority));
+        command.arg("--token-file").arg(self.cluster.path("token"));
+        run(&mut command).await.done();
+        file
     }
 
     async fn kubectl(&self, config: &Path, arguments: &[&str]) -> Said {
@@ -169,7 +181,7 @@ async fn walk(way: Way) {
     let name = format!("walk-{way:?}").to_lowercase();
     let world = World::start(&name, |plan| plan).await;
     let (cluster, (tunnel, proxy)) = (&world.cluster, world.open(way).await);
-    let config = world.configure(&proxy, User::Token);
+    let config = world.configure(way, &proxy, "ca.pem").await;
     let config = config.as_path();
 
     let version = world.kubectl(config, &["version"]).await.done();
@@ -207,7 +219,8 @@ async fn walk(way: Way) {
     assert!(deleted.starts_with("configmap \"colours\" deleted"), "{deleted}");
 
     // With a certificate in place of the token. It is for the API server, to which it is an end.
-    let config = world.configure(&proxy, User::Certificate);
+    let server = format!("https://{HOST}:{PORT}");
+    let config = cluster.configure("certificate", &server, Some(&proxy), "ca.pem", User::Certificate);
     assert!(world.kubectl(&config, &["get", "pods"]).await.done().contains("web"));
     for user in ["token", "admin"] {
         assert!(cluster.was_asked(user, "/api/v1/namespaces/default/pods"), "{user}");
@@ -264,12 +277,16 @@ async fn kubectl_works_through_an_http_proxy_of_ours() {
 }
 
 #[tokio::test]
+async fn kubectl_works_with_the_configuration_that_we_write() {
+    walk(Way::Kubeconfig).await;
+}
+
+#[tokio::test]
 async fn a_wrong_cluster_ca_fails_in_kubectl_and_not_in_us() {
     let world = World::start("ca", |plan| plan).await;
     for way in Way::ALL {
         let (tunnel, proxy) = world.open(way).await;
-        let server = format!("https://{HOST}:{PORT}");
-        let config = world.cluster.configure("wrong", &server, Some(&proxy), "other-ca.pem", User::Token);
+        let config = world.configure(way, &proxy, "other-ca.pem").await;
         let said = world.kubectl(&config, &["get", "pods"]).await;
         assert_ne!(said.code(), 0);
         assert!(said.stderr.contains("x509: certificate signed by unknown authority"), "{way:?}: {said:?}");
@@ -311,7 +328,7 @@ async fn what_kubectl_says_in_clear_is_seen_on_its_leg_and_not_in_the_tunnel() {
 async fn a_watch_that_is_idle_for_longer_than_a_link_may_be_silent_gets_its_next_event() {
     let world = World::start("idle", |plan| plan).await;
     let (_tunnel, proxy) = world.open(Way::Ssh).await;
-    let config = world.configure(&proxy, User::Token);
+    let config = world.configure(Way::Ssh, &proxy, "ca.pem").await;
     world.apply(&config, "blue").await;
     let arguments = ["get", "configmaps", "-w", "-o", "jsonpath={.metadata.name}={.data.sky}{\"\\n\"}"];
     let mut watch = world.cluster.watching("get-w", &config, &arguments);
@@ -331,7 +348,7 @@ async fn a_watch_that_is_idle_for_longer_than_a_link_may_be_silent_gets_its_next
 async fn logs_of_an_agent_that_drains_go_on_to_the_deadline_and_kubectl_says_that_they_were_cut() {
     let mut world = World::start("drain", |plan| plan.drain(Side::Agent, 3)).await;
     let (_tunnel, proxy) = world.open(Way::Ssh).await;
-    let config = world.configure(&proxy, User::Token);
+    let config = world.configure(Way::Ssh, &proxy, "ca.pem").await;
     world.cluster.log("before");
     let mut logs = world.cluster.watching("logs-f", &config, &["logs", "-f", "web"]);
     logs.says("before").await;

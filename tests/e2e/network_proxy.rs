@@ -2,3 +2,5 @@
 
 mod connecting;
 mod place;
+mod securing;
+mod upstream;

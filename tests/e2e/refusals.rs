@@ -1451,6 +1451,7 @@ fn every_reason_is_expected_somewhere() {
     for (file, head) in [
         ("src/registry.rs", "fn as_str(self) -> &'static str {"),
         ("src/policy.rs", "fn as_str(self) -> &'static str {"),
+        ("src/tls/judge.rs", "fn as_str(self) -> &'static str {"),
         ("src/identity/certificate.rs", "fn as_str(self) -> &'static str {"),
         ("src/identity/certificate.rs", "fn reason(&self) -> &'static str {"),
         ("src/registry/token_keys.rs", "fn as_str(self) -> &'static str {"),

@@ -174,7 +174,8 @@ fn kubectl() -> Command {
 pub(crate) async fn upgrades_over_socks() -> bool {
     let said = run(kubectl().args(["version", "--client", "-o", "json"])).await.done();
     let version: serde_json::Value = serde_json::from_str(&said).expect("JSON");
-    let minor = version["clientVersion"]["minor"].as_str().expect("a version").trim_end_matches('+');
+    let version = version["clientVersion"]["gitVersion"].as_str().expect("a version");
+    let minor = version.split('.').nth(1).unwrap_or_else(|| panic!("{version}"));
     minor.parse::<u32>().expect("a number") >= 24
 }
 
