@@ -398,7 +398,7 @@ async fn per_connection(command: impl Fn() -> Command + Send + Sync + 'static) -
         // It holds copies, which are to be closed with the process.
         drop(command);
         // A PostgreSQL that has been told goodbye resets what it has not read, and that is told as what it is.
-        async move { drop(status.await.expect("it ran")) }
+        async move { assert!(status.await.expect("it ran").code().is_some(), "it came to its end") }
     })
     .await
 }
