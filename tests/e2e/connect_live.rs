@@ -4,34 +4,44 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use caponier::tls::{self, ALPN_HTTP, ClientOptions};
+use caponier::tls::{self, ALPN_HTTP, ClientOptions, Identity};
 use caponier::tunnel::stream::Stream;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use crate::connect_door::{TOKEN_KEYS, bearing, claims, register, send, signed, tls_plan};
-use crate::harness::{Plan, Side, Site, connect, echo, echoes, eventually, listen, within};
+use crate::harness::{AGENT, Plan, Side, Site, connect, echo, echoes, eventually, free_port, listen, within};
+use crate::pki::{Authority, Leaf};
 
 /// What leads to the gateway: bare, or in TLS.
 async fn way(site: &Site, in_tls: bool) -> Stream {
     let stream = connect(site.address).await;
-    if !in_tls {
-        return stream.into();
-    }
+    if in_tls { secure(site, stream, None).await } else { stream.into() }
+}
+
+/// TLS over a connection, which shows the certificate `NAME.pem` if there is a name.
+async fn secure(site: &Site, stream: TcpStream, shows: Option<&str>) -> Stream {
     let ca_files = vec![site.path().join("gateway-ca.pem")];
-    let config = ClientOptions { ca_files, identity: None, alpn: &[ALPN_HTTP] }.build().expect("a client");
+    let file = |name: &str, ending: &str| site.path().join(format!("{name}.{ending}"));
+    let identity = shows.map(|name| Identity::read(&file(name, "pem"), &file(name, "key")).expect("a certificate"));
+    let config = ClientOptions { ca_files, identity, alpn: &[ALPN_HTTP] }.build().expect("a client");
     let name = "localhost".parse().expect("a host");
     Stream::layered(within("TLS", tls::connect(&config, &name, stream)).await.expect("TLS"))
 }
 
 /// A tunnel to `target`.
 async fn tunnel(site: &Site, in_tls: bool, token: &str, target: SocketAddr) -> Stream {
-    let mut stream = way(site, in_tls).await;
-    stream.write_all(bearing(token, target).as_bytes()).await.expect("written");
+    opened(way(site, in_tls).await, &bearing(token, target)).await
+}
+
+/// The tunnel that this request is answered with.
+async fn opened(mut stream: Stream, request: &str) -> Stream {
+    stream.write_all(request.as_bytes()).await.expect("written");
     stream.flush().await.expect("flushed");
     let mut head = vec![0; b"HTTP/1.1 200 Connection established\r\n\r\n".len()];
     within("an answer", stream.read_exact(&mut head)).await.expect("an answer");
@@ -165,6 +175,66 @@ async fn a_client_that_does_not_read_holds_nobody_else_up() {
         (gone.len() == 2).then_some(())
     })
     .await;
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn a_tunnel_lives_no_longer_than_the_certificate_it_rests_on() {
+    let target = echo().await;
+    let (plan, token) = plan(&[target]).await;
+    let people = Authority::new(plan.path(), "people");
+    let (name, day) = ("caponier://acme/principals/provisioner", Duration::from_secs(24 * 3600));
+    people.sign("person", &Leaf::new(name, 1));
+    people.sign("other", &Leaf::new(name, 2));
+    let folder = plan.registry().folder("acme/client-ca");
+    fs::create_dir_all(&folder).expect("a folder");
+    let revoke = |serials: &[u64]| {
+        fs::write(folder.join(".people.crl"), people.revoke("people", serials, SystemTime::now() + day))
+            .expect("written");
+        fs::rename(folder.join(".people.crl"), folder.join("people.crl")).expect("renamed");
+    };
+    fs::write(folder.join("people.pem"), people.pem()).expect("written");
+    revoke(&[99]);
+    plan.registry().about("acme", "client_auth = \"loose\"");
+    let port = free_port();
+    let listener = format!("[[listener]]\naddress = \"127.0.0.1:{port}\"\nclient_auth = \"loose\"");
+    let mut site = plan.gateway_setting(&listener).start().await;
+    site.address = SocketAddr::from(([127, 0, 0, 1], port));
+    let alone = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nCaponier-Agent: {AGENT}\r\n\r\n");
+    let with_token = bearing(&token, target);
+    let come = async |shows: Option<&str>| secure(&site, connect(site.address).await, shows).await;
+    let mut ends =
+        [opened(come(Some("person")).await, &alone).await, opened(come(Some("person")).await, &with_token).await];
+    let mut stays = [
+        opened(come(Some("other")).await, &alone).await,
+        opened(come(Some("other")).await, &with_token).await,
+        opened(come(None).await, &with_token).await,
+    ];
+    for stream in ends.iter_mut().chain(&mut stays) {
+        echoes(stream, b"while it counts").await;
+    }
+    revoke(&[99, 1]);
+    for stream in &mut ends {
+        let mut rest = Vec::new();
+        let end = within("the end", stream.read_to_end(&mut rest)).await;
+        assert!(end.is_err() && rest.is_empty(), "{end:?}");
+    }
+    let gone = json!({"event": "forward.ended", "door": "connect", "reason": "revoked"});
+    eventually("their ends", async || (site.records(Side::Gateway, &gone).len() == 2).then_some(())).await;
+    for stream in &mut stays {
+        echoes(stream, b"goes on").await;
+    }
+    for (request, status) in [(&alone, 407), (&with_token, 403)] {
+        let mut stream = come(Some("person")).await;
+        stream.write_all(request.as_bytes()).await.expect("written");
+        stream.flush().await.expect("flushed");
+        let mut said = String::new();
+        within("an answer", stream.read_to_string(&mut said)).await.expect("an orderly end");
+        assert!(said.starts_with(&format!("HTTP/1.1 {status} ")), "{said}");
+    }
+    let refused = json!({"event": "auth.refused", "door": "connect", "reason": "client_certificate_revoked"});
+    eventually("both refusals", async || (site.records(Side::Gateway, &refused).len() == 2).then_some(())).await;
+    drop((ends, stays));
     site.stop().await;
 }
 
