@@ -1,8 +1,8 @@
 //! Keeps one link to one gateway: dials, and dials again.
 //!
 //! A gateway may be reached by several ways. They are tried in order, in rounds: each round begins with the first, also after
-//! a link that was lost; the next way is tried where one leads to no gateway, and not where the gateway itself has said no. The
-//! waits below lie between rounds.
+//! a link that was lost; the next way is tried where one leads to no gateway, and not where the gateway itself has said no: then only one
+//! of TLS is, if the agent has a certificate to show there and has not shown it yet. The waits below lie between rounds.
 //!
 //! Promised: waits between attempts are jittered, grow, and are capped; they start afresh only after a link that lasted. A
 //! link that has carried as many opens as one should, whose gateway goes away or wants it made anew, or that was made with a
@@ -119,6 +119,7 @@ async fn round(
     failures: &mut Failures,
 ) -> Option<Link> {
     failures.keep(ways);
+    let certified = state.way(&post.name.organisation).tls.as_ref().is_some_and(|tls| tls.identity().is_some());
     let mut rest = ways.iter();
     while let Some(way) = rest.next() {
         let error = match serve::link(agent, state, post, way).await {
@@ -129,7 +130,9 @@ async fn round(
             Err(error) => error,
         };
         let text = Chain(&error).to_string();
-        let next = rest.as_slice().first().filter(|_| !error.is_final());
+        let hopeful = |next: &GatewayUrl| !error.is_final() || certified && error.lacks_certificate(way, next);
+        let passed = rest.as_slice().iter().position(hopeful);
+        let next = passed.map(|passed| &rest.as_slice()[passed]);
         // The same failure again and again is told once; the attempts go on.
         if failures.is_told(way, &text) {
             debug!(gateway = %way, error = text, "still not linked");
@@ -144,7 +147,7 @@ async fn round(
             let stays = if stays { " anew, so the link that there is stays" } else { "" };
             warn!(organisation = %post.name.organisation, gateway = %way, "not linked{stays}: {text}{then}");
         }
-        next?;
+        rest = rest.as_slice()[passed?..].iter();
     }
     None
 }

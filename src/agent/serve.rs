@@ -84,6 +84,12 @@ impl LinkError {
             | Self::LoginTimeout { .. } => false,
         }
     }
+
+    /// Whether it may be that the gateway wanted a TLS certificate, which cannot be shown by the way that was tried, and can by
+    /// the `next`: that is said in no other words than that the key does not count.
+    pub(super) fn lacks_certificate(&self, tried: &GatewayUrl, next: &GatewayUrl) -> bool {
+        matches!(self, Self::KeyNotAccepted { .. }) && !tried.transport().is_tls() && next.transport().is_tls()
+    }
 }
 
 /// How a link ended.

@@ -281,9 +281,13 @@ fn host(upstream: &Upstream) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static(""))
 }
 
-/// Whether a header says who has forwarded a request: nobody did before us whom the upstream would have to believe.
+/// Whether a header says who has forwarded a request, or with which certificate (RFC 9440): nobody did before us whom the upstream
+/// would have to believe. To many upstreams `_` is the same as `-`.
 fn is_claim(name: &HeaderName) -> bool {
-    *name == FORWARDED || name.as_str().starts_with("x-forwarded-") || name.as_str() == "x-real-ip"
+    let name = name.as_str().replace('_', "-");
+    name == FORWARDED.as_str()
+        || name.starts_with("x-forwarded-")
+        || ["x-real-ip", "client-cert", "client-cert-chain"].contains(&name.as_str())
 }
 
 /// Takes out what belongs to one connection (RFC 9110 §7.6.1).

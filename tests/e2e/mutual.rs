@@ -84,15 +84,20 @@ impl World {
 
     /// Starts an agent of this name, which shows a certificate if it has one.
     async fn agent(&mut self, name: &str, transport: &str, certificate: Option<&str>) {
+        let gateways = format!("\"{transport}://{}\"", self.gateway);
+        self.agent_by(name, &gateways, certificate).await;
+    }
+
+    /// The same, with these gateways.
+    async fn agent_by(&mut self, name: &str, gateways: &str, certificate: Option<&str>) {
         let shows = certificate
             .map_or(String::new(), |file| format!("tls_certificate = \"{file}.pem\"\ntls_key = \"{file}.key\"\n"));
         let config = format!(
             "[agent]\nid = \"prod-eu\"\nreplica = \"{name}\"\nhost_key = \"agent\"\ntls_ca_file = \"web.pem\"\n{shows}\
              [audit]\nfile = \"{name}.jsonl\"\n\
-             [[organisation]]\nid = \"acme\"\ngateways = [\"{transport}://{}\"]\n\
+             [[organisation]]\nid = \"acme\"\ngateways = [{gateways}]\n\
              [[organisation.orchestrator]]\nkey = \"{}\"\nasserts = [\"*\"]\n\
              [[organisation.allow]]\nname = \"echo\"\naddresses = [\"127.0.0.1/32\"]\nports = [{}]\n",
-            self.gateway,
             self.yard.public("login-acme"),
             self.target.port()
         );
@@ -266,6 +271,24 @@ async fn a_raw_link_has_no_certificate() {
     world.yard.write("keys/organisations/acme.toml", "client_auth = \"strict\"");
     let down = world.yard.entry("gateway", 0, "its end", |entry| entry["event"] == "link.down").await;
     assert_eq!(down["reason"], MISSING, "{down}");
+}
+
+#[tokio::test]
+async fn an_agent_that_has_a_certificate_tries_the_way_by_which_it_can_show_it() {
+    let mut world = World::start("", "client_auth = \"strict\"", true).await;
+    world.corp.sign("good", &Leaf::new(GOOD, 1));
+    let ways = format!("[\"ssh://{gateway}\", \"tls://{gateway}\"]", gateway = world.gateway);
+    // Without one it would be told the same by both.
+    world.agent_by("without", &ways, None).await;
+    let line = world.yard.program("without").says("not linked").await;
+    assert!(line.contains("no other way to this gateway is tried"), "{line}");
+    world.yard.program("without").kill().await;
+    let from = world.entries();
+    world.agent_by("with", &ways, Some("good")).await;
+    let up = |entry: &Value| entry["event"] == "link.up" && entry["transport"] == "tls";
+    world.yard.entry("gateway", from, "a link by the second way", up).await;
+    let log = world.yard.program("with").log();
+    assert!(log.contains(&format!("; trying tls://{} next", world.gateway)), "{log}");
 }
 
 #[tokio::test]

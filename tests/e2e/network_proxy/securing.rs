@@ -192,7 +192,8 @@ async fn a_reverse_proxy_alone_holds_the_certificate_and_addresses_the_upstream_
     let mut stream = connect(inner.address).await;
     let request = "GET /path?query HTTP/1.1\r\nHost: proxy.internal:7777\r\nX-Secret: what-only-two-may-read\r\n\
                    Connection: X-Mine, keep-alive\r\nX-Mine: 1\r\nProxy-Authorization: Basic eDp5\r\nX-Forwarded-For: 1.2.3.4\r\n\
-                   Forwarded: for=1.2.3.4\r\nX-Real-IP: 1.2.3.4\r\nTE: trailers\r\nUpgrade: h2c\r\n\r\n";
+                   Forwarded: for=1.2.3.4\r\nX-Real-IP: 1.2.3.4\r\nX_Forwarded_Proto: https\r\n\
+                   Client-Cert: :MA==:\r\nClient_Cert_Chain: :MA==:\r\nTE: trailers\r\nUpgrade: h2c\r\n\r\n";
     let reply = head(&mut stream, request.as_bytes()).await;
     assert!(reply.starts_with("HTTP/1.1 200 ") && !reply.to_ascii_lowercase().contains("keep-alive"), "{reply}");
     let length = reply.to_ascii_lowercase().split_once("content-length: ").expect("a length").1.to_owned();
@@ -202,7 +203,7 @@ async fn a_reverse_proxy_alone_holds_the_certificate_and_addresses_the_upstream_
     assert!(seen.starts_with("get /path?query http/1.1\r\n"), "{seen}");
     assert!(seen.contains(&format!("host: {NAME}:{}\r\n", outer.address.port())), "{seen}");
     assert!(seen.contains("x-secret: what-only-two-may-read\r\n") && seen.contains("via: 1.1 caponier\r\n"), "{seen}");
-    for header in ["x-mine", "proxy-", "forwarded", "x-real-ip", "te:", "upgrade", "connection"] {
+    for header in ["x-mine", "proxy-", "forwarded", "x-real-ip", "client", "te:", "upgrade", "connection"] {
         assert!(!seen.contains(header), "{header}: {seen}");
     }
     assert!(inner.heard(b"what-only-two-may-read") && !outer.heard(b"what-only-two-may-read"));
