@@ -628,6 +628,13 @@ mod tests {
                 20,
                 "is more than 256 addresses",
             ),
+            (
+                17,
+                "principal = \"a\"\n[[listener]]\naddress = \"[::]:443\"\nproxy_protocol_from = [\"10.20.0.0/24\"]\n\
+                 tls_terminated_by = [\"10.20.0.7/32\"]",
+                21,
+                "tls_terminated_by: an address is in proxy_protocol_from too",
+            ),
             (17, "principal = \"a\"\n[[certificate]]\nkey = \"host\"", 18, "certificate[0].chain: this key is missing"),
             (
                 17,

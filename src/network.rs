@@ -91,6 +91,13 @@ impl Networks {
         (!networks.is_empty()).then_some(Self(networks))
     }
 
+    /// Whether an address lies in both.
+    #[must_use]
+    pub fn overlap(&self, other: &Self) -> bool {
+        let meet = |one: &Network, other: &Network| one.0.contains(&other.0) || other.0.contains(&one.0);
+        self.0.iter().any(|one| other.0.iter().any(|other| meet(one, other)))
+    }
+
     /// Whether one of them holds the address.
     #[must_use]
     pub fn contain(&self, address: IpAddr) -> bool {

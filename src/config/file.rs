@@ -482,6 +482,17 @@ fn listeners(root: &Table<'_>, table: &Table<'_>, addresses: &mut Once<SocketAdd
             let certificates = optional(table.optional("user_ca"), |item| item.boolean());
             let clients = mutual::client_auth(table);
             let terminators = optional(table.optional("tls_terminated_by"), terminators);
+            if let (Some(Some(balancers)), Some(Some(terminators))) = (&balancers, &terminators)
+                && balancers.overlap(terminators)
+            {
+                // Who comes through it without its having ended TLS could write X-Forwarded-For themselves.
+                table.fault(
+                    "tls_terminated_by",
+                    "an address is in proxy_protocol_from too, so that a client could name itself anybody in X-Forwarded-For, and \
+                     speak in clear: give what passes connections on and what ends TLS a [[listener]] each",
+                );
+                return None;
+            }
             Some(gateway::Listener {
                 address: address?,
                 accept_from: accept_from?,

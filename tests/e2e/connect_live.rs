@@ -324,9 +324,8 @@ async fn a_token_is_written_down_nowhere_however_much_is_logged() {
     site.stop_agent().await;
 }
 
-fn around<'a>(text: &'a str, part: &str) -> &'a str {
-    let line = text.lines().find(|line| line.contains(part)).unwrap_or_default();
-    &line[..line.floor_char_boundary(300)]
+fn around(text: &str, part: &str) -> String {
+    text.lines().find(|line| line.contains(part)).unwrap_or_default().chars().take(300).collect()
 }
 
 /// All files in a folder and its folders.
