@@ -113,10 +113,8 @@ END
   printf '[127.0.0.1]:%s %s\n' "${ssh_door[$name]}" "$(cut -d' ' -f1,2 "$name/host.pub")" >>known_hosts
 }
 
-# connect_door NAME : the certificate of tls_port for a gateway that has not started, and a key that signs
-# tokens for the principal "user".
-connect_door() {
-  tls_port "$1"
+# token_key NAME : a key that signs tokens for the principal "user" of a gateway.
+token_key() {
   "$CAPONIER_BIN" keys generate --output "$1/tokens" >/dev/null
   mkdir -p "$1/registry/organisations/acme/token-keys"
   cp "$1/tokens.pub" "$1/registry/organisations/acme/token-keys/tokens.pub"
@@ -149,7 +147,6 @@ start_gateway() {
 
 # site_certificates : an authority and a certificate of its for 127.0.0.1: tls/ca.pem, tls/server.pem and tls/server.key.
 site_certificates() {
-  [ ! -d tls ] || return 0
   mkdir tls
   openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj '/CN=an authority' \
     -keyout tls/ca.key -out tls/ca.pem 2>/dev/null
@@ -158,13 +155,6 @@ site_certificates() {
   openssl x509 -req -in tls/server.csr -CA tls/ca.pem -CAkey tls/ca.key -CAcreateserial -days 1 -out tls/server.pem \
     -extfile <(printf 'subjectAltName = DNS:localhost, IP:127.0.0.1\n') 2>/dev/null
   chmod 0600 tls/server.key
-}
-
-# tls_port NAME : gives the gateway that certificate, once; before it is started.
-tls_port() {
-  site_certificates
-  ! grep -q '^\[\[certificate\]\]' "$1/gateway.toml" || return 0
-  printf '\n[[certificate]]\nchain = "%s"\nkey = "%s"\n' "$work/tls/server.pem" "$work/tls/server.key" >>"$1/gateway.toml"
 }
 
 # new_agent NAME AGENT [REPLICA] [ADDRESS] : the configuration of an agent of the gateway NAME, which it dials at ADDRESS, or by

@@ -237,7 +237,8 @@ fn listener(table: &Table<'_>, addresses: &mut Once<SocketAddr>, upstreams: Opti
 }
 
 fn mode(table: &Table<'_>, upstreams: Option<&[Upstream]>) -> Option<Mode> {
-    const MODES: [(&str, fn(&Table<'_>, Option<&[Upstream]>) -> Option<Mode>); 3] = [
+    type Read = fn(&Table<'_>, Option<&[Upstream]>) -> Option<Mode>;
+    const MODES: [(&str, Read); 3] = [
         ("mutual", |table, known| one(table, known).map(Mode::Mutual)),
         ("reverse", |table, known| one(table, known).map(Mode::Reverse)),
         ("connect", |table, known| several(table, known).map(Mode::Connect)),

@@ -10,7 +10,6 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::{Config, Limits, Listener, Local, Penalties};
-use crate::identity::certificate::Flaw;
 use crate::identity::{Certificate, Credential, OrganisationId, PrivateKey};
 use crate::network;
 use crate::registry::expiry::Stage;
@@ -142,44 +141,73 @@ impl State {
         self.host_certificate.as_ref().filter(|certificate| certificate.judge_time(now).is_ok())
     }
 
-    /// The gateway's own certificates, with their names.
-    fn certificates(&self) -> impl Iterator<Item = (String, &Certificate)> {
-        let host = self.host_certificate.as_ref().map(|certificate| ("host_certificate".to_owned(), certificate));
-        let logins = self.logins.iter().filter_map(|(id, login)| {
-            login.certificate.as_ref().map(|certificate| (format!("login_certificate of {id}"), certificate))
+    /// The gateway's own certificates, with their names: OpenSSH's, and those of TLS.
+    fn own_certificates(&self) -> impl Iterator<Item = Own> {
+        let ssh = |what: String, certificate: &Certificate| Own {
+            what,
+            kind: Shown::Ssh,
+            begins: certificate.begins(),
+            expires: certificate.expires(),
+        };
+        let host = self.host_certificate.as_ref().map(|certificate| ssh("host_certificate".to_owned(), certificate));
+        let logins = self.logins.iter().filter_map(move |(id, login)| {
+            login.certificate.as_ref().map(|certificate| ssh(format!("login_certificate of {id}"), certificate))
         });
-        host.into_iter().chain(logins)
+        let tls = self.certificates.iter().flat_map(Certificates::identities).map(|identity| Own {
+            what: format!("[[certificate]] {}", identity.fingerprint()),
+            kind: Shown::Tls,
+            begins: identity.begins(),
+            expires: identity.ends(),
+        });
+        host.into_iter().chain(logins).chain(tls)
     }
 
     /// Which of the gateway's own certificates do not count, or end soon.
     pub(super) fn certificate_warnings(&self, now: Timestamp) -> Vec<Warning> {
-        let warned = |(what, certificate): (String, &Certificate)| {
-            let begins = certificate.begins().filter(|_| certificate.judge_time(now) == Err(Flaw::NotYetValid));
-            if let Some(begins) = begins {
-                return Some(Warning { what, at: begins, stage: None });
+        let warned = |own: Own| {
+            if let Some(begins) = own.begins.filter(|begins| *begins > now) {
+                return Some(Warning { what: own.what, kind: own.kind, at: begins, stage: None });
             }
-            let expires = certificate.expires()?;
-            Some(Warning { what, at: expires, stage: Some(Stage::of(expires, now)?) })
+            let expires = own.expires?;
+            Some(Warning { what: own.what, kind: own.kind, at: expires, stage: Some(Stage::of(expires, now)?) })
         };
-        let mut warnings: Vec<_> = self.certificates().filter_map(warned).collect();
+        let mut warnings: Vec<_> = self.own_certificates().filter_map(warned).collect();
         warnings.sort_by(|one, other| one.what.cmp(&other.what));
         warnings
     }
 
     /// When those change next, after `now`, if nothing else does.
     pub(super) fn next_certificate_warning(&self, now: Timestamp) -> Option<Timestamp> {
-        let next = |(_, certificate): (String, &Certificate)| {
-            let begins = certificate.begins().filter(|begins| *begins > now);
-            [begins, certificate.expires().and_then(|expires| Stage::next(expires, now))].into_iter().flatten().min()
+        let next = |own: Own| {
+            let begins = own.begins.filter(|begins| *begins > now);
+            [begins, own.expires.and_then(|expires| Stage::next(expires, now))].into_iter().flatten().min()
         };
-        self.certificates().filter_map(next).min()
+        self.own_certificates().filter_map(next).min()
     }
+}
+
+/// One of the gateway's own certificates.
+struct Own {
+    what: String,
+    kind: Shown,
+    begins: Option<Timestamp>,
+    expires: Option<Timestamp>,
+}
+
+/// What a certificate is shown in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Shown {
+    /// Where its time is not now, the plain key is shown in its place.
+    Ssh,
+    /// Where nothing can take its place.
+    Tls,
 }
 
 /// What is to be said of one of the gateway's own certificates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     what: String,
+    kind: Shown,
     /// Its end, or where that is what is wrong, its beginning.
     at: Timestamp,
     /// How near its end is; `None` before its beginning.
@@ -188,8 +216,14 @@ pub struct Warning {
 
 impl fmt::Display for Warning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { what, at, stage } = self;
+        let Self { what, kind, at, stage } = self;
         match stage {
+            None if *kind == Shown::Tls => {
+                write!(f, "{what} is not valid before {at}, and until then clients refuse it: look at the clock")
+            }
+            Some(Stage::Expired) if *kind == Shown::Tls => {
+                write!(f, "{what} has expired at {at}, and clients refuse it: put a new one in its place")
+            }
             None => {
                 write!(f, "{what} is not valid before {at}, and until then the plain key is used: look at the clock")
             }

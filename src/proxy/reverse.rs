@@ -68,7 +68,7 @@ pub(super) async fn serve(proxy: Arc<Proxy>, stream: Stream, entrance: Entrance)
         return drop(run.finish(&proxy, "client_gone"));
     }
     let reached = Reached { stream: far, head: Bytes::new(), address: None };
-    forward::relay(&proxy, &visit.request, stream, head, Open { reached, run }).await;
+    forward::relay(&proxy, &visit.request, stream, head, Open { reached, run: *run }).await;
     drop(place);
 }
 
@@ -90,14 +90,14 @@ struct Line {
 /// The record of a connection to the upstream. Whoever asks for a change of protocols holds it meanwhile: the connection is over
 /// in its first form when the answer comes.
 enum Record {
-    Runs(Run),
+    Runs(Box<Run>),
     Held,
     Ended(&'static str),
 }
 
 impl Record {
     /// Takes it out, if it is there.
-    fn hold(record: &Mutex<Self>) -> Option<Run> {
+    fn hold(record: &Mutex<Self>) -> Option<Box<Run>> {
         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *record, Self::Held) {
             Self::Runs(run) => Some(run),
@@ -109,7 +109,7 @@ impl Record {
     }
 
     /// Gives it back; it is finished where the connection has ended meanwhile.
-    fn release(record: &Mutex<Self>, run: Run, proxy: &Proxy) {
+    fn release(record: &Mutex<Self>, run: Box<Run>, proxy: &Proxy) {
         let mut record = record.lock().unwrap_or_else(PoisonError::into_inner);
         match *record {
             Self::Ended(reason) => drop(run.finish(proxy, reason)),
@@ -128,7 +128,7 @@ impl Record {
 
 /// A record that is held, and given back if nothing comes of the change.
 struct Held<'a> {
-    run: Option<Run>,
+    run: Option<Box<Run>>,
     record: Arc<Mutex<Record>>,
     proxy: &'a Proxy,
 }
@@ -144,7 +144,7 @@ impl Drop for Held<'_> {
 /// What follows where both ends have changed to another protocol.
 struct Tunnel {
     upgrade: OnUpgrade,
-    run: Run,
+    run: Box<Run>,
 }
 
 impl Visit {
@@ -161,7 +161,7 @@ impl Visit {
             return Err(Refusal::Malformed);
         }
         let client_upgrade = hyper::upgrade::on(&mut request);
-        let wanted = upgrade_of(request.headers()).filter(|protocol| may_follow(protocol));
+        let wanted = upgrade_of(request.headers()).filter(may_follow);
         let mut line = self.line.lock().await;
         // Taken out for as long as the request is under way: whoever gives it up gives up the connection.
         let known = match line.take() {
@@ -234,7 +234,7 @@ impl Visit {
             }
         };
         let (upstream, unrecorded) = (run.upstream.clone(), run.unrecorded.clone());
-        let record = Arc::new(Mutex::new(Record::Runs(run)));
+        let record = Arc::new(Mutex::new(Record::Runs(Box::new(run))));
         let line = Line { sender, upstream: upstream.clone(), record: record.clone() };
         let (proxy, request) = (self.proxy.clone(), self.request.clone());
         self.proxy.tasks.spawn(async move {

@@ -6,8 +6,8 @@
 //! enough.** The same chain can be judged again at any later time.
 //!
 //! Stricter than others, on purpose: an authority that has a list of revocations must have a valid one that covers each
-//! certificate between it and the client, and refuses where it does not. A list that is out of date says nothing of whom it
-//! does not name.
+//! certificate between it and the client, and refuses where it does not, whatever another authority of the same place says. A
+//! list that is out of date says nothing of whom it does not name.
 //!
 //! Absent: fetching lists, and OCSP. Lists lie in files, which whoever runs the authority keeps up to date.
 
@@ -213,6 +213,29 @@ impl Trust {
         if certificate.names.name(wanted) { Ok(certificate) } else { Err(Flaw::OtherName) }
     }
 
+    /// Whether the chain leads to one of the authorities, and none that it leads to says by its lists that it does not count:
+    /// a root and one below it may both be here, with lists of the one or the other.
+    fn verify(
+        &self,
+        end: &CertificateDer<'_>,
+        between: &[CertificateDer<'_>],
+        issuers: &[Name],
+        begin: Timestamp,
+        now: Timestamp,
+    ) -> Result<(), Flaw> {
+        let mut judged = Err(Flaw::UnknownAuthority);
+        // Those that have signed nothing of the chain are not worth a look: there may be some of each organisation.
+        for authority in self.authorities.iter().filter(|authority| issuers.contains(&authority.name)) {
+            match authority.verify(end, between, begin, now) {
+                Ok(()) => judged = Ok(()),
+                Err(flaw @ (Flaw::Revoked | Flaw::RevocationsExpired | Flaw::RevocationUnknown)) => return Err(flaw),
+                // What is wrong with one of ours tells more than that it is not another's.
+                Err(worse) => judged = judged.map_err(|flaw: Flaw| flaw.max(worse)),
+            }
+        }
+        judged
+    }
+
     /// When a revocation list or an authority itself ends next after `after`: from then on the same chain may be judged
     /// otherwise.
     #[must_use]
@@ -246,20 +269,15 @@ pub fn vouch_any<'a>(
         return Err(Flaw::Invalid);
     }
     let particulars = particulars(end).ok_or(Flaw::Invalid)?;
-    // Those that have signed nothing of the chain are not worth a look: there may be some of each organisation.
     let issuers = chain.certificates().iter().map(|der| Some(parse(der)?.tbs_certificate().issuer().clone()));
     let issuers: Vec<Name> = issuers.collect::<Option<_>>().ok_or(Flaw::Invalid)?;
     let mut flaw = Flaw::UnknownAuthority;
-    for authority in several.into_iter().flat_map(|trust| &trust.authorities) {
-        if !issuers.contains(&authority.name) {
-            continue;
-        }
-        match authority.verify(end, between, particulars.not_before, now) {
+    for trust in several {
+        match trust.verify(end, between, &issuers, particulars.not_before, now) {
             Ok(()) => {
                 let (names, not_after) = (particulars.names, particulars.not_after);
                 return Ok(PeerCertificate { fingerprint: chain.fingerprint(), names, not_after });
             }
-            // What is wrong with one of ours tells more than that it is not another's.
             Err(worse) => flaw = flaw.max(worse),
         }
     }

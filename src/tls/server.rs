@@ -32,6 +32,11 @@ impl Certificates {
     pub fn new(identities: Vec<Identity>) -> Option<Self> {
         (!identities.is_empty()).then(|| Self(Arc::new(identities)))
     }
+
+    /// All of them, in the order of the configuration.
+    pub fn identities(&self) -> impl Iterator<Item = &Identity> {
+        self.0.iter()
+    }
 }
 
 impl ResolvesServerCert for Certificates {

@@ -103,7 +103,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Metered<S> {
         let this = self.get_mut();
         let before = buf.filled().len();
         if this.left == Some(0) {
-            return Poll::Ready(Err(io::Error::other("more was sent than any handshake takes")));
+            let error = rustls::Error::General("more was sent than any handshake takes".to_owned());
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
         }
         ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
         if let Some(left) = &mut this.left {

@@ -19,7 +19,7 @@ const IDENTIFICATIONS: [(&[u8], &str); 16] = [
     (b"\0", "does not speak SSH"),
     (b"\r\n", "does not speak SSH"),
     (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", "does not speak SSH; it said \"GET / HTTP/1.1"),
-    (b"\x16\x03\x01\x02\x00\x01\x00", "does not speak SSH"),
+    (b"\x16\x03\x01\x02\x00\x01\x00", "answered in TLS, and SSH was asked for"),
     (b"\xff\xfe\xfd\xfc", "does not speak SSH"),
     (b"a line before\r\nSSH-2.0-OpenSSH_9.2\r\n", "does not speak SSH"),
     (b"SSH-1.5-old\r\n", "another version of SSH"),

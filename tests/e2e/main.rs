@@ -4,6 +4,7 @@ mod bastion;
 mod certificates;
 mod client;
 mod connect_door;
+mod connect_live;
 mod dns;
 mod drain;
 mod flow;

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use caponier::limits;
 use caponier::tls::{self, ALPN_HTTP, ALPN_SSH, ClientOptions, TlsStream};
@@ -17,7 +17,9 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::process::Command;
 use tokio::time::sleep;
 
-use crate::harness::{Plan, Said, Side, Site, connect, echo, echoes, eventually, free_port, read_to_end, run, within};
+use crate::harness::{
+    Plan, Said, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run, within,
+};
 
 /// The name of the gateway's first certificate.
 const NAME: &str = "gateway.example.com";
@@ -100,6 +102,39 @@ async fn answer(mut stream: impl tokio::io::AsyncRead + Unpin) -> String {
     // Some are cut off without a word of TLS about it, and that is no matter here.
     drop(within("an answer", stream.read_to_end(&mut all)).await);
     String::from_utf8_lossy(&all).into_owned()
+}
+
+#[tokio::test]
+async fn the_end_of_the_gateways_own_certificate_is_told_before_it_comes_and_after() {
+    let (plan, authority) = plan();
+    let (dir, days) = (plan.path().to_owned(), |days: u64| Duration::from_secs(days * 24 * 3600));
+    let put = |file: &str, begins: SystemTime, ends: SystemTime| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![NAME.to_owned()]).expect("params");
+        (params.not_before, params.not_after) = (begins.into(), ends.into());
+        let certificate = params.signed_by(&key, &authority.0).expect("a certificate");
+        fs::write(dir.join(format!("{file}.pem")), certificate.pem()).expect("written");
+        write_key(&dir.join(format!("{file}.key")), &key.serialize_pem());
+    };
+    let now = SystemTime::now();
+    put("one", now - days(80), now + days(6));
+    put("two", now + days(2), now + days(90));
+    let mut site = plan.start_gateway().await;
+    let gateway = Side::Gateway;
+    site.program(gateway).says("[[certificate]] SHA256:").await;
+    site.program(gateway).says("have it signed anew").await;
+    site.program(gateway).says("until then clients refuse it: look at the clock").await;
+    let checked = run(caponier().arg("check").arg(site.config(gateway))).await;
+    assert_eq!(checked.code(), 0, "{checked:?}");
+    assert!(
+        checked.stderr.contains("have it signed anew") && checked.stderr.contains("look at the clock"),
+        "{checked:?}"
+    );
+
+    // One whose time is over is no fault that would keep others from being served.
+    put("one", now - days(80), now - days(1));
+    site.program(gateway).says("and clients refuse it: put a new one in its place").await;
+    site.stop().await;
 }
 
 #[tokio::test]

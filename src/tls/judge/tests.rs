@@ -251,6 +251,46 @@ fn an_intermediate_is_believed_and_revoked() {
 }
 
 #[test]
+fn what_an_issuer_has_revoked_is_not_saved_by_an_authority_above_it() {
+    let ours = ca("ours");
+    let issuing = CertifiedIssuer::signed_by(ca_params("issuing", END), key(), &ours).expect("a CA");
+    let numbered = |serial: u64| {
+        let params = but(leaf_params(A), |it| it.serial_number = Some(SerialNumber::from(serial)));
+        chain(&[signed(params, &issuing), issuing.der().clone()])
+    };
+    let list = |until: &str| Some(revoking(&issuing, &[7], until));
+    let bundle = |certificates: String, list: Option<String>| {
+        let mut trust = Trust::default();
+        trust.add(&certificates, list.as_deref()).expect("authorities");
+        trust
+    };
+    for (case, current, outdated) in [
+        (
+            "in one file, the root first",
+            bundle(format!("{}{}", ours.pem(), issuing.pem()), list(END)),
+            bundle(format!("{}{}", ours.pem(), issuing.pem()), list("2026-05-31T00:00:00Z")),
+        ),
+        (
+            "in one file, the root last",
+            bundle(format!("{}{}", issuing.pem(), ours.pem()), list(END)),
+            bundle(format!("{}{}", issuing.pem(), ours.pem()), list("2026-05-31T00:00:00Z")),
+        ),
+        (
+            "each in its own file",
+            trust(&[(&ours, None), (&issuing, list(END))]),
+            trust(&[(&ours, None), (&issuing, list("2026-05-31T00:00:00Z"))]),
+        ),
+    ] {
+        assert_eq!(judge(&current, &numbered(7)), Err(Flaw::Revoked), "{case}");
+        assert_eq!(judge(&current, &numbered(8)), Ok(()), "{case}");
+        assert_eq!(judge(&outdated, &numbered(8)), Err(Flaw::RevocationsExpired), "{case}");
+    }
+    // Nor is one between believed, of which the root's list says that nobody knows.
+    let unknown = trust(&[(&ours, Some(revoking(&ours, &[], END))), (&issuing, None)]);
+    assert_eq!(judge(&unknown, &numbered(8)), Err(Flaw::RevocationUnknown));
+}
+
+#[test]
 fn an_authority_ends_too() {
     let short = CertifiedIssuer::self_signed(ca_params("short", "2026-05-31T00:00:00Z"), key()).expect("a CA");
     let trust = trust(&[(&short, None)]);
