@@ -324,9 +324,9 @@ async fn a_token_is_written_down_nowhere_however_much_is_logged() {
     site.stop_agent().await;
 }
 
-fn around<'a>(text: &'a str, part: &str) -> &'a str {
+fn around(text: &str, part: &str) -> String {
     let line = text.lines().find(|line| line.contains(part)).unwrap_or_default();
-    &line[..line.floor_char_boundary(300)]
+    line.chars().take(300).collect()
 }
 
 /// All files in a folder and its folders.
