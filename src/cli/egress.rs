@@ -61,7 +61,8 @@ impl Args {
     pub(super) fn egress(&self) -> anyhow::Result<Egress> {
         let (proxy, no_proxy, ca_file) =
             (self.proxy.as_deref(), self.no_proxy.as_deref(), self.proxy_ca_file.as_deref());
-        let environment = |name: &str| std::env::var(name).ok();
+        // What is not UTF-8 is a fault of what it was to be, and not as if it were not there.
+        let environment = |name: &str| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned());
         config::egress_of_command(proxy, no_proxy, ca_file, VARIABLE, environment).exit_with(Exit::Usage)
     }
 }

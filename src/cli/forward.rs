@@ -64,7 +64,7 @@ Nothing but the target's bytes stands there with --stdio, and nothing but the co
 
 A COMMAND finds CAPONIER_LISTEN_1, CAPONIER_LISTEN_2 … (the address for each -L, then for each line of --forwards), \
 HTTPS_PROXY and https_proxy (--http-proxy), ALL_PROXY and all_proxy (--socks) in its environment, and gets the signals \
-that this program gets.
+that this program gets. What would lead it past them is taken out: NO_PROXY, and with --socks HTTP_PROXY and HTTPS_PROXY.
 Exit codes: the COMMAND's (128 + n where signal n ended it, 127 and 126 where it cannot be found or run), else 0 done, 1 \
 failed, 2 usage, 3 the target of --stdio is not allowed.
 

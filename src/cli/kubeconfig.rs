@@ -50,7 +50,7 @@ pub struct Args {
     certificate_authority: Option<PathBuf>,
     /// The loopback listener of `caponier forward`.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8118")]
-    proxy_url: Proxy,
+    proxy_url: String,
     /// Your client certificate, in PEM; it stays where it is.
     #[arg(long, value_name = "FILE", requires = "client_key")]
     client_certificate: Option<PathBuf>,
@@ -94,6 +94,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         std::env::var_os("KUBECONFIG").as_deref(),
         std::env::var_os("HOME").as_deref().map(Path::new).filter(|home| home.is_absolute()),
     );
+    // Not by clap, which repeats what it does not take, and there may be a password in it.
+    let proxy = args.proxy_url.parse::<Proxy>().context("--proxy-url").exit_with(Exit::Usage)?;
     if paths.is_empty() {
         return Err(anyhow::anyhow!("there is no home directory: name a file with --kubeconfig"))
             .exit_with(Exit::Usage);
@@ -119,7 +121,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         server: args.server,
         server_name: args.tls_server_name,
         authority: args.certificate_authority.as_deref().map(read).transpose().exit_with(Exit::Usage)?,
-        proxy: args.proxy_url,
+        proxy,
         credentials,
         set_current: args.set_current,
         overwrite: args.overwrite,

@@ -31,8 +31,8 @@ pub(super) struct Listening {
     open: Vec<Open>,
     /// How many there have been.
     made: u64,
-    /// Whether there is an endpoint for health.
-    health: bool,
+    /// Whether the proxy runs, so that the endpoint for health is what it is.
+    begun: bool,
 }
 
 struct Open {
@@ -66,7 +66,7 @@ impl Listening {
                 }
             }
         }
-        let health = config.health.filter(|_| !self.health).map(bind).transpose()?;
+        let health = config.health.filter(|_| !self.begun).map(bind).transpose()?;
         Ok(Prepared { slots, health })
     }
 
@@ -91,8 +91,8 @@ impl Listening {
             self.open.push(Open { slot, address: listener.address, withdrawn: withdrawn.clone() });
             proxy.tasks.spawn(accept(proxy.clone(), made, slot, withdrawn));
         }
+        self.begun = true;
         if let Some(listener) = prepared.health {
-            self.health = true;
             match listener.local_addr() {
                 Ok(bound) => info!("health on {bound}"),
                 Err(error) => warn!(%error, "health, but not known where"),

@@ -231,6 +231,23 @@ async fn what_is_there_stays_as_it_is() {
 }
 
 #[tokio::test]
+async fn what_is_no_ordinary_file_is_neither_waited_for_nor_replaced() {
+    let home = Home::new();
+    symlink("nowhere", home.path("dangling")).expect("a link");
+    symlink("/dev/null", home.path("null")).expect("a link");
+    run(Command::new("mkfifo").arg(home.path("pipe"))).await.done();
+    for (name, words) in
+        [("dangling", "what it leads to is not there"), ("null", "no ordinary file"), ("pipe", "no ordinary file")]
+    {
+        let before = fs::symlink_metadata(home.path(name)).expect("it is there");
+        let said = run(&mut home.ours(&["--kubeconfig", name])).await;
+        assert!(said.code() == 1 && said.stderr.contains(words), "{name}: {said:?}");
+        let after = fs::symlink_metadata(home.path(name)).expect("it is there");
+        assert_eq!((after.file_type(), after.ino()), (before.file_type(), before.ino()), "{name}");
+    }
+}
+
+#[tokio::test]
 async fn several_files_are_changed_where_kubectl_would() {
     let home = Home::new();
     let files = [home.path("none"), home.path("one"), home.path("two")];
@@ -308,12 +325,14 @@ async fn what_would_be_unsafe_is_refused_with_its_reason() {
     let refused = |said: &Said, code: i32, words: &str| {
         assert_eq!((said.code(), said.stdout.as_str()), (code, ""), "{said:?}");
         assert!(said.stderr.contains(words), "{words:?} in {said:?}");
+        assert!(!said.stderr.contains("hunter2"), "{said:?}");
         assert!(!home.path(".kube").exists());
     };
     for (arguments, code, words) in [
         (&["--proxy-url", "https://127.0.0.1:8118"][..], 2, "one set of authorities"),
+        (&["--proxy-url", "https://user:hunter2@127.0.0.1:8118"], 2, "one set of authorities"),
         (&["--proxy-url", "http://proxy.example:3128"], 2, "on loopback"),
-        (&["--proxy-url", "http://user:secret@127.0.0.1:8118"], 2, "no credentials"),
+        (&["--proxy-url", "http://user:hunter2@127.0.0.1:8118"], 2, "no credentials"),
         (&["--certificate-authority", "both.pem"], 1, "holds a private key"),
         (&["--certificate-authority", "none.pem"], 1, "no certificate"),
         (&["--certificate-authority", "absent.pem"], 2, "could not read"),

@@ -1,6 +1,8 @@
 //! The way out: a real squid in clear and within TLS, SOCKS5 servers, and proxies that misbehave.
 
+use std::ffi::OsStr;
 use std::fs;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -482,6 +484,14 @@ async fn the_client_goes_out_as_the_agent_does() {
         assert_eq!(said.code(), code, "{arguments:?} {said:?}");
         assert!(said.stderr.contains(words), "{arguments:?} {said:?}");
         assert!(!said.stderr.contains("hunter2") && !said.stderr.contains("word"), "{said:?}");
+    }
+    // One that cannot be read is none that is not there.
+    for variable in ["CAPONIER_FORWARD_PROXY", "HTTPS_PROXY"] {
+        let mut command = forward(&site, target, &[], &[]);
+        let said = run(command.env(variable, OsStr::from_bytes(b"http://u:hunter2@\xff:1"))).await;
+        assert_eq!(said.code(), 2, "{said:?}");
+        assert!(said.stderr.contains(&format!("{variable}: the host or port")), "{said:?}");
+        assert!(!said.stderr.contains("hunter2"), "{said:?}");
     }
     site.stop().await;
 }

@@ -57,8 +57,24 @@ impl Signals {
 pub(super) fn start(command: &[OsString], fronts: &[(SocketAddr, Front)]) -> io::Result<Child> {
     let (program, arguments) = command.split_first().ok_or(io::ErrorKind::InvalidInput)?;
     let mut child = Command::new(program);
-    child.args(arguments).envs(environment(fronts));
+    child.args(arguments);
+    for name in displaced(fronts) {
+        child.env_remove(name);
+    }
+    child.envs(environment(fronts));
     child.spawn()
+}
+
+/// What a command must not inherit, where it is to go through our proxies: programs would go by it before they go by those, as it
+/// says how this host reaches what is outside.
+fn displaced(fronts: &[(SocketAddr, Front)]) -> impl Iterator<Item = &'static str> {
+    let has = |wanted: Front| fronts.iter().any(|(_, front)| *front == wanted);
+    let (http, socks) = (has(Front::Http), has(Front::Socks));
+    let lists = (http || socks).then_some(["NO_PROXY", "no_proxy"]);
+    // These are for one scheme each, and so count before ALL_PROXY.
+    let clear = socks.then_some(["HTTP_PROXY", "http_proxy"]);
+    let secure = socks.then_some(["HTTPS_PROXY", "https_proxy"]);
+    [lists, clear, secure].into_iter().flatten().flatten()
 }
 
 /// What tells a command where we listen.
@@ -150,6 +166,22 @@ mod tests {
                 "https_proxy=http://127.0.0.1:4",
             ]
         );
+    }
+
+    #[test]
+    fn nothing_inherited_leads_a_command_past_our_proxies() {
+        let at = SocketAddr::from(([127, 0, 0, 1], 1));
+        let target = Front::Fixed("db.internal:5432".parse().expect("a target"));
+        let all = ["NO_PROXY", "no_proxy", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"];
+        for (fronts, gone) in [
+            (vec![target.clone()], &all[..0]),
+            (vec![target, Front::Http], &all[..2]),
+            (vec![Front::Socks], &all[..]),
+            (vec![Front::Socks, Front::Http], &all[..]),
+        ] {
+            let fronts: Vec<_> = fronts.into_iter().map(|front| (at, front)).collect();
+            assert_eq!(displaced(&fronts).collect::<Vec<_>>(), gone, "{fronts:?}");
+        }
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Standard input and output as one connection, for `--stdio`.
 //!
 //! Promised: neither holds up anything else, whatever is behind it; both ends of file are passed on by themselves; what the
-//! descriptors share with other programs stays as it is (`O_NONBLOCK` would be theirs, too).
+//! descriptors share with other programs stays as it is (`O_NONBLOCK` would be theirs, too); where nobody reads the output, no
+//! input is waited for.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::io::unix::{AsyncFd, AsyncFdReadyGuard};
@@ -20,6 +21,11 @@ pub(super) struct Stdio {
     input: Descriptor,
     /// Until its end was said.
     output: Option<Descriptor>,
+    /// Nobody reads the output any more. Two pipes do not know of each other, and the input might stay open for ever: what has
+    /// come by now still goes, and then that ends as well.
+    broken: bool,
+    /// Who waits for input.
+    reader: Option<Waker>,
 }
 
 impl Stdio {
@@ -36,6 +42,8 @@ impl Stdio {
         Ok(Self {
             input: Descriptor::new(input, Interest::READABLE)?,
             output: Some(Descriptor::new(output, Interest::WRITABLE)?),
+            broken: false,
+            reader: None,
         })
     }
 }
@@ -81,15 +89,37 @@ fn attempt(
         Ok(guard) => guard,
         Err(error) => return Some(Err(error)),
     };
-    let tried = guard.try_io(|fd| {
-        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-        // What the runtime knows of is an edge, and may be over.
-        match rustix::event::poll(&mut [PollFd::new(fd.get_ref(), flags)], Some(&now))? {
-            0 => Err(io::ErrorKind::WouldBlock.into()),
-            _ => act(fd.get_ref()),
-        }
-    });
+    // What the runtime knows of is an edge, and may be over.
+    let tried = guard.try_io(|fd| at_once(fd.get_ref(), flags, act)?.ok_or(io::ErrorKind::WouldBlock.into()));
     tried.ok()
+}
+
+/// Calls `act`, which may block, if it will not.
+fn at_once(
+    fd: &OwnedFd,
+    flags: PollFlags,
+    act: impl FnOnce(&OwnedFd) -> io::Result<usize>,
+) -> io::Result<Option<usize>> {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match rustix::event::poll(&mut [PollFd::new(fd, flags)], Some(&now))? {
+        0 => Ok(None),
+        _ => act(fd).map(Some),
+    }
+}
+
+impl Stdio {
+    fn write(&self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &self.output {
+            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+            Some(Descriptor::File(fd)) => Poll::Ready(Ok(rustix::io::write(fd, bytes)?)),
+            Some(Descriptor::Polled(polled)) => loop {
+                let guard = ready!(polled.poll_write_ready(cx));
+                if let Some(written) = attempt(guard, PollFlags::OUT, |fd| Ok(rustix::io::write(fd, bytes)?)) {
+                    return Poll::Ready(written);
+                }
+            },
+        }
+    }
 }
 
 impl Layer for Stdio {
@@ -99,10 +129,14 @@ impl Layer for Stdio {
 }
 
 impl AsyncRead for Stdio {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.reader = Some(cx.waker().clone());
         let unfilled = buf.initialize_unfilled();
         let read = match &self.input {
             Descriptor::File(fd) => rustix::io::read(fd, unfilled)?,
+            Descriptor::Polled(polled) if self.broken => {
+                at_once(polled.get_ref(), PollFlags::IN, |fd| Ok(rustix::io::read(fd, unfilled)?))?.unwrap_or(0)
+            }
             Descriptor::Polled(polled) => loop {
                 let guard = ready!(polled.poll_read_ready(cx));
                 if let Some(read) = attempt(guard, PollFlags::IN, |fd| Ok(rustix::io::read(fd, &mut *unfilled)?)) {
@@ -116,18 +150,15 @@ impl AsyncRead for Stdio {
 }
 
 impl AsyncWrite for Stdio {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let bytes = &bytes[..bytes.len().min(AT_ONCE)];
-        match &self.output {
-            None => Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            Some(Descriptor::File(fd)) => Poll::Ready(Ok(rustix::io::write(fd, bytes)?)),
-            Some(Descriptor::Polled(polled)) => loop {
-                let guard = ready!(polled.poll_write_ready(cx));
-                if let Some(written) = attempt(guard, PollFlags::OUT, |fd| Ok(rustix::io::write(fd, bytes)?)) {
-                    return Poll::Ready(written);
-                }
-            },
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = ready!(self.write(cx, &bytes[..bytes.len().min(AT_ONCE)]));
+        if written.is_err() {
+            self.broken = true;
+            if let Some(reader) = self.reader.take() {
+                reader.wake();
+            }
         }
+        Poll::Ready(written)
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

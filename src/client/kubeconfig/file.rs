@@ -67,13 +67,19 @@ impl Document {
     /// Reads a file, if it is there.
     pub(super) fn read(path: &Path) -> Result<Option<Self>, FileError> {
         let failed = |source| FileError::Read { path: path.to_owned(), source };
-        let file = match File::open(path) {
+        let form = |why: String| FileError::Form { path: path.to_owned(), why };
+        // Before it is opened, which may take for ever, and replaced: /dev/null is everybody's.
+        match fs::metadata(path) {
+            Ok(about) if !about.is_file() => return Err(form("it is no ordinary file".to_owned())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && path.is_symlink() => {
+                return Err(form("it is a link, and what it leads to is not there".to_owned()));
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.map_err(failed)?,
         };
+        let file = File::open(path).map_err(failed)?;
         let mut text = String::new();
         file.take(limits::FILE_MAX + 1).read_to_string(&mut text).map_err(failed)?;
-        let form = |why: String| FileError::Form { path: path.to_owned(), why };
         if text.len() as u64 > limits::FILE_MAX {
             return Err(form(format!("it is longer than {} bytes", limits::FILE_MAX)));
         }

@@ -248,6 +248,19 @@ async fn a_drain_lets_what_runs_end_and_health_tells_of_it() {
 }
 
 #[tokio::test]
+async fn health_that_is_asked_for_later_takes_a_restart_and_keeps_nothing_else_from_changing() {
+    let target = echo().await;
+    let mut place = to(target, "").await;
+    // Somebody else is there, which is of no concern before that restart.
+    let taken = TcpListener::bind("127.0.0.1:0").await.expect("bound");
+    let settings = format!("health = \"{}\"\ndrain_s = 7", taken.local_addr().expect("an address"));
+    place.write(&settings, &tables(target));
+    place.program().says("need a restart: proxy.health").await;
+    place.record(json!({"event": "config.reloaded"})).await;
+    place.stop().await;
+}
+
+#[tokio::test]
 async fn readiness_tells_which_upstream_does_not_answer() {
     let place = to(format!("127.0.0.1:{}", free_port()), "health = \"127.0.0.1:0\"").await;
     assert_eq!(place.health("/healthz").await.0, 200);
