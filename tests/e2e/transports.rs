@@ -605,7 +605,8 @@ impl Balancer {
     async fn nginx(dir: &Path, gateway: SocketAddr) -> Self {
         let idle = idle().0;
         let path = dir.display();
-        Self::start("nginx", dir, &["-e", "stderr", "-g", "daemon off;", "-c"], |port| {
+        // One process: a worker would outlive its master, which is killed with the test.
+        Self::start("nginx", dir, &["-e", "stderr", "-g", "daemon off; master_process off;", "-c"], |port| {
             format!(
                 "pid {path}/nginx.pid;\nerror_log stderr;\nworker_processes 1;\nevents {{}}\nhttp {{\n  access_log off;\n  \
                  client_body_temp_path {path}/n1;\n  proxy_temp_path {path}/n2;\n  fastcgi_temp_path {path}/n3;\n  \
