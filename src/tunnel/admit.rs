@@ -277,8 +277,7 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut read = BytesMut::from(&head[..]);
-    let mut said = None;
-    let patience = Instant::now() + limits::IDENTIFICATION_PATIENCE;
+    let mut awaited = Awaited::new(first, deadline);
     loop {
         if let Some(end) = read.iter().position(|byte| *byte == b'\n') {
             if end >= limits::IDENTIFICATION_MAX {
@@ -286,7 +285,7 @@ where
             }
             let line = &read[..end];
             let peer = Peer::parse(line.strip_suffix(b"\r").unwrap_or(line))?;
-            return Ok(Greeted { peer, head: read.freeze(), said });
+            return Ok(Greeted { peer, head: read.freeze(), said: awaited.said });
         }
         // Judged before the line is complete, so that what is not SSH is not waited for.
         if !read.starts_with(&b"SSH-"[..read.len().min(4)]) {
@@ -298,28 +297,48 @@ where
         if read.len() >= limits::IDENTIFICATION_MAX {
             return Err(IdentificationError::TooLong.into());
         }
-        match first {
-            Some(line) if said.is_none() && read.is_empty() => {
-                match timeout_at(patience.min(deadline), stream.read_buf(&mut read)).await {
-                    Ok(Ok(0)) => return Err(GreetError::Closed),
-                    Ok(Ok(_)) => {}
-                    Ok(Err(error)) => return Err(GreetError::Io(error)),
-                    Err(_) => {
-                        let line_end = format!("{line}\r\n");
-                        timeout_at(deadline, stream.write_all(line_end.as_bytes()))
-                            .await
-                            .map_err(|_| GreetError::Timeout)?
-                            .map_err(GreetError::Io)?;
-                        said = Some(line);
-                    }
-                }
+        awaited.more(stream, &mut read).await?;
+    }
+}
+
+/// Waits for what a peer says before it has identified itself, and speaks first where it stays silent.
+#[derive(Debug)]
+pub(super) struct Awaited {
+    line: Option<&'static str>,
+    patience: Instant,
+    deadline: Instant,
+    /// The line, once it has been sent.
+    pub(super) said: Option<&'static str>,
+}
+
+impl Awaited {
+    /// Until `deadline`. Where `line` is given, a peer that stays silent for [`limits::IDENTIFICATION_PATIENCE`] is sent that.
+    pub(super) fn new(line: Option<&'static str>, deadline: Instant) -> Self {
+        Self { line, patience: Instant::now() + limits::IDENTIFICATION_PATIENCE, deadline, said: None }
+    }
+
+    /// Reads more of it, or sends the line.
+    pub(super) async fn more<S>(&mut self, stream: &mut S, read: &mut BytesMut) -> Result<(), GreetError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let line = self.line.filter(|_| self.said.is_none() && read.is_empty());
+        let until = if line.is_some() { self.patience.min(self.deadline) } else { self.deadline };
+        match (timeout_at(until, stream.read_buf(read)).await, line) {
+            (Ok(Ok(0)), _) => Err(GreetError::Closed),
+            (Ok(Ok(_)), _) => Ok(()),
+            (Ok(Err(error)), _) => Err(GreetError::Io(error)),
+            (Err(_), Some(line)) if until != self.deadline => {
+                let saying = async {
+                    stream.write_all(format!("{line}\r\n").as_bytes()).await?;
+                    stream.flush().await
+                };
+                let said = timeout_at(self.deadline, saying).await;
+                said.map_err(|_| GreetError::Timeout)?.map_err(GreetError::Io)?;
+                self.said = Some(line);
+                Ok(())
             }
-            _ => match timeout_at(deadline, stream.read_buf(&mut read)).await {
-                Ok(Ok(0)) => return Err(GreetError::Closed),
-                Ok(Ok(_)) => {}
-                Ok(Err(error)) => return Err(GreetError::Io(error)),
-                Err(_) => return Err(GreetError::Timeout),
-            },
+            (Err(_), _) => Err(GreetError::Timeout),
         }
     }
 }

@@ -6,10 +6,10 @@
 //! or nothing.
 
 use bytes::{Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::{Instant, timeout_at};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::Instant;
 
-use super::admit::GreetError;
+use super::admit::{Awaited, GreetError};
 use super::wire::{IdentificationError, Peer};
 use crate::limits;
 
@@ -105,34 +105,18 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut read = BytesMut::from(&head[..]);
-    let mut said = None;
-    let patience = Instant::now() + limits::IDENTIFICATION_PATIENCE;
+    let mut awaited = Awaited::new(first, deadline);
     loop {
         match tell(&read) {
             // Only who speaks SSH waits for our line, and nobody else could make anything of it.
-            Ok(Some(protocol)) if said.is_none() || protocol == Protocol::Ssh => {
-                return Ok(Sniffed { protocol, head: read.freeze(), said });
+            Ok(Some(protocol)) if awaited.said.is_none() || protocol == Protocol::Ssh => {
+                return Ok(Sniffed { protocol, head: read.freeze(), said: awaited.said });
             }
             Ok(None) => {}
             Ok(Some(_)) | Err(Unknown) => return Err(unknown(&read).into()),
         }
         read.reserve(limits::SNIFF_MAX.saturating_sub(read.len()).max(1));
-        let until =
-            if first.is_some() && said.is_none() && read.is_empty() { patience.min(deadline) } else { deadline };
-        match timeout_at(until, stream.read_buf(&mut read)).await {
-            Ok(Ok(0)) => return Err(GreetError::Closed),
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => return Err(GreetError::Io(error)),
-            Err(_) if until == deadline => return Err(GreetError::Timeout),
-            Err(_) => {
-                let saying = async {
-                    stream.write_all(format!("{}\r\n", first.unwrap_or_default()).as_bytes()).await?;
-                    stream.flush().await
-                };
-                timeout_at(deadline, saying).await.map_err(|_| GreetError::Timeout)?.map_err(GreetError::Io)?;
-                said = first;
-            }
-        }
+        awaited.more(stream, &mut read).await?;
     }
 }
 
@@ -143,6 +127,8 @@ fn unknown(read: &[u8]) -> IdentificationError {
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
 
