@@ -179,6 +179,12 @@ async fn a_denial_is_final_and_recorded_once() {
             Ok(_) => served += 1,
             Err(_) => refused += 1,
         }
+        drop(stream);
+        // A forward that has not quite ended yet would make its replica the more loaded one, and spoil the turns.
+        eventually("no forward to be left", async || {
+            rows(&site).await.iter().all(|row| row["live"] == 0).then_some(())
+        })
+        .await;
     }
     assert_eq!((served, refused), (3, 3), "equals take turns, and a denial is not asked again elsewhere");
     let denied = site.records(Side::Gateway, &json!({"event": "forward.denied", "reason": "agent_denied"}));
