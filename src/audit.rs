@@ -23,6 +23,7 @@
 //! One blocking task owns the sink and ends with the trail; one small task watches it. `audit/writer.rs` says
 //! how.
 
+pub mod chain;
 mod writer;
 
 use std::collections::{BTreeMap, HashSet};

@@ -15,11 +15,11 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: each row only from those before it. The lowest row of the design has three steps here: what needs
 /// nothing, the keys that need bounds and secrets, the reader of documents that hold ids.
 const ROWS: &[(&str, &[&str])] = &[
-    ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "network", "chain", "task"]),
+    ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "network", "chain", "task", "diagnosis"]),
     ("0, second step", &["identity", "systemd"]),
     ("0, third step", &["document", "drain"]),
     ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),
-    ("2", &["audit", "registry", "provision"]),
+    ("2", &["audit", "registry", "provision", "health"]),
     ("3", &["tunnel"]),
     ("4", &["agent", "gateway", "proxy", "client"]),
     ("5", &["config", "telemetry"]),
@@ -40,9 +40,15 @@ const FENCES: &[(&str, &[&str])] = &[
     ("listenfd", &["gateway::inherit"]),
     ("hickory_resolver", &["resolve"]),
     ("yaml_serde", &["client::kubeconfig"]),
-    ("hyper", &["proxy"]),
-    ("hyper_util", &["proxy"]),
-    ("http_body_util", &["proxy"]),
+    ("hyper", &["proxy", "health", "audit::sink"]),
+    ("hyper_util", &["proxy", "health", "audit::sink"]),
+    ("http_body_util", &["proxy", "health", "audit::sink"]),
+    ("prometheus_client", &["metrics"]),
+    ("aws_lc_rs", &["audit::chain", "tls"]),
+    ("ratatui", &["cli::top"]),
+    ("indicatif", &["cli"]),
+    ("clap_mangen", &["cli"]),
+    ("clap_complete", &["cli"]),
     ("tokio_tungstenite", &["tunnel::websocket"]),
 ];
 
