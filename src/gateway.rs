@@ -26,6 +26,7 @@ mod expiries;
 mod inherit;
 mod intake;
 mod lapses;
+mod levels;
 mod live;
 mod mutual;
 mod quota;
@@ -49,6 +50,7 @@ use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::metrics;
 use crate::network::Networks;
 use crate::registry::file::{Files, Reload, writable_by_others};
 use crate::registry::{Registry, Snapshot};
@@ -383,6 +385,8 @@ pub async fn run(
         accepting: Count::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&gateway);
     watch_registry(&gateway, registry);
     tasks.spawn(expiries::watch(gateway.clone()));
     tasks.spawn(expiries::watch_certificates(gateway.clone()));

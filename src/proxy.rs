@@ -25,6 +25,7 @@ mod exchange;
 mod forward;
 mod health;
 mod intake;
+mod levels;
 mod live;
 mod mutual;
 mod outward;
@@ -51,6 +52,7 @@ use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::limits;
+use crate::metrics;
 use crate::network::Networks;
 use crate::rate::Rates;
 use crate::reload::{Fresh, Live, Reloads};
@@ -312,6 +314,8 @@ pub async fn run(
         standings: Standings::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&proxy);
     info!("proxy started");
     listening.fit(&proxy, &config, prepared);
     tasks.spawn(follow(proxy.clone(), config, reloads, listening));
