@@ -24,6 +24,8 @@
 //! how.
 
 pub mod chain;
+pub mod head;
+pub mod verify;
 mod writer;
 
 use std::collections::{BTreeMap, HashSet};
