@@ -26,6 +26,7 @@
 pub mod chain;
 mod event;
 mod forward;
+pub mod ocsf;
 mod record;
 pub mod sink;
 mod strangers;

@@ -825,3 +825,7 @@ pub const TOKEN_TARGETS_MAX: usize = 16;
 
 /// The longest id of a token: a UUID's length, almost twice.
 pub const TOKEN_ID_MAX: usize = 64;
+
+/// Series of one metric: an operator's agents, rules and sinks are mostly fewer, and a scraper keeps each for weeks. What
+/// comes on top is counted as one.
+pub const METRIC_SERIES_MAX: usize = 1_024;
