@@ -24,6 +24,7 @@
 //! how.
 
 pub mod chain;
+pub mod schema;
 mod writer;
 
 use std::collections::{BTreeMap, HashSet};
