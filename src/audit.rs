@@ -29,6 +29,7 @@ mod forward;
 pub mod head;
 pub mod ocsf;
 mod record;
+pub mod schema;
 pub mod sink;
 mod strangers;
 pub mod verify;
