@@ -26,10 +26,14 @@
 pub mod chain;
 mod event;
 mod forward;
+pub mod head;
+pub mod ocsf;
 mod record;
+pub mod schema;
 pub mod sink;
 mod strangers;
 mod tally;
+pub mod verify;
 mod writer;
 
 use std::collections::HashSet;

@@ -8,10 +8,12 @@
 
 pub mod agent;
 pub mod agents;
+pub mod audit;
 pub mod check;
 mod egress;
 pub mod forward;
 pub mod gateway;
+pub mod generate;
 pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
@@ -118,11 +120,13 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
+    Generate(generate::Args),
     Proxy(proxy::Args),
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
     Agents(agents::Args),
+    Audit(audit::Args),
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
@@ -134,11 +138,13 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
+            Self::Generate(args) => generate::run(args),
             Self::Proxy(args) => proxy::run(args),
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),
+            Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),

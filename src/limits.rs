@@ -517,6 +517,19 @@ pub const PROGRESS_EVERY: Duration = Duration::from_secs(900);
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
+/// What is found in a trail that is verified, in detail; more than anybody reads, and a trail of nothing but damage stays
+/// bounded.
+pub const VERIFY_FINDINGS_MAX: usize = 1_000;
+
+/// Anchors and heads from elsewhere that a trail is verified against: a head a minute for four months, and 32 MiB.
+pub const VERIFY_ANCHORS_MAX: usize = 262_144;
+
+/// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
+pub const VERIFY_HEADS: usize = 4_096;
+
+/// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
+pub const VERIFY_TORN: usize = 1_024;
+
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
 
