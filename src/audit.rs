@@ -24,6 +24,7 @@
 //! how.
 
 pub mod chain;
+mod changed;
 pub mod ocsf;
 mod writer;
 
@@ -49,9 +50,11 @@ use crate::limits::{
     ADDRESSES_PER_NAME, FORWARD_ID_MAX, STRANGER_PERIOD, STRANGER_RECORDS, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY,
     TRAIL_TEXT_MAX,
 };
+use crate::reload::Changes;
 use crate::task::Tasks;
 use crate::token::TokenId;
 
+use changed::Changed;
 use writer::{Message, Prepared};
 
 /// Where a trail is written.
@@ -761,6 +764,13 @@ impl Event {
         self
     }
 
+    /// What came, went and changed, by ids.
+    #[must_use]
+    pub fn changes(mut self, changes: &Changes) -> Self {
+        self.0.changes = Changed::new(changes);
+        self
+    }
+
     /// How many there are of something.
     #[must_use]
     pub fn count(mut self, what: &'static str, number: usize) -> Self {
@@ -843,6 +853,9 @@ struct Record {
     reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     detail: Option<String>,
+    /// `registry.reloaded`, `config.reloaded`: what came, went and changed, by ids and fingerprints.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    changes: Option<Changed>,
     /// `auth.refused_more`: how many of each reason. `drain.began`, `drain.ended`: how many of what.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", skip_deserializing)]
     counts: BTreeMap<&'static str, u64>,

@@ -502,6 +502,10 @@ pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
 
+/// What an audit record lists of changes, in bytes as JSON has them: half of [`TRAIL_RECORD_MAX`], and some two hundred keys
+/// with whose they are. What goes beyond is counted.
+pub const TRAIL_CHANGES_MAX: usize = 32 * 1024;
+
 /// One forward id, in bytes; ours are far shorter.
 pub const FORWARD_ID_MAX: usize = 128;
 

@@ -382,7 +382,7 @@ async fn follow(proxy: Arc<Proxy>, mut config: Config, mut reloads: Reloads<Conf
                 if !restart.is_empty() {
                     warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
                 }
-                Event::new(Kind::ConfigReloaded).detail(changes)
+                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
             }
             Err(faults) => {
                 error!("the configuration has faults, so that nothing that changed in it holds: {faults}");
