@@ -85,7 +85,7 @@ pub struct Config {
     /// Whom it serves.
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
-    pub audit: audit::Sink,
+    pub audit: audit::Sinks,
     /// How much its gateways may have of it.
     pub limits: Limits,
     /// How the names of targets are looked up.
@@ -327,7 +327,9 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Agent, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Agent, Arc::new(audit::sink::NoNetwork), &writer)
+        .await
+        .map_err(RunError::Trail)?;
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),

@@ -12,6 +12,7 @@ pub mod check;
 mod egress;
 pub mod forward;
 pub mod gateway;
+pub mod generate;
 pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
@@ -118,6 +119,7 @@ struct Cli {
 enum Command {
     Agent(agent::Args),
     Gateway(gateway::Args),
+    Generate(generate::Args),
     Proxy(proxy::Args),
     Forward(Box<forward::Args>),
     Provision(provision::Args),
@@ -134,6 +136,7 @@ impl Command {
         match self {
             Self::Agent(args) => agent::run(args),
             Self::Gateway(args) => gateway::run(args),
+            Self::Generate(args) => generate::run(args),
             Self::Proxy(args) => proxy::run(args),
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),

@@ -88,7 +88,7 @@ pub struct Config {
     /// Loopback doors.
     pub local: Vec<Local>,
     /// Where the trail goes.
-    pub audit: audit::Sink,
+    pub audit: audit::Sinks,
     /// How much anybody may have.
     pub limits: Limits,
     /// What is held against addresses that nobody logs in from.
@@ -363,7 +363,9 @@ pub async fn run(
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Gateway, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Gateway, Arc::new(audit::sink::NoNetwork), &writer)
+        .await
+        .map_err(RunError::Trail)?;
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
         state: Live::new(live::State::new(&config)),

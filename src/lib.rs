@@ -44,7 +44,7 @@
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
-//! | 0 | [`chain`], [`task`] | printing causes; owning tasks |
+//! | 0 | [`chain`], [`task`], [`metrics`] | printing causes; owning tasks; what the process counts about itself |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -196,6 +196,7 @@ pub mod drain;
 pub mod gateway;
 pub mod identity;
 pub mod limits;
+pub mod metrics;
 pub mod network;
 pub mod policy;
 pub mod postgres;

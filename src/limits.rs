@@ -496,6 +496,24 @@ pub const TRAIL_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the trail looks whether a failed sink works again, and whether a write hangs.
 pub const TRAIL_RETRY: Duration = Duration::from_secs(1);
 
+/// What a sink that has a queue of its own may hold and not have written, in bytes: some ten thousand records, so that a
+/// collector may be away for a moment; what a sink that is not required gets beyond that is counted as lost.
+pub const TRAIL_SINK_BYTES: usize = 8 << 20;
+
+/// How often a trail's file is made to survive a power failure, unless the configuration says otherwise: what is lost then
+/// is seconds, and a disk is not kept busy by it.
+pub const TRAIL_FSYNC: Duration = Duration::from_secs(5);
+
+/// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
+/// head could be cut off without being seen.
+pub const HEAD_RECORDS: u64 = 1_000;
+
+/// How often the head of a trail is written when there are few records, unless `head_s` says otherwise.
+pub const HEAD_EVERY: Duration = Duration::from_secs(60);
+
+/// How often a forward that lasts says how far it is, unless `progress_s` says otherwise.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(900);
+
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
@@ -811,3 +829,7 @@ pub const TOKEN_TARGETS_MAX: usize = 16;
 
 /// The longest id of a token: a UUID's length, almost twice.
 pub const TOKEN_ID_MAX: usize = 64;
+
+/// Series of one metric: an operator's agents, rules and sinks are mostly fewer, and a scraper keeps each for weeks. What
+/// comes on top is counted as one.
+pub const METRIC_SERIES_MAX: usize = 1_024;

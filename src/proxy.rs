@@ -76,7 +76,7 @@ pub struct Config {
     /// How long what runs may go on after the signal to end.
     pub drain: Duration,
     /// Where its trail goes.
-    pub audit: audit::Sink,
+    pub audit: audit::Sinks,
     /// How much its clients may have of it.
     pub limits: Limits,
 }
@@ -297,7 +297,9 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Proxy, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Proxy, Arc::new(audit::sink::NoNetwork), &writer)
+        .await
+        .map_err(RunError::Trail)?;
     let proxy = Arc::new(Proxy {
         state: Live::new(State::default()),
         trail: trail.clone(),

@@ -231,3 +231,37 @@ fn a_reader_that_goes_away_or_a_full_disk_causes_no_panic() {
     let mute = sh(dir.path(), "caponier keys fingerprint absent 2>&-");
     assert_eq!(mute.status.code(), Some(2));
 }
+
+#[test]
+fn manual_pages_and_completions_are_what_their_readers_take() {
+    let dir = dir();
+    let output = sh(
+        dir.path(),
+        "set -e
+         caponier generate man man1
+         for shell in bash zsh fish; do caponier generate completions $shell >$shell; done
+         bash -n bash; zsh -n zsh; fish -n fish",
+    );
+    assert!(output.status.success(), "{}", stderr(&output));
+
+    // The date is left out, so that a page is the same whenever it is made; the rest is how the library spaces values out.
+    let output = sh(dir.path(), "mandoc -T lint -W warning man1/*.1");
+    let faults: Vec<_> = stdout(&output)
+        .lines()
+        .filter(|line| {
+            !["missing date, using", "skipping paragraph macro: br"].iter().any(|known| line.contains(known))
+        })
+        .map(str::to_owned)
+        .collect();
+    assert!(stderr(&output).is_empty() && faults.is_empty(), "{}{faults:?}", stderr(&output));
+    let page = stdout(&sh(dir.path(), "mandoc -T ascii man1/caponier-keys-add.1 | tr -d '\\b' "));
+    assert!(page.contains("caponier keys add --registry keys agent acme/prod-eu"), "{page}");
+
+    let offered = |line: &str| stdout(&sh(dir.path(), line));
+    let words = offered(
+        "bash -c '. ./bash; COMP_WORDS=(caponier keys r); COMP_CWORD=2; _caponier caponier r keys; echo ${COMPREPLY[@]}'",
+    );
+    assert_eq!(words, "revoke rotate\n");
+    let words = offered("HOME=$PWD fish -c 'source fish; complete -C \"caponier kub\"'");
+    assert!(words.starts_with("kubeconfig\t"), "{words}");
+}

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::text;
+use super::record::text;
 use crate::limits::TRAIL_CHANGES_MAX;
 use crate::reload::Changes;
 

@@ -254,7 +254,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::Sink;
+    use crate::audit::Sinks;
 
     const SLOT: Slot = Slot(7);
 
@@ -280,7 +280,7 @@ mod tests {
             egress: Egress::default(),
             health: None,
             drain: Duration::ZERO,
-            audit: Sink::Stdout,
+            audit: Sinks::stdout(),
             limits: Limits::default(),
         }
     }

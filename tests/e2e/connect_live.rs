@@ -239,6 +239,53 @@ async fn a_tunnel_lives_no_longer_than_the_certificate_it_rests_on() {
 }
 
 #[tokio::test]
+async fn a_tunnel_in_tls_is_whose_the_balancers_header_says_and_ends_with_its_network() {
+    const KEPT: &str = "192.0.2.7";
+    const DROPPED: &str = "198.51.100.7";
+    let target = echo().await;
+    let (plan, token) = plan(&[target]).await;
+    let mut site = plan.start().await;
+    let plain = fs::read_to_string(site.config(Side::Gateway)).expect("a configuration");
+    let behind = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    let with = |plain: &str, networks: &str| {
+        let from = "proxy_protocol_from = [\"127.0.0.1/32\"]";
+        format!("{plain}\n[[listener]]\naddress = \"{behind}\"\n{from}\naccept_from = [{networks}]\n")
+    };
+    let (both, one) = (format!("\"{KEPT}/32\", \"{DROPPED}/32\""), format!("\"{KEPT}/32\""));
+    assert_eq!(site.program(Side::Gateway).stop().await, Some(0));
+    // The first listener stays where the agent looks for it.
+    let plain = plain.replace("127.0.0.1:0", &site.address.to_string());
+    fs::write(site.config(Side::Gateway), with(&plain, &both)).expect("written");
+    site.start_gateway_as_written().await;
+    site.program(Side::Gateway).says(" linked ").await;
+    let come = async |client: &str| {
+        let mut stream = connect(behind).await;
+        let header = format!("PROXY TCP4 {client} 127.0.0.1 40000 443\r\n");
+        stream.write_all(header.as_bytes()).await.expect("written");
+        opened(secure(&site, stream, None).await, &bearing(&token, target)).await
+    };
+    let (mut kept, mut dropped) = (come(KEPT).await, come(DROPPED).await);
+    for (stream, client) in [(&mut kept, KEPT), (&mut dropped, DROPPED)] {
+        stream.write_all(b"word").await.expect("written");
+        stream.flush().await.expect("flushed");
+        within("the echo", stream.read_exact(&mut [0; 4])).await.expect("the echo");
+        let like = json!({"event": "forward.open", "client": format!("{client}:40000"), "door": "connect"});
+        site.record(Side::Gateway, like.clone()).await;
+    }
+    fs::write(site.config(Side::Gateway), with(&plain, &one)).expect("written");
+    site.program(Side::Gateway).signal("HUP");
+    let mut rest = Vec::new();
+    let end = within("the end of what may come no more", dropped.read_to_end(&mut rest)).await;
+    assert!(end.is_err(), "a break, no end: {rest:?}");
+    let like = json!({"event": "forward.ended", "reason": "revoked", "client": format!("{DROPPED}:40000")});
+    site.record(Side::Gateway, like).await;
+    kept.write_all(b"more").await.expect("written");
+    kept.flush().await.expect("flushed");
+    within("the echo", kept.read_exact(&mut [0; 4])).await.expect("what may come goes on");
+    site.stop().await;
+}
+
+#[tokio::test]
 async fn a_drain_lets_live_tunnels_end_and_tells_who_comes_late() {
     let target = echo().await;
     let (plan, token) = plan(&[target]).await;

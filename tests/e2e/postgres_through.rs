@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::connect_door::tls_plan;
 use crate::harness::{Side, Site, caponier, free_port, run, run_for, within};
 use crate::postgres::{Postgres, SUPERUSER_PASSWORD, bin_directories};
 
@@ -204,6 +205,44 @@ impl<'a> Job<'a> {
             assert_eq!(query(&mut psql, text("name"), "SELECT current_user").await, text("username"));
         }
     }
+}
+
+#[tokio::test]
+async fn provisions_inside_tls_too_and_by_no_gateway_that_it_cannot_verify() {
+    let server = Postgres::start(HOST).await;
+    let (plan, _) = tls_plan().await;
+    let port = server.address.port();
+    let site = plan
+        .rule(&format!("name = \"db\"\nhosts = [\"{HOST}\"]\nwithin = [\"127.0.0.0/8\"]\nports = [{port}]"))
+        .start()
+        .await;
+    let job = Job::new(&server, &site);
+    let plain = fs::read_to_string(&job.file).expect("resources");
+    let ssh = format!("gateway = \"ssh://{}\"", site.address);
+    for transport in ["tls", "wss"] {
+        let inside = format!("gateway = \"{transport}://localhost:{}\"", site.address.port());
+        let trusted = format!("{inside}\ntls_ca_file = \"gateway-ca.pem\"");
+        let known = format!("known_hosts = \"known_{transport}\"");
+        // The key is the same, by whatever name the gateway is called.
+        let keys = fs::read_to_string(site.path().join("known_hosts")).expect("known hosts");
+        let key = keys.lines().next().and_then(|line| line.split_once(' ')).expect("a line").1;
+        let hosts = format!("[localhost]:{} {key}\n", site.address.port());
+        fs::write(site.path().join(format!("known_{transport}")), hosts).expect("written");
+        let plain = plain.replace("known_hosts = \"known_hosts\"", &known);
+
+        fs::write(&job.file, plain.replace(&ssh, &inside)).expect("written");
+        let said = run(&mut job.command("apply")).await;
+        assert_eq!(said.code(), 1, "{said:?}");
+        assert!(said.stderr.contains("could not make TLS with gateway"), "{said:?}");
+        assert!(!job.output().exists());
+
+        fs::write(&job.file, plain.replace(&ssh, &trusted)).expect("written");
+        run(&mut job.command("apply")).await.done();
+        job.credentials_log_in(server.address).await;
+        run(&mut job.command("destroy")).await.done();
+        site.record(Side::Gateway, json!({"event": "auth.accepted", "transport": transport})).await;
+    }
+    site.stop().await;
 }
 
 #[tokio::test]

@@ -525,6 +525,39 @@ async fn provisioning_goes_out_by_its_own_proxy() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_closes_one_way_may_open_the_next() {
+    let closed = free_port();
+    // Relays, save to one port.
+    let proxy = listen(move |mut near: TcpStream| async move {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let Ok(byte) = near.read_u8().await else { return };
+            head.push(byte);
+        }
+        let head = String::from_utf8(head).expect("a head");
+        let to = head.split(' ').nth(1).expect("a target").to_owned();
+        if to.ends_with(&format!(":{closed}")) {
+            drop(near.write_all(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n").await);
+            drop(near.shutdown().await);
+            return;
+        }
+        let mut far = TcpStream::connect(&to).await.expect("the gateway");
+        drop(near.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await);
+        drop(tokio::io::copy_bidirectional(&mut near, &mut far).await);
+    })
+    .await;
+    let target = echo().await;
+    let plan = Site::plan().allow(target).door(target).agent_setting(&format!("proxy = \"http://{proxy}\""));
+    let mut site = plan.gateways(&format!("[[\"tls://127.0.0.1:{closed}\", \"ssh://{{}}\"]]")).start().await;
+    let line = site.program(Side::Agent).says("not linked: ").await;
+    for words in ["403", &format!("proxy {proxy}"), &format!("; trying ssh://{} next", site.address)] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    echoes(connect(site.doors[0]).await, b"by the way that it opens").await;
+    site.stop().await;
+}
+
+#[tokio::test]
 async fn does_not_wait_for_a_silent_proxy_for_long() {
     const { assert!(limits::PROXY_TIMEOUT.as_secs() < PATIENCE.as_secs()) };
     let proxy = listen(async |mut stream: TcpStream| {

@@ -19,8 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::connect_door::{TOKEN_KEYS, bearing, claims, register, send, signed};
 use crate::harness::{
-    AGENT, Program, Side, Site, caponier, connect, echo, echoes, eventually, read_to_end, run, within,
+    AGENT, PATIENCE, Program, Side, Site, caponier, connect, echo, echoes, eventually, read_to_end, run, within,
 };
 
 /// Starts one more process of the site's agent, which says that it has this replica name; `file` is what its files are
@@ -285,6 +286,22 @@ async fn a_replica_that_answers_no_opens_gets_no_more_of_them() {
     assert_eq!((&row["state"], &row["last_error"]["reason"]), (&json!("absent"), &json!("unanswering")), "{row}");
     site.program(Side::Gateway).says("an agent answers no opens").await;
     drop(streams);
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn at_the_connect_door_an_agent_that_does_not_answer_is_a_504() {
+    const { assert!(limits::ANSWER_TIMEOUT.as_secs() < PATIENCE.as_secs()) };
+    let target = echo().await;
+    let plan = Site::plan();
+    let key = register(&plan, TOKEN_KEYS, "signer", "prov*");
+    let site = plan.start_gateway().await;
+    let _over = Fake::link(&site, "silent", None).await;
+    let answer = send(site.address, bearing(&signed(&claims(), &key), target).as_bytes()).await;
+    assert_eq!(answer.status, 504, "{}", answer.head);
+    assert_eq!(answer.refusal().await["error"], "timed_out");
+    let failed = site.record(Side::Gateway, json!({"event": "forward.failed", "door": "connect"})).await;
+    assert_eq!(failed["reason"], "timeout", "{failed}");
     site.stop().await;
 }
 

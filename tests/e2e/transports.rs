@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
+use caponier::limits;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -17,8 +18,8 @@ use tokio::process::Command;
 use tokio::time::{sleep, timeout};
 
 use crate::harness::{
-    AGENT, Plan, Program, Side, Site, caponier, connect, echo, echoes, eventually, free_port, listen, read_to_end, run,
-    within,
+    AGENT, PATIENCE, Plan, Program, Side, Site, caponier, connect, echo, echoes, eventually, free_port, listen,
+    read_to_end, run, within,
 };
 use crate::squid::{Authority, Squid, USER};
 
@@ -571,6 +572,27 @@ async fn ways_are_tried_in_order_and_each_failure_is_told_once_with_what_is_trie
     site.program(Side::Agent).says("waiting before the next attempt").await;
     assert!(!site.program(Side::Agent).log().contains(&format!("could not connect to gateway {first}")));
     site.stop().await;
+}
+
+#[tokio::test]
+async fn a_way_on_which_nobody_says_a_word_is_left_for_the_next() {
+    const { assert!(limits::LOGIN_GRACE.as_secs() + limits::TLS_TIMEOUT.as_secs() < PATIENCE.as_secs()) };
+    let silent = listen(async |mut stream: TcpStream| {
+        // Takes all that comes, until the other side gives up.
+        drop(tokio::io::copy(&mut stream, &mut tokio::io::sink()).await);
+    })
+    .await;
+    let target = echo().await;
+    for way in ["ssh", "tls"] {
+        let plan =
+            Site::plan().allow(target).door(target).gateways(&format!("[[\"{way}://{silent}\", \"ssh://{{}}\"]]"));
+        let mut site = plan.start().await;
+        let line = site.program(Side::Agent).says("not linked: ").await;
+        assert!(line.contains(&format!("; trying ssh://{} next", site.address)), "{line}");
+        assert!(line.contains(&format!("{way}://{silent}")), "{line}");
+        echoes(connect(site.doors[0]).await, b"by the way that answers").await;
+        site.stop().await;
+    }
 }
 
 /// A balancer that runs for one test.
