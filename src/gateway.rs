@@ -60,6 +60,7 @@ use crate::tls::{Certificates, ClientAuth, Trust};
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes};
@@ -363,9 +364,8 @@ pub async fn run(
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Gateway, Arc::new(audit::sink::NoNetwork), &writer)
-        .await
-        .map_err(RunError::Trail)?;
+    let trail =
+        Trail::start(config.audit.clone(), Side::Gateway, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
         state: Live::new(live::State::new(&config)),

@@ -514,6 +514,9 @@ pub const HEAD_EVERY: Duration = Duration::from_secs(60);
 /// How often a forward that lasts says how far it is, unless `progress_s` says otherwise.
 pub const PROGRESS_EVERY: Duration = Duration::from_secs(900);
 
+/// Sinks of one trail besides its first: each is a thread or a task, and a copy of everything.
+pub const SINKS_MAX: usize = 16;
+
 /// From the beginning of a connection to a collector to its end: the name, the proxy, TCP and TLS. Longer than each of them
 /// may take alone and shorter than all together, since nothing is sent meanwhile.
 pub const SINK_CONNECT: Duration = Duration::from_secs(20);
