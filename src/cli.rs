@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod agents;
 pub mod check;
+pub mod doctor;
 mod egress;
 pub mod forward;
 pub mod gateway;
@@ -124,6 +125,7 @@ enum Command {
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Agents(agents::Args),
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
@@ -141,6 +143,7 @@ impl Command {
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
+            Self::Doctor(args) => doctor::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
