@@ -21,6 +21,7 @@
 //! link, has the caller's alone. One that listens uses all processors, and gives each connection to the lightest thread.
 
 mod dial;
+pub mod doctor;
 mod expiries;
 mod forward;
 mod levels;

@@ -21,6 +21,7 @@
 mod admin;
 mod arrive;
 mod broker;
+pub mod doctor;
 mod door;
 mod expiries;
 mod inherit;
