@@ -13,6 +13,7 @@ mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod generate;
+pub mod health;
 pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
@@ -124,6 +125,7 @@ enum Command {
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
+    Health(health::Args),
     Agents(agents::Args),
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
@@ -141,6 +143,7 @@ impl Command {
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
+            Self::Health(args) => health::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),

@@ -10,6 +10,7 @@
 
 mod egress;
 mod file;
+mod health;
 mod mutual;
 mod proxy;
 mod resolver;

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::live::State;
 use super::serve::{self, Link, LinkEnd};
-use super::{Agent, Post};
+use super::{Agent, Post, health};
 use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::limits;
@@ -54,6 +54,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
             Some(link) => {
                 let gateway = &link.gateway().clone();
                 info!(organisation = %post.name.organisation, gateway = %gateway, "linked");
+                agent.standings.linked(&post, &link);
                 let switch = link.switch().clone();
                 match serve_until_replaced(&agent, &state, &ways, link, share(replaced.len())).await {
                     Next::Stop => return,
@@ -66,6 +67,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                         }
                     }
                     Next::StandBy => {
+                        agent.standings.lost(&post, health::SUPERSEDED);
                         warn!(
                             organisation = %post.name.organisation,
                             gateway = %gateway,
@@ -85,6 +87,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                         }
                     }
                     Next::Lost { proved } => {
+                        agent.standings.lost(&post, health::LOST);
                         if proved {
                             backoff.reset();
                         }
@@ -130,6 +133,7 @@ async fn round(
             Err(error) => error,
         };
         let text = Chain(&error).to_string();
+        agent.standings.failed(post, error.brief());
         let hopeful = |next: &GatewayUrl| !error.is_final() || certified && error.lacks_certificate(way, next);
         let passed = rest.as_slice().iter().position(hopeful);
         let next = passed.map(|passed| &rest.as_slice()[passed]);

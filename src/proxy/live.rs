@@ -222,8 +222,8 @@ pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
         restart.push("audit");
     }
     if old.health != new.health {
-        new.health = old.health;
-        restart.push("proxy.health");
+        restart.extend(old.health.differences(&new.health));
+        new.health = old.health.clone();
     }
     restart
 }
@@ -255,6 +255,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
 mod tests {
     use super::*;
     use crate::audit::Sink;
+    use crate::health;
 
     const SLOT: Slot = Slot(7);
 
@@ -278,7 +279,7 @@ mod tests {
                 upstream("other", "other.example.com:8443"),
             ],
             egress: Egress::default(),
-            health: None,
+            health: health::Config::default(),
             drain: Duration::ZERO,
             audit: Sink::Stdout,
             limits: Limits::default(),
