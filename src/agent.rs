@@ -24,6 +24,7 @@ mod dial;
 mod expiries;
 mod forward;
 mod health;
+mod levels;
 mod listen;
 mod live;
 mod reach;
@@ -52,6 +53,7 @@ use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::certificate::Revocations;
 use crate::identity::{AgentId, AgentName, Credential, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
+use crate::metrics;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
@@ -87,7 +89,7 @@ pub struct Config {
     /// Whom it serves.
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
-    pub audit: audit::Sink,
+    pub audit: audit::Sinks,
     /// How much its gateways may have of it.
     pub limits: Limits,
     /// How the names of targets are looked up.
@@ -337,7 +339,9 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Agent, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Agent, Arc::new(audit::sink::NoNetwork), &writer)
+        .await
+        .map_err(RunError::Trail)?;
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
@@ -355,6 +359,8 @@ pub async fn run(
         standings: health::Standings::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&agent);
     info!(agent = %agent.id, replica = %config.replica, key = %config.key.public().fingerprint(), "agent started");
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
@@ -516,6 +522,13 @@ impl Posts {
         for post in before {
             agent.standings.forget(&post);
             post.dismissed.cancel();
+            if !config.organisations.iter().any(|organisation| organisation.id == post.name.organisation) {
+                metrics::ORGANISATION_LINKS.forget([post.name.organisation.to_string()]);
+            }
+        }
+        // One that has no link is to be seen to have none.
+        for organisation in &config.organisations {
+            let _ = metrics::ORGANISATION_LINKS.of([organisation.id.to_string()]);
         }
         for (organisation, ways) in wanted {
             self.ways = self.ways.wrapping_add(1);

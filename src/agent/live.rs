@@ -397,7 +397,7 @@ pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
 pub(super) mod tests {
     use super::*;
     use crate::agent::Organisation;
-    use crate::audit::Sink;
+    use crate::audit::Sinks;
     use crate::identity::Algorithm;
     use crate::network::Networks;
     use crate::policy::rule::{PrincipalPattern, Reach, Rule};
@@ -463,7 +463,7 @@ pub(super) mod tests {
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
             resolver: crate::resolve::Config::default(),
-            audit: Sink::Stdout,
+            audit: Sinks::stdout(),
             listen: None,
             health: crate::health::Config::default(),
         }
@@ -522,7 +522,7 @@ pub(super) mod tests {
         let mut new = old.clone();
         assert!(keep(&old, &mut new).is_empty());
         new.id = "other".parse().expect("an id");
-        new.audit = Sink::File("elsewhere".into());
+        new.audit = Sinks::file("elsewhere");
         assert_eq!(keep(&old, &mut new), ["agent.id", "audit"]);
         assert_eq!((&new.id, &new.audit), (&old.id, &old.audit));
     }

@@ -18,7 +18,7 @@ use super::health::health;
 use super::resolver::resolver;
 use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
-use crate::audit::Sink;
+use crate::audit::Sinks;
 use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
@@ -675,7 +675,7 @@ pub(super) fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     Some(Bounds { idle: idle?, life: life? })
 }
 
-pub(super) fn audit(root: &Table<'_>) -> Option<Sink> {
+pub(super) fn audit(root: &Table<'_>) -> Option<Sinks> {
     let table = root.required_table("audit")?;
     let stdout = table.optional("stdout");
     let file = optional(table.optional("file"), |item| item.path());
@@ -684,8 +684,8 @@ pub(super) fn audit(root: &Table<'_>) -> Option<Sink> {
         None => false,
     };
     match (file?, wanted) {
-        (Some(path), false) => Some(Sink::File(path)),
-        (None, true) => Some(Sink::Stdout),
+        (Some(path), false) => Some(Sinks::file(path)),
+        (None, true) => Some(Sinks::stdout()),
         (Some(_), true) => {
             table.fault("stdout", "a file and stdout: choose one");
             None
