@@ -15,6 +15,7 @@ mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod generate;
+pub mod health;
 pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
@@ -127,6 +128,7 @@ enum Command {
     Provision(provision::Args),
     Check(check::Args),
     Doctor(doctor::Args),
+    Health(health::Args),
     Agents(agents::Args),
     Audit(audit::Args),
     Keys(keys::Args),
@@ -146,6 +148,7 @@ impl Command {
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Doctor(args) => doctor::run(args),
+            Self::Health(args) => health::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),

@@ -692,8 +692,8 @@ pub const RELOAD_QUEUE: usize = 64;
 /// Questions on the admin socket under way at once.
 pub const ADMIN_CONNECTIONS: usize = 16;
 
-/// One question on the admin socket, from connect to answer.
-pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// One question on the admin socket, from connect to answer; longer than it takes to find that a thread is stuck.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// From an open stream to a finished login at a database, TLS included.
 pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -866,7 +866,7 @@ pub const HEADERS_MAX: usize = 100;
 /// Upstreams and listeners in one configuration: each listener holds a socket, and a health report names each upstream.
 pub const PROXY_PARTS: usize = 64;
 
-/// Requests for a network proxy's health at once: whoever asks is on the same host, and asks once in a few seconds.
+/// Questions about health and metrics at once at each listener: whoever asks does so once in a few seconds.
 pub const HEALTH_CONNECTIONS: usize = 16;
 
 /// How long an upstream has for its TLS handshake: as long as a proxy for its answer.
@@ -875,6 +875,42 @@ pub const OUTBOUND_HANDSHAKE: Duration = PROXY_TIMEOUT;
 /// Names that a listener of a network proxy takes its clients' certificates for: each is compared with each name of a
 /// certificate.
 pub const CLIENT_NAMES_MAX: usize = 256;
+
+/// The head of a question about health; no client's own is longer than a few hundred bytes, and the library wants no less.
+pub const HEALTH_HEAD_MAX: usize = 8 * 1024;
+
+/// How long a question about health may take to be asked: probes send it at once.
+pub const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a thread may take to show that it gets to its work: far more than any piece of work of ours, and less than any
+/// supervisor waits before it restarts a program.
+pub const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an upstream of a proxy may take to show that it is there, where it is asked for the purpose.
+pub const HEALTH_PROBE: Duration = Duration::from_secs(10);
+
+/// How long the parts of a program may take to be looked at: all upstreams are asked at once.
+pub const HEALTH_ANSWER: Duration = Duration::from_secs(15);
+
+/// A question about health, from its head to the end of the answer.
+pub const HEALTH_CONNECTION: Duration = Duration::from_secs(25);
+
+const _: () = assert!(
+    HEALTH_CONNECTION.as_secs() >= HEALTH_HEAD_TIMEOUT.as_secs() + HEALTH_ANSWER.as_secs() + HEALTH_PATIENCE.as_secs(),
+    "see there"
+);
+
+/// One answer about health: a thousand parts.
+pub const HEALTH_ANSWER_MAX: usize = 1024 * 1024;
+
+/// How often it is looked whether the health file is still true.
+pub const HEALTH_LOOK: Duration = Duration::from_secs(1);
+
+/// How often the health file is written where nothing changes: as often as a probe usually looks.
+pub const HEALTH_FILE_EVERY: Duration = Duration::from_secs(10);
+
+/// A health file that is older is nobody's: two were left out, and the third is late.
+pub const HEALTH_FILE_STALE: Duration = Duration::from_secs(30);
 
 /// How long an answer about an upstream's health counts, so that nobody who asks for it causes more than a few connections.
 pub const HEALTH_KEPT: Duration = Duration::from_secs(10);

@@ -88,6 +88,19 @@ impl LinkError {
         }
     }
 
+    /// The same in a few words, without an address.
+    pub(super) fn brief(&self) -> &'static str {
+        match self {
+            Self::Dial { .. } => "its gateways cannot be reached",
+            Self::Greet { .. } | Self::NotAGateway { .. } => "what answers is no gateway",
+            Self::Handshake { .. } => "the SSH handshake with its gateway fails",
+            Self::KeyNotAccepted { .. } => "its gateway does not accept the agent's key",
+            Self::LoginRefused { .. } => "its gateway's key is not among the orchestrator keys",
+            Self::LoginTimeout { .. } => "its gateway does not log in",
+            Self::Trail(_) => "a link cannot be recorded",
+        }
+    }
+
     /// Whether it may be that the gateway wanted a TLS certificate, which cannot be shown by the way that was tried, and can by
     /// the `next`: that is said in no other words than that the key does not count.
     pub(super) fn lacks_certificate(&self, tried: &GatewayUrl, next: &GatewayUrl) -> bool {
@@ -423,6 +436,11 @@ impl Link {
     /// The way that it was made by.
     pub(super) fn gateway(&self) -> &GatewayUrl {
         &self.shared.gateway
+    }
+
+    /// What its forwards share.
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.shared.session
     }
 
     /// Its session's switch.
