@@ -4,8 +4,11 @@
     check.py asserts CHART RENDERED                   the promises; says each one that does not hold, and ends with 1
     check.py layout CHART RENDERED CAPONIER DIR       the files of the pod below DIR, as they would be below /, with keys and
                                                       certificates made on the way; prints the path of the configuration
+    check.py manifests CHART RENDERED                 what a cluster without the Prometheus operator knows, as one JSON list
+    check.py pod CHART RENDERED                       a pod of the set, as JSON
 """
 
+import json
 import os
 import re
 import subprocess
@@ -238,6 +241,16 @@ def main():
     check = Check(chart, open(rendered).read())
     if command == "layout":
         print(layout(check, *sys.argv[4:6]))
+        return
+    if command == "manifests":
+        items = [each for each in check.documents if not each["apiVersion"].startswith("monitoring.coreos.com/")]
+        print(json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        return
+    if command == "pod":
+        # The set's controller would add the volume that it claims.
+        claimed = [{"name": each["metadata"]["name"], "persistentVolumeClaim": {"claimName": "claim"}} for each in check.set["spec"].get("volumeClaimTemplates", [])]
+        spec = {**check.pod, "volumes": check.pod["volumes"] + claimed}
+        print(json.dumps({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod", "namespace": "space", "labels": check.template["metadata"]["labels"]}, "spec": spec}))
         return
     faults = check.run()
     for fault in faults:
