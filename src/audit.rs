@@ -24,6 +24,7 @@
 //! how.
 
 pub mod chain;
+mod changed;
 mod event;
 mod forward;
 pub mod head;
@@ -32,6 +33,7 @@ mod record;
 pub mod schema;
 pub mod sink;
 mod strangers;
+mod tally;
 pub mod verify;
 mod writer;
 
@@ -183,8 +185,11 @@ impl Trail {
             place: Some((place, Arc::clone(&forward))),
             peer,
             abandoned: "cancelled",
+            since: None,
+            _running: tally::Running::begin(),
         };
         let (answer, answered) = oneshot::channel();
+        tally::queued(OPEN);
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
             Ok(()) => {
@@ -207,6 +212,7 @@ impl Trail {
         if self.shared.live().forwards.contains(opening.forward.as_str()) {
             return Err(TrailError::Duplicate);
         }
+        tally::denied(self.shared.side, &opening, reason);
         let mut record = opening.record(self.shared.side, DENIED);
         record.reason = text(reason);
         record.detail = text(detail);
@@ -218,15 +224,20 @@ impl Trail {
     /// # Errors
     /// If the record was not accepted.
     pub async fn note(&self, event: Event) -> Result<(), TrailError> {
-        self.write(&event.stamped(self.shared.side)).await
+        let record = event.stamped(self.shared.side);
+        tally::happened(&record);
+        self.write(&record).await
     }
 
     /// Records an event that an unauthenticated peer caused. Never waits: within the budget of [`STRANGER_RECORDS`] per
     /// [`STRANGER_PERIOD`] and with room in the queue the event becomes a record; else it is counted by `reason`, and
     /// the counts become one `auth.refused_more` record at the end of the period.
     pub fn stranger(&self, event: Event, reason: &'static str) {
+        let event = event.reason(reason);
+        tally::happened(&event.0);
         if self.shared.strangers().admit(Instant::now()) {
-            let line = event.reason(reason).stamped(self.shared.side).line();
+            tally::queued(event.0.event);
+            let line = event.stamped(self.shared.side).line();
             if self.queue.try_send(Message::Stranger { line, reason }).is_ok() {
                 return;
             }
@@ -264,6 +275,7 @@ impl Trail {
     }
 
     async fn write(&self, record: &Record) -> Result<(), TrailError> {
+        tally::queued(record.event);
         let line = record.line();
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
@@ -430,6 +442,7 @@ impl Shared {
 
 /// Looks after the writer from outside, for as long as it runs: it cannot tell that it hangs, and has no clock to wake by.
 async fn watch_over(shared: Arc<Shared>, queue: mpsc::WeakSender<Message>) {
+    let _levels = tally::refresh(&shared, &queue);
     let mut every = tokio::time::interval(TRAIL_RETRY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shared.over.run_until_cancelled(every.tick()).await.is_some() {

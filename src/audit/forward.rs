@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::record::{ABANDONED, DENIED, ENDED, FAILED, Record, milliseconds, text};
 use super::writer::Message;
-use super::{PeerForward, Shared, Side};
+use super::{PeerForward, Shared, Side, tally};
 use crate::identity::{AgentId, Certificate, Fingerprint, OrganisationId, Principal, ReplicaId};
 use crate::limits::ADDRESSES_PER_NAME;
+use crate::metrics;
 use crate::token::TokenId;
 
 /// What is known of a forward when it is asked for. Absent fields are left out of the record.
@@ -106,11 +107,13 @@ impl Counters {
     /// Adds bytes carried toward the target.
     pub fn add_to_target(&self, bytes: u64) {
         self.to_target.fetch_add(bytes, Ordering::Relaxed);
+        metrics::BYTES_TO_TARGET.inc_by(bytes);
     }
 
     /// Adds bytes carried from the target.
     pub fn add_from_target(&self, bytes: u64) {
         self.from_target.fetch_add(bytes, Ordering::Relaxed);
+        metrics::BYTES_FROM_TARGET.inc_by(bytes);
     }
 
     /// Bytes carried toward the target.
@@ -148,6 +151,9 @@ pub struct Entry {
     pub(super) peer: Option<PeerForward>,
     /// What to say if nobody finishes it.
     pub(super) abandoned: &'static str,
+    /// Since when bytes can flow.
+    pub(super) since: Option<Instant>,
+    pub(super) _running: tally::Running,
 }
 
 impl Entry {
@@ -176,6 +182,8 @@ impl Entry {
     /// Notes for the closing record that bytes can flow from now on, and to which address.
     pub fn established(&mut self, dialled: Option<SocketAddr>) {
         self.established = true;
+        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.begun.elapsed()));
+        self.since = Some(Instant::now());
         self.dialled = dialled;
     }
 
@@ -195,6 +203,8 @@ impl Entry {
         let mut record = self.opening.record(self.shared.side, ABANDONED);
         record.dialled = self.dialled.map(|address| address.to_string());
         record.duration_ms = Some(milliseconds(self.begun.elapsed()));
+        let open_s = self.since.map(|since| metrics::seconds(since.elapsed()));
+        tally::ended(self.shared.side, &self.opening, ending.as_ref(), self.abandoned, open_s);
         match ending {
             Some(Ending::Denied { reason, detail }) => {
                 record.event = DENIED;
@@ -221,6 +231,7 @@ impl Entry {
                 }
             }
         }
+        tally::queued(record.event);
         place.send(Message::End { forward, line: record.line() });
         // After the ending is in the queue, so that a second opening of the same id comes after it.
         self.shared.release(&self.opening.forward, self.peer.take());
