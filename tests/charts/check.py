@@ -50,7 +50,7 @@ class Check:
             self.faults.append(what)
 
     def run(self):
-        for each in [self.nothing_secret, self.pod_security, self.files, self.stopping, self.probes, self.services, self.network, self.disruption, self.scaling]:
+        for each in [self.nothing_secret, self.pod_security, self.files, self.stopping, self.probes, self.services, self.network, self.disruption, self.scaling, self.watching]:
             each()
         return self.faults
 
@@ -184,6 +184,12 @@ class Check:
             self.want("gateways go one by one, each after the drain of the last", down["policies"] == [{"type": "Pods", "value": 1, "periodSeconds": max(60, min(drain, 1800))}])
             own = [each for each in of_kind(self.documents, "Service") if "statefulset.kubernetes.io/pod-name" in each["spec"]["selector"]]
             self.want("an address for each", len(own) == spec["maxReplicas"])
+
+    def watching(self):
+        for rule in of_kind(self.documents, "PrometheusRule"):
+            self.want("alerts", rule["spec"]["groups"][0]["rules"])
+        for monitor in of_kind(self.documents, "ServiceMonitor"):
+            self.want("a job that the alerts know", monitor["spec"]["jobLabel"] == "app.kubernetes.io/name")
 
 
 def layout(check, caponier, root):

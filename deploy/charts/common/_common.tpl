@@ -471,6 +471,8 @@ metadata:
     {{- toYaml . | nindent 4 }}
     {{- end }}
 spec:
+  # The alert rules know the jobs by this.
+  jobLabel: app.kubernetes.io/name
   selector:
     matchLabels:
       {{- include "caponier.selector" . | nindent 6 }}
