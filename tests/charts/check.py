@@ -1,7 +1,8 @@
 #!/usr/bin/python3
-"""What the rendered charts promise, and pods laid out as the kubelet would.
+"""What the charts and what they render promise, and pods laid out as the kubelet would.
 
     check.py asserts CHART RENDERED                   the promises; says each one that does not hold, and ends with 1
+    check.py values CHART                             that its schema knows the values of values.yaml, and no others
     check.py layout CHART RENDERED CAPONIER DIR       the files of the pod below DIR, as they would be below /, with keys and
                                                       certificates made on the way; prints the path of the configuration
     check.py manifests CHART RENDERED                 what a cluster without the Prometheus operator knows, as one JSON list
@@ -242,7 +243,26 @@ def layout(check, caponier, root):
     return f"/etc/caponier/config/{check.program}.toml"
 
 
+def unlike(values, schema, path=""):
+    """Where the two do not know the same values."""
+    properties = schema.get("properties")
+    if not isinstance(values, dict) or properties is None:
+        return
+    for key in sorted(set(values) ^ (set(properties) - {"global"})):
+        yield f"{path}{key}: only {'values.yaml' if key in values else 'values.schema.json'} has it"
+    if schema.get("additionalProperties") is not False:
+        yield f"{path or 'the root'}: other values are taken, and do nothing"
+    for key in set(values) & set(properties):
+        yield from unlike(values[key], properties[key], f"{path}{key}.")
+
+
 def main():
+    if sys.argv[1] == "values":
+        chart = sys.argv[2]
+        found = list(unlike(yaml.safe_load(open(f"{chart}/values.yaml")), json.load(open(f"{chart}/values.schema.json"))))
+        for each in found:
+            print(f"{chart}: {each}", file=sys.stderr)
+        sys.exit(1 if found else 0)
     command, chart, rendered = sys.argv[1:4]
     check = Check(chart, open(rendered).read())
     if command == "layout":
