@@ -24,11 +24,13 @@
 //! how.
 
 pub mod chain;
+pub mod compare;
 mod event;
 mod forward;
 pub mod head;
 pub mod ocsf;
 mod record;
+pub mod schema;
 pub mod sink;
 mod strangers;
 pub mod verify;

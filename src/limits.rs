@@ -527,6 +527,17 @@ pub const VERIFY_ANCHORS_MAX: usize = 262_144;
 /// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
 pub const VERIFY_HEADS: usize = 4_096;
 
+/// Forwards that are held while two trails are compared: all that can live at once, on both sides, and what ended within the
+/// tolerance for clocks; some 50 MiB.
+pub const COMPARE_FORWARDS: usize = 2 * TRAIL_QUEUE;
+
+/// Bytes of a forward that one side may have taken and the other not delivered when it broke: the budget of a link's credit,
+/// what waits in the queues before and behind it, and in the sockets.
+pub const COMPARE_FLIGHT: u64 = 96 * 1024 * 1024;
+
+/// Links and replicas of one agent's trail that are told apart while it is compared.
+pub const COMPARE_LINKS: usize = 4_096;
+
 /// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
 pub const VERIFY_TORN: usize = 1_024;
 
