@@ -39,7 +39,7 @@ mod writer;
 use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -48,6 +48,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
 use crate::identity::OrganisationId;
+use crate::identity::signature::SignatureError;
 use crate::limits::{FORWARD_ID_MAX, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
 use crate::task::Tasks;
 
@@ -56,6 +57,7 @@ pub use forward::{Counters, Ending, Entry, Opening, Resolved};
 pub use record::Side;
 pub use sink::{Content, Fsync, Rotation, SinkConfig, SinkKind, Sinks};
 
+use head::{Countersigned, Head, Seal, Signer};
 use record::{DENIED, OPEN, Record, text, unsafe_to_show};
 use sink::Connect;
 use strangers::Strangers;
@@ -242,6 +244,20 @@ impl Trail {
         self.shared.failed.subscribe()
     }
 
+    /// The newest head that is in the trail, and each that comes.
+    #[must_use]
+    pub fn heads(&self) -> watch::Receiver<Option<Head>> {
+        self.shared.heads.subscribe()
+    }
+
+    /// Signs that the head of another trail is on record here; `None` where this trail is not signed.
+    ///
+    /// # Errors
+    /// If the key cannot sign.
+    pub fn countersign(&self, seen: &Countersigned) -> Result<Option<Seal>, SignatureError> {
+        self.shared.signer.get().map(|signer| signer.countersign(seen)).transpose()
+    }
+
     /// How many forwards are live.
     #[must_use]
     pub fn live(&self) -> usize {
@@ -286,6 +302,8 @@ impl Trail {
             failed: watch::Sender::new(None),
             writing: Mutex::new(None),
             over: CancellationToken::new(),
+            heads: watch::Sender::new(None),
+            signer: OnceLock::new(),
         });
         let (queue, messages) = mpsc::channel(TRAIL_QUEUE);
         let (ready, started) = oneshot::channel();
@@ -354,6 +372,10 @@ struct Shared {
     writing: Mutex<Option<Instant>>,
     /// Fires when the writer has ended.
     over: CancellationToken,
+    /// The newest head that is in the trail.
+    heads: watch::Sender<Option<Head>>,
+    /// What heads are signed with.
+    signer: OnceLock<Signer>,
 }
 
 /// The forwards that have an [`Entry`].

@@ -517,6 +517,22 @@ pub const PROGRESS_EVERY: Duration = Duration::from_secs(900);
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
+/// How often an end tells the other what its trail has come to, at the most and once the first few are sent. Each costs both
+/// trails a record: thirty a second at a gateway with ten thousand links.
+pub const ANCHOR_EVERY: Duration = Duration::from_secs(300);
+
+/// Anchors that may follow one another without that: at the beginning of a link, and when it ends.
+pub const ANCHORS_SENT_BURST: u32 = 4;
+
+/// Anchors that an end takes before the other counts as breaking the protocol: twice what it may send.
+pub const ANCHORS_BURST: u32 = 2 * ANCHORS_SENT_BURST;
+
+/// After how long one more is taken: half of [`ANCHOR_EVERY`], as clocks and networks go.
+pub const ANCHORS_TAKEN_EVERY: Duration = Duration::from_secs(150);
+
+/// Anchors of a link that wait for the trail to have them on record; beyond that they are passed over.
+pub const ANCHORS_WAITING: usize = 4;
+
 /// What is found in a trail that is verified, in detail; more than anybody reads, and a trail of nothing but damage stays
 /// bounded.
 pub const VERIFY_FINDINGS_MAX: usize = 1_000;

@@ -125,6 +125,24 @@ pub(super) struct Record {
     /// `trail.resumed`: records that were not accepted while the sink failed.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) lost: Option<u64>,
+    /// `trail.countersigned`: the number of the last record before the head that was countersigned.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) covers: Option<u64>,
+    /// `trail.countersigned`: the digest of that head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) digest: Option<String>,
+    /// `trail.countersigned`: when, by the other side's clock.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signed: Option<String>,
+    /// `trail.anchored`: which trail of the other side's.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_trail: Option<String>,
+    /// `trail.anchored`: the digest of its head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_digest: Option<String>,
+    /// `trail.head`, `trail.countersigned`: the signature, in base64.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signature: Option<String>,
 }
 
 impl Record {
