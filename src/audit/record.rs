@@ -141,6 +141,21 @@ pub(super) struct Record {
     /// `trail.resumed`: records that were not accepted while the sink failed. `sink.works`: records that the sink never gets.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) lost: Option<u64>,
+    /// `trail.countersigned`: the digest of that head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) digest: Option<String>,
+    /// `trail.countersigned`: when, by the other side's clock.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signed: Option<String>,
+    /// `trail.anchored`: which trail of the other side's.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_trail: Option<String>,
+    /// `trail.anchored`: the digest of its head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_digest: Option<String>,
+    /// `trail.head`, `trail.countersigned`: the signature, in base64.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signature: Option<String>,
     /// `trail.recovered`: the digest of what an unfinished last line was, where it was not a whole record but for its newline.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) torn: Option<String>,
@@ -153,12 +168,18 @@ pub(super) struct Record {
     /// The trail's id.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) trail: Option<String>,
-    /// `trail.head`: the number of the last record before it.
+    /// `trail.head`, `trail.countersigned`: the number of the last record before the head.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) covers: Option<u64>,
     /// `trail.head`: the digest of that record's line.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) head: Option<String>,
+    /// `trail.head`: after how many records there is another at the latest.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) head_records: Option<u64>,
+    /// `trail.head`: after how many seconds there is another, if there is anything new.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) head_s: Option<u64>,
 }
 
 impl Record {
