@@ -24,6 +24,7 @@ mod dial;
 pub mod doctor;
 mod expiries;
 mod forward;
+mod levels;
 mod listen;
 mod live;
 mod reach;
@@ -52,6 +53,7 @@ use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::certificate::Revocations;
 use crate::identity::{AgentId, AgentName, Credential, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
+use crate::metrics;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
@@ -86,13 +88,15 @@ pub struct Config {
     /// Whom it serves.
     pub organisations: Vec<Organisation>,
     /// Where its trail goes.
-    pub audit: audit::Sink,
+    pub audit: audit::Sinks,
     /// How much its gateways may have of it.
     pub limits: Limits,
     /// How the names of targets are looked up.
     pub resolver: resolve::Config,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+    /// Whether its gateways may ask what the doctor finds at its targets.
+    pub remote_doctor: bool,
 }
 
 impl Config {
@@ -290,6 +294,8 @@ struct Agent {
     crew: Crew,
     drain: Drain,
     usage: Usage,
+    /// When it was last examined over a link.
+    examined: Mutex<Option<tokio::time::Instant>>,
     /// Who has not logged in at the listener yet.
     room: Room,
     /// What is held against addresses that come to the listener.
@@ -328,7 +334,9 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Agent, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Agent, Arc::new(audit::sink::NoNetwork), &writer)
+        .await
+        .map_err(RunError::Trail)?;
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
@@ -339,12 +347,15 @@ pub async fn run(
         crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
+        examined: Mutex::default(),
         penalties: Penalties::default(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&agent);
     info!(agent = %agent.id, replica = %config.replica, key = %config.key.public().fingerprint(), "agent started");
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
@@ -504,6 +515,13 @@ impl Posts {
         }
         for post in before {
             post.dismissed.cancel();
+            if !config.organisations.iter().any(|organisation| organisation.id == post.name.organisation) {
+                metrics::ORGANISATION_LINKS.forget([post.name.organisation.to_string()]);
+            }
+        }
+        // One that has no link is to be seen to have none.
+        for organisation in &config.organisations {
+            let _ = metrics::ORGANISATION_LINKS.of([organisation.id.to_string()]);
         }
         for (organisation, ways) in wanted {
             self.ways = self.ways.wrapping_add(1);

@@ -24,67 +24,42 @@
 //! how.
 
 pub mod chain;
+mod event;
+mod forward;
+pub mod head;
 pub mod ocsf;
+mod record;
+pub mod schema;
+pub mod sink;
+mod strangers;
+mod tally;
+pub mod verify;
 mod writer;
 
-use std::collections::{BTreeMap, HashSet};
-use std::fmt;
+use std::collections::HashSet;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc::OwnedPermit;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::identity::{AgentId, Certificate, Credential, Fingerprint, OrganisationId, Principal, ReplicaId};
-use crate::limits::{
-    ADDRESSES_PER_NAME, FORWARD_ID_MAX, STRANGER_PERIOD, STRANGER_RECORDS, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY,
-    TRAIL_TEXT_MAX,
-};
+use crate::identity::OrganisationId;
+use crate::limits::{FORWARD_ID_MAX, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
 use crate::task::Tasks;
-use crate::token::TokenId;
 
+pub use event::{Event, Kind};
+pub use forward::{Counters, Ending, Entry, Opening, Resolved};
+pub use record::Side;
+pub use sink::{Content, Fsync, Rotation, SinkConfig, SinkKind, Sinks};
+
+use record::{DENIED, OPEN, Record, text, unsafe_to_show};
+use sink::Connect;
+use strangers::Strangers;
 use writer::{Message, Prepared};
-
-/// Where a trail is written.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Sink {
-    /// A regular file of mode 0600, appended to and locked against other writers; made if it does not exist.
-    File(PathBuf),
-    /// Standard output.
-    Stdout,
-}
-
-/// Who writes the trail.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// The gateway.
-    Gateway,
-    /// The agent.
-    Agent,
-    /// The network proxy, which belongs to neither.
-    Proxy,
-}
-
-impl Side {
-    /// The side as records name it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Gateway => "gateway",
-            Self::Agent => "agent",
-            Self::Proxy => "proxy",
-        }
-    }
-}
 
 /// A handle on a trail. Clones write the same one.
 #[derive(Debug, Clone)]
@@ -183,8 +158,9 @@ impl Trail {
     ///
     /// # Errors
     /// If the sink cannot be used, or the first records cannot be written.
-    pub async fn start(sink: Sink, side: Side, tasks: &Tasks) -> Result<Self, StartError> {
-        Self::begin(side, tasks, move || writer::prepare(&sink, side)).await
+    pub async fn start(sinks: Sinks, side: Side, connect: Arc<dyn Connect>, tasks: &Tasks) -> Result<Self, StartError> {
+        let _ = connect;
+        Self::begin(side, tasks, move || writer::prepare(&sinks, side)).await
     }
 
     /// Records that a forward is about to open, and returns once the write of that record has returned. Dropping the
@@ -208,8 +184,11 @@ impl Trail {
             place: Some((place, Arc::clone(&forward))),
             peer,
             abandoned: "cancelled",
+            since: None,
+            _running: tally::Running::begin(),
         };
         let (answer, answered) = oneshot::channel();
+        tally::queued(OPEN);
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
             Ok(()) => {
@@ -232,6 +211,7 @@ impl Trail {
         if self.shared.live().forwards.contains(opening.forward.as_str()) {
             return Err(TrailError::Duplicate);
         }
+        tally::denied(self.shared.side, &opening, reason);
         let mut record = opening.record(self.shared.side, DENIED);
         record.reason = text(reason);
         record.detail = text(detail);
@@ -243,15 +223,20 @@ impl Trail {
     /// # Errors
     /// If the record was not accepted.
     pub async fn note(&self, event: Event) -> Result<(), TrailError> {
-        self.write(&event.stamped(self.shared.side)).await
+        let record = event.stamped(self.shared.side);
+        tally::happened(&record);
+        self.write(&record).await
     }
 
     /// Records an event that an unauthenticated peer caused. Never waits: within the budget of [`STRANGER_RECORDS`] per
     /// [`STRANGER_PERIOD`] and with room in the queue the event becomes a record; else it is counted by `reason`, and
     /// the counts become one `auth.refused_more` record at the end of the period.
     pub fn stranger(&self, event: Event, reason: &'static str) {
+        let event = event.reason(reason);
+        tally::happened(&event.0);
         if self.shared.strangers().admit(Instant::now()) {
-            let line = event.reason(reason).stamped(self.shared.side).line();
+            tally::queued(event.0.event);
+            let line = event.stamped(self.shared.side).line();
             if self.queue.try_send(Message::Stranger { line, reason }).is_ok() {
                 return;
             }
@@ -289,6 +274,7 @@ impl Trail {
     }
 
     async fn write(&self, record: &Record) -> Result<(), TrailError> {
+        tally::queued(record.event);
         let line = record.line();
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
@@ -361,566 +347,6 @@ pub async fn watch_failure(mut failed: watch::Receiver<Option<Instant>>, stop: C
             }
             changed = failed.changed() => if changed.is_err() { return },
             () = stop.cancelled() => return,
-        }
-    }
-}
-
-/// What is known of a forward when it is asked for. Absent fields are left out of the record.
-#[derive(Debug, Clone, Default)]
-pub struct Opening {
-    /// This side's id of the forward, unique among the live ones.
-    pub forward: String,
-    /// The other side's id of the forward; a live duplicate within the organisation is refused.
-    pub peer_forward: Option<String>,
-    /// The organisation.
-    pub organisation: Option<OrganisationId>,
-    /// The agent.
-    pub agent: Option<AgentId>,
-    /// Which of its replicas.
-    pub replica: Option<ReplicaId>,
-    /// On whose behalf.
-    pub principal: Option<Principal>,
-    /// On whose word the principal rests, where that is not its own key: a fingerprint, or a name of configuration.
-    pub asserted_by: Option<String>,
-    /// The key that the principal logged in with.
-    pub key: Option<Fingerprint>,
-    /// The certificate of that key, where it was that which counted.
-    pub certificate: Option<Certificate>,
-    /// The id of the token that this key has signed, where it was that which counted.
-    pub token: Option<TokenId>,
-    /// The TLS certificate that was shown besides or instead, or that it was missing; absent where none was asked for.
-    pub client_certificate: Option<String>,
-    /// Where the principal connects from.
-    pub client: Option<String>,
-    /// Which kind of door was used.
-    pub door: Option<&'static str>,
-    /// The host and port asked for, as far as it could be read.
-    pub target: String,
-    /// The rule that allows it.
-    pub rule: Option<String>,
-    /// What the target's name resolved to.
-    pub resolved: Vec<Resolved>,
-    /// Those of the resolved addresses that are not permitted.
-    pub refused: Vec<Resolved>,
-}
-
-/// What a target's name resolved to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(untagged)]
-pub enum Resolved {
-    /// An address; the port is the one that was asked for.
-    Address(IpAddr),
-    /// Where an instance of a service is.
-    Instance(SocketAddr),
-}
-
-/// How a forward came to its end.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ending {
-    /// It was refused after it had been recorded as opening: by the other side, or because the policy changed meanwhile.
-    Denied {
-        /// One of a fixed set of words, in snake case.
-        reason: &'static str,
-        /// More about it, for the operator.
-        detail: String,
-    },
-    /// It never carried anything, because something did not work.
-    Failed {
-        /// One of a fixed set of words, in snake case.
-        reason: &'static str,
-        /// More about it, for the operator.
-        detail: String,
-    },
-    /// It was open and has ended, whether well or not.
-    Ended {
-        /// One of a fixed set of words, in snake case.
-        reason: &'static str,
-        /// Bytes carried toward the target.
-        to_target: u64,
-        /// Bytes carried from the target.
-        from_target: u64,
-        /// More about it, for the operator; may be empty.
-        detail: String,
-    },
-}
-
-/// Bytes that a forward has carried so far; whoever splices adds to them.
-#[derive(Debug, Default)]
-pub struct Counters {
-    to_target: AtomicU64,
-    from_target: AtomicU64,
-}
-
-impl Counters {
-    /// Adds bytes carried toward the target.
-    pub fn add_to_target(&self, bytes: u64) {
-        self.to_target.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Adds bytes carried from the target.
-    pub fn add_from_target(&self, bytes: u64) {
-        self.from_target.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes carried toward the target.
-    #[must_use]
-    pub fn to_target(&self) -> u64 {
-        self.to_target.load(Ordering::Relaxed)
-    }
-
-    /// Bytes carried from the target.
-    #[must_use]
-    pub fn from_target(&self) -> u64 {
-        self.from_target.load(Ordering::Relaxed)
-    }
-
-    /// An ordinary end, with the bytes counted here.
-    #[must_use]
-    pub fn ended(&self, reason: &'static str) -> Ending {
-        Ending::Ended { reason, to_target: self.to_target(), from_target: self.from_target(), detail: String::new() }
-    }
-}
-
-/// A forward that the trail holds as open. Dropped unfinished, it is recorded as `forward.abandoned`.
-#[derive(Debug)]
-#[must_use = "dropping an entry records the forward as abandoned"]
-pub struct Entry {
-    shared: Arc<Shared>,
-    opening: Opening,
-    begun: Instant,
-    established: bool,
-    dialled: Option<SocketAddr>,
-    counters: Arc<Counters>,
-    /// The place of the closing record in the queue, with the id it closes; taken by closing.
-    place: Option<(OwnedPermit<Message>, Arc<str>)>,
-    /// The other side's id, if it stands for this forward among the live ones.
-    peer: Option<PeerForward>,
-    /// What to say if nobody finishes it.
-    abandoned: &'static str,
-}
-
-impl Entry {
-    /// The forward's id.
-    #[must_use]
-    pub fn forward(&self) -> &str {
-        &self.opening.forward
-    }
-
-    /// Notes for the closing record what the target's name resolved to, and which of these are not permitted.
-    pub fn resolved(&mut self, resolved: &[Resolved], refused: &[Resolved]) {
-        self.opening.resolved = resolved.to_vec();
-        self.opening.refused = refused.to_vec();
-    }
-
-    /// Notes for the closing record which replica serves the forward, and under which id.
-    pub fn served_by(&mut self, replica: Option<ReplicaId>, peer_forward: Option<String>) {
-        if replica.is_some() {
-            self.opening.replica = replica;
-        }
-        if peer_forward.is_some() {
-            self.opening.peer_forward = peer_forward;
-        }
-    }
-
-    /// Notes for the closing record that bytes can flow from now on, and to which address.
-    pub fn established(&mut self, dialled: Option<SocketAddr>) {
-        self.established = true;
-        self.dialled = dialled;
-    }
-
-    /// The bytes carried so far, to be added to.
-    #[must_use]
-    pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
-    }
-
-    /// Records the end. Neither waits nor fails: the place in the queue was reserved by the opening.
-    pub fn finish(mut self, ending: Ending) {
-        self.close(Some(ending));
-    }
-
-    fn close(&mut self, ending: Option<Ending>) {
-        let Some((place, forward)) = self.place.take() else { return };
-        let mut record = self.opening.record(self.shared.side, ABANDONED);
-        record.dialled = self.dialled.map(|address| address.to_string());
-        record.duration_ms = Some(milliseconds(self.begun.elapsed()));
-        match ending {
-            Some(Ending::Denied { reason, detail }) => {
-                record.event = DENIED;
-                record.reason = text(reason);
-                record.detail = text(&detail);
-            }
-            Some(Ending::Failed { reason, detail }) => {
-                record.event = FAILED;
-                record.reason = text(reason);
-                record.detail = text(&detail);
-            }
-            Some(Ending::Ended { reason, to_target, from_target, detail }) => {
-                record.event = ENDED;
-                record.reason = text(reason);
-                record.detail = text(&detail);
-                record.to_target = Some(to_target);
-                record.from_target = Some(from_target);
-            }
-            None => {
-                record.reason = text(self.abandoned);
-                if self.established {
-                    record.to_target = Some(self.counters.to_target());
-                    record.from_target = Some(self.counters.from_target());
-                }
-            }
-        }
-        place.send(Message::End { forward, line: record.line() });
-        // After the ending is in the queue, so that a second opening of the same id comes after it.
-        self.shared.release(&self.opening.forward, self.peer.take());
-    }
-}
-
-impl Drop for Entry {
-    fn drop(&mut self) {
-        self.close(None);
-    }
-}
-
-/// What an [`Event`] tells. The openings and ends of forwards, and the trail itself, have events of their own, which only
-/// this module writes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// `link.up`: an agent and the gateway are linked.
-    LinkUp,
-    /// `link.down`: a link has ended.
-    LinkDown,
-    /// `auth.accepted`: a peer has proved who it is.
-    AuthAccepted,
-    /// `auth.refused`: a peer was not let in.
-    AuthRefused,
-    /// `peer.violation`: a peer asked for something that it never may.
-    PeerViolation,
-    /// `forward.attempt`: an agent was asked for a forward and could not open it; another may be asked.
-    ForwardAttempt,
-    /// `registry.reloaded`: a new state of the registry is in force.
-    RegistryReloaded,
-    /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
-    RegistryRejected,
-    /// `agent.examined`: an agent was looked at by `caponier doctor`; the detail says from where.
-    AgentExamined,
-    /// `drain.began`: nothing new is taken on; `counts` says what there is.
-    DrainBegan,
-    /// `drain.ended`: `counts` says how many forwards ended by themselves, and how many were cut.
-    DrainEnded,
-    /// `config.reloaded`: the configuration was read again and is in force; the detail says what came and went.
-    ConfigReloaded,
-    /// `config.rejected`: the configuration was read again and has faults, or cannot be taken over; nothing has changed.
-    ConfigRejected,
-}
-
-impl Kind {
-    /// The name of the event in records.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::LinkUp => "link.up",
-            Self::LinkDown => "link.down",
-            Self::AuthAccepted => "auth.accepted",
-            Self::AuthRefused => "auth.refused",
-            Self::PeerViolation => "peer.violation",
-            Self::ForwardAttempt => "forward.attempt",
-            Self::RegistryReloaded => "registry.reloaded",
-            Self::RegistryRejected => "registry.rejected",
-            Self::AgentExamined => "agent.examined",
-            Self::DrainBegan => "drain.began",
-            Self::DrainEnded => "drain.ended",
-            Self::ConfigReloaded => "config.reloaded",
-            Self::ConfigRejected => "config.rejected",
-        }
-    }
-}
-
-/// An event that is not a forward's opening or end, to be filled in and given to [`Trail::note`] or [`Trail::stranger`].
-/// Texts may come from a peer: they are bounded here.
-#[derive(Debug, Clone)]
-pub struct Event(Record);
-
-impl Event {
-    /// An event without particulars.
-    #[must_use]
-    pub fn new(kind: Kind) -> Self {
-        Self(Record { event: kind.as_str(), ..Record::default() })
-    }
-
-    /// The forward it belongs to.
-    #[must_use]
-    pub fn forward(mut self, forward: impl fmt::Display) -> Self {
-        self.0.forward = text(forward);
-        self
-    }
-
-    /// The organisation concerned.
-    #[must_use]
-    pub fn organisation(mut self, organisation: impl fmt::Display) -> Self {
-        self.0.organisation = text(organisation);
-        self
-    }
-
-    /// The agent concerned.
-    #[must_use]
-    pub fn agent(mut self, agent: impl fmt::Display) -> Self {
-        self.0.agent = text(agent);
-        self
-    }
-
-    /// The replica concerned.
-    #[must_use]
-    pub fn replica(mut self, replica: impl fmt::Display) -> Self {
-        self.0.replica = text(replica);
-        self
-    }
-
-    /// The principal concerned.
-    #[must_use]
-    pub fn principal(mut self, principal: impl fmt::Display) -> Self {
-        self.0.principal = text(principal);
-        self
-    }
-
-    /// The key that was shown.
-    #[must_use]
-    pub fn key(mut self, key: impl fmt::Display) -> Self {
-        self.0.key = text(key);
-        self
-    }
-
-    /// What was shown: the key, and of a certificate who signed it, and what the CA calls it.
-    #[must_use]
-    pub fn credential(self, credential: &Credential) -> Self {
-        let mut event = self.key(credential.key());
-        if let Some(certificate) = credential.certificate() {
-            event.0.certified(certificate);
-        }
-        event
-    }
-
-    /// The fingerprint of the TLS certificate that the peer has shown, or `missing` where it was let in without one. Nothing is
-    /// said where nobody asks for one.
-    #[must_use]
-    pub fn client_certificate(mut self, mark: Option<impl fmt::Display>) -> Self {
-        self.0.client_certificate = mark.and_then(text);
-        self
-    }
-
-    /// What carries the SSH session: `ssh`, `tls`, `wss` or `ws`.
-    #[must_use]
-    pub fn transport(mut self, transport: &'static str) -> Self {
-        self.0.transport = text(transport);
-        self
-    }
-
-    /// The id of the token that was shown.
-    #[must_use]
-    pub fn token(mut self, id: &TokenId) -> Self {
-        self.0.token = text(id);
-        self
-    }
-
-    /// The peer's address.
-    #[must_use]
-    pub fn client(mut self, client: impl fmt::Display) -> Self {
-        self.0.client = text(client);
-        self
-    }
-
-    /// The kind of door.
-    #[must_use]
-    pub fn door(mut self, door: &'static str) -> Self {
-        self.0.door = text(door);
-        self
-    }
-
-    /// The target asked for.
-    #[must_use]
-    pub fn target(mut self, target: impl fmt::Display) -> Self {
-        self.0.target = text(target);
-        self
-    }
-
-    /// How long what has ended had lasted.
-    #[must_use]
-    pub fn duration(mut self, duration: Duration) -> Self {
-        self.0.duration_ms = Some(milliseconds(duration));
-        self
-    }
-
-    /// Why, in one of a fixed set of words in snake case.
-    #[must_use]
-    pub fn reason(mut self, reason: impl fmt::Display) -> Self {
-        self.0.reason = text(reason);
-        self
-    }
-
-    /// More about it, for the operator. Never a secret.
-    #[must_use]
-    pub fn detail(mut self, detail: impl fmt::Display) -> Self {
-        self.0.detail = text(detail);
-        self
-    }
-
-    /// How many there are of something.
-    #[must_use]
-    pub fn count(mut self, what: &'static str, number: usize) -> Self {
-        self.0.counts.insert(what, number as u64);
-        self
-    }
-
-    fn stamped(mut self, side: Side) -> Record {
-        self.0.side = side.as_str();
-        self.0.time = now();
-        self.0
-    }
-}
-
-/// One line of the trail. Field names and order are what readers of trails rely on. Read back, it yields the particulars
-/// of a forward; time, event and side are then the reader's own.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Record {
-    #[serde(skip_deserializing)]
-    time: String,
-    #[serde(skip_deserializing)]
-    event: &'static str,
-    #[serde(skip_deserializing)]
-    side: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    forward: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    peer_forward: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    organisation: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    agent: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    replica: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    principal: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    asserted_by: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key: Option<String>,
-    /// The CA of the key's certificate.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    ca: Option<String>,
-    /// A text, since readers of JSON commonly lose the last digits of such numbers.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    serial: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    key_id: Option<String>,
-    /// The fingerprint of the peer's TLS certificate, or `missing`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client_certificate: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    transport: Option<String>,
-    /// The id that a token gives itself (`jti`), never the token.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    client: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    door: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    target: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rule: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    resolved: Vec<Resolved>,
-    #[serde(skip_serializing_if = "Vec::is_empty", default)]
-    refused: Vec<Resolved>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    dialled: Option<String>,
-    /// Bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    to_target: Option<u64>,
-    /// Bytes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    from_target: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    duration_ms: Option<u64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
-    /// `auth.refused_more`: how many of each reason. `drain.began`, `drain.ended`: how many of what.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty", skip_deserializing)]
-    counts: BTreeMap<&'static str, u64>,
-    /// `trail.started`: what writes.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    version: Option<&'static str>,
-    /// `trail.started`: which process.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pid: Option<u32>,
-    /// `trail.recovered`: how many forwards were closed. `trail.stopped`: how many were not.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    forwards: Option<u64>,
-    /// `trail.recovered`: where an unfinished last line begins, in bytes from the file's beginning.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    torn_at: Option<u64>,
-    /// `trail.recovered`: lines since the last start that are no records.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    unreadable: Option<u64>,
-    /// `trail.recovered`: where the first of these begins.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    unreadable_at: Option<u64>,
-    /// `trail.resumed`: records that were not accepted while the sink failed.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    lost: Option<u64>,
-}
-
-impl Record {
-    /// A record of the trail about itself.
-    fn own(side: Side, event: &'static str) -> Self {
-        Self { time: now(), event, side: side.as_str(), ..Self::default() }
-    }
-
-    fn certified(&mut self, certificate: &Certificate) {
-        self.ca = text(certificate.authority().fingerprint());
-        self.serial = text(certificate.serial());
-        self.key_id = text(certificate.key_id());
-    }
-
-    /// The line, with its newline.
-    fn line(&self) -> Vec<u8> {
-        // Strings, numbers and maps with string keys always serialise.
-        let mut line = serde_json::to_vec(self).expect("a record always serialises");
-        line.push(b'\n');
-        line
-    }
-}
-
-impl Opening {
-    fn record(&self, side: Side, event: &'static str) -> Record {
-        let mut record = self.plain_record(side, event);
-        if let Some(certificate) = &self.certificate {
-            record.certified(certificate);
-        }
-        record
-    }
-
-    fn plain_record(&self, side: Side, event: &'static str) -> Record {
-        Record {
-            forward: text(&self.forward),
-            peer_forward: self.peer_forward.as_deref().and_then(text),
-            organisation: self.organisation.as_ref().and_then(text),
-            agent: self.agent.as_ref().and_then(text),
-            replica: self.replica.as_ref().and_then(text),
-            principal: self.principal.as_ref().and_then(text),
-            asserted_by: self.asserted_by.as_deref().and_then(text),
-            key: self.key.as_ref().and_then(text),
-            token: self.token.as_ref().and_then(text),
-            client_certificate: self.client_certificate.as_deref().and_then(text),
-            client: self.client.as_deref().and_then(text),
-            door: self.door.and_then(text),
-            target: text(&self.target),
-            rule: self.rule.as_deref().and_then(text),
-            resolved: self.resolved.iter().take(ADDRESSES_PER_NAME).copied().collect(),
-            refused: self.refused.iter().take(ADDRESSES_PER_NAME).copied().collect(),
-            ..Record::own(side, event)
         }
     }
 }
@@ -1013,46 +439,9 @@ impl Shared {
     }
 }
 
-/// What unauthenticated peers may still cause in this period, and what they have caused beyond it.
-#[derive(Debug, Default)]
-struct Strangers {
-    since: Option<Instant>,
-    written: u32,
-    counts: BTreeMap<&'static str, u64>,
-}
-
-impl Strangers {
-    /// Whether one more record is within the budget.
-    fn admit(&mut self, now: Instant) -> bool {
-        // While there are counts to be written, the writer ends the period.
-        let over = self.since.is_none_or(|since| now.saturating_duration_since(since) >= STRANGER_PERIOD);
-        if over && self.counts.is_empty() {
-            self.since = Some(now);
-            self.written = 0;
-        }
-        let within = self.written < STRANGER_RECORDS;
-        self.written = self.written.saturating_add(1);
-        within
-    }
-
-    fn count(&mut self, reason: &'static str, number: u64) {
-        *self.counts.entry(reason).or_default() += number;
-    }
-
-    /// What to write as a sum, if the period is over or `at_once`; begins the next period.
-    fn due(&mut self, now: Instant, at_once: bool) -> Option<(BTreeMap<&'static str, u64>, Duration)> {
-        let lasted = self.since.map_or(STRANGER_PERIOD, |since| now.saturating_duration_since(since));
-        if self.counts.is_empty() || !(at_once || lasted >= STRANGER_PERIOD) {
-            return None;
-        }
-        self.since = Some(now);
-        self.written = 0;
-        Some((std::mem::take(&mut self.counts), lasted))
-    }
-}
-
 /// Looks after the writer from outside, for as long as it runs: it cannot tell that it hangs, and has no clock to wake by.
 async fn watch_over(shared: Arc<Shared>, queue: mpsc::WeakSender<Message>) {
+    let _levels = tally::refresh(&shared, &queue);
     let mut every = tokio::time::interval(TRAIL_RETRY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while shared.over.run_until_cancelled(every.tick()).await.is_some() {
@@ -1076,56 +465,6 @@ fn refused<T>(error: TrySendError<T>) -> TrailError {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
-
-fn now() -> String {
-    format!("{:.3}", jiff::Timestamp::now())
-}
-
-fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
-/// A text for a record: at most [`TRAIL_TEXT_MAX`] bytes, nothing in it that acts on a terminal and that JSON would let
-/// pass, and absent if empty.
-fn text(value: impl fmt::Display) -> Option<String> {
-    let mut bounded = Bounded(String::new());
-    // An error only says that the bound was reached.
-    let _ = fmt::write(&mut bounded, format_args!("{value}"));
-    (!bounded.0.is_empty()).then_some(bounded.0)
-}
-
-/// Takes text up to the bound, so that a longer one is never held.
-struct Bounded(String);
-
-impl fmt::Write for Bounded {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for character in text.chars() {
-            let character = if unsafe_to_show(character) { char::REPLACEMENT_CHARACTER } else { character };
-            if self.0.len() + character.len_utf8() > TRAIL_TEXT_MAX {
-                return Err(fmt::Error);
-            }
-            self.0.push(character);
-        }
-        Ok(())
-    }
-}
-
-/// Characters that JSON does not escape and that change how a terminal shows what follows: DEL, the C1 controls, and
-/// those that turn the direction of text.
-fn unsafe_to_show(character: char) -> bool {
-    matches!(character, '\u{7f}'..='\u{9f}' | '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-const OPEN: &str = "forward.open";
-const DENIED: &str = "forward.denied";
-const FAILED: &str = "forward.failed";
-const ABANDONED: &str = "forward.abandoned";
-const ENDED: &str = "forward.ended";
-const STRANGERS: &str = "auth.refused_more";
-const STARTED: &str = "trail.started";
-const STOPPED: &str = "trail.stopped";
-const RECOVERED: &str = "trail.recovered";
-const RESUMED: &str = "trail.resumed";
 
 #[cfg(test)]
 mod tests;

@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod agents;
+pub mod audit;
 pub mod check;
 pub mod doctor;
 mod egress;
@@ -127,6 +128,7 @@ enum Command {
     Check(check::Args),
     Doctor(doctor::Args),
     Agents(agents::Args),
+    Audit(audit::Args),
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
@@ -145,6 +147,7 @@ impl Command {
             Self::Check(args) => check::run(args),
             Self::Doctor(args) => doctor::run(args),
             Self::Agents(args) => agents::run(args),
+            Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),

@@ -188,7 +188,7 @@ enum Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::Sink;
+    use crate::audit::Sinks;
     use crate::identity::{Algorithm, PrivateKey};
     use crate::resolve;
     use std::os::unix::ffi::OsStringExt;
@@ -1026,7 +1026,7 @@ mod tests {
         let config = place.load_agent(&[]);
         assert_eq!(config.id.as_str(), "prod-eu");
         assert!(config.egress.proxy().is_none());
-        assert_eq!(config.audit, Sink::File(place.dir.path().join("trail.jsonl")));
+        assert_eq!(config.audit, Sinks::file(place.dir.path().join("trail.jsonl")));
         let [organisation] = &config.organisations[..] else { panic!("one organisation") };
         assert_eq!(organisation.gateways[0].to_string(), "ssh://gateway.example.com:443");
         assert_eq!(organisation.orchestrators[0].asserts.as_ref().map(Vec::len), Some(2));
@@ -1129,7 +1129,7 @@ mod tests {
         assert_eq!(config.registry, place.dir.path().join("registry"));
         assert_eq!(config.organisations.len(), 2);
         assert_eq!(config.local[0].target.to_string(), "orders.db.internal:5432");
-        assert_eq!(config.audit, Sink::Stdout);
+        assert_eq!(config.audit, Sinks::stdout());
         assert!(config.admin_socket.is_none());
     }
 

@@ -27,6 +27,7 @@ mod expiries;
 mod inherit;
 mod intake;
 mod lapses;
+mod levels;
 mod live;
 mod mutual;
 mod quota;
@@ -50,6 +51,7 @@ use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::metrics;
 use crate::network::Networks;
 use crate::registry::file::{Files, Reload, writable_by_others};
 use crate::registry::{Registry, Snapshot};
@@ -63,7 +65,7 @@ use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes};
+pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, examined, handshakes};
 pub use inherit::{InheritError, Inherited};
 pub use live::Warning;
 
@@ -89,7 +91,7 @@ pub struct Config {
     /// Loopback doors.
     pub local: Vec<Local>,
     /// Where the trail goes.
-    pub audit: audit::Sink,
+    pub audit: audit::Sinks,
     /// How much anybody may have.
     pub limits: Limits,
     /// What is held against addresses that nobody logs in from.
@@ -364,7 +366,9 @@ pub async fn run(
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Gateway, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Gateway, Arc::new(audit::sink::NoNetwork), &writer)
+        .await
+        .map_err(RunError::Trail)?;
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
         state: Live::new(live::State::new(&config)),
@@ -382,6 +386,8 @@ pub async fn run(
         accepting: Count::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&gateway);
     watch_registry(&gateway, registry);
     tasks.spawn(expiries::watch(gateway.clone()));
     tasks.spawn(expiries::watch_certificates(gateway.clone()));

@@ -496,8 +496,39 @@ pub const TRAIL_PATIENCE: Duration = Duration::from_secs(5);
 /// How often the trail looks whether a failed sink works again, and whether a write hangs.
 pub const TRAIL_RETRY: Duration = Duration::from_secs(1);
 
+/// What a sink that has a queue of its own may hold and not have written, in bytes: some ten thousand records, so that a
+/// collector may be away for a moment; what a sink that is not required gets beyond that is counted as lost.
+pub const TRAIL_SINK_BYTES: usize = 8 << 20;
+
+/// How often a trail's file is made to survive a power failure, unless the configuration says otherwise: what is lost then
+/// is seconds, and a disk is not kept busy by it.
+pub const TRAIL_FSYNC: Duration = Duration::from_secs(5);
+
+/// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
+/// head could be cut off without being seen.
+pub const HEAD_RECORDS: u64 = 1_000;
+
+/// How often the head of a trail is written when there are few records, unless `head_s` says otherwise.
+pub const HEAD_EVERY: Duration = Duration::from_secs(60);
+
+/// How often a forward that lasts says how far it is, unless `progress_s` says otherwise.
+pub const PROGRESS_EVERY: Duration = Duration::from_secs(900);
+
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
+
+/// What is found in a trail that is verified, in detail; more than anybody reads, and a trail of nothing but damage stays
+/// bounded.
+pub const VERIFY_FINDINGS_MAX: usize = 1_000;
+
+/// Anchors and heads from elsewhere that a trail is verified against: a head a minute for four months, and 32 MiB.
+pub const VERIFY_ANCHORS_MAX: usize = 262_144;
+
+/// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
+pub const VERIFY_HEADS: usize = 4_096;
+
+/// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
+pub const VERIFY_TORN: usize = 1_024;
 
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;

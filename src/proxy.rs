@@ -25,6 +25,7 @@ mod exchange;
 mod forward;
 mod health;
 mod intake;
+mod levels;
 mod live;
 mod mutual;
 mod outward;
@@ -51,6 +52,7 @@ use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::limits;
+use crate::metrics;
 use crate::network::Networks;
 use crate::rate::Rates;
 use crate::reload::{Fresh, Live, Reloads};
@@ -76,7 +78,7 @@ pub struct Config {
     /// How long what runs may go on after the signal to end.
     pub drain: Duration,
     /// Where its trail goes.
-    pub audit: audit::Sink,
+    pub audit: audit::Sinks,
     /// How much its clients may have of it.
     pub limits: Limits,
 }
@@ -297,7 +299,9 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Proxy, &writer).await.map_err(RunError::Trail)?;
+    let trail = Trail::start(config.audit.clone(), Side::Proxy, Arc::new(audit::sink::NoNetwork), &writer)
+        .await
+        .map_err(RunError::Trail)?;
     let proxy = Arc::new(Proxy {
         state: Live::new(State::default()),
         trail: trail.clone(),
@@ -310,6 +314,8 @@ pub async fn run(
         standings: Standings::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&proxy);
     info!("proxy started");
     listening.fit(&proxy, &config, prepared);
     tasks.spawn(follow(proxy.clone(), config, reloads, listening));

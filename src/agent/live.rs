@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     /// How the names of targets are looked up, and what is known of them already.
     pub(super) resolver: Arc<Resolver>,
+    /// Whether gateways may ask for an examination.
+    pub(super) remote_doctor: bool,
     /// The listener, if there is one.
     listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
@@ -98,6 +100,7 @@ impl State {
             ways_out,
             limits: config.limits,
             resolver,
+            remote_doctor: config.remote_doctor,
             listen: config.listen.clone(),
             organisations,
         }
@@ -368,6 +371,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, "limits", old.limits != new.limits);
     single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
+    single(&mut changes, "remote_doctor", old.remote_doctor != new.remote_doctor);
     let listener = |config: &Config| -> BTreeMap<_, _> {
         config.listen.iter().map(|listen| (listen.address, listen.accept_from.clone())).collect()
     };
@@ -393,7 +397,7 @@ pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
 pub(super) mod tests {
     use super::*;
     use crate::agent::Organisation;
-    use crate::audit::Sink;
+    use crate::audit::Sinks;
     use crate::identity::Algorithm;
     use crate::network::Networks;
     use crate::policy::rule::{PrincipalPattern, Reach, Rule};
@@ -459,8 +463,9 @@ pub(super) mod tests {
             drain: std::time::Duration::ZERO,
             limits: crate::agent::Limits::default(),
             resolver: crate::resolve::Config::default(),
-            audit: Sink::Stdout,
+            audit: Sinks::stdout(),
             listen: None,
+            remote_doctor: false,
         }
     }
 
@@ -517,7 +522,7 @@ pub(super) mod tests {
         let mut new = old.clone();
         assert!(keep(&old, &mut new).is_empty());
         new.id = "other".parse().expect("an id");
-        new.audit = Sink::File("elsewhere".into());
+        new.audit = Sinks::file("elsewhere");
         assert_eq!(keep(&old, &mut new), ["agent.id", "audit"]);
         assert_eq!((&new.id, &new.audit), (&old.id, &old.audit));
     }

@@ -9,9 +9,11 @@ use std::sync::Condvar;
 
 use serde_json::Value;
 
+use super::record::*;
 use super::writer::Output;
 use super::*;
 use crate::chain::Chain;
+use crate::limits::{STRANGER_PERIOD, STRANGER_RECORDS, TRAIL_TEXT_MAX};
 
 #[tokio::test]
 async fn nothing_opens_while_the_sink_fails() {
@@ -275,7 +277,9 @@ async fn a_thousand_openings_at_once_are_all_written() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("trail");
     let tasks = Tasks::new();
-    let trail = Trail::start(Sink::File(path.clone()), Side::Gateway, &tasks).await.expect("starts");
+    let trail = Trail::start(Sinks::file(path.clone()), Side::Gateway, Arc::new(sink::NoNetwork), &tasks)
+        .await
+        .expect("starts");
     assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o600);
     let opens = Tasks::new();
     let handles: Vec<_> = (0..1000)
@@ -356,7 +360,8 @@ async fn a_crash_is_made_good_at_the_next_start() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("trail");
     let tasks = Tasks::new();
-    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    let trail =
+        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
     let mut lost = opening("lost");
     lost.organisation = "acme".parse().ok();
     lost.rule = Some("orders-db".to_owned());
@@ -379,7 +384,9 @@ async fn a_crash_is_made_good_at_the_next_start() {
     let before = text.lines().count();
     for start in 0..2 {
         let tasks = Tasks::new();
-        let trail = Trail::start(Sink::File(crashed.clone()), Side::Agent, &tasks).await.expect("starts");
+        let trail = Trail::start(Sinks::file(crashed.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks)
+            .await
+            .expect("starts");
         stop(trail, tasks).await.expect("closes");
         let after = fs::read_to_string(&crashed).expect("readable");
         assert!(after.starts_with(&format!("{text}\n")), "what was there stays as it was");
@@ -424,7 +431,8 @@ async fn recovery_closes_each_opening_once_in_their_order() {
     .concat();
     private(&path, &text);
     let tasks = Tasks::new();
-    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    let trail =
+        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
     stop(trail, tasks).await.expect("closes");
     let records = read(&path);
     let closed: Vec<_> = records[12..15].iter().map(|record| record["target"].as_str().unwrap_or("-")).collect();
@@ -446,7 +454,9 @@ async fn regression_torn_newline_every_opening_has_one_ending_wherever_the_file_
         let path = directory.path().join(format!("trail-{cut}"));
         private(&path, &text[..cut]);
         let tasks = Tasks::new();
-        let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+        let trail = Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks)
+            .await
+            .expect("starts");
         stop(trail, tasks).await.expect("closes");
         let after = fs::read_to_string(&path).expect("readable");
         let records: Vec<Value> = after.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -469,7 +479,12 @@ async fn files_that_will_not_do_are_refused_untouched() {
     let tasks = Tasks::new();
     let start = |path: &Path| {
         let (path, tasks) = (path.to_owned(), tasks.clone());
-        async move { Trail::start(Sink::File(path), Side::Agent, &tasks).await.map(drop).expect_err("must be refused") }
+        async move {
+            Trail::start(Sinks::file(path), Side::Agent, Arc::new(sink::NoNetwork), &tasks)
+                .await
+                .map(drop)
+                .expect_err("must be refused")
+        }
     };
 
     private(&path, "{\"event\"");
@@ -485,12 +500,15 @@ async fn files_that_will_not_do_are_refused_untouched() {
     assert!(matches!(start(&directory.path().join("no/trail")).await, StartError::Open { .. }));
     assert_eq!(fs::read_to_string(&path).expect("readable"), "{\"event\"");
 
-    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    let trail =
+        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
     let error = start(&path).await;
     assert!(matches!(error, StartError::Locked { .. }), "{error:?}");
     stop(trail, tasks.clone()).await.expect("closes");
     let again = Tasks::new();
-    let trail = Trail::start(Sink::File(path), Side::Agent, &again).await.expect("the lock ends with the trail");
+    let trail = Trail::start(Sinks::file(path), Side::Agent, Arc::new(sink::NoNetwork), &again)
+        .await
+        .expect("the lock ends with the trail");
     stop(trail, again).await.expect("closes");
 }
 
@@ -499,7 +517,8 @@ async fn a_removed_file_is_a_failure_and_a_truncated_one_is_not() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("trail");
     let tasks = Tasks::new();
-    let trail = Trail::start(Sink::File(path.clone()), Side::Agent, &tasks).await.expect("starts");
+    let trail =
+        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
     let file = fs::OpenOptions::new().write(true).open(&path).expect("opens");
     file.set_len(0).expect("truncates");
     trail.note(Event::new(Kind::LinkUp)).await.expect("recorded");

@@ -23,10 +23,10 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::{
-    ABANDONED, DENIED, ENDED, FAILED, OPEN, RECOVERED, RESUMED, Record, STARTED, STOPPED, STRANGERS, Shared, Side,
-    Sink, StartError, lock, milliseconds, text,
+use super::record::{
+    ABANDONED, DENIED, ENDED, FAILED, OPEN, RECOVERED, RESUMED, Record, STARTED, STOPPED, STRANGERS, milliseconds, text,
 };
+use super::{Shared, Side, SinkKind, Sinks, StartError, lock};
 use crate::chain::Chain;
 use crate::limits::{TRAIL_BATCH, TRAIL_QUEUE, TRAIL_RECORD_MAX};
 
@@ -66,15 +66,15 @@ pub(super) trait Output: Send + 'static {
 pub(super) type Prepared = (Box<dyn Output>, Vec<Vec<u8>>);
 
 /// Opens a sink, and says which lines have to come first.
-pub(super) fn prepare(sink: &Sink, side: Side) -> Result<Prepared, StartError> {
+pub(super) fn prepare(sinks: &Sinks, side: Side) -> Result<Prepared, StartError> {
     let mut first = Vec::new();
-    let output: Box<dyn Output> = match sink {
-        Sink::File(path) => {
+    let output: Box<dyn Output> = match sinks.list.first().map(|sink| &sink.kind) {
+        Some(SinkKind::File { path, .. }) => {
             let file = open(path)?;
             first = recover(&file, path, side)?;
             Box::new(AppendedFile(file))
         }
-        Sink::Stdout => {
+        _ => {
             // Not through the standard library's buffer: "written" has to mean written.
             let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(StartError::Stdout)?;
             Box::new(Stream(File::from(stdout)))

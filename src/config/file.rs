@@ -17,7 +17,7 @@ use super::egress::egress;
 use super::resolver::resolver;
 use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
-use crate::audit::Sink;
+use crate::audit::Sinks;
 use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
@@ -63,6 +63,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         .collect();
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let remote_doctor = optional(table.optional("remote_doctor"), |item| item.boolean());
     let resolver = resolver(&table);
     let organisations: Option<Vec<_>> = organisations.into_iter().collect();
     if organisations.is_some() && resolver.as_ref().is_some_and(|resolver| resolver.servers.is_empty()) {
@@ -81,6 +82,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         limits: limits?,
         resolver: resolver?,
         listen: listen?,
+        remote_doctor: remote_doctor?.unwrap_or_default(),
     };
     Some((config, log?))
 }
@@ -672,7 +674,7 @@ pub(super) fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     Some(Bounds { idle: idle?, life: life? })
 }
 
-pub(super) fn audit(root: &Table<'_>) -> Option<Sink> {
+pub(super) fn audit(root: &Table<'_>) -> Option<Sinks> {
     let table = root.required_table("audit")?;
     let stdout = table.optional("stdout");
     let file = optional(table.optional("file"), |item| item.path());
@@ -681,8 +683,8 @@ pub(super) fn audit(root: &Table<'_>) -> Option<Sink> {
         None => false,
     };
     match (file?, wanted) {
-        (Some(path), false) => Some(Sink::File(path)),
-        (None, true) => Some(Sink::Stdout),
+        (Some(path), false) => Some(Sinks::file(path)),
+        (None, true) => Some(Sinks::stdout()),
         (Some(_), true) => {
             table.fault("stdout", "a file and stdout: choose one");
             None

@@ -226,6 +226,9 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     let process = Process::of(&hello);
     let peer = Linked { name, replica, process, address, transport, version: hello.version, key };
     let link = Arc::new(Link::new(peer.clone(), client, worker, gateway.tasks.clone()));
+    if hello.features.iter().any(|feature| feature == wire::DOCTOR) {
+        link.examination().permit();
+    }
     let _present = gateway.drain.greet();
     let event = |kind| {
         Event::new(kind)
@@ -490,6 +493,7 @@ async fn listen(mut reader: Reader, link: &Link) {
                         info!(agent = %name, replica = %replica, "the agent drains; it gets nothing new");
                     }
                 }
+                Ok(Some(Control::Examined(report))) => link.examination().answer(report),
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
@@ -525,6 +529,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Credential, mut writer: Wr
                 Some(Control::Move)
             }
             notice = expiries::notice(gateway, link, &mut noticed) => Some(notice),
+            () = link.examination().asked() => Some(Control::Examine),
             // What has been accepted may still need the link; when nothing does, it ends with its last forward.
             () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
         };

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use caponier::agent;
-use caponier::audit::Sink;
+use caponier::audit::Sinks;
 use caponier::drain::Stop;
 use caponier::gateway::{self, Inherited, Listener};
 use caponier::identity::{Algorithm, PrivateKey};
@@ -87,7 +87,7 @@ impl Site {
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
             penalties: gateway::Penalties::default(),
-            audit: Sink::File(folder.path().join("trail")),
+            audit: Sinks::file(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
         let (ready, listening) = oneshot::channel();
@@ -284,6 +284,7 @@ impl Linked {
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
             egress: Egress::default(),
+            remote_doctor: false,
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
@@ -301,7 +302,7 @@ impl Linked {
             // Most opens are refused without a record, which is quick.
             limits: agent::Limits { opens_per_second_per_organisation: 1, ..agent::Limits::default() },
             resolver: caponier::resolve::Config::default(),
-            audit: Sink::File(folder.path().join("trail")),
+            audit: Sinks::file(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
         tasks.spawn({
