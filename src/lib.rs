@@ -137,6 +137,10 @@
 //! handshakes, its turn and the login under one deadline, then for opens, for the configuration to drop its key or
 //! network, for its last forward in a drain, and for the stop.
 //!
+//! **Agent: an examination** over a link (`agent::doctor`), one at a time, where the owner permits it: waits for its targets one
+//! after another, each under a deadline, then for the control channel to take the report. `caponier doctor` itself is no task:
+//! it is the command.
+//!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
