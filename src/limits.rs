@@ -504,6 +504,24 @@ pub const TRAIL_SINK_BYTES: usize = 8 << 20;
 /// is seconds, and a disk is not kept busy by it.
 pub const TRAIL_FSYNC: Duration = Duration::from_secs(5);
 
+/// How much of a trail's file one entry of its index is about: little enough to be read in a millisecond or two.
+pub const TRAIL_INDEX_STEP: u64 = 1 << 20;
+
+/// How much of a file is read at a start to go on with its index; of a file that lacks more of it there is none.
+pub const TRAIL_INDEX_CATCH_UP: u64 = 16 << 20;
+
+/// How long the sinks that are not required may go on writing what they have when the trail is closed.
+pub const TRAIL_SINK_GRACE: Duration = Duration::from_secs(2);
+
+/// How long after a rotation that failed the next one is tried.
+pub const TRAIL_ROTATION_RETRY: Duration = Duration::from_secs(60);
+
+/// How often it is looked which forwards have to say how far they are, where that is not often: the look goes over all.
+pub const PROGRESS_LOOK: Duration = Duration::from_secs(10);
+
+/// Forwards that say how far they are in one second, so that many old ones cannot fill the trail's queue.
+pub const PROGRESS_BATCH: usize = 256;
+
 /// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
 /// head could be cut off without being seen.
 pub const HEAD_RECORDS: u64 = 1_000;
