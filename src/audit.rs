@@ -27,13 +27,17 @@ pub mod chain;
 mod changed;
 mod event;
 mod forward;
+pub mod head;
 mod lane;
 pub mod ocsf;
 mod prepare;
 mod record;
 mod recover;
+pub mod schema;
 pub mod sink;
 mod strangers;
+mod tally;
+pub mod verify;
 mod writer;
 
 use std::collections::{HashMap, HashSet};
@@ -204,6 +208,7 @@ impl Trail {
         let shared = Arc::clone(&self.shared);
         let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
         let (answer, answered) = oneshot::channel();
+        tally::queued(OPEN);
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
             Ok(()) => {
@@ -226,6 +231,7 @@ impl Trail {
         if self.shared.live().forwards.contains_key(opening.forward.as_str()) {
             return Err(TrailError::Duplicate);
         }
+        tally::denied(self.shared.side, &opening, reason);
         let mut record = opening.record(self.shared.side, DENIED);
         record.reason = text(reason);
         record.detail = text(detail);
@@ -237,15 +243,20 @@ impl Trail {
     /// # Errors
     /// If the record was not accepted.
     pub async fn note(&self, event: Event) -> Result<(), TrailError> {
-        self.write(&event.stamped(self.shared.side)).await
+        let record = event.stamped(self.shared.side);
+        tally::happened(&record);
+        self.write(&record).await
     }
 
     /// Records an event that an unauthenticated peer caused. Never waits: within the budget of [`STRANGER_RECORDS`] per
     /// [`STRANGER_PERIOD`] and with room in the queue the event becomes a record; else it is counted by `reason`, and
     /// the counts become one `auth.refused_more` record at the end of the period.
     pub fn stranger(&self, event: Event, reason: &'static str) {
+        let event = event.reason(reason);
+        tally::happened(&event.0);
         if self.shared.strangers().admit(Instant::now()) {
-            let line = event.reason(reason).stamped(self.shared.side).line();
+            tally::queued(event.0.event);
+            let line = event.stamped(self.shared.side).line();
             if self.queue.try_send(Message::Stranger { line, reason }).is_ok() {
                 return;
             }
@@ -283,6 +294,7 @@ impl Trail {
     }
 
     async fn write(&self, record: &Record) -> Result<(), TrailError> {
+        tally::queued(record.event);
         let line = record.line();
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
@@ -477,6 +489,7 @@ fn tell_progress(shared: &Shared, queue: &mpsc::Sender<Message>) -> bool {
 
 /// Looks after the writer from outside, for as long as it runs: it cannot tell that it hangs, and has no clock to wake by.
 async fn watch_over(shared: Arc<Shared>, queue: mpsc::WeakSender<Message>) {
+    let _levels = tally::refresh(&shared, &queue);
     let mut every = tokio::time::interval(TRAIL_RETRY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let pause = (shared.progress / 16).min(PROGRESS_LOOK);
@@ -484,7 +497,6 @@ async fn watch_over(shared: Arc<Shared>, queue: mpsc::WeakSender<Message>) {
     while shared.over.run_until_cancelled(every.tick()).await.is_some() {
         shared.judge_write();
         let Some(queue) = queue.upgrade() else { continue };
-        metrics::AUDIT_QUEUE.set(i64::try_from(TRAIL_QUEUE - queue.capacity()).unwrap_or(i64::MAX));
         if Instant::now() >= next && !tell_progress(&shared, &queue) {
             next = Instant::now() + pause;
         }

@@ -8,11 +8,14 @@
 
 pub mod agent;
 pub mod agents;
+pub mod audit;
 pub mod check;
+pub mod doctor;
 mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod generate;
+pub mod health;
 pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
@@ -124,7 +127,10 @@ enum Command {
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
+    Health(health::Args),
     Agents(agents::Args),
+    Audit(audit::Args),
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
@@ -141,7 +147,10 @@ impl Command {
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
+            Self::Doctor(args) => doctor::run(args),
+            Self::Health(args) => health::run(args),
             Self::Agents(args) => agents::run(args),
+            Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),
