@@ -17,6 +17,7 @@ use tracing::{debug, warn};
 use super::Gateway;
 use super::lapses::{AGENT_DRAINED, Lapse, Record, Seen};
 use super::roster::{Link, Peer, Standing};
+use super::status::{self, Status, Wanted};
 use crate::health::{Report, socket};
 use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
@@ -34,6 +35,8 @@ enum Question {
     State,
     /// How is it?
     Health,
+    /// What goes on in it?
+    Status(Wanted),
 }
 
 /// The answer to [`Question::State`].
@@ -160,6 +163,14 @@ pub async fn health(path: &Path) -> Result<Report, AgentsError> {
     ask(path, &Question::Health).await
 }
 
+/// Asks the gateway behind the socket `path` what goes on in it.
+///
+/// # Errors
+/// If nobody answers, or not as expected.
+pub async fn status(path: &Path, wanted: Wanted) -> Result<Status, AgentsError> {
+    ask(path, &Question::Status(wanted)).await
+}
+
 async fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, AgentsError> {
     let connect = |source| AgentsError::Connect { path: path.to_owned(), source };
     let mut stream = UnixStream::connect(path).await.map_err(connect)?;
@@ -248,6 +259,7 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
             serde_json::to_vec(&HandshakeCount { now, most, barred: barred.collect() })?
         }
         Question::Health => serde_json::to_vec(&Report::of(gateway, &gateway.crew).await)?,
+        Question::Status(wanted) => serde_json::to_vec(&status::status(gateway, &wanted).await)?,
         Question::Agents => {
             let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?
