@@ -183,7 +183,8 @@
 //! **Health and metrics** (`health`), where the configuration opens them: one task per listener waits for connections, and gives each
 //! to a task that answers one question under a deadline; one writes the health file.
 //!
-//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
+//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline. What it tells of
+//! forwards is kept by `gateway::forwards`, and looked at in small pieces.
 //!
 //! **Network proxy: accepting** (`proxy::intake`), one per listener: waits for connections until the drain, or until the
 //! configuration withdraws it, and gives each a place and a seat or turns it away. One task per connection, on a thread of

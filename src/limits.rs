@@ -734,6 +734,23 @@ pub const VIOLATIONS_PER_SESSION: usize = 64;
 /// Registry changes that wait to be recorded.
 pub const RELOAD_QUEUE: usize = 64;
 
+/// Forwards that are looked at in one go while nobody can add one: a hundred microseconds or so.
+pub const FORWARDS_AT_ONCE: usize = 1_000;
+
+/// What happened last at a gateway, as `caponier top` shows it: more than fit on a screen.
+pub const HAPPENED: usize = 64;
+
+/// The text of one such event, in characters: a wide terminal.
+pub const HAPPENED_TEXT: usize = 256;
+
+/// Links, and agents without one, in one answer for `caponier top`: more than anybody reads, and less than a megabyte.
+pub const STATUS_ROWS: usize = 2_000;
+
+/// Forwards of one agent in one such answer.
+pub const STATUS_FORWARDS: usize = 500;
+
+const _: () = assert!(STATUS_FORWARDS < FORWARDS_AT_ONCE, "it is asked for one more");
+
 /// Questions on the admin socket under way at once.
 pub const ADMIN_CONNECTIONS: usize = 16;
 

@@ -18,6 +18,7 @@ use tracing::{debug, warn};
 use super::Gateway;
 use super::lapses::{AGENT_DRAINED, Lapse, Record, Seen};
 use super::roster::{Link, Peer, Standing};
+use super::status::{self, Status, Wanted};
 use crate::audit::{Event, Kind};
 use crate::diagnosis::{Finding, Report};
 use crate::health::{self, socket};
@@ -37,6 +38,8 @@ enum Question {
     State,
     /// How is it?
     Health,
+    /// What goes on in it?
+    Status(Wanted),
     /// What does this agent find at its targets?
     Examine {
         /// Which: its organisation, a slash, its name.
@@ -194,6 +197,14 @@ pub async fn examined(path: &Path, name: &AgentName) -> Result<Report, AgentsErr
     }
 }
 
+/// Asks the gateway behind the socket `path` what goes on in it.
+///
+/// # Errors
+/// If nobody answers, or not as expected.
+pub async fn status(path: &Path, wanted: Wanted) -> Result<Status, AgentsError> {
+    ask(path, &Question::Status(wanted)).await
+}
+
 async fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, AgentsError> {
     ask_for(path, question, limits::ADMIN_TIMEOUT).await
 }
@@ -289,6 +300,7 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
             serde_json::to_vec(&HandshakeCount { now, most, barred: barred.collect() })?
         }
         Question::Health => serde_json::to_vec(&health::Report::of(gateway, &gateway.crew).await)?,
+        Question::Status(wanted) => serde_json::to_vec(&status::status(gateway, &wanted).await)?,
         Question::Agents => {
             let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?

@@ -263,6 +263,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     }
     info!(agent = %peer.name, replica = %peer.replica, key = %peer.key, "linked");
     gateway.lapses.linked(&peer);
+    gateway.forwards.tell("link.up", Some(&peer.name), peer.replica.as_str());
     let gone = link.client().control().gone().clone();
     let Channel { reader, writer } = control;
     let told = CancellationToken::new();
@@ -293,6 +294,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     }
     link.client().control().cut();
     info!(agent = %peer.name, replica = %peer.replica, reason, "the link has ended");
+    gateway.forwards.tell("link.down", Some(&peer.name), &format!("{reason}: {}", peer.replica));
     let well = ["replaced", "drained", "stopped"].contains(&reason);
     let lapse = (!well).then(|| Lapse::now(reason, "", address));
     if gateway.registry.current().has(&peer.name) {
