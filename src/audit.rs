@@ -28,6 +28,7 @@ mod event;
 mod forward;
 pub mod head;
 pub mod ocsf;
+pub mod read;
 mod record;
 pub mod schema;
 pub mod sink;
