@@ -712,7 +712,7 @@ mod tests {
         });
         assert_eq!(check(&good), Ok(()));
         for (name, change, report) in [
-            ("another event", json!({"event": "trail.begun"}), "there is no event"),
+            ("another event", json!({"event": "trail_begun"}), "there is no event"),
             ("another side", json!({"side": "client"}), "not an event of the side"),
             ("another version", json!({"v": 2}), "another version"),
             ("a member too many", json!({"target": "db:5432"}), "target does not belong there"),
