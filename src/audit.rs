@@ -32,6 +32,7 @@ pub mod head;
 mod lane;
 pub mod ocsf;
 mod prepare;
+pub mod read;
 mod record;
 mod recover;
 pub mod schema;

@@ -628,6 +628,15 @@ pub const COMPARE_LINKS: usize = 4_096;
 /// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
 pub const VERIFY_TORN: usize = 1_024;
 
+/// Bytes of a trail that are read at once: enough for the disk to be the limit, and for many lines of any length.
+pub const TRAIL_READ: usize = 1024 * 1024;
+
+/// Bytes that are held of the time index of a file of a trail: of one of 350 GB. What lies behind is read without.
+pub const TRAIL_INDEX_MAX: u64 = 8 * 1024 * 1024;
+
+/// How often a trail that is followed is looked at: a person does not notice, and a thousand times as rare as a busy loop.
+pub const TRAIL_LOOK: Duration = Duration::from_millis(250);
+
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
 

@@ -662,7 +662,8 @@ mod tests {
 
     #[test]
     fn every_field_of_a_record_stands_in_the_table() {
-        let sources = sources();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/audit/record.rs");
+        let sources = fs::read_to_string(path).expect("a source");
         let (_, body) = sources.split_once("struct Record {\n").expect("the struct Record");
         let (body, _) = body.split_once("\n}").expect("its end");
         let mut fields = 0;

@@ -1,5 +1,6 @@
 //! Tests with real components, in one binary.
 
+mod audit_read;
 mod bastion;
 mod certificates;
 mod client;
