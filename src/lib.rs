@@ -35,7 +35,7 @@
 //! | Row | Modules | What is there |
 //! |---|---|---|
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
-//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
+//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs and the export of traces, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
@@ -45,7 +45,7 @@
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
-//! | 0 | [`chain`], [`task`], [`metrics`] | printing causes; owning tasks; what the process counts about itself |
+//! | 0 | [`chain`], [`task`], [`metrics`], [`trace`] | printing causes; owning tasks; what the process counts about itself, and traces on their way out |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -100,6 +100,9 @@
 //! few calls as the sink allows, then answers everybody who waits. It is the last to end. Beside it one task wakes it
 //! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
+//!
+//! **Traces** (`telemetry::otlp`), where a collector is configured: waits for forwards that have ended, and for the collector,
+//! under a deadline. Another task beside it (`telemetry::tell`) says at intervals which log lines were left out.
 //!
 //! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers in
 //! it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
@@ -217,4 +220,5 @@ pub mod task;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+pub mod trace;
 pub mod tunnel;

@@ -16,6 +16,7 @@ use crate::identity::{AgentId, Certificate, Fingerprint, OrganisationId, Princip
 use crate::limits::ADDRESSES_PER_NAME;
 use crate::metrics;
 use crate::token::TokenId;
+use crate::trace::Asked;
 
 /// What is known of a forward when it is asked for. Absent fields are left out of the record.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +55,8 @@ pub struct Opening {
     pub resolved: Vec<Resolved>,
     /// Those of the resolved addresses that are not permitted.
     pub refused: Vec<Resolved>,
+    /// When it was asked for: now, unless somebody says otherwise.
+    pub asked: Asked,
 }
 
 /// What a target's name resolved to.
@@ -203,8 +206,11 @@ impl Entry {
         let mut record = self.opening.record(self.shared.side, ABANDONED);
         record.dialled = self.dialled.map(|address| address.to_string());
         record.duration_ms = Some(milliseconds(self.begun.elapsed()));
+        let opened = self.since.map(|since| self.opening.asked.until(since));
+        let decided = self.opening.asked.until(self.begun);
         let open_s = self.since.map(|since| metrics::seconds(since.elapsed()));
-        tally::ended(self.shared.side, &self.opening, ending.as_ref(), self.abandoned, open_s);
+        let why = tally::ended(self.shared.side, &self.opening, ending.as_ref(), self.abandoned, open_s);
+        tally::told(self.shared.side, &self.opening, why, decided, opened);
         match ending {
             Some(Ending::Denied { reason, detail }) => {
                 record.event = DENIED;

@@ -40,4 +40,5 @@ mod sources;
 mod squid;
 mod threads;
 mod transports;
+mod watched;
 mod yard;
