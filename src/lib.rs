@@ -35,7 +35,7 @@
 //! | Row | Modules | What is there |
 //! |---|---|---|
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
-//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
+//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs and the export of traces, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
@@ -46,7 +46,7 @@
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
 //! | 0 | [`diagnosis`] | what an examination has found, for people and for programs |
-//! | 0 | [`chain`], [`task`], [`metrics`] | printing causes; owning tasks; what the process counts about itself |
+//! | 0 | [`chain`], [`task`], [`metrics`], [`trace`] | printing causes; owning tasks; what the process counts about itself, and traces on their way out |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -106,6 +106,9 @@
 //! the collector to hang up, for a connection, for what was sent to be taken, each under a deadline, and after a failure for a
 //! jittered time that grows to [`limits::SINK_RETRY_CAP`]. It ends when the writer gives nothing more and all is sent, or at
 //! the stop.
+//!
+//! **Traces** (`telemetry::otlp`), where a collector is configured: waits for forwards that have ended, and for the collector,
+//! under a deadline. Another task beside it (`telemetry::tell`) says at intervals which log lines were left out.
 //!
 //! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers in
 //! it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
@@ -229,4 +232,5 @@ pub mod task;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+pub mod trace;
 pub mod tunnel;

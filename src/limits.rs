@@ -1007,6 +1007,26 @@ pub const TOKEN_ID_MAX: usize = 64;
 /// comes on top is counted as one.
 pub const METRIC_SERIES_MAX: usize = 1_024;
 
+/// Forwards that have ended and whose traces wait for the exporter: as many as end in a second at the highest rate that was
+/// measured, and a few hundred kilobytes.
+pub const TRACE_QUEUE: usize = 4_096;
+
+/// Forwards whose traces go into one message to the collector: 512 KiB, an eighth of what collectors take.
+pub const TRACE_BATCH: usize = 256;
+
+/// How long a trace may wait for others that go with it.
+pub const TRACE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long a collector has for a message; another one waits meanwhile, and those behind it are dropped.
+pub const TRACE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Lines of the log that one place in the program may write in [`LOG_PERIOD`]: as many as a restart of a gateway with some
+/// dozens of agents causes, and no more than anybody reads.
+pub const LOG_BURST: u32 = 100;
+
+/// After so long each place may write as many again, and says how many were left out.
+pub const LOG_PERIOD: Duration = Duration::from_secs(10);
+
 /// How long one stage of an examination may take unless it is said otherwise: longer than any step of a link may, so that the
 /// step's own error, which says more, comes first.
 pub const EXAMINED_STAGE: Duration = Duration::from_secs(30);

@@ -17,6 +17,7 @@ use crate::identity::{AgentId, Certificate, Fingerprint, OrganisationId, Princip
 use crate::limits::ADDRESSES_PER_NAME;
 use crate::metrics;
 use crate::token::TokenId;
+use crate::trace::Asked;
 
 /// What is known of a forward when it is asked for. Absent fields are left out of the record.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +56,8 @@ pub struct Opening {
     pub resolved: Vec<Resolved>,
     /// Those of the resolved addresses that are not permitted.
     pub refused: Vec<Resolved>,
+    /// When it was asked for: now, unless somebody says otherwise.
+    pub asked: Asked,
 }
 
 /// What a target's name resolved to.
@@ -256,7 +259,10 @@ impl Entry {
         let (mut record, established) = {
             let state = lock(&self.running.state);
             let open_s = state.established.map(|since| metrics::seconds(since.elapsed()));
-            tally::ended(self.shared.side, &state.opening, ending.as_ref(), self.abandoned, open_s);
+            let opening = &state.opening;
+            let why = tally::ended(self.shared.side, opening, ending.as_ref(), self.abandoned, open_s);
+            let opened = state.established.map(|since| opening.asked.until(since));
+            tally::told(self.shared.side, opening, why, opening.asked.until(self.running.begun), opened);
             (self.running.record(&state, self.shared.side, ABANDONED), state.established.is_some())
         };
         match ending {

@@ -594,6 +594,7 @@ async fn records_have_stable_names_in_a_stable_order() {
         rule: Some("orders".to_owned()),
         resolved: Vec::new(),
         refused: Vec::new(),
+        asked: Default::default(),
     };
     trail.deny(full, "no_rule", "why").await.expect("recorded");
     stop(trail, tasks).await.expect("closes");

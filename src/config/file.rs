@@ -32,6 +32,7 @@ use crate::policy::ports::Ports;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
+use crate::target::Target;
 use crate::target::{Name, TargetError};
 use crate::tls::{Certificates, ClientAuth, ClientOptions, Identity};
 use crate::tunnel::connect::url::{GatewayUrl, Ways};
@@ -685,11 +686,34 @@ pub(super) fn drain(table: &Table<'_>) -> Option<Duration> {
 }
 
 pub(super) fn log(root: &Table<'_>) -> Option<Log> {
-    let Some(item) = root.optional("log") else { return Some(Log::default()) };
+    let traces = traces(root);
+    let Some(item) = root.optional("log") else { return Some(Log { traces: traces?, ..Log::default() }) };
     let format = item.table()?.optional("format");
     let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = optional(format, |item| item.choice(&choices))?;
-    Some(Log { format: format.unwrap_or_default() })
+    Some(Log { format: format.unwrap_or_default(), traces: traces? })
+}
+
+/// The collector that gets traces.
+fn traces(root: &Table<'_>) -> Option<Option<Target>> {
+    let Some(item) = root.optional("traces") else { return Some(None) };
+    let table = item.table()?;
+    optional(table.optional("otlp"), |item| {
+        let url = item.string()?;
+        let Some(place) = url.strip_prefix("http://") else {
+            item.fault(
+                "this is not http://HOST:PORT: the collector is reached in clear, on this host or in its network",
+            );
+            return None;
+        };
+        match place.strip_suffix('/').unwrap_or(place).parse() {
+            Ok(target) => Some(target),
+            Err(error) => {
+                item.fault(format!("this is not http://HOST:PORT: {}", Chain(&error)));
+                None
+            }
+        }
+    })
 }
 
 /// Reads a file that only its owner can read. `what` says what is in it.

@@ -458,6 +458,12 @@ impl Plan {
         self
     }
 
+    /// A variable of the agent's environment.
+    pub(crate) fn agent_variable(mut self, name: &str, value: &str) -> Self {
+        self.agent_environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// The gateway inherits its listeners, and so can have successors. It has one door.
     pub(crate) fn socket_activation(mut self) -> Self {
         assert_eq!(self.doors.len(), 1, "one door");

@@ -45,4 +45,5 @@ mod squid;
 mod threads;
 mod top;
 mod transports;
+mod watched;
 mod yard;
