@@ -504,6 +504,24 @@ pub const TRAIL_SINK_BYTES: usize = 8 << 20;
 /// is seconds, and a disk is not kept busy by it.
 pub const TRAIL_FSYNC: Duration = Duration::from_secs(5);
 
+/// How much of a trail's file one entry of its index is about: little enough to be read in a millisecond or two.
+pub const TRAIL_INDEX_STEP: u64 = 1 << 20;
+
+/// How much of a file is read at a start to go on with its index; of a file that lacks more of it there is none.
+pub const TRAIL_INDEX_CATCH_UP: u64 = 16 << 20;
+
+/// How long the sinks that are not required may go on writing what they have when the trail is closed.
+pub const TRAIL_SINK_GRACE: Duration = Duration::from_secs(2);
+
+/// How long after a rotation that failed the next one is tried.
+pub const TRAIL_ROTATION_RETRY: Duration = Duration::from_secs(60);
+
+/// How often it is looked which forwards have to say how far they are, where that is not often: the look goes over all.
+pub const PROGRESS_LOOK: Duration = Duration::from_secs(10);
+
+/// Forwards that say how far they are in one second, so that many old ones cannot fill the trail's queue.
+pub const PROGRESS_BATCH: usize = 256;
+
 /// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
 /// head could be cut off without being seen.
 pub const HEAD_RECORDS: u64 = 1_000;
@@ -570,6 +588,22 @@ pub const HTTPS_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
+/// How often an end tells the other what its trail has come to, at the most and once the first few are sent. Each costs both
+/// trails a record: thirty a second at a gateway with ten thousand links.
+pub const ANCHOR_EVERY: Duration = Duration::from_secs(300);
+
+/// Anchors that may follow one another without that: at the beginning of a link, and when it ends.
+pub const ANCHORS_SENT_BURST: u32 = 4;
+
+/// Anchors that an end takes before the other counts as breaking the protocol: twice what it may send.
+pub const ANCHORS_BURST: u32 = 2 * ANCHORS_SENT_BURST;
+
+/// After how long one more is taken: half of [`ANCHOR_EVERY`], as clocks and networks go.
+pub const ANCHORS_TAKEN_EVERY: Duration = Duration::from_secs(150);
+
+/// Anchors of a link that wait for the trail to have them on record; beyond that they are passed over.
+pub const ANCHORS_WAITING: usize = 4;
+
 /// What is found in a trail that is verified, in detail; more than anybody reads, and a trail of nothing but damage stays
 /// bounded.
 pub const VERIFY_FINDINGS_MAX: usize = 1_000;
@@ -579,6 +613,17 @@ pub const VERIFY_ANCHORS_MAX: usize = 262_144;
 
 /// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
 pub const VERIFY_HEADS: usize = 4_096;
+
+/// Forwards that are held while two trails are compared: all that can live at once, on both sides, and what ended within the
+/// tolerance for clocks; some 50 MiB.
+pub const COMPARE_FORWARDS: usize = 2 * TRAIL_QUEUE;
+
+/// Bytes of a forward that one side may have taken and the other not delivered when it broke: the budget of a link's credit,
+/// what waits in the queues before and behind it, and in the sockets.
+pub const COMPARE_FLIGHT: u64 = 96 * 1024 * 1024;
+
+/// Links and replicas of one agent's trail that are told apart while it is compared.
+pub const COMPARE_LINKS: usize = 4_096;
 
 /// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
 pub const VERIFY_TORN: usize = 1_024;

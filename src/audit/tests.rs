@@ -9,10 +9,12 @@ use std::sync::Condvar;
 
 use serde_json::Value;
 
+use super::chain::{Chain, Link, Linked, TrailId};
+use super::lane::{Hand, Lane};
 use super::record::*;
-use super::writer::Output;
+use super::sink::{NEVER, NoNetwork, Output, stream};
 use super::*;
-use crate::chain::Chain;
+use crate::chain::Chain as Causes;
 use crate::limits::{STRANGER_PERIOD, STRANGER_RECORDS, TRAIL_TEXT_MAX};
 
 #[tokio::test]
@@ -21,7 +23,7 @@ async fn nothing_opens_while_the_sink_fails() {
     tape.set(|state| state.room = Some(0));
     let error = trail.open(opening("f1")).await.expect_err("must be refused");
     assert!(matches!(error, TrailError::Write(_)), "{error:?}");
-    assert!(Chain(&error).to_string().contains("no room on this tape"), "{}", Chain(&error));
+    assert!(Causes(&error).to_string().contains("no room on this tape"), "{}", Causes(&error));
     assert!(matches!(trail.deny(opening("f2"), "no_rule", "").await, Err(TrailError::Write(_))));
     assert!(matches!(trail.note(Event::new(Kind::LinkUp)).await, Err(TrailError::Write(_))));
     assert!(trail.failed().borrow().is_some());
@@ -32,46 +34,38 @@ async fn nothing_opens_while_the_sink_fails() {
     assert!(trail.failed().borrow().is_none());
     stop(trail, tasks).await.expect("closes");
     let records = tape.records();
-    assert_eq!(events(&records), ["trail.started", "trail.resumed", "forward.open", "forward.ended", "trail.stopped"]);
-    assert_eq!(records[1]["lost"], 3);
-    assert_eq!(records[4]["forwards"], 0);
+    // The first one had its number before anybody knew; the others got none.
+    assert_eq!(
+        events(&records),
+        [
+            "trail.started",
+            "forward.open",
+            "trail.resumed",
+            "forward.abandoned",
+            "forward.open",
+            "forward.ended",
+            "trail.stopped"
+        ]
+    );
+    assert_eq!((&records[1]["forward"], &records[3]["forward"]), (&"f1".into(), &"f1".into()));
+    assert_eq!(records[3]["reason"], "trail_failed");
+    assert_eq!((&records[2]["lost"], &records[2]["sink"]), (&2.into(), &"tape".into()));
+    assert_eq!(records.last().expect("a record")["forwards"], 0);
 }
 
 #[tokio::test]
 async fn a_full_device_refuses() {
     let tasks = Tasks::new();
     let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
-    let error = Trail::begin(Side::Agent, &tasks, || Ok((writer::stream(full), vec![b"{}\n".to_vec()]))).await;
+    let error = Trail::begin(Side::Agent, &tasks, how(), || Ok(prepared(Side::Agent, stream(full)))).await;
     assert!(matches!(error, Err(StartError::Write(_))), "{error:?}");
     assert!(tasks.drain(TRAIL_PATIENCE).await);
 }
 
 #[tokio::test]
-async fn what_was_written_of_a_line_is_cut_off_again() {
+async fn what_was_written_of_a_line_is_completed_first() {
     let (trail, tape, tasks) = tape_trail().await;
-    let entry = trail.open(opening("f1")).await.expect("opens");
-    for room in [1, 7, 90] {
-        tape.set(|state| state.room = Some(room));
-        assert!(matches!(trail.open(opening("f2")).await, Err(TrailError::Write(_))));
-        assert_eq!(events(&tape.records()), ["trail.started", "forward.open"], "{room}");
-    }
-    tape.set(|state| state.room = Some(10));
-    entry.finish(Counters::default().ended("closed"));
-    tape.set(|state| state.room = None);
-    stop(trail, tasks).await.expect("closes");
-    assert_eq!(
-        events(&tape.records()),
-        ["trail.started", "forward.open", "trail.resumed", "forward.ended", "trail.stopped"]
-    );
-}
-
-#[tokio::test]
-async fn what_a_stream_has_of_a_line_is_completed_first() {
-    let (trail, tape, tasks) = tape_trail().await;
-    tape.set(|state| {
-        state.retracts = false;
-        state.room = Some(40);
-    });
+    tape.set(|state| state.room = Some(40));
     let error = trail.open(opening("f1")).await;
     assert!(matches!(error, Err(TrailError::Write(_))), "{error:?}");
     // The rest of the line is owed in several steps.
@@ -91,6 +85,29 @@ async fn what_a_stream_has_of_a_line_is_completed_first() {
     assert_eq!(records[3]["reason"], "trail_failed");
 }
 
+/// Wherever a disk is full, and however little of it comes free: the trail is whole in the end.
+#[tokio::test]
+async fn a_sink_that_fails_at_any_byte_gets_every_numbered_line_once() {
+    for room in (0..700).step_by(23) {
+        let (trail, tape, tasks) = tape_trail().await;
+        let entry = trail.open(opening("f1")).await.expect("opens");
+        tape.set(|state| state.room = Some(room));
+        let opened = trail.open(opening("f2")).await;
+        let noted = trail.note(Event::new(Kind::LinkUp)).await;
+        entry.finish(Counters::default().ended("closed"));
+        tape.set(|state| state.room = None);
+        let written = tape.text().contains("\"forward\":\"f2\"");
+        assert!(opened.is_err() || written, "{room}: accepted means written");
+        assert!(noted.is_err() || opened.is_ok(), "{room}");
+        drop(opened);
+        stop(trail, tasks).await.expect("closes");
+        // Which also says that the chain holds.
+        let records = tape.records();
+        let of = |forward: &str| records.iter().filter(|record| record["forward"] == forward).count();
+        assert_eq!((of("f1"), of("f2")), (2, 2), "{room}: {records:#?}");
+    }
+}
+
 #[tokio::test]
 async fn endings_wait_for_the_sink_in_their_order() {
     let (trail, tape, tasks) = tape_trail().await;
@@ -103,7 +120,7 @@ async fn endings_wait_for_the_sink_in_their_order() {
         entry.finish(Counters::default().ended("closed"));
     }
     assert!(matches!(trail.open(opening("late")).await, Err(TrailError::Write(_))));
-    assert_eq!(tape.records().len(), 51);
+    assert_eq!(tape.text().lines().count(), 51);
     tape.set(|state| state.room = None);
     // Nobody writes: the trail finds out by itself.
     let mut failed = trail.failed();
@@ -135,10 +152,13 @@ async fn a_closed_pipe_is_a_failure() {
     let tasks = Tasks::new();
     let (reader, pipe) = io::pipe().expect("a pipe");
     let file = fs::File::from(OwnedFd::from(pipe));
-    let trail = Trail::begin(Side::Agent, &tasks, || Ok((writer::stream(file), Vec::new()))).await.expect("starts");
+    let trail =
+        Trail::begin(Side::Agent, &tasks, how(), || Ok(prepared(Side::Agent, stream(file)))).await.expect("starts");
     let entry = trail.open(opening("f1")).await.expect("opens");
     let mut line = String::new();
     let mut reader = BufReader::new(reader);
+    reader.read_line(&mut line).expect("the first line");
+    line.clear();
     reader.read_line(&mut line).expect("a line is there already");
     assert!(line.contains("forward.open"), "{line}");
     drop(reader);
@@ -218,7 +238,9 @@ async fn a_refused_opening_takes_its_ending_with_it() {
     assert!(trail.note(Event::new(Kind::LinkDown)).await.is_err());
     tape.set(|state| state.room = None);
     stop(trail, tasks).await.expect("closes");
-    assert_eq!(events(&tape.records()), ["trail.started", "trail.resumed", "trail.stopped"]);
+    let records = tape.records();
+    assert_eq!(events(&records), ["trail.started", "link.up", "trail.resumed", "trail.stopped"]);
+    assert_eq!(records[2]["lost"], 2, "the opening and the note");
 }
 
 #[tokio::test]
@@ -277,9 +299,7 @@ async fn a_thousand_openings_at_once_are_all_written() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("trail");
     let tasks = Tasks::new();
-    let trail = Trail::start(Sinks::file(path.clone()), Side::Gateway, Arc::new(sink::NoNetwork), &tasks)
-        .await
-        .expect("starts");
+    let trail = begun(Sinks::file(path.clone()), Side::Gateway, &tasks).await.expect("starts");
     assert_eq!(fs::metadata(&path).expect("made").permissions().mode() & 0o777, 0o600);
     let opens = Tasks::new();
     let handles: Vec<_> = (0..1000)
@@ -360,8 +380,7 @@ async fn a_crash_is_made_good_at_the_next_start() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("trail");
     let tasks = Tasks::new();
-    let trail =
-        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
+    let trail = begun(Sinks::file(path.clone()), Side::Agent, &tasks).await.expect("starts");
     let mut lost = opening("lost");
     lost.organisation = "acme".parse().ok();
     lost.rule = Some("orders-db".to_owned());
@@ -384,25 +403,24 @@ async fn a_crash_is_made_good_at_the_next_start() {
     let before = text.lines().count();
     for start in 0..2 {
         let tasks = Tasks::new();
-        let trail = Trail::start(Sinks::file(crashed.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks)
-            .await
-            .expect("starts");
+        let trail = begun(Sinks::file(crashed.clone()), Side::Agent, &tasks).await.expect("starts");
         stop(trail, tasks).await.expect("closes");
         let after = fs::read_to_string(&crashed).expect("readable");
         assert!(after.starts_with(&format!("{text}\n")), "what was there stays as it was");
-        let added: Vec<Value> = after.lines().skip(before).map(parse).collect();
-        let once = ["forward.abandoned", "trail.recovered", "trail.started", "trail.stopped"];
+        let added = without_heads(after.lines().skip(before).map(parse).collect());
+        let once = ["trail.started", "forward.abandoned", "trail.recovered", "trail.stopped"];
         if start == 1 {
             assert_eq!(events(&added), [&once[..], &["trail.started", "trail.stopped"]].concat());
             continue;
         }
         assert_eq!(events(&added), once);
-        assert_eq!((&added[0]["forward"], &added[0]["reason"]), (&"lost".into(), &"writer_ended".into()));
-        assert_eq!((&added[0]["organisation"], &added[0]["rule"]), (&"acme".into(), &"orders-db".into()));
-        assert_eq!(added[0]["resolved"], serde_json::json!(["10.0.0.1", "10.0.0.2:5432"]));
-        assert_eq!(added[1]["forwards"], 1);
-        assert_eq!(added[1]["torn_at"], torn_at);
-        assert_eq!((&added[1]["unreadable"], &added[1]["unreadable_at"]), (&2.into(), &unreadable_at.into()));
+        assert_eq!((&added[1]["forward"], &added[1]["reason"]), (&"lost".into(), &"writer_ended".into()));
+        assert_eq!((&added[1]["organisation"], &added[1]["rule"]), (&"acme".into(), &"orders-db".into()));
+        assert_eq!(added[1]["resolved"], serde_json::json!(["10.0.0.1", "10.0.0.2:5432"]));
+        assert_eq!(added[2]["forwards"], 1);
+        assert_eq!(added[2]["torn_at"], torn_at);
+        assert_eq!(added[2]["torn"], Link::of(&text.as_bytes()[torn_at..]).to_string());
+        assert_eq!((&added[2]["unreadable"], &added[2]["unreadable_at"]), (&2.into(), &unreadable_at.into()));
     }
 }
 
@@ -431,17 +449,16 @@ async fn recovery_closes_each_opening_once_in_their_order() {
     .concat();
     private(&path, &text);
     let tasks = Tasks::new();
-    let trail =
-        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
+    let trail = begun(Sinks::file(path.clone()), Side::Agent, &tasks).await.expect("starts");
     stop(trail, tasks).await.expect("closes");
     let records = read(&path);
-    let closed: Vec<_> = records[12..15].iter().map(|record| record["target"].as_str().unwrap_or("-")).collect();
+    let closed: Vec<_> = records[13..16].iter().map(|record| record["target"].as_str().unwrap_or("-")).collect();
     assert_eq!(closed, ["1", "2", "7"]);
     assert_eq!(
         events(&records[12..]),
-        [ABANDONED, ABANDONED, ABANDONED, "trail.recovered", "trail.started", "trail.stopped"]
+        ["trail.started", ABANDONED, ABANDONED, ABANDONED, "trail.recovered", "trail.stopped"]
     );
-    assert!(records[15]["torn_at"].is_null() && records[15]["unreadable"].is_null());
+    assert!(records[16]["torn_at"].is_null() && records[16]["unreadable"].is_null());
 }
 
 /// A crash, or a full disk, can cut a line off anywhere, also before nothing but its newline.
@@ -454,9 +471,7 @@ async fn regression_torn_newline_every_opening_has_one_ending_wherever_the_file_
         let path = directory.path().join(format!("trail-{cut}"));
         private(&path, &text[..cut]);
         let tasks = Tasks::new();
-        let trail = Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks)
-            .await
-            .expect("starts");
+        let trail = begun(Sinks::file(path.clone()), Side::Agent, &tasks).await.expect("starts");
         stop(trail, tasks).await.expect("closes");
         let after = fs::read_to_string(&path).expect("readable");
         let records: Vec<Value> = after.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
@@ -479,12 +494,7 @@ async fn files_that_will_not_do_are_refused_untouched() {
     let tasks = Tasks::new();
     let start = |path: &Path| {
         let (path, tasks) = (path.to_owned(), tasks.clone());
-        async move {
-            Trail::start(Sinks::file(path), Side::Agent, Arc::new(sink::NoNetwork), &tasks)
-                .await
-                .map(drop)
-                .expect_err("must be refused")
-        }
+        async move { begun(Sinks::file(path), Side::Agent, &tasks).await.map(drop).expect_err("must be refused") }
     };
 
     private(&path, "{\"event\"");
@@ -500,15 +510,12 @@ async fn files_that_will_not_do_are_refused_untouched() {
     assert!(matches!(start(&directory.path().join("no/trail")).await, StartError::Open { .. }));
     assert_eq!(fs::read_to_string(&path).expect("readable"), "{\"event\"");
 
-    let trail =
-        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
+    let trail = begun(Sinks::file(path.clone()), Side::Agent, &tasks).await.expect("starts");
     let error = start(&path).await;
     assert!(matches!(error, StartError::Locked { .. }), "{error:?}");
     stop(trail, tasks.clone()).await.expect("closes");
     let again = Tasks::new();
-    let trail = Trail::start(Sinks::file(path), Side::Agent, Arc::new(sink::NoNetwork), &again)
-        .await
-        .expect("the lock ends with the trail");
+    let trail = begun(Sinks::file(path), Side::Agent, &again).await.expect("the lock ends with the trail");
     stop(trail, again).await.expect("closes");
 }
 
@@ -517,8 +524,7 @@ async fn a_removed_file_is_a_failure_and_a_truncated_one_is_not() {
     let directory = tempfile::tempdir().expect("a directory");
     let path = directory.path().join("trail");
     let tasks = Tasks::new();
-    let trail =
-        Trail::start(Sinks::file(path.clone()), Side::Agent, Arc::new(sink::NoNetwork), &tasks).await.expect("starts");
+    let trail = begun(Sinks::file(path.clone()), Side::Agent, &tasks).await.expect("starts");
     let file = fs::OpenOptions::new().write(true).open(&path).expect("opens");
     file.set_len(0).expect("truncates");
     trail.note(Event::new(Kind::LinkUp)).await.expect("recorded");
@@ -555,7 +561,8 @@ fn a_dropped_runtime_still_writes_what_is_queued() {
     let recorder = tape.clone();
     let tasks = Tasks::new();
     runtime.block_on(async {
-        let trail = Trail::begin(Side::Agent, &tasks, || Ok((Box::new(recorder), Vec::new()))).await.expect("starts");
+        let made = Trail::begin(Side::Agent, &tasks, how(), || Ok(prepared(Side::Agent, Box::new(recorder)))).await;
+        let trail = made.expect("starts");
         let entry = trail.open(opening("f1")).await.expect("opens");
         tasks.spawn(async move {
             let _entry = entry;
@@ -563,7 +570,7 @@ fn a_dropped_runtime_still_writes_what_is_queued() {
         });
     });
     drop(runtime);
-    assert_eq!(events(&tape.records()), ["forward.open", "forward.abandoned", "trail.stopped"]);
+    assert_eq!(events(&tape.records()), ["trail.started", "forward.open", "forward.abandoned", "trail.stopped"]);
 }
 
 #[tokio::test]
@@ -592,14 +599,16 @@ async fn records_have_stable_names_in_a_stable_order() {
     stop(trail, tasks).await.expect("closes");
     let text = tape.text();
     let line = text.lines().nth(1).expect("a line");
-    let (time, rest) = line.split_at("{\"time\":\"2026-01-01T00:00:00.000Z\",".len());
-    assert!(time.ends_with("Z\",") && time.as_bytes()[28] == b'.', "{line}");
+    let (time, rest) = line.split_at("{\"v\":1,\"time\":\"2026-01-01T00:00:00.000Z\",".len());
+    assert!(time.starts_with("{\"v\":1,") && time.ends_with("Z\",") && time.as_bytes()[34] == b'.', "{line}");
+    let (rest, link) = rest.split_at(rest.find(",\"seq\":").expect("a number"));
+    assert!(link.starts_with(",\"seq\":1,\"prev\":\""), "{link}");
     assert_eq!(
         rest,
         "\"event\":\"forward.denied\",\"side\":\"gateway\",\"forward\":\"f1\",\"peer_forward\":\"p1\",\
              \"organisation\":\"acme\",\"agent\":\"prod-eu\",\"replica\":\"r1\",\"principal\":\"ci\",\
              \"asserted_by\":\"local\",\"token\":\"t1\",\"client\":\"192.0.2.1:1\",\"door\":\"ssh\",\"target\":\"db:5432\",\
-             \"rule\":\"orders\",\"reason\":\"no_rule\",\"detail\":\"why\"}"
+             \"rule\":\"orders\",\"reason\":\"no_rule\",\"detail\":\"why\""
     );
 }
 
@@ -634,9 +643,27 @@ async fn texts_are_bounded_and_cannot_act_on_a_terminal() {
 async fn tape_trail() -> (Trail, Tape, Tasks) {
     let (tape, tasks) = (Tape::default(), Tasks::new());
     let output = tape.clone();
-    let first = vec![Record::own(Side::Gateway, STARTED).line()];
-    let trail = Trail::begin(Side::Gateway, &tasks, || Ok((Box::new(output), first))).await.expect("starts");
+    let prepare = || Ok(prepared(Side::Gateway, Box::new(output)));
+    let trail = Trail::begin(Side::Gateway, &tasks, how(), prepare).await.expect("starts");
     (trail, tape, tasks)
+}
+
+fn how() -> How {
+    let Sinks { heads, signing_key, progress, .. } = Sinks::stdout();
+    How { heads, signing_key, progress, over: CancellationToken::new() }
+}
+
+/// A new trail with one required sink.
+fn prepared(side: Side, output: Box<dyn Output>) -> Prepared {
+    let trail = TrailId::generate().expect("randomness");
+    let hand = Hand::new(output, Fsync::Interval(NEVER), false);
+    let lanes = vec![Lane::inline(&SinkConfig::required("tape", SinkKind::Stdout), hand, None)];
+    let started = Record { trail: text(trail), ..Record::own(side, STARTED) };
+    Prepared { trail, chain: Chain::begin(&trail), lanes, first: vec![started] }
+}
+
+async fn begun(sinks: Sinks, side: Side, tasks: &Tasks) -> Result<Trail, StartError> {
+    Trail::start(sinks, side, Arc::new(NoNetwork), tasks).await
 }
 
 fn opening(forward: &str) -> Opening {
@@ -661,11 +688,43 @@ fn events(records: &[Value]) -> Vec<&str> {
     records.iter().map(|record| record["event"].as_str().unwrap_or("-")).collect()
 }
 
+/// But for the heads, which come when it is time for them.
+fn without_heads(mut records: Vec<Value>) -> Vec<Value> {
+    records.retain(|record| record["event"] != HEAD);
+    records
+}
+
+/// Holds whole lines to their chain.
+fn linked(text: &str) -> Vec<Value> {
+    let mut before: Option<(u64, Link)> = None;
+    let mut records = Vec::new();
+    for line in text.split_inclusive('\n') {
+        let record = parse(line);
+        let linked = Linked::read(line.as_bytes()).unwrap_or_else(|| panic!("not linked: {line}"));
+        match before {
+            Some((seq, link)) => assert_eq!((linked.seq, linked.prev), (seq + 1, link), "{text}"),
+            None if linked.seq == 0 => {
+                let trail = TrailId::parse(record["trail"].as_str().unwrap_or("")).expect("the trail's id");
+                assert_eq!(linked.prev, Link::origin(&trail), "{text}");
+            }
+            None => {}
+        }
+        before = Some((linked.seq, Link::of(line.as_bytes())));
+        records.push(record);
+    }
+    records
+}
+
 fn read(path: &Path) -> Vec<Value> {
     let mut text = String::new();
     fs::File::open(path).expect("opens").read_to_string(&mut text).expect("readable");
     assert!(text.is_empty() || text.ends_with('\n'));
-    text.lines().map(parse).collect()
+    without_heads(text.lines().map(parse).collect())
+}
+
+/// The records of a file whose chain holds.
+fn whole(path: &Path) -> Vec<Value> {
+    linked(&fs::read_to_string(path).expect("readable"))
 }
 
 fn private(path: &Path, text: &str) {
@@ -677,18 +736,12 @@ fn private(path: &Path, text: &str) {
 #[derive(Clone, Default)]
 struct Tape(Arc<(Mutex<TapeState>, Condvar)>);
 
+#[derive(Default)]
 struct TapeState {
     bytes: Vec<u8>,
     /// How many bytes fit before writes fail.
     room: Option<usize>,
-    retracts: bool,
     hangs: bool,
-}
-
-impl Default for TapeState {
-    fn default() -> Self {
-        Self { bytes: Vec::new(), room: None, retracts: true, hangs: false }
-    }
 }
 
 impl Tape {
@@ -704,7 +757,7 @@ impl Tape {
     fn records(&self) -> Vec<Value> {
         let text = self.text();
         assert!(text.is_empty() || text.ends_with('\n'), "torn: {text}");
-        text.lines().map(parse).collect()
+        without_heads(linked(&text))
     }
 }
 
@@ -725,16 +778,6 @@ impl Output for Tape {
         }
         state.bytes.extend_from_slice(&bytes[..count]);
         Ok(count)
-    }
-
-    fn retract(&mut self, count: u64) -> io::Result<()> {
-        let mut state = lock(&self.0.0);
-        if !state.retracts {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
-        let length = state.bytes.len() - usize::try_from(count).expect("small");
-        state.bytes.truncate(length);
-        Ok(())
     }
 
     fn sync(&mut self) -> io::Result<()> {
