@@ -67,7 +67,7 @@ use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes, health};
+pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, examined, handshakes, health};
 pub use inherit::{InheritError, Inherited};
 pub use live::Warning;
 

@@ -102,6 +102,11 @@
 //! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
 //!
+//! **The trail's collectors** (`audit::sink::deliver`), a task for each sink over a network: waits for a batch of records or for
+//! the collector to hang up, for a connection, for what was sent to be taken, each under a deadline, and after a failure for a
+//! jittered time that grows to [`limits::SINK_RETRY_CAP`]. It ends when the writer gives nothing more and all is sent, or at
+//! the stop.
+//!
 //! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers in
 //! it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
 //! `tunnel::transport` keeps what the socket does not take, and cuts what keeps it busy without any use. It ends when
@@ -136,6 +141,10 @@
 //! configuration withdraws it. One task per connection waits for the identification string, a place among the
 //! handshakes, its turn and the login under one deadline, then for opens, for the configuration to drop its key or
 //! network, for its last forward in a drain, and for the stop.
+//!
+//! **Agent: an examination** over a link (`agent::doctor`), one at a time, where the owner permits it: waits for its targets one
+//! after another, each under a deadline, then for the control channel to take the report. `caponier doctor` itself is no task:
+//! it is the command.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.

@@ -425,14 +425,6 @@ pub const EVENTS: &[Event] = &[
         since: 1,
     },
     Event {
-        name: "agent.examined",
-        sides: LINKED,
-        meaning: "An agent was looked at by `caponier doctor`.",
-        always: &[],
-        maybe: &[WHO, &["transport", "target", "reason", "detail", "counts"]],
-        since: 1,
-    },
-    Event {
         name: "config.reloaded",
         sides: ALL,
         meaning: "The configuration was read again and is in force.",
@@ -446,6 +438,15 @@ pub const EVENTS: &[Event] = &[
         meaning: "The configuration was read again and has faults, or cannot be taken over; nothing has changed.",
         always: &[],
         maybe: &[&["detail"]],
+        since: 1,
+    },
+    Event {
+        name: "agent.examined",
+        sides: LINKED,
+        meaning: "An agent was looked at by `caponier doctor`: by its owner, whom the gateway let in and who wanted no link, or \
+                  over its link; the detail says which.",
+        always: &[&["organisation", "agent"]],
+        maybe: &[&["replica", "key", "client", "detail"]],
         since: 1,
     },
     Event {

@@ -64,6 +64,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         .collect();
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let remote_doctor = optional(table.optional("remote_doctor"), |item| item.boolean());
     let resolver = resolver(&table);
     let organisations: Option<Vec<_>> = organisations.into_iter().collect();
     if organisations.is_some() && resolver.as_ref().is_some_and(|resolver| resolver.servers.is_empty()) {
@@ -83,6 +84,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         resolver: resolver?,
         listen: listen?,
         health: health?,
+        remote_doctor: remote_doctor?.unwrap_or_default(),
     };
     Some((config, log?))
 }

@@ -20,6 +20,7 @@ use tracing::debug;
 
 use super::lapses::AGENT_DRAINED;
 use crate::audit::Counters;
+use crate::diagnosis::Report;
 use crate::drain::Departure;
 use crate::identity::{AgentName, Fingerprint, ReplicaId};
 use crate::limits;
@@ -129,12 +130,56 @@ pub(super) struct Link<S = Client> {
     departure: Departure,
     /// Why it was ended from here, if it was.
     ended: OnceLock<&'static str>,
+    /// Who waits for what the agent finds at its targets.
+    examination: Examination,
     idle: Notify,
     answers: Answers,
     gone: CancellationToken,
     client: S,
     /// Where its session lives, whose channels are used there and nowhere else.
     home: Option<Home>,
+}
+
+/// What passes between whoever wants an agent examined and whoever speaks with it.
+#[derive(Debug, Default)]
+pub(super) struct Examination {
+    /// Set once the agent has said that it may be asked.
+    permitted: OnceLock<()>,
+    asked: Notify,
+    waiting: Mutex<Option<oneshot::Sender<Report>>>,
+}
+
+impl Examination {
+    /// Notes that the agent may be asked.
+    pub(super) fn permit(&self) {
+        self.permitted.get_or_init(|| ());
+    }
+
+    /// Has the agent asked; `None` where it may not be, or somebody waits for its answer already.
+    pub(super) fn ask(&self) -> Option<oneshot::Receiver<Report>> {
+        self.permitted.get()?;
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.as_ref().is_some_and(|waiting| !waiting.is_closed()) {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        *waiting = Some(answer);
+        self.asked.notify_one();
+        Some(answered)
+    }
+
+    /// Waits for the agent to be asked.
+    pub(super) async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Takes the agent's answer. One that nobody waits for is dropped.
+    pub(super) fn answer(&self, report: Report) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waiting) = waiting {
+            drop(waiting.send(report));
+        }
+    }
 }
 
 /// A thread, and whose tasks run there.
@@ -323,6 +368,11 @@ impl Link {
 }
 
 impl<S> Link<S> {
+    /// What its agent can be asked to find.
+    pub(super) fn examination(&self) -> &Examination {
+        &self.examination
+    }
+
     fn with(peer: Peer, answers: Answers, gone: CancellationToken, client: S) -> Self {
         Self {
             peer,
@@ -334,6 +384,7 @@ impl<S> Link<S> {
             retires: CancellationToken::new(),
             departure: Departure::default(),
             ended: OnceLock::new(),
+            examination: Examination::default(),
             idle: Notify::new(),
             answers,
             gone,

@@ -3,6 +3,7 @@
 mod bastion;
 mod certificates;
 mod client;
+mod collectors;
 mod connect_door;
 mod connect_live;
 mod dns;
