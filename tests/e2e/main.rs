@@ -1,5 +1,6 @@
 //! Tests with real components, in one binary.
 
+mod audit_verify;
 mod bastion;
 mod certificates;
 mod client;
