@@ -8,6 +8,7 @@
 
 pub mod agent;
 pub mod agents;
+pub mod audit;
 pub mod check;
 mod egress;
 pub mod forward;
@@ -125,6 +126,7 @@ enum Command {
     Provision(provision::Args),
     Check(check::Args),
     Agents(agents::Args),
+    Audit(audit::Args),
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
@@ -142,6 +144,7 @@ impl Command {
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Agents(args) => agents::run(args),
+            Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),

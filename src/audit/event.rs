@@ -4,8 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Side;
+use super::changed::Changed;
 use super::record::{Record, milliseconds, now, text};
 use crate::identity::Credential;
+use crate::reload::Changes;
 use crate::token::TokenId;
 
 /// What an [`Event`] tells. The openings and ends of forwards, and the trail itself, have events of their own, which only
@@ -184,6 +186,13 @@ impl Event {
     #[must_use]
     pub fn detail(mut self, detail: impl fmt::Display) -> Self {
         self.0.detail = text(detail);
+        self
+    }
+
+    /// What came, went and changed, by ids.
+    #[must_use]
+    pub fn changes(mut self, changes: &Changes) -> Self {
+        self.0.changes = Changed::new(changes);
         self
     }
 
