@@ -23,6 +23,7 @@
 mod dial;
 mod expiries;
 mod forward;
+mod levels;
 mod listen;
 mod live;
 mod reach;
@@ -51,6 +52,7 @@ use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::certificate::Revocations;
 use crate::identity::{AgentId, AgentName, Credential, OrganisationId, Principal, PrivateKey, PublicKey, ReplicaId};
 use crate::limits;
+use crate::metrics;
 use crate::policy::guard::Guard;
 use crate::policy::rule::{Allowlist, PrincipalPattern};
 use crate::policy::window::Window;
@@ -66,6 +68,7 @@ use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::Egress;
 use crate::tunnel::connect::url::Ways;
 use crate::tunnel::dial::Tls;
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
 
@@ -327,9 +330,8 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Agent, Arc::new(audit::sink::NoNetwork), &writer)
-        .await
-        .map_err(RunError::Trail)?;
+    let trail =
+        Trail::start(config.audit.clone(), Side::Agent, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
@@ -346,6 +348,8 @@ pub async fn run(
         ways_out: Mutex::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&agent);
     info!(agent = %agent.id, replica = %config.replica, key = %config.key.public().fingerprint(), "agent started");
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
@@ -436,7 +440,7 @@ async fn follow(
                 if !restart.is_empty() {
                     warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
                 }
-                Event::new(Kind::ConfigReloaded).detail(changes)
+                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
             }
             Err(faults) => {
                 error!("the configuration has faults, so that nothing that changed in it holds: {faults}");
@@ -505,6 +509,13 @@ impl Posts {
         }
         for post in before {
             post.dismissed.cancel();
+            if !config.organisations.iter().any(|organisation| organisation.id == post.name.organisation) {
+                metrics::ORGANISATION_LINKS.forget([post.name.organisation.to_string()]);
+            }
+        }
+        // One that has no link is to be seen to have none.
+        for organisation in &config.organisations {
+            let _ = metrics::ORGANISATION_LINKS.of([organisation.id.to_string()]);
         }
         for (organisation, ways) in wanted {
             self.ways = self.ways.wrapping_add(1);

@@ -24,6 +24,7 @@
 //! how.
 
 pub mod chain;
+mod changed;
 pub mod compare;
 mod event;
 mod forward;
@@ -36,6 +37,7 @@ mod recover;
 pub mod schema;
 pub mod sink;
 mod strangers;
+mod tally;
 pub mod verify;
 mod writer;
 
@@ -54,7 +56,6 @@ use tracing::{error, info};
 use crate::identity::signature::SignatureError;
 use crate::identity::{OrganisationId, PrivateKey};
 use crate::limits::{FORWARD_ID_MAX, PROGRESS_BATCH, PROGRESS_LOOK, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
-use crate::metrics;
 use crate::task::Tasks;
 
 pub use event::{Event, Kind};
@@ -130,6 +131,9 @@ pub enum StartError {
     /// There is no randomness for the trail's id.
     #[error("the operating system has no randomness for the audit trail's id")]
     Random(#[source] getrandom::Error),
+    /// The key cannot sign a trail.
+    #[error("the audit trail's signing_key")]
+    SigningKey(#[source] head::KindError),
     /// A sink has no thread.
     #[error("could not start a thread for a sink of the audit trail")]
     Thread(#[source] io::Error),
@@ -139,9 +143,6 @@ pub enum StartError {
     /// The first records could not be written.
     #[error("could not write the first records of the audit trail")]
     Write(#[source] Arc<io::Error>),
-    /// The key cannot sign heads.
-    #[error("the audit trail's signing key cannot be used")]
-    SigningKey(#[source] head::KindError),
     /// The runtime is going away.
     #[error("the audit trail's writer ended before it was ready")]
     Gone,
@@ -210,7 +211,8 @@ impl Trail {
         let forward = Arc::clone(&running.forward);
         // From here on the entry ends itself, whatever happens to this future.
         let shared = Arc::clone(&self.shared);
-        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
+        let _running = tally::Running::begin();
+        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled", _running };
         let (answer, answered) = oneshot::channel();
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
@@ -234,6 +236,7 @@ impl Trail {
         if self.shared.live().forwards.contains_key(opening.forward.as_str()) {
             return Err(TrailError::Duplicate);
         }
+        tally::denied(self.shared.side, &opening, reason);
         let mut record = opening.record(self.shared.side, DENIED);
         record.reason = text(reason);
         record.detail = text(detail);
@@ -245,15 +248,19 @@ impl Trail {
     /// # Errors
     /// If the record was not accepted.
     pub async fn note(&self, event: Event) -> Result<(), TrailError> {
-        self.write(&event.stamped(self.shared.side)).await
+        let record = event.stamped(self.shared.side);
+        tally::happened(&record);
+        self.write(&record).await
     }
 
     /// Records an event that an unauthenticated peer caused. Never waits: within the budget of [`STRANGER_RECORDS`] per
     /// [`STRANGER_PERIOD`] and with room in the queue the event becomes a record; else it is counted by `reason`, and
     /// the counts become one `auth.refused_more` record at the end of the period.
     pub fn stranger(&self, event: Event, reason: &'static str) {
+        let event = event.reason(reason);
+        tally::happened(&event.0);
         if self.shared.strangers().admit(Instant::now()) {
-            let line = event.reason(reason).stamped(self.shared.side).line();
+            let line = event.stamped(self.shared.side).line();
             if self.queue.try_send(Message::Stranger { line, reason }).is_ok() {
                 return;
             }
@@ -319,6 +326,7 @@ impl Trail {
         F: FnOnce() -> Result<Prepared, StartError> + Send + 'static,
     {
         let How { heads, signing_key, progress, over } = how;
+        let signer = signing_key.map(head::Signer::new).transpose().map_err(StartError::SigningKey)?;
         let shared = Arc::new(Shared {
             side,
             progress,
@@ -336,7 +344,7 @@ impl Trail {
         let writers = Arc::clone(&shared);
         tasks.spawn_blocking(move || {
             let writer =
-                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signing_key), messages, writers));
+                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signer), messages, writers));
             match writer {
                 Ok(writer) => {
                     // Nobody waiting means that the trail is gone; the writer will see its queue closed.
@@ -505,6 +513,7 @@ fn tell_progress(shared: &Shared, queue: &mpsc::Sender<Message>) -> bool {
 
 /// Looks after the writer from outside, for as long as it runs: it cannot tell that it hangs, and has no clock to wake by.
 async fn watch_over(shared: Arc<Shared>, queue: mpsc::WeakSender<Message>) {
+    let _levels = tally::refresh(&shared, &queue);
     let mut every = tokio::time::interval(TRAIL_RETRY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let pause = (shared.progress / 16).min(PROGRESS_LOOK);
@@ -512,7 +521,6 @@ async fn watch_over(shared: Arc<Shared>, queue: mpsc::WeakSender<Message>) {
     while shared.over.run_until_cancelled(every.tick()).await.is_some() {
         shared.judge_write();
         let Some(queue) = queue.upgrade() else { continue };
-        metrics::AUDIT_QUEUE.set(i64::try_from(TRAIL_QUEUE - queue.capacity()).unwrap_or(i64::MAX));
         if Instant::now() >= next && !tell_progress(&shared, &queue) {
             next = Instant::now() + pause;
         }

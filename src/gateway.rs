@@ -26,6 +26,7 @@ mod expiries;
 mod inherit;
 mod intake;
 mod lapses;
+mod levels;
 mod live;
 mod mutual;
 mod quota;
@@ -49,9 +50,10 @@ use crate::document::Faults;
 use crate::drain::{Count, Drain, Outcome, Stop};
 use crate::identity::{AgentName, Certificate, OrganisationId, PrincipalId, PrivateKey};
 use crate::limits;
+use crate::metrics;
 use crate::network::Networks;
 use crate::registry::file::{Files, Reload, writable_by_others};
-use crate::registry::{Registry, Snapshot};
+use crate::registry::{Registry, Snapshot, changes};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
@@ -60,6 +62,7 @@ use crate::tls::{Certificates, ClientAuth, Trust};
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes};
@@ -363,9 +366,8 @@ pub async fn run(
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Gateway, Arc::new(audit::sink::NoNetwork), &writer)
-        .await
-        .map_err(RunError::Trail)?;
+    let trail =
+        Trail::start(config.audit.clone(), Side::Gateway, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
         state: Live::new(live::State::new(&config)),
@@ -383,6 +385,8 @@ pub async fn run(
         accepting: Count::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&gateway);
     watch_registry(&gateway, registry);
     tasks.spawn(expiries::watch(gateway.clone()));
     tasks.spawn(expiries::watch_certificates(gateway.clone()));
@@ -488,7 +492,7 @@ async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<
             Err(faults) => Err(faults.to_string()),
         };
         let event = match taken {
-            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(changes),
+            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes),
             Err(why) => {
                 error!("the configuration cannot be taken over, so that nothing that changed in it holds: {why}");
                 Event::new(Kind::ConfigRejected).detail(why)
@@ -592,14 +596,18 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
             })
             .await;
     });
+    // What is on record already. A state that was replaced before it could be recorded is told of with the next one.
+    let mut told = gateway.registry.current();
     gateway.tasks.spawn(async move {
         while let Some(reload) = reloads.recv().await {
             let event = match &reload {
                 Reload::Accepted { .. } => {
                     let snapshot = watched.registry.current();
                     watched.lapses.retain(|name| snapshot.has(name));
+                    let changes = changes::between(&told, &snapshot);
+                    told = snapshot;
                     info!("the registry has changed; the new state is in force");
-                    Event::new(Kind::RegistryReloaded)
+                    Event::new(Kind::RegistryReloaded).detail(&changes).changes(&changes)
                 }
                 Reload::Rejected(faults) => {
                     warn!(

@@ -522,6 +522,14 @@ pub const PROGRESS_LOOK: Duration = Duration::from_secs(10);
 /// Forwards that say how far they are in one second, so that many old ones cannot fill the trail's queue.
 pub const PROGRESS_BATCH: usize = 256;
 
+/// How large a trail's file becomes before it is put away, unless `rotate_mib` says otherwise: half a million records, which
+/// a start reads in a second or two after a crash.
+pub const TRAIL_ROTATE: u64 = 256 << 20;
+
+/// How old a trail's file becomes before it is put away, unless `rotate_hours` says otherwise: whoever looks for a day then
+/// looks into one or two files.
+pub const TRAIL_ROTATE_AGE: Duration = Duration::from_secs(24 * 3_600);
+
 /// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
 /// head could be cut off without being seen.
 pub const HEAD_RECORDS: u64 = 1_000;
@@ -531,6 +539,59 @@ pub const HEAD_EVERY: Duration = Duration::from_secs(60);
 
 /// How often a forward that lasts says how far it is, unless `progress_s` says otherwise.
 pub const PROGRESS_EVERY: Duration = Duration::from_secs(900);
+
+/// Sinks of one trail besides its first: each is a thread or a task, and a copy of everything.
+pub const SINKS_MAX: usize = 16;
+
+/// From the beginning of a connection to a collector to its end: the name, the proxy, TCP and TLS. Longer than each of them
+/// may take alone and shorter than all together, since nothing is sent meanwhile.
+pub const SINK_CONNECT: Duration = Duration::from_secs(20);
+
+/// How long a collector may take for what was sent to it: one that is busy answers within that, one that stalls is noticed.
+pub const SINK_DELIVERY: Duration = Duration::from_secs(15);
+
+/// How long a collector may take to hang up when all is sent.
+pub const SINK_GOODBYE: Duration = Duration::from_secs(2);
+
+/// The longest pause after the first failure of a collector: most are gone for as long as a restart takes.
+pub const SINK_RETRY_FIRST: Duration = Duration::from_millis(250);
+
+/// The longest pause between two attempts to reach a collector: where it is required, nothing opens meanwhile.
+pub const SINK_RETRY_CAP: Duration = Duration::from_secs(5);
+
+/// Records that are written to a syslog collector at once.
+pub const SYSLOG_RECORDS: usize = 1_024;
+
+/// Bytes of records that are written to a syslog collector at once: a slow one takes that within [`SINK_DELIVERY`].
+pub const SYSLOG_PORTION: usize = 256 * 1024;
+
+/// Bytes of records in one request to a collector; what most collectors take at once, and OCSF makes twice as much of it.
+pub const HTTPS_BODY: usize = 1 << 20;
+
+/// Records in one request to a collector, unless `batch_records` says otherwise.
+pub const HTTPS_RECORDS: usize = 1_000;
+
+/// The most that `batch_records` can be set to: more never fit into [`HTTPS_BODY`].
+pub const HTTPS_RECORDS_MAX: usize = 10_000;
+
+/// How long a record waits for others to go with it, unless `batch_ms` says otherwise; where the sink is required they do not
+/// wait, since somebody waits for each.
+pub const HTTPS_LINGER: Duration = Duration::from_millis(500);
+
+/// The most that `batch_ms` can be set to: within it a crash loses what has not been sent.
+pub const HTTPS_LINGER_MAX: Duration = Duration::from_secs(60);
+
+/// What is read of a collector's answer, in bytes: its head counts, and the rest is thrown away.
+pub const HTTPS_ANSWER_MAX: usize = 64 * 1024;
+
+/// Headers of a collector's answer.
+pub const HTTPS_HEADERS_MAX: usize = 64;
+
+/// The longest that a collector can ask to be left alone.
+pub const HTTPS_RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// The pause after an answer that time alone does not mend: a wrong token, a wrong path. Somebody has to look.
+pub const HTTPS_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
@@ -577,6 +638,10 @@ pub const VERIFY_TORN: usize = 1_024;
 
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
+
+/// What an audit record lists of changes, in bytes as JSON has them: half of [`TRAIL_RECORD_MAX`], and some two hundred keys
+/// with whose they are. What goes beyond is counted.
+pub const TRAIL_CHANGES_MAX: usize = 32 * 1024;
 
 /// One forward id, in bytes; ours are far shorter.
 pub const FORWARD_ID_MAX: usize = 128;

@@ -54,7 +54,7 @@ impl<M: Clone + Default, const N: usize> Family<M, N> {
 
     /// The series with these values, in the order of the family's labels; the one of all others where there are too many.
     #[must_use]
-    pub fn of(&self, values: [impl Into<Cow<'static, str>>; N]) -> M {
+    pub fn of<V: Into<Cow<'static, str>>>(&self, values: [V; N]) -> M {
         let mut keys = self.keys.iter();
         let labels = values.map(|value| (keys.next().copied().unwrap_or_default(), value.into()));
         if let Some(series) = self.series.get(&labels) {
@@ -67,6 +67,16 @@ impl<M: Clone + Default, const N: usize> Family<M, N> {
         // Somebody else may have added the same by now; that counts twice, which only makes the bound come sooner.
         *held += 1;
         self.series.get_or_create_owned(&labels)
+    }
+
+    /// Forgets one series: what it counted is there no more.
+    pub fn forget(&self, values: [impl Into<Cow<'static, str>>; N]) {
+        let mut keys = self.keys.iter();
+        let labels = values.map(|value| (keys.next().copied().unwrap_or_default(), value.into()));
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.series.remove(&labels) {
+            *held = held.saturating_sub(1);
+        }
     }
 
     /// Forgets all series: for what is looked up anew each time.
@@ -200,6 +210,12 @@ pub struct Refresh {
     _look: Arc<Look>,
 }
 
+impl std::fmt::Debug for Refresh {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Refresh").finish_non_exhaustive()
+    }
+}
+
 /// Has `look` called before every [`encode`], for as long as what is returned is held: it sets the levels that nobody
 /// counts. It must not wait.
 pub fn refreshed_by(look: impl Fn() + Send + Sync + 'static) -> Refresh {
@@ -214,9 +230,8 @@ pub fn refreshed_by(look: impl Fn() + Send + Sync + 'static) -> Refresh {
 pub fn start() {
     BUILD.of([env!("CARGO_PKG_VERSION")]).set(1);
     process::started();
-    for direction in ["to_target", "from_target"] {
-        drop(FORWARD_BYTES.of([direction]));
-    }
+    LazyLock::force(&BYTES_TO_TARGET);
+    LazyLock::force(&BYTES_FROM_TARGET);
 }
 
 /// Everything that is counted, as OpenMetrics text.
@@ -233,6 +248,12 @@ pub fn encode() -> String {
     let _ = text::encode(&mut text, &PROCESS);
     text
 }
+
+/// Bytes of forwards toward their targets. Told apart from others once, and not for each piece.
+pub static BYTES_TO_TARGET: LazyLock<Count> = LazyLock::new(|| FORWARD_BYTES.of(["to_target"]));
+
+/// Bytes of forwards from their targets.
+pub static BYTES_FROM_TARGET: LazyLock<Count> = LazyLock::new(|| FORWARD_BYTES.of(["from_target"]));
 
 /// What has taken so long, as a [`Spread`] or a [`Sum`] takes it.
 #[must_use]

@@ -25,6 +25,7 @@ mod exchange;
 mod forward;
 mod health;
 mod intake;
+mod levels;
 mod live;
 mod mutual;
 mod outward;
@@ -51,6 +52,7 @@ use crate::audit::{self, Event, Kind, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::limits;
+use crate::metrics;
 use crate::network::Networks;
 use crate::rate::Rates;
 use crate::reload::{Fresh, Live, Reloads};
@@ -60,6 +62,7 @@ use crate::task::{Crew, CrewError, Tasks};
 use crate::tls::{self, ClientAuth, Identity, Trust};
 use crate::tunnel::admit::Room;
 use crate::tunnel::connect::Egress;
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 /// What a proxy is told by its owner.
@@ -297,9 +300,8 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Proxy, Arc::new(audit::sink::NoNetwork), &writer)
-        .await
-        .map_err(RunError::Trail)?;
+    let trail =
+        Trail::start(config.audit.clone(), Side::Proxy, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
     let proxy = Arc::new(Proxy {
         state: Live::new(State::default()),
         trail: trail.clone(),
@@ -312,6 +314,8 @@ pub async fn run(
         standings: Standings::default(),
         unrecorded: Mutex::default(),
     });
+    metrics::start();
+    let _levels = levels::refresh(&proxy);
     info!("proxy started");
     listening.fit(&proxy, &config, prepared);
     tasks.spawn(follow(proxy.clone(), config, reloads, listening));
@@ -384,7 +388,7 @@ async fn follow(proxy: Arc<Proxy>, mut config: Config, mut reloads: Reloads<Conf
                 if !restart.is_empty() {
                     warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
                 }
-                Event::new(Kind::ConfigReloaded).detail(changes)
+                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
             }
             Err(faults) => {
                 error!("the configuration has faults, so that nothing that changed in it holds: {faults}");

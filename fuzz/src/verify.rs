@@ -44,7 +44,8 @@ fn is_chained(bytes: &[u8]) -> bool {
             None => {
                 seq > 0 || {
                     let text = String::from_utf8_lossy(line);
-                    let trail = text.split("\"trail\":\"").nth(1).and_then(|rest| rest.get(..32)).and_then(TrailId::parse);
+                    let trail =
+                        text.split("\"trail\":\"").nth(1).and_then(|rest| rest.get(..32)).and_then(TrailId::parse);
                     trail.is_some_and(|trail| Link::origin(&trail) == prev)
                 }
             }

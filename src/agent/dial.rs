@@ -28,6 +28,7 @@ use super::{Agent, Post};
 use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::limits;
+use crate::metrics::{self, Held};
 use crate::secret;
 use crate::tunnel::connect::url::{GatewayUrl, Ways};
 use crate::tunnel::transport::Control as Switch;
@@ -58,6 +59,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                 match serve_until_replaced(&agent, &state, &ways, link, share(replaced.len())).await {
                     Next::Stop => return,
                     Next::Replace(why, at_once) => {
+                        metrics::LINK_RECONNECTS.of(["replaced"]).inc();
                         info!(organisation = %post.name.organisation, gateway = %gateway, "replacing the link: {why}");
                         keep(&mut replaced, switch, gateway);
                         if at_once {
@@ -66,6 +68,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                         }
                     }
                     Next::StandBy => {
+                        metrics::LINK_RECONNECTS.of(["superseded"]).inc();
                         warn!(
                             organisation = %post.name.organisation,
                             gateway = %gateway,
@@ -91,6 +94,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                         if post.dismissed.is_cancelled() {
                             return;
                         }
+                        metrics::LINK_RECONNECTS.of(["lost"]).inc();
                         warn!(organisation = %post.name.organisation, gateway = %gateway, "the link is lost; dialling again");
                     }
                 }
@@ -124,11 +128,13 @@ async fn round(
     while let Some(way) = rest.next() {
         let error = match serve::link(agent, state, post, way).await {
             Ok(link) => {
+                metrics::LINK_DIALS.of(["linked"]).inc();
                 failures.clear(way);
                 return Some(link);
             }
             Err(error) => error,
         };
+        metrics::LINK_DIALS.of(["failed"]).inc();
         let text = Chain(&error).to_string();
         let hopeful = |next: &GatewayUrl| !error.is_final() || certified && error.lacks_certificate(way, next);
         let passed = rest.as_slice().iter().position(hopeful);
@@ -206,6 +212,10 @@ async fn serve_until_replaced(agent: &Arc<Agent>, made_under: &State, ways: &Way
     let since = Instant::now();
     let stop = agent.drain.begun();
     let post = link.post().clone();
+    let _counted = [
+        Held::one_of(&metrics::ORGANISATION_LINKS.of([post.name.organisation.to_string()])),
+        Held::one_of(&metrics::LINKS.of(["active"])),
+    ];
     let (worn, moved, superseded) = (link.worn().clone(), link.moved().clone(), link.superseded().clone());
     let mut served = agent.tasks.spawn(link.serve(share));
     let proved = || since.elapsed() >= limits::LINK_PROVED;

@@ -7,9 +7,11 @@ use jiff::Timestamp;
 
 use super::Side;
 use super::chain::TrailId;
+use super::changed::Changed;
 use super::head::{Anchor, Countersigned, Seal};
 use super::record::{Record, milliseconds, now, text};
 use crate::identity::Credential;
+use crate::reload::Changes;
 use crate::token::TokenId;
 
 /// What an [`Event`] tells. The openings and ends of forwards, and the trail itself, have events of their own, which only
@@ -214,6 +216,13 @@ impl Event {
         self.0.signed = signed.map(|signed| format!("{signed:.3}"));
         self.0.key = text(&seal.key);
         self.0.signature = text(&seal.signature);
+        self
+    }
+
+    /// What came, went and changed, by ids.
+    #[must_use]
+    pub fn changes(mut self, changes: &Changes) -> Self {
+        self.0.changes = Changed::new(changes);
         self
     }
 

@@ -12,9 +12,10 @@ use tokio::time::Instant;
 
 use super::record::{ABANDONED, DENIED, ENDED, FAILED, PROGRESS, Record, milliseconds, text};
 use super::writer::Message;
-use super::{PeerForward, Shared, Side, lock};
+use super::{PeerForward, Shared, Side, lock, tally};
 use crate::identity::{AgentId, Certificate, Fingerprint, OrganisationId, Principal, ReplicaId};
 use crate::limits::ADDRESSES_PER_NAME;
+use crate::metrics;
 use crate::token::TokenId;
 
 /// What is known of a forward when it is asked for. Absent fields are left out of the record.
@@ -107,11 +108,13 @@ impl Counters {
     /// Adds bytes carried toward the target.
     pub fn add_to_target(&self, bytes: u64) {
         self.to_target.fetch_add(bytes, Ordering::Relaxed);
+        metrics::BYTES_TO_TARGET.inc_by(bytes);
     }
 
     /// Adds bytes carried from the target.
     pub fn add_from_target(&self, bytes: u64) {
         self.from_target.fetch_add(bytes, Ordering::Relaxed);
+        metrics::BYTES_FROM_TARGET.inc_by(bytes);
     }
 
     /// Bytes carried toward the target.
@@ -146,7 +149,8 @@ pub(super) struct Running {
 #[derive(Debug)]
 struct Particulars {
     opening: Opening,
-    established: bool,
+    /// Since when bytes can flow.
+    established: Option<Instant>,
     dialled: Option<SocketAddr>,
     /// When the trail was told of it the last time.
     told: Instant,
@@ -159,14 +163,14 @@ impl Running {
             forward: opening.forward.as_str().into(),
             begun: now,
             counters: Arc::default(),
-            state: Mutex::new(Particulars { opening, established: false, dialled: None, told: now }),
+            state: Mutex::new(Particulars { opening, established: None, dialled: None, told: now }),
         }
     }
 
     /// Whether the trail should be told again how far it is.
     pub(super) fn is_due(&self, every: Duration) -> bool {
         let state = lock(&self.state);
-        state.established && state.told.elapsed() >= every
+        state.established.is_some() && state.told.elapsed() >= every
     }
 
     /// How far it is.
@@ -199,6 +203,7 @@ pub struct Entry {
     pub(super) peer: Option<PeerForward>,
     /// What to say if nobody finishes it.
     pub(super) abandoned: &'static str,
+    pub(super) _running: tally::Running,
 }
 
 impl Entry {
@@ -228,8 +233,9 @@ impl Entry {
 
     /// Notes for the closing record that bytes can flow from now on, and to which address.
     pub fn established(&mut self, dialled: Option<SocketAddr>) {
+        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
         let mut state = lock(&self.running.state);
-        state.established = true;
+        state.established = Some(Instant::now());
         state.dialled = dialled;
     }
 
@@ -248,7 +254,9 @@ impl Entry {
         let Some(place) = self.place.take() else { return };
         let (mut record, established) = {
             let state = lock(&self.running.state);
-            (self.running.record(&state, self.shared.side, ABANDONED), state.established)
+            let open_s = state.established.map(|since| metrics::seconds(since.elapsed()));
+            tally::ended(self.shared.side, &state.opening, ending.as_ref(), self.abandoned, open_s);
+            (self.running.record(&state, self.shared.side, ABANDONED), state.established.is_some())
         };
         match ending {
             Some(Ending::Denied { reason, detail }) => {

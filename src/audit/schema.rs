@@ -469,7 +469,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "The first record of a file after a rotation; the chain goes on.",
         always: &[&["trail"]],
-        maybe: &[&["file_seq"]],
+        maybe: &[&["file_seq", "sink", "forwards", "open_from"]],
         since: 1,
     },
     Event {
@@ -477,7 +477,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "The process has ended the trail. Without it, it died.",
         always: &[&["forwards", "reason"]],
-        maybe: &[],
+        maybe: &[&["trail"]],
         since: 1,
     },
     Event {
@@ -485,7 +485,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "What an earlier process left has been put in order.",
         always: &[&["forwards"]],
-        maybe: &[&["torn_at", "torn", "unreadable", "unreadable_at"]],
+        maybe: &[&["sink", "torn_at", "torn", "unreadable", "unreadable_at"]],
         since: 1,
     },
     Event {
@@ -533,7 +533,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "It takes them again.",
         always: &[&["sink"]],
-        maybe: &[&["lost", "duration_ms"]],
+        maybe: &[&["lost", "duration_ms", "detail"]],
         since: 1,
     },
 ];
@@ -600,8 +600,10 @@ pub const FIELDS: &[Field] = &[
     of(
         "forwards",
         Form::Number,
-        "`trail.recovered`: forwards that were closed. `trail.stopped`: forwards that were not.",
+        "`trail.recovered`: forwards that were closed. `trail.stopped`: forwards that were not. \
+            `trail.continued`: forwards that are open.",
     ),
+    of("open_from", Form::Number, "The `seq` of the earliest record that tells of a forward which is open."),
     of("torn_at", Form::Bytes, "Where an unfinished last line begins, from the file's beginning."),
     of("torn", Form::Digest, "The digest of that line, without the newline that was added."),
     of("unreadable", Form::Number, "Lines since the last start that are no records."),
@@ -715,7 +717,7 @@ mod tests {
         });
         assert_eq!(check(&good), Ok(()));
         for (name, change, report) in [
-            ("another event", json!({"event": "trail.begun"}), "there is no event"),
+            ("another event", json!({"event": "trail_begun"}), "there is no event"),
             ("another side", json!({"side": "client"}), "not an event of the side"),
             ("another version", json!({"v": 2}), "another version"),
             ("a member too many", json!({"target": "db:5432"}), "target does not belong there"),

@@ -12,6 +12,7 @@
 //! Sinks of this machine are an [`Output`] that blocks. Those over a network are tasks with [`Batches`] to send; they get
 //! their streams from a [`Connect`], which is made higher up.
 
+pub mod deliver;
 pub(in crate::audit) mod file;
 pub mod https;
 mod queue;

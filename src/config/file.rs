@@ -13,11 +13,11 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::audit::audit;
 use super::egress::egress;
 use super::resolver::resolver;
 use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
-use crate::audit::Sinks;
 use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
@@ -87,7 +87,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
 }
 
 /// What the trail is signed with is no other key of the configuration: nothing that a peer chooses is signed by it.
-fn signs_alone(root: &Table<'_>, sinks: Option<&Sinks>, keys: &mut Keys) {
+fn signs_alone(root: &Table<'_>, sinks: Option<&crate::audit::Sinks>, keys: &mut Keys) {
     let Some(key) = sinks.and_then(|sinks| sinks.signing_key.as_ref()) else { return };
     if let Some(item) = root.required_table("audit").and_then(|table| table.optional("signing_key")) {
         keys.claim(key.public().fingerprint(), "the trail's signing key", &item);
@@ -680,28 +680,6 @@ pub(super) fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     };
     let (idle, life) = (seconds("idle_s"), seconds("life_s"));
     Some(Bounds { idle: idle?, life: life? })
-}
-
-pub(super) fn audit(root: &Table<'_>) -> Option<Sinks> {
-    let table = root.required_table("audit")?;
-    let stdout = table.optional("stdout");
-    let file = optional(table.optional("file"), |item| item.path());
-    let wanted = match &stdout {
-        Some(item) => item.boolean()?,
-        None => false,
-    };
-    match (file?, wanted) {
-        (Some(path), false) => Some(Sinks::file(path)),
-        (None, true) => Some(Sinks::stdout()),
-        (Some(_), true) => {
-            table.fault("stdout", "a file and stdout: choose one");
-            None
-        }
-        (None, false) => {
-            table.fault("file", "nowhere to write to: give file = \"…\" or stdout = true");
-            None
-        }
-    }
 }
 
 /// How long what runs may go on after the signal to end.

@@ -162,6 +162,18 @@ impl State {
         host.into_iter().chain(logins).chain(tls)
     }
 
+    /// When the first of the gateway's own certificates of each kind ends.
+    pub(super) fn first_endings(&self) -> Vec<(&'static str, Timestamp)> {
+        [("ssh", Shown::Ssh), ("tls_server", Shown::Tls)]
+            .into_iter()
+            .filter_map(|(name, kind)| {
+                let ends =
+                    self.own_certificates().filter(|own| own.kind == kind).filter_map(|own| own.expires).min()?;
+                Some((name, ends))
+            })
+            .collect()
+    }
+
     /// Which of the gateway's own certificates do not count, or end soon.
     pub(super) fn certificate_warnings(&self, now: Timestamp) -> Vec<Warning> {
         let warned = |own: Own| {

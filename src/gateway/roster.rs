@@ -93,6 +93,10 @@ pub(super) enum Standing {
 }
 
 impl Standing {
+    /// All of them.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Active, Self::Retired, Self::Superseded, Self::Draining, Self::Unanswering];
+
     /// The standing as an operator reads it.
     pub(super) fn as_str(self) -> &'static str {
         match self {

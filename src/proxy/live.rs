@@ -14,7 +14,7 @@ use super::{Config, Limits, Listener, Mode, Upstream};
 use crate::reload::Changes;
 use crate::target::{Target, TargetError};
 use crate::tls::judge::{self, Flaw};
-use crate::tls::{self, Acceptor, ClientAuth, ClientPolicy, PeerChain};
+use crate::tls::{self, Acceptor, ClientAuth, ClientPolicy, Identity, PeerChain};
 use crate::tunnel::connect::Egress;
 
 /// A listener that there is, whatever the configuration says of it at the time.
@@ -116,6 +116,18 @@ impl State {
             limits: config.limits,
             drain: config.drain,
         }
+    }
+
+    /// When the first certificate that is shown to clients ends, and the first that is shown to upstreams.
+    pub(super) fn first_endings(&self) -> Vec<(&'static str, Timestamp)> {
+        let inbound = self.listeners.values().filter_map(|listener| listener.tls.as_ref());
+        let server = inbound.flat_map(|tls| tls.certificates.identities()).filter_map(Identity::ends).min();
+        let outbound = self.upstreams.values().filter_map(|upstream| upstream.tls.as_ref()?.identity.as_ref());
+        let client = outbound.filter_map(Identity::ends).min();
+        [("tls_server", server), ("tls_client", client)]
+            .into_iter()
+            .filter_map(|(name, at)| Some((name, at?)))
+            .collect()
     }
 
     pub(super) fn listener(&self, slot: Slot) -> Option<&Arc<Listener>> {

@@ -151,6 +151,35 @@ impl Snapshot {
         keys.filter(|(_, key)| !key.revoked).filter_map(|(_, key)| Stage::next(key.expires?, now)).min()
     }
 
+    /// When the first agent or principal loses the last of its keys, and when the first CA or key for tokens ends, by what
+    /// they are. Who lost it longer ago than the longest stage is nobody's concern any more.
+    #[must_use]
+    pub fn first_endings(&self, now: Timestamp) -> Vec<(&'static str, Timestamp)> {
+        let counts = |key: &RegisteredKey| !key.revoked && key.not_before.is_none_or(|from| from <= now);
+        let concerns = |ends: &Timestamp| ends.duration_until(now) <= STAGES[2].1;
+        let last = |keys: &[RegisteredKey]| {
+            let ends: Option<Vec<Timestamp>> = keys.iter().filter(|key| counts(key)).map(|key| key.expires).collect();
+            ends?.into_iter().max()
+        };
+        let (mut agents, mut principals, mut authorities, mut token_keys) = (None, None, None, None);
+        let earlier = |first: &mut Option<Timestamp>, ends: Option<Timestamp>| {
+            *first = [*first, ends.filter(concerns)].into_iter().flatten().min();
+        };
+        for organisation in self.organisations.values() {
+            organisation.agents.values().for_each(|agent| earlier(&mut agents, last(&agent.keys)));
+            organisation.principals.values().for_each(|principal| earlier(&mut principals, last(&principal.keys)));
+            for (role, key) in organisation.keys().filter(|(_, key)| counts(key)) {
+                match role {
+                    Role::Authority => earlier(&mut authorities, key.expires),
+                    Role::TokenKey => earlier(&mut token_keys, key.expires),
+                    Role::Agent(_) | Role::Principal(_) => {}
+                }
+            }
+        }
+        let all = [("agent", agents), ("principal", principals), ("authority", authorities), ("token_key", token_keys)];
+        all.into_iter().filter_map(|(holder, first)| Some((holder, first?))).collect()
+    }
+
     /// When this key of an agent expires, if it is registered for it with an end.
     #[must_use]
     pub fn agent_key_expires(&self, name: &AgentName, key: &Fingerprint) -> Option<Timestamp> {
@@ -251,6 +280,22 @@ mod tests {
         // Whoever starts late hears the newest alone.
         let late = Said::default().take_new(snapshot.endings(at("2028-01-01T00:00:00Z")));
         assert_eq!(late.iter().map(|ending| ending.stage).collect::<Vec<_>>(), [Stage::Expired]);
+    }
+
+    #[test]
+    fn the_first_holder_to_lose_its_last_key_is_what_counts() {
+        let first = |keys: Vec<RegisteredKey>, now| of(keys).first_endings(at(now));
+        let before = "2027-01-01T00:00:00Z";
+        let agent = |end| vec![("agent", at(end))];
+        assert_eq!(first(vec![registered(Some(END))], before), agent(END));
+        assert_eq!(first(vec![registered(Some(END))], "2027-02-20T00:00:00Z"), agent(END));
+        assert_eq!(first(vec![registered(Some(END))], "2027-03-20T00:00:00Z"), vec![], "long gone");
+        assert_eq!(first(vec![registered(Some(END)), registered(None)], before), vec![]);
+        let later = "2028-01-01T00:00:00Z";
+        assert_eq!(first(vec![registered(Some(END)), registered(Some(later))], before), agent(later));
+        let revoked = RegisteredKey { revoked: true, ..registered(Some(later)) };
+        assert_eq!(first(vec![registered(Some(END)), revoked], before), agent(END));
+        assert_eq!(first(vec![], before), vec![]);
     }
 
     #[test]

@@ -23,6 +23,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
 use super::wire::{IdentificationError, Peer};
 use crate::limits;
+use crate::metrics;
 use crate::target::Target;
 
 use penalty::Fault;
@@ -46,13 +47,13 @@ struct Tally {
 
 /// One of what a [`Tally`] counts, until it is dropped.
 #[derive(Debug)]
-struct Tallied(Arc<Tally>);
+struct Tallied(Arc<Tally>, #[expect(dead_code, reason = "held to be counted")] metrics::Held);
 
 impl Tallied {
     fn new(tally: &Arc<Tally>) -> Self {
         let now = tally.now.fetch_add(1, Ordering::Relaxed) + 1;
         tally.most.fetch_max(now, Ordering::Relaxed);
-        Self(tally.clone())
+        Self(tally.clone(), metrics::Held::one_of(&metrics::HANDSHAKES))
     }
 }
 

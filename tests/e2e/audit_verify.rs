@@ -27,11 +27,8 @@ fn seq(record: &Value) -> u64 {
 #[tokio::test]
 async fn trails_of_both_sides_verify_vouch_for_each_other_and_agree_until_somebody_changes_them() {
     let target = echo().await;
-    let plan = Site::plan()
-        .allow(target)
-        .door(target)
-        .audit_setting("signing_key = \"{}-audit\"")
-        .audit_setting("head_s = 3");
+    let plan =
+        Site::plan().allow(target).door(target).audit_setting("signing_key = \"{}-audit\"").audit_setting("head_s = 3");
     for key in ["gateway-audit", "agent-audit"] {
         plan.key(key);
     }
@@ -79,7 +76,8 @@ async fn trails_of_both_sides_verify_vouch_for_each_other_and_agree_until_somebo
     }
 
     // The other side's word against a trail that somebody with the key has written.
-    let lines = |path: &PathBuf| fs::read_to_string(path).expect("a trail").lines().map(str::to_owned).collect::<Vec<_>>();
+    let lines =
+        |path: &PathBuf| fs::read_to_string(path).expect("a trail").lines().map(str::to_owned).collect::<Vec<_>>();
     let agent = trail(Side::Agent);
     let without: Vec<_> = lines(&agent).into_iter().filter(|line| !line.contains("\"event\":\"forward.")).collect();
     let bare = site.path().join("bare.jsonl");

@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::network;
 use crate::limits;
+use crate::metrics::{self, Held};
 
 /// Counts the connections that have not logged in.
 #[derive(Debug, Clone)]
@@ -47,6 +48,7 @@ pub struct Seat {
     room: Room,
     number: u64,
     lost: CancellationToken,
+    _counted: Held,
 }
 
 /// Why there is no seat.
@@ -83,7 +85,7 @@ impl Room {
         taken.next += 1;
         let lost = CancellationToken::new();
         taken.seats.insert(number, Sitting { address, since: now, lost: lost.clone() });
-        Ok(Seat { room: self.clone(), number, lost })
+        Ok(Seat { room: self.clone(), number, lost, _counted: Held::one_of(&metrics::SEATS) })
     }
 }
 

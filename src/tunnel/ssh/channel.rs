@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Control;
 use crate::limits;
+use crate::metrics;
 use crate::task::Tasks;
 use crate::tunnel::wire;
 
@@ -380,6 +381,22 @@ impl Shared {
     }
 }
 
+/// A wait for credit, counted when it is over, however that comes.
+struct Stall(Instant);
+
+impl Stall {
+    fn begin() -> Self {
+        metrics::CREDIT_STALLS.inc();
+        Self(Instant::now())
+    }
+}
+
+impl Drop for Stall {
+    fn drop(&mut self) {
+        metrics::CREDIT_STALLED_SECONDS.inc_by(metrics::seconds(self.0.elapsed()));
+    }
+}
+
 impl Returns {
     /// Gives back what a message of `bytes` had cost, sooner or later.
     pub async fn taken(&self, bytes: usize) {
@@ -444,14 +461,20 @@ impl Writer {
             while !bytes.is_empty() {
                 let wanted = bytes.len().min(shared.flow.packet() as usize);
                 let fit = match shared.flow {
-                    Flow::Credit => loop {
-                        let more = shared.more.notified();
-                        match shared.spend(wanted) {
-                            Some(fit) => break fit,
-                            None if shared.begged.swap(true, Ordering::Relaxed) => more.await,
-                            None => shared.give(wire::NO_CREDIT).await,
+                    Flow::Credit => {
+                        let mut stall = None;
+                        loop {
+                            let more = shared.more.notified();
+                            if let Some(fit) = shared.spend(wanted) {
+                                break fit;
+                            }
+                            let _ = stall.get_or_insert_with(Stall::begin);
+                            match shared.begged.swap(true, Ordering::Relaxed) {
+                                true => more.await,
+                                false => shared.give(wire::NO_CREDIT).await,
+                            }
                         }
-                    },
+                    }
                     Flow::Stock | Flow::Plain => wanted,
                 };
                 let _place = self.control.room().await;
