@@ -132,6 +132,9 @@ pub enum StartError {
     /// There is no randomness for the trail's id.
     #[error("the operating system has no randomness for the audit trail's id")]
     Random(#[source] getrandom::Error),
+    /// The key cannot sign a trail.
+    #[error("the audit trail's signing_key")]
+    SigningKey(#[source] head::KindError),
     /// A sink has no thread.
     #[error("could not start a thread for a sink of the audit trail")]
     Thread(#[source] io::Error),
@@ -141,9 +144,6 @@ pub enum StartError {
     /// The first records could not be written.
     #[error("could not write the first records of the audit trail")]
     Write(#[source] Arc<io::Error>),
-    /// The key cannot sign heads.
-    #[error("the audit trail's signing key cannot be used")]
-    SigningKey(#[source] head::KindError),
     /// The runtime is going away.
     #[error("the audit trail's writer ended before it was ready")]
     Gone,
@@ -212,9 +212,9 @@ impl Trail {
         let forward = Arc::clone(&running.forward);
         // From here on the entry ends itself, whatever happens to this future.
         let shared = Arc::clone(&self.shared);
-        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
+        let _running = tally::Running::begin();
+        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled", _running };
         let (answer, answered) = oneshot::channel();
-        tally::queued(OPEN);
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
             Ok(()) => {
@@ -261,7 +261,6 @@ impl Trail {
         let event = event.reason(reason);
         tally::happened(&event.0);
         if self.shared.strangers().admit(Instant::now()) {
-            tally::queued(event.0.event);
             let line = event.stamped(self.shared.side).line();
             if self.queue.try_send(Message::Stranger { line, reason }).is_ok() {
                 return;
@@ -314,7 +313,6 @@ impl Trail {
     }
 
     async fn write(&self, record: &Record) -> Result<(), TrailError> {
-        tally::queued(record.event);
         let line = record.line();
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
@@ -329,6 +327,7 @@ impl Trail {
         F: FnOnce() -> Result<Prepared, StartError> + Send + 'static,
     {
         let How { heads, signing_key, progress, over } = how;
+        let signer = signing_key.map(head::Signer::new).transpose().map_err(StartError::SigningKey)?;
         let shared = Arc::new(Shared {
             side,
             progress,
@@ -346,7 +345,7 @@ impl Trail {
         let writers = Arc::clone(&shared);
         tasks.spawn_blocking(move || {
             let writer =
-                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signing_key), messages, writers));
+                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signer), messages, writers));
             match writer {
                 Ok(writer) => {
                     // Nobody waiting means that the trail is gone; the writer will see its queue closed.

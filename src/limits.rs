@@ -522,6 +522,14 @@ pub const PROGRESS_LOOK: Duration = Duration::from_secs(10);
 /// Forwards that say how far they are in one second, so that many old ones cannot fill the trail's queue.
 pub const PROGRESS_BATCH: usize = 256;
 
+/// How large a trail's file becomes before it is put away, unless `rotate_mib` says otherwise: half a million records, which
+/// a start reads in a second or two after a crash.
+pub const TRAIL_ROTATE: u64 = 256 << 20;
+
+/// How old a trail's file becomes before it is put away, unless `rotate_hours` says otherwise: whoever looks for a day then
+/// looks into one or two files.
+pub const TRAIL_ROTATE_AGE: Duration = Duration::from_secs(24 * 3_600);
+
 /// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
 /// head could be cut off without being seen.
 pub const HEAD_RECORDS: u64 = 1_000;

@@ -146,7 +146,6 @@ pub(super) struct Running {
     begun: Instant,
     counters: Arc<Counters>,
     state: Mutex<Particulars>,
-    _counted: tally::Running,
 }
 
 /// What is known of a forward by now.
@@ -168,7 +167,6 @@ impl Running {
             begun: now,
             counters: Arc::default(),
             state: Mutex::new(Particulars { opening, established: None, dialled: None, told: now }),
-            _counted: tally::Running::begin(),
         }
     }
 
@@ -208,6 +206,7 @@ pub struct Entry {
     pub(super) peer: Option<PeerForward>,
     /// What to say if nobody finishes it.
     pub(super) abandoned: &'static str,
+    pub(super) _running: tally::Running,
 }
 
 impl Entry {
@@ -237,9 +236,9 @@ impl Entry {
 
     /// Notes for the closing record that bytes can flow from now on, and to which address.
     pub fn established(&mut self, dialled: Option<SocketAddr>) {
+        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
         let mut state = lock(&self.running.state);
         state.established = Some(Instant::now());
-        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
         state.dialled = dialled;
     }
 
@@ -291,7 +290,6 @@ impl Entry {
                 }
             }
         }
-        tally::queued(record.event);
         place.send(Message::End { forward: Arc::clone(&self.running.forward), line: record.line() });
         // After the ending is in the queue, so that a second opening of the same id comes after it.
         self.shared.release(&self.running.forward, self.peer.take());

@@ -478,7 +478,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "The first record of a file after a rotation; the chain goes on.",
         always: &[&["trail"]],
-        maybe: &[&["file_seq"]],
+        maybe: &[&["file_seq", "sink", "forwards", "open_from"]],
         since: 1,
     },
     Event {
@@ -486,7 +486,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "The process has ended the trail. Without it, it died.",
         always: &[&["forwards", "reason"]],
-        maybe: &[],
+        maybe: &[&["trail"]],
         since: 1,
     },
     Event {
@@ -494,7 +494,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "What an earlier process left has been put in order.",
         always: &[&["forwards"]],
-        maybe: &[&["torn_at", "torn", "unreadable", "unreadable_at"]],
+        maybe: &[&["sink", "torn_at", "torn", "unreadable", "unreadable_at"]],
         since: 1,
     },
     Event {
@@ -542,7 +542,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "It takes them again.",
         always: &[&["sink"]],
-        maybe: &[&["lost", "duration_ms"]],
+        maybe: &[&["lost", "duration_ms", "detail"]],
         since: 1,
     },
 ];
@@ -609,8 +609,10 @@ pub const FIELDS: &[Field] = &[
     of(
         "forwards",
         Form::Number,
-        "`trail.recovered`: forwards that were closed. `trail.stopped`: forwards that were not.",
+        "`trail.recovered`: forwards that were closed. `trail.stopped`: forwards that were not. \
+            `trail.continued`: forwards that are open.",
     ),
+    of("open_from", Form::Number, "The `seq` of the earliest record that tells of a forward which is open."),
     of("torn_at", Form::Bytes, "Where an unfinished last line begins, from the file's beginning."),
     of("torn", Form::Digest, "The digest of that line, without the newline that was added."),
     of("unreadable", Form::Number, "Lines since the last start that are no records."),

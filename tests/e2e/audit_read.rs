@@ -143,7 +143,10 @@ async fn tail_goes_on_over_a_rotation() {
     // It ends with whoever reads it, though nothing comes any more.
     let mut command = Command::new("bash");
     let program = audit(&[]).as_std().get_program().to_owned();
-    command.args(["-c", "set -o pipefail; \"$0\" audit tail -f -n 1 --json \"$1\" | head -n 1"]).arg(program).arg(&path);
+    command
+        .args(["-c", "set -o pipefail; \"$0\" audit tail -f -n 1 --json \"$1\" | head -n 1"])
+        .arg(program)
+        .arg(&path);
     assert!(run(&mut command).await.done().contains("03:06:00"));
 }
 

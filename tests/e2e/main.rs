@@ -1,6 +1,7 @@
 //! Tests with real components, in one binary.
 
 mod audit_read;
+mod audit_verify;
 mod bastion;
 mod certificates;
 mod client;
