@@ -2,26 +2,30 @@
 //!
 //! Promised:
 //!
-//! * [`Trail::open`] returns an [`Entry`] only after the write of the `forward.open` record has returned on the sink.
+//! * [`Trail::open`] returns an [`Entry`] only after the `forward.open` record has been written to every required sink.
 //!   Whoever needs an entry to open a stream cannot open one that is not recorded.
 //! * Every `forward.open` is followed by exactly one closing record: `forward.denied`, `forward.failed`,
 //!   `forward.ended` or `forward.abandoned`. The opening reserves the place of its closing record in the queue, so that
 //!   dropping an [`Entry`] neither waits nor loses anything. What a crash left open is closed when the trail is next
-//!   started on the same file.
-//! * If the sink fails, [`Trail::open`], [`Trail::deny`] and [`Trail::note`] fail until it works again. Endings are kept
-//!   meanwhile, in order, and written first. [`Trail::failed`] says since when.
-//! * Lines are never torn: what was written of an unfinished line is cut off again, or completed first.
+//!   started on the same file, also where it was opened before a rotation.
+//! * If a required sink fails, [`Trail::open`], [`Trail::deny`] and [`Trail::note`] fail until it works again. Endings are
+//!   kept meanwhile, in order. [`Trail::failed`] says since when. A sink that is not required never makes anything fail or
+//!   wait; what it loses is counted and told.
+//! * Every record has a number and the digest of the one before ([`chain`]). A record that has its number is never taken
+//!   back: what was written of an unfinished line is completed first. So a record whose writer was told that it failed may
+//!   be in the trail after all; if it is an opening, `forward.abandoned` follows it.
 //! * [`Trail::stranger`] never waits, and what unauthenticated peers cause has a budget of its own.
 //!
-//! Not promised: that records survive a power failure. They have reached the kernel, and the file is synchronised when
-//! the trail is closed. A file that is moved is written on where it went; rotate by copying and truncating.
+//! Not promised: that records survive a power failure, unless a file has [`Fsync::Each`]. They have reached the kernel, and
+//! the file is synchronised at intervals and when the trail is closed.
 //!
-//! A record is one line of JSON. `time` (RFC 3339, UTC, milliseconds), `event` and `side` come first; fields that do not
-//! apply are absent. Records hold neither contents nor secrets. Texts from elsewhere are bounded to [`TRAIL_TEXT_MAX`]
-//! bytes, and characters that could act on a terminal are escaped or replaced.
+//! A record is one line of JSON. `v`, `time` (RFC 3339, UTC, milliseconds), `event` and `side` come first, `seq` and `prev`
+//! last; fields that do not apply are absent. Records hold neither contents nor secrets. Texts from elsewhere are bounded to
+//! [`crate::limits::TRAIL_TEXT_MAX`] bytes, and characters that could act on a terminal are escaped or replaced.
 //!
-//! One blocking task owns the sink and ends with the trail; one small task watches it. `audit/writer.rs` says
-//! how.
+//! One blocking task numbers the records and writes the required sinks of this machine, and ends with the trail;
+//! `audit/writer.rs` says how. Other sinks have a thread or task each (`audit/lane.rs`, `audit/sink`). One small task watches
+//! the writer, and has long forwards tell how far they are.
 
 pub mod chain;
 mod changed;
@@ -212,8 +216,7 @@ impl Trail {
         let forward = Arc::clone(&running.forward);
         // From here on the entry ends itself, whatever happens to this future.
         let shared = Arc::clone(&self.shared);
-        let _running = tally::Running::begin();
-        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled", _running };
+        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
         let (answer, answered) = oneshot::channel();
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {

@@ -97,9 +97,11 @@
 //! **The drain** is no task of its own: `gateway::run` and `agent::run` wait, when it has begun, for whoever accepts,
 //! then for the last forward, the deadline or the second signal, and then a little for the goodbyes.
 //!
-//! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, writes all that is in it with as
-//! few calls as the sink allows, then answers everybody who waits. It is the last to end. Beside it one task wakes it
-//! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
+//! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, numbers all that is in it, writes it to the
+//! required sinks of this machine and waits for those over a network, then answers everybody who waits. It is the last to
+//! end. Each sink that is not required has a thread (`audit::lane`) or task (`audit::sink`), which waits for its own queue and for
+//! the sink; a thread that hangs in a write is left behind at the end. Beside the writer one task wakes it every
+//! [`limits::TRAIL_RETRY`], has forwards that last say how far they are, and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
 //!
 //! **The trail's collectors** (`audit::sink::deliver`), a task for each sink over a network: waits for a batch of records or for
