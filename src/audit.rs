@@ -25,11 +25,16 @@
 
 pub mod chain;
 mod changed;
+pub mod compare;
 mod event;
 mod forward;
 pub mod head;
+mod lane;
 pub mod ocsf;
+mod prepare;
+pub mod read;
 mod record;
+mod recover;
 pub mod schema;
 pub mod sink;
 mod strangers;
@@ -37,10 +42,11 @@ mod tally;
 pub mod verify;
 mod writer;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -48,8 +54,9 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
-use crate::identity::OrganisationId;
-use crate::limits::{FORWARD_ID_MAX, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
+use crate::identity::signature::SignatureError;
+use crate::identity::{OrganisationId, PrivateKey};
+use crate::limits::{FORWARD_ID_MAX, PROGRESS_BATCH, PROGRESS_LOOK, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
 use crate::task::Tasks;
 
 pub use event::{Event, Kind};
@@ -57,10 +64,13 @@ pub use forward::{Counters, Ending, Entry, Opening, Resolved};
 pub use record::Side;
 pub use sink::{Content, Fsync, Rotation, SinkConfig, SinkKind, Sinks};
 
+use forward::Running;
+use head::{Countersigned, Head, Seal, Signer};
+use prepare::Prepared;
 use record::{DENIED, OPEN, Record, text, unsafe_to_show};
-use sink::Connect;
+use sink::{Connect, Heads};
 use strangers::Strangers;
-use writer::{Message, Prepared};
+use writer::Message;
 
 /// A handle on a trail. Clones write the same one.
 #[derive(Debug, Clone)]
@@ -119,6 +129,15 @@ pub enum StartError {
         /// The file.
         path: PathBuf,
     },
+    /// There is no randomness for the trail's id.
+    #[error("the operating system has no randomness for the audit trail's id")]
+    Random(#[source] getrandom::Error),
+    /// The key cannot sign a trail.
+    #[error("the audit trail's signing_key")]
+    SigningKey(#[source] head::KindError),
+    /// A sink has no thread.
+    #[error("could not start a thread for a sink of the audit trail")]
+    Thread(#[source] io::Error),
     /// Standard output could not be used.
     #[error("could not use standard output for the audit trail")]
     Stdout(#[source] io::Error),
@@ -160,8 +179,24 @@ impl Trail {
     /// # Errors
     /// If the sink cannot be used, or the first records cannot be written.
     pub async fn start(sinks: Sinks, side: Side, connect: Arc<dyn Connect>, tasks: &Tasks) -> Result<Self, StartError> {
-        let _ = connect;
-        Self::begin(side, tasks, move || writer::prepare(&sinks, side)).await
+        let over = CancellationToken::new();
+        let mut feeds = Vec::new();
+        for config in &sinks.list {
+            let (feed, batches, progress) = sink::pipe();
+            let (connect, over) = (Arc::clone(&connect), over.clone());
+            match config.kind.clone() {
+                SinkKind::Syslog(config) => {
+                    tasks.spawn(sink::syslog::run(config, batches, progress, connect, over));
+                }
+                SinkKind::Https(config) => {
+                    tasks.spawn(sink::https::run(config, batches, progress, connect, over));
+                }
+                SinkKind::File { .. } | SinkKind::Stdout => continue,
+            }
+            feeds.push(feed);
+        }
+        let how = How { heads: sinks.heads, signing_key: sinks.signing_key.clone(), progress: sinks.progress, over };
+        Self::begin(side, tasks, how, move || prepare::prepare(&sinks, side, feeds)).await
     }
 
     /// Records that a forward is about to open, and returns once the write of that record has returned. Dropping the
@@ -173,23 +208,13 @@ impl Trail {
         let place = self.queue.clone().try_reserve_owned().map_err(refused)?;
         let room = self.queue.try_reserve().map_err(refused)?;
         let line = opening.record(self.shared.side, OPEN).line();
-        let (forward, peer) = self.shared.admit(&opening)?;
+        let (running, peer) = self.shared.admit(opening)?;
+        let forward = Arc::clone(&running.forward);
         // From here on the entry ends itself, whatever happens to this future.
-        let mut entry = Entry {
-            shared: Arc::clone(&self.shared),
-            opening,
-            begun: Instant::now(),
-            established: false,
-            dialled: None,
-            counters: Arc::default(),
-            place: Some((place, Arc::clone(&forward))),
-            peer,
-            abandoned: "cancelled",
-            since: None,
-            _running: tally::Running::begin(),
-        };
+        let shared = Arc::clone(&self.shared);
+        let _running = tally::Running::begin();
+        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled", _running };
         let (answer, answered) = oneshot::channel();
-        tally::queued(OPEN);
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
             Ok(()) => {
@@ -209,7 +234,7 @@ impl Trail {
     /// If the record was not accepted; the refusal stands. A live forward's id is not accepted, since the record would
     /// read as that forward's end.
     pub async fn deny(&self, opening: Opening, reason: &str, detail: &str) -> Result<(), TrailError> {
-        if self.shared.live().forwards.contains(opening.forward.as_str()) {
+        if self.shared.live().forwards.contains_key(opening.forward.as_str()) {
             return Err(TrailError::Duplicate);
         }
         tally::denied(self.shared.side, &opening, reason);
@@ -236,7 +261,6 @@ impl Trail {
         let event = event.reason(reason);
         tally::happened(&event.0);
         if self.shared.strangers().admit(Instant::now()) {
-            tally::queued(event.0.event);
             let line = event.stamped(self.shared.side).line();
             if self.queue.try_send(Message::Stranger { line, reason }).is_ok() {
                 return;
@@ -250,6 +274,20 @@ impl Trail {
     #[must_use]
     pub fn failed(&self) -> watch::Receiver<Option<Instant>> {
         self.shared.failed.subscribe()
+    }
+
+    /// The newest head that is in the trail, and each that comes.
+    #[must_use]
+    pub fn heads(&self) -> watch::Receiver<Option<Head>> {
+        self.shared.heads.subscribe()
+    }
+
+    /// Signs that the head of another trail is on record here; `None` where this trail is not signed.
+    ///
+    /// # Errors
+    /// If the key cannot sign.
+    pub fn countersign(&self, seen: &Countersigned) -> Result<Option<Seal>, SignatureError> {
+        self.shared.signer.get().map(|signer| signer.countersign(seen)).transpose()
     }
 
     /// How many forwards are live.
@@ -275,7 +313,6 @@ impl Trail {
     }
 
     async fn write(&self, record: &Record) -> Result<(), TrailError> {
-        tally::queued(record.event);
         let line = record.line();
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
@@ -285,24 +322,30 @@ impl Trail {
         }
     }
 
-    async fn begin<F>(side: Side, tasks: &Tasks, prepare: F) -> Result<Self, StartError>
+    async fn begin<F>(side: Side, tasks: &Tasks, how: How, prepare: F) -> Result<Self, StartError>
     where
         F: FnOnce() -> Result<Prepared, StartError> + Send + 'static,
     {
+        let How { heads, signing_key, progress, over } = how;
+        let signer = signing_key.map(head::Signer::new).transpose().map_err(StartError::SigningKey)?;
         let shared = Arc::new(Shared {
             side,
+            progress,
             live: Mutex::default(),
             ended: Notify::new(),
             strangers: Mutex::default(),
             failed: watch::Sender::new(None),
             writing: Mutex::new(None),
-            over: CancellationToken::new(),
+            over,
+            heads: watch::Sender::new(None),
+            signer: OnceLock::new(),
         });
         let (queue, messages) = mpsc::channel(TRAIL_QUEUE);
         let (ready, started) = oneshot::channel();
         let writers = Arc::clone(&shared);
         tasks.spawn_blocking(move || {
-            let writer = prepare().and_then(|(output, first)| writer::Writer::start(output, first, messages, writers));
+            let writer =
+                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signer), messages, writers));
             match writer {
                 Ok(writer) => {
                     // Nobody waiting means that the trail is gone; the writer will see its queue closed.
@@ -316,6 +359,15 @@ impl Trail {
         tasks.spawn(watch_over(Arc::clone(&shared), queue.downgrade()));
         Ok(Self { shared, queue })
     }
+}
+
+/// What a writer is told beside its sinks.
+struct How {
+    heads: Heads,
+    signing_key: Option<PrivateKey>,
+    progress: Duration,
+    /// Fires when the writer has ended.
+    over: CancellationToken,
 }
 
 /// Calls `cut` once the sink has been failing for [`crate::limits::TRAIL_FAILURE_GRACE`], and again whenever that happens
@@ -356,6 +408,8 @@ pub async fn watch_failure(mut failed: watch::Receiver<Option<Instant>>, stop: C
 #[derive(Debug)]
 struct Shared {
     side: Side,
+    /// How often a forward that lasts says how far it is.
+    progress: Duration,
     live: Mutex<Live>,
     /// Told whenever a forward has ended.
     ended: Notify,
@@ -365,12 +419,16 @@ struct Shared {
     writing: Mutex<Option<Instant>>,
     /// Fires when the writer has ended.
     over: CancellationToken,
+    /// The newest head that is in the trail.
+    heads: watch::Sender<Option<Head>>,
+    /// What heads are signed with.
+    signer: OnceLock<Signer>,
 }
 
 /// The forwards that have an [`Entry`].
 #[derive(Debug, Default)]
 struct Live {
-    forwards: HashSet<Arc<str>>,
+    forwards: HashMap<Arc<str>, Arc<Running>>,
     peers: HashSet<PeerForward>,
 }
 
@@ -378,20 +436,22 @@ struct Live {
 type PeerForward = (Option<OrganisationId>, String);
 
 impl Shared {
-    fn admit(&self, opening: &Opening) -> Result<(Arc<str>, Option<PeerForward>), TrailError> {
+    fn admit(&self, opening: Opening) -> Result<(Arc<Running>, Option<PeerForward>), TrailError> {
         let fits = |id: &str| !id.is_empty() && id.len() <= FORWARD_ID_MAX && !id.chars().any(unsafe_to_show);
         if !fits(&opening.forward) || !opening.peer_forward.as_deref().is_none_or(fits) {
             return Err(TrailError::Id);
         }
         let mut live = self.live();
         let peer = opening.peer_forward.clone().map(|forward| (opening.organisation.clone(), forward));
-        if live.forwards.contains(opening.forward.as_str()) || peer.as_ref().is_some_and(|id| live.peers.contains(id)) {
+        if live.forwards.contains_key(opening.forward.as_str())
+            || peer.as_ref().is_some_and(|id| live.peers.contains(id))
+        {
             return Err(TrailError::Duplicate);
         }
-        let forward: Arc<str> = opening.forward.as_str().into();
-        live.forwards.insert(Arc::clone(&forward));
+        let running = Arc::new(Running::new(opening));
+        live.forwards.insert(Arc::clone(&running.forward), Arc::clone(&running));
         live.peers.extend(peer.clone());
-        Ok((forward, peer))
+        Ok((running, peer))
     }
 
     fn release(&self, forward: &str, peer: Option<PeerForward>) {
@@ -440,18 +500,33 @@ impl Shared {
     }
 }
 
+/// Has forwards that last say how far they are: those whose turn it is, but not too many at once. Whether there may be more.
+fn tell_progress(shared: &Shared, queue: &mpsc::Sender<Message>) -> bool {
+    let due = |running: &&Arc<Running>| running.is_due(shared.progress);
+    let batch: Vec<_> = shared.live().forwards.values().filter(due).take(PROGRESS_BATCH).cloned().collect();
+    for running in &batch {
+        let line = running.progress(shared.side).line();
+        // Without room it is left out, and told when its next turn comes.
+        let _ = queue.try_send(Message::Progress { forward: Arc::clone(&running.forward), line });
+    }
+    batch.len() == PROGRESS_BATCH
+}
+
 /// Looks after the writer from outside, for as long as it runs: it cannot tell that it hangs, and has no clock to wake by.
 async fn watch_over(shared: Arc<Shared>, queue: mpsc::WeakSender<Message>) {
     let _levels = tally::refresh(&shared, &queue);
     let mut every = tokio::time::interval(TRAIL_RETRY);
     every.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let pause = (shared.progress / 16).min(PROGRESS_LOOK);
+    let mut next = Instant::now() + pause;
     while shared.over.run_until_cancelled(every.tick()).await.is_some() {
         shared.judge_write();
-        let needed = shared.failed.borrow().is_some() || !shared.strangers().counts.is_empty();
-        if let Some(queue) = queue.upgrade().filter(|_| needed) {
-            // A full queue means that the writer has work, and so will look by itself.
-            let _ = queue.try_send(Message::Tick);
+        let Some(queue) = queue.upgrade() else { continue };
+        if Instant::now() >= next && !tell_progress(&shared, &queue) {
+            next = Instant::now() + pause;
         }
+        // A full queue means that the writer has work, and so will look by itself.
+        let _ = queue.try_send(Message::Tick);
     }
 }
 

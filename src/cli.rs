@@ -15,12 +15,14 @@ mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod generate;
+pub mod health;
 pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
 pub mod provision;
 pub mod proxy;
 mod running;
+pub mod top;
 pub mod url;
 
 use std::error::Error;
@@ -127,11 +129,13 @@ enum Command {
     Provision(provision::Args),
     Check(check::Args),
     Doctor(doctor::Args),
+    Health(health::Args),
     Agents(agents::Args),
     Audit(audit::Args),
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
+    Top(top::Args),
     Url(url::Args),
 }
 
@@ -146,11 +150,13 @@ impl Command {
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
             Self::Doctor(args) => doctor::run(args),
+            Self::Health(args) => health::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),
+            Self::Top(args) => top::run(args),
             Self::Url(args) => url::run(args),
         }
     }

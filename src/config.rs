@@ -12,6 +12,7 @@ mod audit;
 mod collectors;
 mod egress;
 mod file;
+mod health;
 mod mutual;
 mod proxy;
 mod resolver;
@@ -25,6 +26,7 @@ pub use egress::{EgressError, egress_of_command};
 
 use crate::document::{Document, Fault, Faults};
 use crate::policy::rule::Allowlist;
+use crate::target::Target;
 use crate::{agent, client, gateway, provision};
 
 /// What settings in the environment begin with.
@@ -52,11 +54,22 @@ pub struct Provisioning {
     pub resources: provision::Resources,
 }
 
-/// How the log is written. What is logged is said by the environment, as with other programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How the log is written, and where traces go. What is logged is said by the environment, as with other programs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Log {
     /// The form of a line.
     pub format: LogFormat,
+    /// The collector that gets traces of forwards, if one does.
+    pub traces: Option<Target>,
+}
+
+impl Log {
+    /// The tables in which another one differs.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let tables = [(self.format != other.format, "log"), (self.traces != other.traces, "traces")];
+        tables.into_iter().filter(|(differs, _)| *differs).map(|(_, table)| table).collect()
+    }
 }
 
 /// The form of a line of the log.
@@ -190,7 +203,7 @@ enum Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::Sinks;
+    use crate::audit::{Fsync, Rotation, SinkConfig, SinkKind, Sinks};
     use crate::identity::{Algorithm, PrivateKey};
     use crate::resolve;
     use std::os::unix::ffi::OsStringExt;
@@ -1028,7 +1041,16 @@ mod tests {
         let config = place.load_agent(&[]);
         assert_eq!(config.id.as_str(), "prod-eu");
         assert!(config.egress.proxy().is_none());
-        assert_eq!(config.audit, Sinks::file(place.dir.path().join("trail.jsonl")));
+        let kind = SinkKind::File {
+            path: place.dir.path().join("trail.jsonl"),
+            fsync: Fsync::Interval(crate::limits::TRAIL_FSYNC),
+            rotate: Rotation {
+                bytes: Some(crate::limits::TRAIL_ROTATE),
+                age: Some(crate::limits::TRAIL_ROTATE_AGE),
+                keep: None,
+            },
+        };
+        assert_eq!(config.audit, Sinks::new(vec![SinkConfig::required("file", kind)]));
         let [organisation] = &config.organisations[..] else { panic!("one organisation") };
         assert_eq!(organisation.gateways[0].to_string(), "ssh://gateway.example.com:443");
         assert_eq!(organisation.orchestrators[0].asserts.as_ref().map(Vec::len), Some(2));

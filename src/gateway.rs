@@ -24,6 +24,8 @@ mod broker;
 pub mod doctor;
 mod door;
 mod expiries;
+mod forwards;
+mod health;
 mod inherit;
 mod intake;
 mod lapses;
@@ -32,6 +34,7 @@ mod live;
 mod mutual;
 mod quota;
 mod roster;
+mod status;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -66,9 +69,12 @@ use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, examined, handshakes};
+pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError};
+pub use admin::{agents, examined, handshakes, health, status};
+pub use forwards::{ForwardRow, Happened, Totals};
 pub use inherit::{InheritError, Inherited};
 pub use live::Warning;
+pub use status::{Carrier, Status, Wanted};
 
 /// What a gateway is told by its operator.
 #[derive(Debug, Clone)]
@@ -97,6 +103,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is held against addresses that nobody logs in from.
     pub penalties: Penalties,
+    /// Where its health and metrics can be asked for, if at all.
+    pub health: crate::health::Config,
 }
 
 /// Whether, and to whom, an address is barred after too many failures.
@@ -285,6 +293,9 @@ pub enum RunError {
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
+    /// Health or metrics.
+    #[error(transparent)]
+    Health(#[from] crate::health::OpenError),
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
     Close(#[source] audit::TrailError),
@@ -300,6 +311,8 @@ struct Gateway {
     registry: Arc<Files>,
     roster: roster::Roster,
     lapses: lapses::Lapses,
+    forwards: forwards::Forwards,
+    started: Timestamp,
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
@@ -310,6 +323,8 @@ struct Gateway {
     drain: Drain,
     /// The tasks that accept.
     accepting: Count,
+    /// When the registry was refused for its faults, if what it holds now was.
+    rejected: Mutex<Option<Timestamp>>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
@@ -362,6 +377,7 @@ pub async fn run(
         }
         None => None,
     };
+    let health = crate::health::open(&config.health, tunnel::listen::bind).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = workers.clamp(limits::GATEWAY_WORKERS, limits::WORKERS_MAX);
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
@@ -375,6 +391,8 @@ pub async fn run(
         registry: registry.clone(),
         roster: roster::Roster::default(),
         lapses: lapses::Lapses::default(),
+        forwards: forwards::Forwards::default(),
+        started: Timestamp::now(),
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
@@ -384,6 +402,7 @@ pub async fn run(
         handshakes: Handshakes::new(workers),
         drain: Drain::new(),
         accepting: Count::default(),
+        rejected: Mutex::default(),
         unrecorded: Mutex::default(),
     });
     metrics::start();
@@ -403,6 +422,7 @@ pub async fn run(
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
     }
+    health.serve(&gateway, &crew, &tasks);
     tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let gateway = gateway.clone();
         move || {
@@ -525,7 +545,7 @@ fn take_over(
         .open
         .into_iter()
         .map(|door| Ok((listen(door.listen, &mut Inherited::default())?, door)))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, RunError>>()?;
 
     // Then the state, by which forwards and links judge themselves, and the doors.
     gateway.state.replace(live::State::new(&new));
@@ -601,6 +621,10 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
     let mut told = gateway.registry.current();
     gateway.tasks.spawn(async move {
         while let Some(reload) = reloads.recv().await {
+            if !matches!(reload, Reload::PollOnly(_)) {
+                let rejected = matches!(reload, Reload::Rejected(_)).then(Timestamp::now);
+                *watched.rejected.lock().unwrap_or_else(PoisonError::into_inner) = rejected;
+            }
             let event = match &reload {
                 Reload::Accepted { .. } => {
                     let snapshot = watched.registry.current();
@@ -608,9 +632,11 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
                     let changes = changes::between(&told, &snapshot);
                     told = snapshot;
                     info!("the registry has changed; the new state is in force");
+                    watched.forwards.tell("registry.reloaded", None, "");
                     Event::new(Kind::RegistryReloaded).detail(&changes).changes(&changes)
                 }
                 Reload::Rejected(faults) => {
+                    watched.forwards.tell("registry.rejected", None, &faults.to_string());
                     warn!(
                         "the registry has faults, so that nothing changed in it holds, revocations included; the last good \
                          state stays in force: {faults}"

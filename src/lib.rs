@@ -35,17 +35,18 @@
 //! | Row | Modules | What is there |
 //! |---|---|---|
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
-//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
+//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs and the export of traces, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
+//! | 2 | [`health`] | whether a program lives and is ready, its metrics, over HTTP and in a file |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; TLS at both ends; safe SQL |
 //! | 1 | [`reload`], [`token`] | configurations that are read again when their files change; signed tokens |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
 //! | 0 | [`diagnosis`] | what an examination has found, for people and for programs |
-//! | 0 | [`chain`], [`task`], [`metrics`] | printing causes; owning tasks; what the process counts about itself |
+//! | 0 | [`chain`], [`task`], [`metrics`], [`trace`] | printing causes; owning tasks; what the process counts about itself, and traces on their way out |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -100,6 +101,14 @@
 //! few calls as the sink allows, then answers everybody who waits. It is the last to end. Beside it one task wakes it
 //! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
+//!
+//! **The trail's collectors** (`audit::sink::deliver`), a task for each sink over a network: waits for a batch of records or for
+//! the collector to hang up, for a connection, for what was sent to be taken, each under a deadline, and after a failure for a
+//! jittered time that grows to [`limits::SINK_RETRY_CAP`]. It ends when the writer gives nothing more and all is sent, or at
+//! the stop.
+//!
+//! **Traces** (`telemetry::otlp`), where a collector is configured: waits for forwards that have ended, and for the collector,
+//! under a deadline. Another task beside it (`telemetry::tell`) says at intervals which log lines were left out.
 //!
 //! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers in
 //! it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
@@ -174,14 +183,17 @@
 //! key to come near its end, and for another state; a second one at the gateway for its own certificates, a third for
 //! client CAs and their lists (`gateway::mutual`); a link's control channel does the same for its agent's key.
 //!
-//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
+//! **Health and metrics** (`health`), where the configuration opens them: one task per listener waits for connections, and gives each
+//! to a task that answers one question under a deadline; one writes the health file.
+//!
+//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline. What it tells of
+//! forwards is kept by `gateway::forwards`, and looked at in small pieces.
 //!
 //! **Network proxy: accepting** (`proxy::intake`), one per listener: waits for connections until the drain, or until the
 //! configuration withdraws it, and gives each a place and a seat or turns it away. One task per connection, on a thread of
 //! the crew, waits for TLS with the client and the head of its first request under a deadline, then for the trail and the
 //! upstream, then moves bytes until both ends are done, the configuration or the end of a certificate says otherwise, or the
-//! stop. In the mode `reverse` the connection to the upstream has a task of its own, which ends with it. The health endpoint
-//! has a task that waits for questions, each answered in a task under a deadline.
+//! stop. In the mode `reverse` the connection to the upstream has a task of its own, which ends with it.
 //!
 //! **Client** (`client`): one task per local listener waits for connections; one per connection waits under a deadline
 //! for what it asks for, where the listener leaves that to it (`client::front`), then for the session, made anew if it
@@ -200,6 +212,7 @@ pub mod diagnosis;
 pub mod document;
 pub mod drain;
 pub mod gateway;
+pub mod health;
 pub mod identity;
 pub mod limits;
 pub mod metrics;
@@ -219,4 +232,5 @@ pub mod task;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+pub mod trace;
 pub mod tunnel;

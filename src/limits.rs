@@ -504,6 +504,32 @@ pub const TRAIL_SINK_BYTES: usize = 8 << 20;
 /// is seconds, and a disk is not kept busy by it.
 pub const TRAIL_FSYNC: Duration = Duration::from_secs(5);
 
+/// How much of a trail's file one entry of its index is about: little enough to be read in a millisecond or two.
+pub const TRAIL_INDEX_STEP: u64 = 1 << 20;
+
+/// How much of a file is read at a start to go on with its index; of a file that lacks more of it there is none.
+pub const TRAIL_INDEX_CATCH_UP: u64 = 16 << 20;
+
+/// How long the sinks that are not required may go on writing what they have when the trail is closed.
+pub const TRAIL_SINK_GRACE: Duration = Duration::from_secs(2);
+
+/// How long after a rotation that failed the next one is tried.
+pub const TRAIL_ROTATION_RETRY: Duration = Duration::from_secs(60);
+
+/// How often it is looked which forwards have to say how far they are, where that is not often: the look goes over all.
+pub const PROGRESS_LOOK: Duration = Duration::from_secs(10);
+
+/// Forwards that say how far they are in one second, so that many old ones cannot fill the trail's queue.
+pub const PROGRESS_BATCH: usize = 256;
+
+/// How large a trail's file becomes before it is put away, unless `rotate_mib` says otherwise: half a million records, which
+/// a start reads in a second or two after a crash.
+pub const TRAIL_ROTATE: u64 = 256 << 20;
+
+/// How old a trail's file becomes before it is put away, unless `rotate_hours` says otherwise: whoever looks for a day then
+/// looks into one or two files.
+pub const TRAIL_ROTATE_AGE: Duration = Duration::from_secs(24 * 3_600);
+
 /// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
 /// head could be cut off without being seen.
 pub const HEAD_RECORDS: u64 = 1_000;
@@ -570,6 +596,22 @@ pub const HTTPS_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
+/// How often an end tells the other what its trail has come to, at the most and once the first few are sent. Each costs both
+/// trails a record: thirty a second at a gateway with ten thousand links.
+pub const ANCHOR_EVERY: Duration = Duration::from_secs(300);
+
+/// Anchors that may follow one another without that: at the beginning of a link, and when it ends.
+pub const ANCHORS_SENT_BURST: u32 = 4;
+
+/// Anchors that an end takes before the other counts as breaking the protocol: twice what it may send.
+pub const ANCHORS_BURST: u32 = 2 * ANCHORS_SENT_BURST;
+
+/// After how long one more is taken: half of [`ANCHOR_EVERY`], as clocks and networks go.
+pub const ANCHORS_TAKEN_EVERY: Duration = Duration::from_secs(150);
+
+/// Anchors of a link that wait for the trail to have them on record; beyond that they are passed over.
+pub const ANCHORS_WAITING: usize = 4;
+
 /// What is found in a trail that is verified, in detail; more than anybody reads, and a trail of nothing but damage stays
 /// bounded.
 pub const VERIFY_FINDINGS_MAX: usize = 1_000;
@@ -580,8 +622,28 @@ pub const VERIFY_ANCHORS_MAX: usize = 262_144;
 /// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
 pub const VERIFY_HEADS: usize = 4_096;
 
+/// Forwards that are held while two trails are compared: all that can live at once, on both sides, and what ended within the
+/// tolerance for clocks; some 50 MiB.
+pub const COMPARE_FORWARDS: usize = 2 * TRAIL_QUEUE;
+
+/// Bytes of a forward that one side may have taken and the other not delivered when it broke: the budget of a link's credit,
+/// what waits in the queues before and behind it, and in the sockets.
+pub const COMPARE_FLIGHT: u64 = 96 * 1024 * 1024;
+
+/// Links and replicas of one agent's trail that are told apart while it is compared.
+pub const COMPARE_LINKS: usize = 4_096;
+
 /// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
 pub const VERIFY_TORN: usize = 1_024;
+
+/// Bytes of a trail that are read at once: enough for the disk to be the limit, and for many lines of any length.
+pub const TRAIL_READ: usize = 1024 * 1024;
+
+/// Bytes that are held of the time index of a file of a trail: of one of 350 GB. What lies behind is read without.
+pub const TRAIL_INDEX_MAX: u64 = 8 * 1024 * 1024;
+
+/// How often a trail that is followed is looked at: a person does not notice, and a thousand times as rare as a busy loop.
+pub const TRAIL_LOOK: Duration = Duration::from_millis(250);
 
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
@@ -689,11 +751,28 @@ pub const VIOLATIONS_PER_SESSION: usize = 64;
 /// Registry changes that wait to be recorded.
 pub const RELOAD_QUEUE: usize = 64;
 
+/// Forwards that are looked at in one go while nobody can add one: a hundred microseconds or so.
+pub const FORWARDS_AT_ONCE: usize = 1_000;
+
+/// What happened last at a gateway, as `caponier top` shows it: more than fit on a screen.
+pub const HAPPENED: usize = 64;
+
+/// The text of one such event, in characters: a wide terminal.
+pub const HAPPENED_TEXT: usize = 256;
+
+/// Links, and agents without one, in one answer for `caponier top`: more than anybody reads, and less than a megabyte.
+pub const STATUS_ROWS: usize = 2_000;
+
+/// Forwards of one agent in one such answer.
+pub const STATUS_FORWARDS: usize = 500;
+
+const _: () = assert!(STATUS_FORWARDS < FORWARDS_AT_ONCE, "it is asked for one more");
+
 /// Questions on the admin socket under way at once.
 pub const ADMIN_CONNECTIONS: usize = 16;
 
-/// One question on the admin socket, from connect to answer.
-pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// One question on the admin socket, from connect to answer; longer than it takes to find that a thread is stuck.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// From an open stream to a finished login at a database, TLS included.
 pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -866,7 +945,7 @@ pub const HEADERS_MAX: usize = 100;
 /// Upstreams and listeners in one configuration: each listener holds a socket, and a health report names each upstream.
 pub const PROXY_PARTS: usize = 64;
 
-/// Requests for a network proxy's health at once: whoever asks is on the same host, and asks once in a few seconds.
+/// Questions about health and metrics at once at each listener: whoever asks does so once in a few seconds.
 pub const HEALTH_CONNECTIONS: usize = 16;
 
 /// How long an upstream has for its TLS handshake: as long as a proxy for its answer.
@@ -875,6 +954,42 @@ pub const OUTBOUND_HANDSHAKE: Duration = PROXY_TIMEOUT;
 /// Names that a listener of a network proxy takes its clients' certificates for: each is compared with each name of a
 /// certificate.
 pub const CLIENT_NAMES_MAX: usize = 256;
+
+/// The head of a question about health; no client's own is longer than a few hundred bytes, and the library wants no less.
+pub const HEALTH_HEAD_MAX: usize = 8 * 1024;
+
+/// How long a question about health may take to be asked: probes send it at once.
+pub const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a thread may take to show that it gets to its work: far more than any piece of work of ours, and less than any
+/// supervisor waits before it restarts a program.
+pub const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an upstream of a proxy may take to show that it is there, where it is asked for the purpose.
+pub const HEALTH_PROBE: Duration = Duration::from_secs(10);
+
+/// How long the parts of a program may take to be looked at: all upstreams are asked at once.
+pub const HEALTH_ANSWER: Duration = Duration::from_secs(15);
+
+/// A question about health, from its head to the end of the answer.
+pub const HEALTH_CONNECTION: Duration = Duration::from_secs(25);
+
+const _: () = assert!(
+    HEALTH_CONNECTION.as_secs() >= HEALTH_HEAD_TIMEOUT.as_secs() + HEALTH_ANSWER.as_secs() + HEALTH_PATIENCE.as_secs(),
+    "see there"
+);
+
+/// One answer about health: a thousand parts.
+pub const HEALTH_ANSWER_MAX: usize = 1024 * 1024;
+
+/// How often it is looked whether the health file is still true.
+pub const HEALTH_LOOK: Duration = Duration::from_secs(1);
+
+/// How often the health file is written where nothing changes: as often as a probe usually looks.
+pub const HEALTH_FILE_EVERY: Duration = Duration::from_secs(10);
+
+/// A health file that is older is nobody's: two were left out, and the third is late.
+pub const HEALTH_FILE_STALE: Duration = Duration::from_secs(30);
 
 /// How long an answer about an upstream's health counts, so that nobody who asks for it causes more than a few connections.
 pub const HEALTH_KEPT: Duration = Duration::from_secs(10);
@@ -899,6 +1014,26 @@ pub const TOKEN_ID_MAX: usize = 64;
 /// Series of one metric: an operator's agents, rules and sinks are mostly fewer, and a scraper keeps each for weeks. What
 /// comes on top is counted as one.
 pub const METRIC_SERIES_MAX: usize = 1_024;
+
+/// Forwards that have ended and whose traces wait for the exporter: as many as end in a second at the highest rate that was
+/// measured, and a few hundred kilobytes.
+pub const TRACE_QUEUE: usize = 4_096;
+
+/// Forwards whose traces go into one message to the collector: 512 KiB, an eighth of what collectors take.
+pub const TRACE_BATCH: usize = 256;
+
+/// How long a trace may wait for others that go with it.
+pub const TRACE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long a collector has for a message; another one waits meanwhile, and those behind it are dropped.
+pub const TRACE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Lines of the log that one place in the program may write in [`LOG_PERIOD`]: as many as a restart of a gateway with some
+/// dozens of agents causes, and no more than anybody reads.
+pub const LOG_BURST: u32 = 100;
+
+/// After so long each place may write as many again, and says how many were left out.
+pub const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long one stage of an examination may take unless it is said otherwise: longer than any step of a link may, so that the
 /// step's own error, which says more, comes first.

@@ -26,6 +26,7 @@ use crate::identity::{
 use crate::limits;
 use crate::task::{Tasks, reached};
 use crate::tunnel::admit::{self, GreetError};
+use crate::tunnel::anchors::{self, Ear};
 use crate::tunnel::connect::url::{GatewayUrl, Transport};
 use crate::tunnel::dial::{self, DialError, Dialled};
 use crate::tunnel::ssh::{
@@ -86,6 +87,19 @@ impl LinkError {
             | Self::NotAGateway { .. }
             | Self::Handshake { .. }
             | Self::LoginTimeout { .. } => false,
+        }
+    }
+
+    /// The same in a few words, without an address.
+    pub(super) fn brief(&self) -> &'static str {
+        match self {
+            Self::Dial { .. } => "its gateways cannot be reached",
+            Self::Greet { .. } | Self::NotAGateway { .. } => "what answers is no gateway",
+            Self::Handshake { .. } => "the SSH handshake with its gateway fails",
+            Self::KeyNotAccepted { .. } => "its gateway does not accept the agent's key",
+            Self::LoginRefused { .. } => "its gateway's key is not among the orchestrator keys",
+            Self::LoginTimeout { .. } => "its gateway does not log in",
+            Self::Trail(_) => "a link cannot be recorded",
         }
     }
 
@@ -426,6 +440,11 @@ impl Link {
         &self.shared.gateway
     }
 
+    /// What its forwards share.
+    pub(super) fn session(&self) -> &Arc<Session> {
+        &self.shared.session
+    }
+
     /// Its session's switch.
     pub(super) fn switch(&self) -> &Switch {
         &self.shared.session.switch
@@ -636,40 +655,52 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         return;
     }
     let ssh::Channel { reader, mut writer } = channel;
-    let drain = &shared.session.agent.drain;
+    let session = &shared.session;
+    let drain = &session.agent.drain;
     // One that is asked for while another is under way is not taken on.
     let (reports, mut found) = mpsc::channel(1);
+    let (ear, anchors, mut said) = anchors::exchange(&session.agent.trail, |kind| {
+        Event::new(kind)
+            .organisation(&session.organisation)
+            .agent(&session.agent.id)
+            .replica(&session.replica)
+            .detail(&shared.gateway)
+    });
     let speak = async {
-        let mut drains = false;
+        let mut told = false;
         loop {
             let message = tokio::select! {
-                () = drain.begun().cancelled(), if !drains => {
-                    drains = true;
+                biased;
+                () = drain.begun().cancelled(), if !told => {
+                    told = true;
                     Control::Drain(Drain { deadline_s: drain.left_s() })
                 }
                 Some(report) = found.recv() => Control::Examined(report),
+                Some(message) = said.recv() => message,
+                else => return std::future::pending::<()>().await,
             };
             if writer.send(message.encode()).await.is_err() {
-                debug!(gateway = %shared.gateway, "the gateway could not be told");
+                debug!(gateway = %shared.gateway, "the gateway could not be told something");
                 // Whoever listens sees the end of the channel.
-                std::future::pending::<()>().await;
+                return std::future::pending::<()>().await;
             }
         }
     };
     tokio::select! {
         () = speak => {}
-        () = listen(&shared, reader, &reports) => {}
+        () = anchors.run() => {}
+        () = listen(&shared, reader, ear, &reports) => {}
     }
 }
 
 /// What this agent can do beyond the major version, as its configuration has it now.
 fn features(agent: &Agent) -> Vec<String> {
     let doctor = agent.state.current().remote_doctor.then_some(wire::DOCTOR);
-    [Some(wire::CREDIT), doctor].into_iter().flatten().map(str::to_owned).collect()
+    [Some(wire::CREDIT), Some(wire::ANCHORS), doctor].into_iter().flatten().map(str::to_owned).collect()
 }
 
 /// Reads what the gateway says on the control channel, to its end.
-async fn listen(shared: &Shared, mut reader: ssh::Reader, reports: &mpsc::Sender<Report>) {
+async fn listen(shared: &Shared, mut reader: ssh::Reader, mut ear: Ear, reports: &mpsc::Sender<Report>) {
     let mut buffer = BytesMut::new();
     let mut notices = 0;
     while let Some(bytes) = reader.bytes().await {
@@ -680,7 +711,17 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader, reports: &mpsc::Sender
                 shared.session.departure.told(drain.deadline_s);
             }
             match message {
-                Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                Ok(Some(Control::Hello(hello))) => {
+                    debug!(version = hello.version, "the gateway said hello");
+                    ear.greeted(&hello);
+                }
+                Ok(Some(Control::Anchor(anchor))) if ear.anchor(anchor).is_ok() => {}
+                Ok(Some(Control::Anchored(anchored))) if ear.anchored(anchored.clone()).is_ok() => {}
+                Ok(Some(Control::Anchor(_) | Control::Anchored(_))) => {
+                    info!(gateway = %shared.gateway, "cutting a link whose gateway sends its trail's heads without end");
+                    shared.session.switch.cut();
+                    return;
+                }
                 Ok(Some(Control::Superseded)) => shared.superseded.cancel(),
                 // Once is enough: what is said again on the same link asks for nothing more.
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {

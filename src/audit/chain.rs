@@ -76,6 +76,24 @@ impl Link {
         Self(link)
     }
 
+    /// The digest of all that is read.
+    ///
+    /// # Errors
+    /// If reading fails.
+    pub fn over(mut reader: impl std::io::Read) -> std::io::Result<Self> {
+        let mut context = digest::Context::new(&SHA256);
+        let mut piece = [0; 8 * 1024];
+        loop {
+            match reader.read(&mut piece)? {
+                0 => break,
+                count => context.update(&piece[..count]),
+            }
+        }
+        let mut link = [0; 32];
+        link.copy_from_slice(context.finish().as_ref());
+        Ok(Self(link))
+    }
+
     /// Reads it as records hold it; `None` of anything else.
     #[must_use]
     pub fn parse(text: &[u8]) -> Option<Self> {

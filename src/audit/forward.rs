@@ -2,20 +2,22 @@
 //! came to its end.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::OwnedPermit;
 use tokio::time::Instant;
 
-use super::record::{ABANDONED, DENIED, ENDED, FAILED, Record, milliseconds, text};
+use super::record::{ABANDONED, DENIED, ENDED, FAILED, PROGRESS, Record, milliseconds, text};
 use super::writer::Message;
-use super::{PeerForward, Shared, Side, tally};
+use super::{PeerForward, Shared, Side, lock, tally};
 use crate::identity::{AgentId, Certificate, Fingerprint, OrganisationId, Principal, ReplicaId};
 use crate::limits::ADDRESSES_PER_NAME;
 use crate::metrics;
 use crate::token::TokenId;
+use crate::trace::Asked;
 
 /// What is known of a forward when it is asked for. Absent fields are left out of the record.
 #[derive(Debug, Clone, Default)]
@@ -54,6 +56,8 @@ pub struct Opening {
     pub resolved: Vec<Resolved>,
     /// Those of the resolved addresses that are not permitted.
     pub refused: Vec<Resolved>,
+    /// When it was asked for: now, unless somebody says otherwise.
+    pub asked: Asked,
 }
 
 /// What a target's name resolved to.
@@ -135,24 +139,73 @@ impl Counters {
     }
 }
 
+/// A forward that the trail holds as open.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) forward: Arc<str>,
+    begun: Instant,
+    counters: Arc<Counters>,
+    state: Mutex<Particulars>,
+}
+
+/// What is known of a forward by now.
+#[derive(Debug)]
+struct Particulars {
+    opening: Opening,
+    /// Since when bytes can flow.
+    established: Option<Instant>,
+    dialled: Option<SocketAddr>,
+    /// When the trail was told of it the last time.
+    told: Instant,
+}
+
+impl Running {
+    pub(super) fn new(opening: Opening) -> Self {
+        let now = Instant::now();
+        Self {
+            forward: opening.forward.as_str().into(),
+            begun: now,
+            counters: Arc::default(),
+            state: Mutex::new(Particulars { opening, established: None, dialled: None, told: now }),
+        }
+    }
+
+    /// Whether the trail should be told again how far it is.
+    pub(super) fn is_due(&self, every: Duration) -> bool {
+        let state = lock(&self.state);
+        state.established.is_some() && state.told.elapsed() >= every
+    }
+
+    /// How far it is.
+    pub(super) fn progress(&self, side: Side) -> Record {
+        let mut state = lock(&self.state);
+        state.told = Instant::now();
+        let mut record = self.record(&state, side, PROGRESS);
+        record.to_target = Some(self.counters.to_target());
+        record.from_target = Some(self.counters.from_target());
+        record
+    }
+
+    fn record(&self, state: &Particulars, side: Side, event: &'static str) -> Record {
+        let mut record = state.opening.record(side, event);
+        record.dialled = state.dialled.map(|address| address.to_string());
+        record.duration_ms = Some(milliseconds(self.begun.elapsed()));
+        record
+    }
+}
+
 /// A forward that the trail holds as open. Dropped unfinished, it is recorded as `forward.abandoned`.
 #[derive(Debug)]
 #[must_use = "dropping an entry records the forward as abandoned"]
 pub struct Entry {
     pub(super) shared: Arc<Shared>,
-    pub(super) opening: Opening,
-    pub(super) begun: Instant,
-    pub(super) established: bool,
-    pub(super) dialled: Option<SocketAddr>,
-    pub(super) counters: Arc<Counters>,
-    /// The place of the closing record in the queue, with the id it closes; taken by closing.
-    pub(super) place: Option<(OwnedPermit<Message>, Arc<str>)>,
+    pub(super) running: Arc<Running>,
+    /// The place of the closing record in the queue; taken by closing.
+    pub(super) place: Option<OwnedPermit<Message>>,
     /// The other side's id, if it stands for this forward among the live ones.
     pub(super) peer: Option<PeerForward>,
     /// What to say if nobody finishes it.
     pub(super) abandoned: &'static str,
-    /// Since when bytes can flow.
-    pub(super) since: Option<Instant>,
     pub(super) _running: tally::Running,
 }
 
@@ -160,37 +213,39 @@ impl Entry {
     /// The forward's id.
     #[must_use]
     pub fn forward(&self) -> &str {
-        &self.opening.forward
+        &self.running.forward
     }
 
     /// Notes for the closing record what the target's name resolved to, and which of these are not permitted.
     pub fn resolved(&mut self, resolved: &[Resolved], refused: &[Resolved]) {
-        self.opening.resolved = resolved.to_vec();
-        self.opening.refused = refused.to_vec();
+        let mut state = lock(&self.running.state);
+        state.opening.resolved = resolved.to_vec();
+        state.opening.refused = refused.to_vec();
     }
 
     /// Notes for the closing record which replica serves the forward, and under which id.
     pub fn served_by(&mut self, replica: Option<ReplicaId>, peer_forward: Option<String>) {
+        let mut state = lock(&self.running.state);
         if replica.is_some() {
-            self.opening.replica = replica;
+            state.opening.replica = replica;
         }
         if peer_forward.is_some() {
-            self.opening.peer_forward = peer_forward;
+            state.opening.peer_forward = peer_forward;
         }
     }
 
     /// Notes for the closing record that bytes can flow from now on, and to which address.
     pub fn established(&mut self, dialled: Option<SocketAddr>) {
-        self.established = true;
-        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.begun.elapsed()));
-        self.since = Some(Instant::now());
-        self.dialled = dialled;
+        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
+        let mut state = lock(&self.running.state);
+        state.established = Some(Instant::now());
+        state.dialled = dialled;
     }
 
     /// The bytes carried so far, to be added to.
     #[must_use]
     pub fn counters(&self) -> Arc<Counters> {
-        Arc::clone(&self.counters)
+        Arc::clone(&self.running.counters)
     }
 
     /// Records the end. Neither waits nor fails: the place in the queue was reserved by the opening.
@@ -199,12 +254,16 @@ impl Entry {
     }
 
     fn close(&mut self, ending: Option<Ending>) {
-        let Some((place, forward)) = self.place.take() else { return };
-        let mut record = self.opening.record(self.shared.side, ABANDONED);
-        record.dialled = self.dialled.map(|address| address.to_string());
-        record.duration_ms = Some(milliseconds(self.begun.elapsed()));
-        let open_s = self.since.map(|since| metrics::seconds(since.elapsed()));
-        tally::ended(self.shared.side, &self.opening, ending.as_ref(), self.abandoned, open_s);
+        let Some(place) = self.place.take() else { return };
+        let (mut record, established) = {
+            let state = lock(&self.running.state);
+            let open_s = state.established.map(|since| metrics::seconds(since.elapsed()));
+            let opening = &state.opening;
+            let why = tally::ended(self.shared.side, opening, ending.as_ref(), self.abandoned, open_s);
+            let opened = state.established.map(|since| opening.asked.until(since));
+            tally::told(self.shared.side, opening, why, opening.asked.until(self.running.begun), opened);
+            (self.running.record(&state, self.shared.side, ABANDONED), state.established.is_some())
+        };
         match ending {
             Some(Ending::Denied { reason, detail }) => {
                 record.event = DENIED;
@@ -225,16 +284,15 @@ impl Entry {
             }
             None => {
                 record.reason = text(self.abandoned);
-                if self.established {
-                    record.to_target = Some(self.counters.to_target());
-                    record.from_target = Some(self.counters.from_target());
+                if established {
+                    record.to_target = Some(self.running.counters.to_target());
+                    record.from_target = Some(self.running.counters.from_target());
                 }
             }
         }
-        tally::queued(record.event);
-        place.send(Message::End { forward, line: record.line() });
+        place.send(Message::End { forward: Arc::clone(&self.running.forward), line: record.line() });
         // After the ending is in the queue, so that a second opening of the same id comes after it.
-        self.shared.release(&self.opening.forward, self.peer.take());
+        self.shared.release(&self.running.forward, self.peer.take());
     }
 }
 

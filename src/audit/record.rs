@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::changed::Changed;
 use super::forward::Resolved;
@@ -34,10 +34,22 @@ impl Side {
     }
 }
 
+/// The number of the schema: it stands for what the members of a record mean.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Version;
+
+impl Serialize for Version {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u8(1)
+    }
+}
+
 /// One line of the trail. Field names and order are what readers of trails rely on. Read back, it yields the particulars
 /// of a forward; time, event and side are then the reader's own.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(super) struct Record {
+    #[serde(skip_deserializing)]
+    pub(super) v: Version,
     #[serde(skip_deserializing)]
     pub(super) time: String,
     #[serde(skip_deserializing)]
@@ -108,6 +120,9 @@ pub(super) struct Record {
     /// `auth.refused_more`: how many of each reason. `drain.began`, `drain.ended`: how many of what.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", skip_deserializing)]
     pub(super) counts: BTreeMap<&'static str, u64>,
+    /// The trail's id.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) trail: Option<String>,
     /// `trail.started`: what writes.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) version: Option<&'static str>,
@@ -117,18 +132,54 @@ pub(super) struct Record {
     /// `trail.recovered`: how many forwards were closed. `trail.stopped`: how many were not.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) forwards: Option<u64>,
+    /// `trail.continued`: the number of the earliest record that tells of a forward which is open.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) open_from: Option<u64>,
     /// `trail.recovered`: where an unfinished last line begins, in bytes from the file's beginning.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) torn_at: Option<u64>,
+    /// `trail.recovered`: the digest of what an unfinished last line was, where it was not a whole record but for its newline.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) torn: Option<String>,
     /// `trail.recovered`: lines since the last start that are no records.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) unreadable: Option<u64>,
     /// `trail.recovered`: where the first of these begins.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) unreadable_at: Option<u64>,
-    /// `trail.resumed`: records that were not accepted while the sink failed.
+    /// `trail.resumed`: records that were not accepted while the sink failed. `sink.works`: records that the sink never gets.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) lost: Option<u64>,
+    /// Which sink it is about.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) sink: Option<String>,
+    /// `trail.head`, `trail.countersigned`: the number of the last record before the head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) covers: Option<u64>,
+    /// `trail.head`: the digest of that record's line.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) head: Option<String>,
+    /// `trail.head`: after how many records there is another at the latest.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) head_records: Option<u64>,
+    /// `trail.head`: after how many seconds there is another, if there is anything new.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) head_s: Option<u64>,
+    /// `trail.countersigned`: the digest of that head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) digest: Option<String>,
+    /// `trail.countersigned`: when, by the other side's clock.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signed: Option<String>,
+    /// `trail.anchored`: which trail of the other side's.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_trail: Option<String>,
+    /// `trail.anchored`: the digest of its head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_digest: Option<String>,
+    /// The signature by `key`, in base64.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signature: Option<String>,
 }
 
 impl Record {
@@ -155,6 +206,31 @@ impl Record {
 pub(super) fn now() -> String {
     format!("{:.3}", jiff::Timestamp::now())
 }
+
+/// The time of a record as it stands in its line. Such texts have the order of the times.
+pub(super) fn time_of(line: &[u8]) -> Option<&[u8]> {
+    let time = line.strip_prefix(b"{\"v\":1,\"time\":\"")?.get(..TIME_LEN)?;
+    time.ends_with(b"Z").then_some(time)
+}
+
+/// A time of a line in milliseconds of Unix time.
+pub(super) fn moment(time: &[u8]) -> Option<i64> {
+    let time: jiff::Timestamp = std::str::from_utf8(time).ok()?.parse().ok()?;
+    Some(time.as_millisecond())
+}
+
+/// The event of a record as it stands in its line.
+pub(super) fn event_of(line: &[u8]) -> Option<&str> {
+    let rest = line.get(EVENT_AT..)?.strip_prefix(b",\"event\":\"")?;
+    let end = rest.iter().position(|byte| *byte == b'"')?;
+    std::str::from_utf8(&rest[..end]).ok()
+}
+
+/// Characters of a time: `2026-11-21T20:00:00.000Z`.
+const TIME_LEN: usize = 24;
+
+/// Where what follows the time begins.
+const EVENT_AT: usize = 15 + TIME_LEN + 1;
 
 pub(super) fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -201,3 +277,8 @@ pub(super) const STARTED: &str = "trail.started";
 pub(super) const STOPPED: &str = "trail.stopped";
 pub(super) const RECOVERED: &str = "trail.recovered";
 pub(super) const RESUMED: &str = "trail.resumed";
+pub(super) const CONTINUED: &str = "trail.continued";
+pub(super) const HEAD: &str = "trail.head";
+pub(super) const PROGRESS: &str = "forward.progress";
+pub(super) const SINK_FAILED: &str = "sink.failed";
+pub(super) const SINK_WORKS: &str = "sink.works";

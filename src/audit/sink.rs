@@ -13,14 +13,17 @@
 //! their streams from a [`Connect`], which is made higher up.
 
 pub mod deliver;
+pub(in crate::audit) mod file;
 pub mod https;
 mod queue;
 pub mod syslog;
 
 use std::fmt;
+use std::fs::File;
 use std::future::Future;
-use std::io;
-use std::path::PathBuf;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -31,7 +34,6 @@ use crate::limits::{HEAD_EVERY, HEAD_RECORDS, PROGRESS_EVERY, TRAIL_FSYNC};
 use crate::target::Target;
 
 pub use queue::{Batch, Batches, Progress};
-#[expect(unused_imports, reason = "the writer is about to use them")]
 pub(in crate::audit) use queue::{Feed, Order, pipe};
 
 /// All that a trail is told: where it goes, how often it is signed, and what it says of long forwards.
@@ -145,6 +147,14 @@ impl Sinks {
         Self::new(vec![SinkConfig::required("file", kind)])
     }
 
+    /// The files among them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.list.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::File { path, .. } => Some(path.as_path()),
+            SinkKind::Stdout | SinkKind::Syslog(_) | SinkKind::Https(_) => None,
+        })
+    }
+
     /// Standard output alone.
     #[must_use]
     pub fn stdout() -> Self {
@@ -194,9 +204,9 @@ pub trait Output: Send {
         Ok(())
     }
 
-    /// Told when a batch is written whole, with the earliest and the latest time of its records in milliseconds of Unix time.
-    fn wrote(&mut self, times: (i64, i64)) {
-        let _ = times;
+    /// Told when a batch is written whole.
+    fn wrote(&mut self, batch: &Batch) {
+        let _ = batch;
     }
 }
 
@@ -223,3 +233,30 @@ impl Connect for NoNetwork {
         Box::pin(async { Err(io::Error::other("no sink of this process is reached over a network")) })
     }
 }
+
+/// Standard output. Not through the standard library's buffer: "written" has to mean written.
+pub(in crate::audit) fn stdout() -> io::Result<Box<dyn Output>> {
+    let stdout = io::stdout().as_fd().try_clone_to_owned()?;
+    Ok(stream(File::from(stdout)))
+}
+
+/// A pipe, terminal or socket.
+pub(in crate::audit) fn stream(file: File) -> Box<dyn Output> {
+    Box::new(Written(file))
+}
+
+/// What has no names and no disk.
+struct Written(File);
+
+impl Output for Written {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// For what need not be synchronised.
+pub(in crate::audit) const NEVER: Duration = Duration::MAX;

@@ -1,34 +1,36 @@
-//! The writer: one blocking task that owns the sink.
+//! The writer: one blocking task that numbers the lines and brings them to the sinks.
 //!
-//! It takes everything that is queued, writes it with as few calls as the sink allows, and then answers all who wait
-//! (group commit). It runs until the trail is closed or nobody holds it any more, and writes what is queued even when
+//! It takes everything that is queued, links it to the chain, gives it to each sink in one piece, and then answers all who
+//! wait (group commit). It runs until the trail is closed or nobody holds it any more, and writes what is queued even when
 //! the runtime is going away.
 //!
-//! When a write fails, the part of a line that was written is cut off again (a file), or kept as owed and completed
-//! before anything else (a stream). Those who wait are told; endings are kept in their order. Their number is bounded by
-//! the places that openings reserved, because nothing opens meanwhile. Every further write, and every tick of the watcher,
-//! begins with what is kept, and with a `trail.resumed` record, so that the gap is told in the trail itself.
+//! A line that has its number is never taken back: another sink may have it already. When a required sink fails, what it
+//! lacks is owed to it, and those who wait for it are told so; their lines follow, and so do the ends of the forwards whose
+//! openings they are. Until it has got them nothing new is numbered: whoever comes is refused, and only endings are kept, in
+//! their order. So what is kept is bounded by one batch and the places that openings reserved. Every further write, and every
+//! tick of the watcher, tries again; then `trail.resumed` tells of the gap.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::Path;
+use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
-use rustix::fs::{FlockOperation, OFlags};
-use serde::Deserialize;
+use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::Instant;
 
+use super::chain::{Chain, TrailId};
+use super::head::{Head, Signer};
+use super::lane::Lane;
+use super::prepare::Prepared;
 use super::record::{
-    ABANDONED, DENIED, ENDED, FAILED, OPEN, RECOVERED, RESUMED, Record, STARTED, STOPPED, STRANGERS, milliseconds, text,
+    CONTINUED, HEAD, RESUMED, Record, STOPPED, STRANGERS, event_of, milliseconds, moment, text, time_of,
 };
-use super::{Shared, Side, SinkKind, Sinks, StartError, lock};
-use crate::chain::Chain;
-use crate::limits::{TRAIL_BATCH, TRAIL_QUEUE, TRAIL_RECORD_MAX};
+use super::sink::{Batch, Heads};
+use super::{Shared, StartError, lock};
+use crate::chain::Chain as Causes;
+use crate::limits::{TRAIL_BATCH, TRAIL_PATIENCE, TRAIL_RETRY, TRAIL_SINK_GRACE};
+use crate::metrics;
 
 /// Where the outcome of a write goes.
 pub(super) type Answer = oneshot::Sender<Result<(), Arc<io::Error>>>;
@@ -38,6 +40,8 @@ pub(super) type Answer = oneshot::Sender<Result<(), Arc<io::Error>>>;
 pub(super) enum Message {
     /// A forward is about to open.
     Open { forward: Arc<str>, line: Vec<u8>, answer: Answer },
+    /// It goes on, and says how far it is; ignored if it has ended.
+    Progress { forward: Arc<str>, line: Vec<u8> },
     /// It has ended. Never lost while the sink may recover; ignored if the opening was not accepted.
     End { forward: Arc<str>, line: Vec<u8> },
     /// Anything else that somebody waits for.
@@ -50,63 +54,47 @@ pub(super) enum Message {
     Stop { answer: Answer },
 }
 
-/// A sink, as far as the writer knows it.
-pub(super) trait Output: Send + 'static {
-    /// Writes some of `bytes`, and returns how many.
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize>;
-
-    /// Takes back the last `count` bytes written.
-    fn retract(&mut self, count: u64) -> io::Result<()>;
-
-    /// Makes what was written durable.
-    fn sync(&mut self) -> io::Result<()>;
-}
-
-/// An open sink, and the lines that have to come first.
-pub(super) type Prepared = (Box<dyn Output>, Vec<Vec<u8>>);
-
-/// Opens a sink, and says which lines have to come first.
-pub(super) fn prepare(sinks: &Sinks, side: Side) -> Result<Prepared, StartError> {
-    let mut first = Vec::new();
-    let output: Box<dyn Output> = match sinks.list.first().map(|sink| &sink.kind) {
-        Some(SinkKind::File { path, .. }) => {
-            let file = open(path)?;
-            first = recover(&file, path, side)?;
-            Box::new(AppendedFile(file))
-        }
-        _ => {
-            // Not through the standard library's buffer: "written" has to mean written.
-            let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(StartError::Stdout)?;
-            Box::new(Stream(File::from(stdout)))
-        }
-    };
-    first.push(started(side).line());
-    Ok((output, first))
-}
-
 pub(super) struct Writer {
-    output: Box<dyn Output>,
+    trail: TrailId,
+    chain: Chain,
+    lanes: Vec<Lane>,
     queue: mpsc::Receiver<Message>,
     shared: Arc<Shared>,
-    /// What is to be written, in order. Between two flushes only what survives a failure is left here.
+    /// What is to be written and has no number yet, in order. Between two flushes only what survives a failure is left here.
     pending: VecDeque<Item>,
-    /// Forwards whose opening is in the trail, or on its way there, and whose ending is not.
-    open: HashSet<Arc<str>>,
+    /// Forwards whose opening is in the trail, or on its way there, and whose ending is not, each with the record that tells of
+    /// it: its opening, or the last one that says how far it is.
+    open: HashMap<Arc<str>, Option<u64>>,
     failing: Option<Failing>,
+    heads: HeadClock,
+}
+
+/// When the next head is due, and what it is signed with.
+pub(super) struct HeadClock {
+    pub(super) policy: Heads,
+    pub(super) signer: Option<Signer>,
+    /// Whether there was anything since the last head but what trails say of themselves and of each other: two ends that tell
+    /// each other of their heads must not keep each other awake.
+    pub(super) news: bool,
+    /// The last head that has news, until it is in the trail.
+    pub(super) made: Option<Head>,
+    /// The number that the record after the last head had.
+    pub(super) since: u64,
+    pub(super) last: Instant,
 }
 
 /// A line on its way.
 struct Item {
     line: Vec<u8>,
     fate: Fate,
-    /// The sink holds the line's beginning, and `line` is the rest of it.
-    owed: bool,
 }
 
 /// What becomes of a line that cannot be written.
 enum Fate {
-    /// It stays. With the forward it closes, if it closes one whose opening may yet be dropped.
-    Keep(Option<Arc<str>>),
+    /// It stays: it closes this forward, of which that record tells, unless the opening is dropped.
+    End(Arc<str>, Option<u64>),
+    /// It is left out: it says how far this forward is.
+    Progress(Arc<str>),
     /// Somebody is told so.
     Refuse(Answer, Option<Arc<str>>),
     /// It is counted as one of many.
@@ -119,20 +107,37 @@ enum Fate {
 
 struct Failing {
     since: Instant,
+    /// The first required sink that failed.
+    sink: String,
     lost: u64,
 }
 
 impl Writer {
-    /// Writes the first lines and is then ready to run.
+    /// Writes the first records and is then ready to run.
     pub(super) fn start(
-        output: Box<dyn Output>,
-        first: Vec<Vec<u8>>,
+        prepared: Prepared,
+        heads: (Heads, Option<Signer>),
         queue: mpsc::Receiver<Message>,
         shared: Arc<Shared>,
     ) -> Result<Self, StartError> {
-        let pending = first.into_iter().map(|line| Item::new(line, Fate::Forget)).collect();
-        let mut writer = Self { output, queue, shared, pending, open: HashSet::new(), failing: None };
-        writer.flush().map_err(StartError::Write)?;
+        let Prepared { trail, chain, lanes, first } = prepared;
+        let (policy, signer) = heads;
+        if let Some(signer) = &signer {
+            // There is one writer, and it starts once.
+            let _ = shared.signer.set(signer.clone());
+        }
+        let heads = HeadClock { policy, signer, since: chain.next(), last: Instant::now(), news: true, made: None };
+        let pending = first.iter().map(|record| Item { line: record.line(), fate: Fate::Forget }).collect();
+        let open = HashMap::new();
+        let mut writer = Self { trail, chain, lanes, queue, shared, pending, open, failing: None, heads };
+        // Not yet time for a rotation: what the first records say is about the files as they are.
+        let items = std::mem::take(&mut writer.pending);
+        writer.commit(items).map_err(StartError::Write)?;
+        if writer.heads.signer.is_some() {
+            // What a crash has left without a signature does not stay so.
+            let line = writer.head().line();
+            writer.commit([Item { line, fate: Fate::Forget }].into()).map_err(StartError::Write)?;
+        }
         Ok(writer)
     }
 
@@ -160,159 +165,332 @@ impl Writer {
             stops.extend(self.take(message));
         }
         self.add_strangers(true);
-        let reason = if stops.is_empty() { "dropped" } else { "closed" };
-        let open = self.open.len() as u64;
-        let record = Record { forwards: Some(open), reason: text(reason), ..Record::own(self.shared.side, STOPPED) };
-        self.pending.push_back(Item::new(record.line(), Fate::Forget));
-        let result = self.flush().and_then(|()| self.output.sync().map_err(Arc::new));
+        let result = self.flush().and_then(|()| self.sign_off(if stops.is_empty() { "dropped" } else { "closed" }));
         if let Err(error) = &result {
             let endings = self.pending.len();
-            tracing::error!(error = %Chain(error.as_ref()), endings, "the audit trail was closed incomplete");
+            tracing::error!(error = %Causes(error.as_ref()), endings, "the audit trail was closed incomplete");
         }
         for stop in stops {
             let _ = stop.send(result.clone());
         }
+        let until = Instant::now() + TRAIL_SINK_GRACE;
+        for lane in self.lanes.iter_mut().filter(|lane| !lane.required()) {
+            // It has said in the log what is missing.
+            let _ = lane.close(until);
+        }
+    }
+
+    /// Writes the last head and the last record.
+    fn sign_off(&mut self, reason: &str) -> Result<(), Arc<io::Error>> {
+        let mut items = VecDeque::new();
+        if self.chain.next() > self.heads.since {
+            items.push_back(Item { line: self.head().line(), fate: Fate::Forget });
+            self.commit(std::mem::take(&mut items))?;
+        }
+        let record = Record {
+            trail: text(self.trail),
+            forwards: Some(self.open.len() as u64),
+            reason: text(reason),
+            ..Record::own(self.shared.side, STOPPED)
+        };
+        items.push_back(Item { line: record.line(), fate: Fate::Forget });
+        self.commit(items)?;
+        let until = Instant::now() + TRAIL_PATIENCE;
+        for lane in self.lanes.iter_mut().filter(|lane| lane.required()) {
+            lane.close(until).map_err(Arc::new)?;
+        }
+        Ok(())
     }
 
     /// Queues what a message asks for. Returns the answer that a stop waits for.
     fn take(&mut self, message: Message) -> Option<Answer> {
         let (line, fate) = match message {
             Message::Open { forward, line, answer } => {
-                self.open.insert(Arc::clone(&forward));
+                self.open.insert(Arc::clone(&forward), None);
                 (line, Fate::Refuse(answer, Some(forward)))
             }
-            Message::End { forward, line } => {
-                if !self.open.remove(&forward) {
+            Message::Progress { forward, line } => {
+                if !self.open.contains_key(&forward) {
                     return None;
                 }
-                (line, Fate::Keep(Some(forward)))
+                (line, Fate::Progress(forward))
+            }
+            Message::End { forward, line } => {
+                let told = self.open.remove(&forward)?;
+                (line, Fate::End(forward, told))
             }
             Message::Record { line, answer } => (line, Fate::Refuse(answer, None)),
             Message::Stranger { line, reason } => (line, Fate::Count(reason)),
             Message::Tick => {
-                self.add_strangers(false);
+                self.look_around();
                 return None;
             }
             Message::Stop { answer } => return Some(answer),
         };
-        self.pending.push_back(Item::new(line, fate));
+        self.pending.push_back(Item { line, fate });
         None
     }
 
+    /// What is done from time to time.
+    fn look_around(&mut self) {
+        self.add_strangers(false);
+        if self.failing.is_some() {
+            return;
+        }
+        for lane in &mut self.lanes {
+            let record = lane.look(self.shared.side);
+            self.pending.extend(record.map(|record| Item { line: record.line(), fate: Fate::Forget }));
+        }
+    }
+
     fn add_strangers(&mut self, at_once: bool) {
-        // While the sink fails they go on being counted.
+        // While a sink fails they go on being counted.
         if self.failing.is_some() && !at_once {
             return;
         }
-        let Some((counts, lasted)) = self.shared.strangers().due(Instant::now(), at_once) else { return };
+        let now = tokio::time::Instant::now();
+        let Some((counts, lasted)) = self.shared.strangers().due(now, at_once) else { return };
         let record = Record {
             counts: counts.clone(),
             duration_ms: Some(milliseconds(lasted)),
             ..Record::own(self.shared.side, STRANGERS)
         };
-        self.pending.push_back(Item::new(record.line(), Fate::Uncount(counts)));
+        self.pending.push_back(Item { line: record.line(), fate: Fate::Uncount(counts) });
     }
 
-    /// Writes all that is pending, if need be after a word about the gap, and tells everybody concerned.
+    /// Brings all that is pending to the sinks, if need be after what they lack, and tells everybody concerned.
     fn flush(&mut self) -> Result<(), Arc<io::Error>> {
         if let Some(failing) = &self.failing {
+            let since = failing.since;
+            if let Err((sink, error)) = self.settle(Instant::now() + TRAIL_RETRY / 4) {
+                let error = Arc::new(error);
+                self.fails(sink, &error);
+                self.refuse(&error);
+                return Err(error);
+            }
+            let Some(failing) = self.failing.take() else { return Ok(()) };
+            tracing::info!(lost = failing.lost, "the audit trail can be written again");
             let record = Record {
-                duration_ms: Some(milliseconds(failing.since.elapsed())),
+                duration_ms: Some(milliseconds(since.elapsed())),
                 lost: Some(failing.lost),
+                sink: text(&failing.sink),
                 ..Record::own(self.shared.side, RESUMED)
             };
-            // A line that the sink holds a part of has to be completed before any other.
-            let at = usize::from(self.pending.front().is_some_and(|item| item.owed));
-            self.pending.insert(at, Item::new(record.line(), Fate::Forget));
+            self.pending.push_front(Item { line: record.line(), fate: Fate::Forget });
         }
-        let mut bytes = Vec::with_capacity(self.pending.iter().map(|item| item.line.len()).sum());
-        self.pending.iter().for_each(|item| bytes.extend_from_slice(&item.line));
-        *lock(&self.shared.writing) = Some(Instant::now());
-        let (written, failure) = self.write(&bytes);
-        *lock(&self.shared.writing) = None;
-        let partial = self.settle(written);
-        match failure {
-            None => {
-                self.works();
-                Ok(())
+        let result = self.turn().and_then(|()| {
+            let items = std::mem::take(&mut self.pending);
+            self.commit(items)
+        });
+        let Err(error) = result else {
+            if self.heads_due() {
+                let line = self.head().line();
+                return self.commit([Item { line, fate: Fate::Forget }].into());
             }
-            Some(error) => {
+            return Ok(());
+        };
+        self.refuse(&error);
+        Err(error)
+    }
+
+    /// Rotates the files that are due: the old one ends with a head, and the new one begins with a word on what goes on.
+    fn turn(&mut self) -> Result<(), Arc<io::Error>> {
+        let now = Timestamp::now();
+        let due: Vec<usize> = (0..self.lanes.len()).filter(|at| self.lanes[*at].due(now)).collect();
+        if due.is_empty() {
+            return Ok(());
+        }
+        if self.chain.next() > self.heads.since {
+            let line = self.head().line();
+            self.commit([Item { line, fate: Fate::Forget }].into())?;
+        }
+        let mut names = Vec::new();
+        for at in due {
+            self.lanes[at].rotate(self.chain.next());
+            names.push(self.lanes[at].name().to_owned());
+        }
+        // Those whose end is not written yet are open at this place.
+        let ending = || self.pending.iter().map(|item| if let Fate::End(_, told) = item.fate { told } else { None });
+        let told = || self.open.values().copied().chain(ending()).flatten();
+        let record = Record {
+            trail: text(self.trail),
+            sink: text(names.join(" ")),
+            forwards: Some(told().count() as u64),
+            open_from: told().min(),
+            ..Record::own(self.shared.side, CONTINUED)
+        };
+        self.commit([Item { line: record.line(), fate: Fate::Forget }].into())
+    }
+
+    fn heads_due(&self) -> bool {
+        let new = self.chain.next() - self.heads.since;
+        new >= self.heads.policy.records || (new > 0 && self.heads.last.elapsed() >= self.heads.policy.every)
+    }
+
+    /// The record of the trail's head as it is now.
+    fn head(&mut self) -> Record {
+        let (seq, last) = (self.chain.next().saturating_sub(1), self.chain.last());
+        let mut record = Record {
+            trail: text(self.trail),
+            covers: Some(seq),
+            head: text(last),
+            head_records: Some(self.heads.policy.records),
+            head_s: Some(self.heads.policy.every.as_secs().max(1)),
+            ..Record::own(self.shared.side, HEAD)
+        };
+        let time_ms = moment(record.time.as_bytes()).and_then(|time| u64::try_from(time).ok()).unwrap_or_default();
+        let head = Head { trail: self.trail, seq, record: last, time_ms };
+        match self.heads.signer.as_ref().map(|signer| signer.sign(&head)).transpose() {
+            Ok(Some(seal)) => (record.key, record.signature) = (text(seal.key), text(seal.signature)),
+            Ok(None) => {}
+            // Without a signature it still says what it says.
+            Err(error) => tracing::error!(error = %Causes(&error), "could not sign the head of the audit trail"),
+        }
+        if std::mem::take(&mut self.heads.news) {
+            self.heads.made = Some(head);
+        }
+        // The head's own record is not news.
+        (self.heads.since, self.heads.last) = (self.chain.next() + 1, Instant::now());
+        record
+    }
+
+    /// Numbers lines and brings them to the sinks. Whoever waits for one of them is told how it went.
+    fn commit(&mut self, items: VecDeque<Item>) -> Result<(), Arc<io::Error>> {
+        if items.is_empty() {
+            // A file may be due to be synchronised.
+            return match self.settle(Instant::now() + TRAIL_PATIENCE) {
+                Ok(()) => self.works(),
+                Err((sink, error)) => {
+                    let error = Arc::new(error);
+                    self.fails(sink, &error);
+                    Err(error)
+                }
+            };
+        }
+        let first = self.chain.next();
+        let mut bytes = Vec::with_capacity(items.iter().map(|item| item.line.len() + LINK_ROOM).sum());
+        let mut answers = Vec::with_capacity(items.len());
+        let mut times: Option<(Vec<u8>, Vec<u8>)> = None;
+        let mut events: HashMap<String, u64> = HashMap::new();
+        for Item { mut line, fate } in items {
+            let number = self.chain.next();
+            if let Some(time) = time_of(&line) {
+                let (earliest, latest) = times.get_or_insert_with(|| (time.to_vec(), time.to_vec()));
+                if time < earliest.as_slice() {
+                    time.clone_into(earliest);
+                } else if time > latest.as_slice() {
+                    time.clone_into(latest);
+                }
+            }
+            if let Some(event) = event_of(&line) {
+                self.heads.news |= !event.starts_with("trail.");
+                match events.get_mut(event) {
+                    Some(count) => *count += 1,
+                    None => drop(events.insert(event.to_owned(), 1)),
+                }
+            }
+            self.chain.link(&mut line);
+            bytes.extend_from_slice(&line);
+            match fate {
+                Fate::Refuse(answer, forward) => {
+                    if let Some(open) = forward.and_then(|forward| self.open.get_mut(&forward)) {
+                        *open = Some(number);
+                    }
+                    answers.push((number, answer));
+                }
+                Fate::Progress(forward) => {
+                    if let Some(open) = self.open.get_mut(&forward) {
+                        *open = Some(number);
+                    }
+                }
+                Fate::End(..) | Fate::Count(_) | Fate::Uncount(_) | Fate::Forget => {}
+            }
+        }
+        let moments = times.as_ref().and_then(|(earliest, latest)| moment(earliest).zip(moment(latest)));
+        let last = self.chain.next() - 1;
+        let now = || Timestamp::now().as_millisecond();
+        let times = moments.unwrap_or_else(|| (now(), now()));
+        let batch = Batch { bytes: Bytes::from(bytes), first, last, records: last - first + 1, times };
+        for (event, count) in events {
+            metrics::AUDIT_RECORDS.of([event]).inc_by(count);
+        }
+
+        let begun = Instant::now();
+        *lock(&self.shared.writing) = Some(tokio::time::Instant::now());
+        self.lanes.iter_mut().for_each(|lane| lane.give(&batch));
+        let settled = self.settle(begun + TRAIL_PATIENCE);
+        *lock(&self.shared.writing) = None;
+        metrics::AUDIT_WRITE_SECONDS.observe(begun.elapsed().as_secs_f64());
+        match settled {
+            Ok(()) => {
+                for (_, answer) in answers {
+                    // Nobody waiting means that the caller gave up; its entry ends itself.
+                    let _ = answer.send(Ok(()));
+                }
+                if let Some(head) = self.heads.made.take_if(|head| head.seq < last) {
+                    self.shared.heads.send_replace(Some(head));
+                }
+                self.works()
+            }
+            Err((sink, error)) => {
                 let error = Arc::new(error);
-                self.fails(partial, &error);
+                self.fails(sink, &error);
+                let required = self.lanes.iter().filter(|lane| lane.required());
+                let taken = required.map(|lane| lane.taken(&batch)).min().flatten();
+                for (number, answer) in answers {
+                    // What is not everywhere yet will be. If it is an opening, its entry is dropped because of this
+                    // answer, and closes it.
+                    let there = taken.is_some_and(|taken| number <= taken);
+                    let _ = answer.send(if there { Ok(()) } else { Err(Arc::clone(&error)) });
+                }
                 Err(error)
             }
         }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> (usize, Option<io::Error>) {
-        let mut written = 0;
-        while written < bytes.len() {
-            match self.output.write(&bytes[written..]) {
-                Ok(0) => return (written, Some(io::ErrorKind::WriteZero.into())),
-                Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return (written, Some(error)),
+    /// Sees to it that every required sink has all that was given to it, as far as that can be had until `until`.
+    fn settle(&mut self, until: Instant) -> Result<(), (String, io::Error)> {
+        let mut result = Ok(());
+        // Each gets its own, whatever becomes of the others.
+        for lane in &mut self.lanes {
+            if let Err(error) = lane.settle(until) {
+                result = result.and(Err((lane.name().to_owned(), error)));
             }
         }
-        (written, None)
+        result
     }
 
-    /// Takes the lines off that were written as a whole, and returns how many bytes of the next one were.
-    fn settle(&mut self, mut written: usize) -> usize {
-        while self.pending.front().is_some_and(|item| item.line.len() <= written) {
-            let Some(item) = self.pending.pop_front() else { break };
-            written -= item.line.len();
-            if let Fate::Refuse(answer, _) = item.fate {
-                // Nobody waiting means that the caller gave up; its entry ends itself.
-                let _ = answer.send(Ok(()));
-            }
-        }
-        written
-    }
-
-    fn works(&mut self) {
-        if let Some(failing) = self.failing.take() {
-            tracing::info!(lost = failing.lost, "the audit trail can be written again");
-        }
+    fn works(&mut self) -> Result<(), Arc<io::Error>> {
         self.shared.failed.send_if_modified(|failed| failed.take().is_some());
+        Ok(())
     }
 
-    fn fails(&mut self, partial: usize, error: &Arc<io::Error>) {
+    fn fails(&mut self, sink: String, error: &Arc<io::Error>) {
         let failing = self.failing.get_or_insert_with(|| {
             tracing::error!(
-                error = %Chain(error.as_ref()),
+                sink,
+                error = %Causes(error.as_ref()),
                 "the audit trail cannot be written: nothing opens until it can"
             );
-            Failing { since: Instant::now(), lost: 0 }
+            Failing { since: Instant::now(), sink, lost: 0 }
         });
-        let since = failing.since;
+        let since = tokio::time::Instant::from_std(failing.since);
         self.shared.failed.send_if_modified(|failed| failed.is_none() && failed.replace(since).is_none());
+    }
 
-        // What the sink holds of a line is taken back, else the rest of the line is owed.
-        if let Some(item) = self.pending.front_mut() {
-            item.owed = item.owed || (partial > 0 && self.output.retract(partial as u64).is_err());
-        }
+    /// Refuses what has no number yet, but for what has to be told in the end.
+    fn refuse(&mut self, error: &Arc<io::Error>) {
         let mut dropped = HashSet::new();
-        for mut item in std::mem::take(&mut self.pending) {
-            if item.owed {
-                item.line.drain(..partial);
-                if let Fate::Refuse(answer, _) = item.fate {
-                    // The record will be in the trail after all. If it is an opening, its entry is dropped because of
-                    // this answer, and closes it.
-                    let _ = answer.send(Err(Arc::clone(error)));
-                    failing.lost += 1;
-                }
-                self.pending.push_back(Item { fate: Fate::Keep(None), ..item });
-                continue;
-            }
+        let mut lost = 0;
+        for item in std::mem::take(&mut self.pending) {
             match item.fate {
-                Fate::Keep(forward) => {
-                    if !forward.as_ref().is_some_and(|forward| dropped.remove(forward)) {
-                        self.pending.push_back(Item::new(item.line, Fate::Keep(forward)));
+                Fate::End(forward, told) => {
+                    if !dropped.remove(&forward) {
+                        self.pending.push_back(Item { line: item.line, fate: Fate::End(forward, told) });
                     }
                 }
                 Fate::Refuse(answer, forward) => {
-                    failing.lost += 1;
+                    lost += 1;
                     if let Some(forward) = forward {
                         self.open.remove(&forward);
                         dropped.insert(forward);
@@ -324,8 +502,11 @@ impl Writer {
                     let mut strangers = self.shared.strangers();
                     counts.into_iter().for_each(|(reason, number)| strangers.count(reason, number));
                 }
-                Fate::Forget => {}
+                Fate::Progress(_) | Fate::Forget => {}
             }
+        }
+        if let Some(failing) = &mut self.failing {
+            failing.lost += lost;
         }
     }
 }
@@ -336,218 +517,5 @@ impl Drop for Writer {
     }
 }
 
-impl Item {
-    fn new(line: Vec<u8>, fate: Fate) -> Self {
-        Self { line, fate, owed: false }
-    }
-}
-
-/// A regular file that is only appended to.
-struct AppendedFile(File);
-
-impl Output for AppendedFile {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        // What goes into a file without a name is lost; better to stop opening than to write there.
-        if self.0.metadata()?.nlink() == 0 {
-            return Err(io::Error::other("the file was removed; restart, and rotate by copying and truncating"));
-        }
-        self.0.write(bytes)
-    }
-
-    fn retract(&mut self, count: u64) -> io::Result<()> {
-        // By the present length: the file may have been truncated from outside since the last write.
-        let length = self.0.metadata()?.len();
-        self.0.set_len(length.saturating_sub(count))
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        self.0.sync_data()
-    }
-}
-
-/// A sink of which nothing can be taken back.
-#[cfg(test)]
-pub(super) fn stream(file: File) -> Box<dyn Output> {
-    Box::new(Stream(file))
-}
-
-/// A pipe, terminal or socket: what is written is gone.
-struct Stream(File);
-
-impl Output for Stream {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.write(bytes)
-    }
-
-    fn retract(&mut self, _count: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-
-    fn sync(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn open(path: &Path) -> Result<File, StartError> {
-    let failed = |source| StartError::Open { path: path.to_owned(), source };
-    // Not through a symbolic link, which would let whoever owns the directory choose another file; and without waiting
-    // for the other end, should it be a pipe.
-    let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits();
-    let file = OpenOptions::new()
-        .read(true)
-        .append(true)
-        .create(true)
-        .mode(0o600)
-        .custom_flags(flags.cast_signed())
-        .open(path)
-        .map_err(failed)?;
-    let metadata = file.metadata().map_err(failed)?;
-    if !metadata.is_file() {
-        return Err(StartError::NotAFile { path: path.to_owned() });
-    }
-    let mode = metadata.permissions().mode() & 0o7777;
-    if mode & 0o077 != 0 {
-        return Err(StartError::Mode { path: path.to_owned(), mode });
-    }
-    match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(StartError::Locked { path: path.to_owned() }),
-        Err(error) => Err(failed(error.into())),
-    }
-}
-
-fn started(side: Side) -> Record {
-    Record { version: Some(env!("CARGO_PKG_VERSION")), pid: Some(std::process::id()), ..Record::own(side, STARTED) }
-}
-
-/// Reads what an earlier process left, and returns the lines that put it in order: the end of a torn line, a closing
-/// record for each forward that has none, and a `trail.recovered` that says so. Nothing if all is in order.
-fn recover(file: &File, path: &Path, side: Side) -> Result<Vec<Vec<u8>>, StartError> {
-    let left = Left::read(file).map_err(|source| StartError::Read { path: path.to_owned(), source })?;
-    let mut open = left.unclosed;
-    open.extend(left.open.into_values());
-    if open.len() > TRAIL_QUEUE {
-        return Err(StartError::TooManyOpen { path: path.to_owned() });
-    }
-    if open.is_empty() && left.torn_at.is_none() && left.unreadable == 0 {
-        return Ok(Vec::new());
-    }
-    open.sort_by_key(|(offset, _)| *offset);
-    let closed = open.len() as u64;
-    let mut lines = Vec::with_capacity(open.len() + 3);
-    if left.torn_at.is_some() {
-        // The torn line stays, so that it can be seen that there was one.
-        lines.push(b"\n".to_vec());
-    }
-    for (_, opening) in open {
-        let own = Record::own(side, ABANDONED);
-        let record = Record {
-            time: own.time,
-            event: own.event,
-            side: own.side,
-            reason: text("writer_ended"),
-            detail: text("the process that wrote the opening ended without its end; when and how is not known"),
-            ..*opening
-        };
-        lines.push(record.line());
-    }
-    let recovered = Record {
-        forwards: Some(closed),
-        torn_at: left.torn_at,
-        unreadable: (left.unreadable > 0).then_some(left.unreadable),
-        unreadable_at: left.unreadable_at,
-        ..Record::own(side, RECOVERED)
-    };
-    lines.push(recovered.line());
-    Ok(lines)
-}
-
-/// What is found in a file, in memory bounded by the forwards that are open at any one place of it.
-#[derive(Default)]
-struct Left {
-    open: HashMap<String, (u64, Box<Record>)>,
-    /// Those whose id was opened again without having been closed.
-    unclosed: Vec<(u64, Box<Record>)>,
-    torn_at: Option<u64>,
-    unreadable: u64,
-    unreadable_at: Option<u64>,
-}
-
-/// What decides about a line.
-#[derive(Deserialize)]
-struct Head<'a> {
-    #[serde(borrow)]
-    event: Cow<'a, str>,
-    #[serde(borrow)]
-    forward: Option<Cow<'a, str>>,
-}
-
-impl Left {
-    fn read(file: &File) -> io::Result<Self> {
-        let mut left = Self::default();
-        let mut reader = BufReader::with_capacity(TRAIL_RECORD_MAX, file);
-        let mut offset = 0;
-        let mut line = Vec::new();
-        loop {
-            let mut length = read_piece(&mut reader, &mut line)?;
-            if length == 0 {
-                return Ok(left);
-            }
-            let whole = line.last() == Some(&b'\n');
-            if !whole && length < TRAIL_RECORD_MAX as u64 {
-                // The file's end. If nothing but the newline is missing, then the line is a record, since that is
-                // about to be written.
-                left.torn_at = Some(offset);
-                left.judge(&line, offset);
-                return Ok(left);
-            }
-            let mut ended = whole;
-            while !ended {
-                let more = read_piece(&mut reader, &mut line)?;
-                if more == 0 {
-                    left.torn_at = Some(offset);
-                    return Ok(left);
-                }
-                length += more;
-                ended = line.last() == Some(&b'\n');
-            }
-            if !whole || !left.judge(&line, offset) {
-                left.unreadable += 1;
-                left.unreadable_at.get_or_insert(offset);
-            }
-            if left.open.len() + left.unclosed.len() > TRAIL_QUEUE {
-                // Too many already; the caller refuses the file.
-                return Ok(left);
-            }
-            offset += length;
-        }
-    }
-
-    /// Takes a line into account, and returns whether it is a record.
-    fn judge(&mut self, line: &[u8], offset: u64) -> bool {
-        let Ok(head) = serde_json::from_slice::<Head<'_>>(line) else { return false };
-        match (&*head.event, head.forward) {
-            (STARTED, _) => {
-                // What was unreadable before has been reported by then.
-                self.unreadable = 0;
-                self.unreadable_at = None;
-            }
-            (OPEN, Some(forward)) => {
-                let Ok(record) = serde_json::from_slice::<Record>(line) else { return false };
-                self.unclosed.extend(self.open.insert(forward.into_owned(), (offset, Box::new(record))));
-            }
-            (DENIED | FAILED | ENDED | ABANDONED, Some(forward)) => {
-                self.open.remove(&*forward);
-            }
-            (OPEN, None) => return false,
-            _ => {}
-        }
-        true
-    }
-}
-
-/// Reads up to the next newline, but no more than a record may have. Returns how many bytes that were.
-fn read_piece(reader: &mut BufReader<&File>, line: &mut Vec<u8>) -> io::Result<u64> {
-    line.clear();
-    Ok(reader.take(TRAIL_RECORD_MAX as u64).read_until(b'\n', line)? as u64)
-}
+/// What a line grows by when it gets its number and the digest of the one before.
+const LINK_ROOM: usize = 96;

@@ -16,7 +16,6 @@ use tokio::time::{Instant, timeout};
 
 use super::admin::{self, AgentRow};
 use super::{Config, Listener};
-use crate::audit::{SinkConfig, SinkKind};
 use crate::diagnosis::{Examination, Finding, Verdict};
 use crate::document::Faults;
 use crate::limits;
@@ -227,11 +226,7 @@ fn bind(address: SocketAddr) -> io::Result<()> {
 }
 
 fn trails(config: &Config) -> Vec<PathBuf> {
-    let path = |sink: &SinkConfig| match &sink.kind {
-        SinkKind::File { path, .. } => Some(path.clone()),
-        SinkKind::Stdout | SinkKind::Syslog(_) | SinkKind::Https(_) => None,
-    };
-    config.audit.list.iter().filter_map(path).collect()
+    config.audit.files().map(PathBuf::from).collect()
 }
 
 /// Whether a trail can be written, and has room.

@@ -120,6 +120,8 @@ pub(super) struct Link<S = Client> {
     live: AtomicUsize,
     /// How many it was asked for.
     opened: AtomicU64,
+    /// Bytes of forwards that have ended: toward the target, and from it.
+    carried: [AtomicU64; 2],
     /// When it was last picked, as a number of [`Table::picks`].
     picked: AtomicU64,
     /// Why it takes no more forwards, once it does not.
@@ -379,6 +381,7 @@ impl<S> Link<S> {
             since: Timestamp::now(),
             live: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
+            carried: Default::default(),
             picked: AtomicU64::new(0),
             retired: OnceLock::new(),
             retires: CancellationToken::new(),
@@ -401,6 +404,18 @@ impl<S> Link<S> {
     /// How many forwards it was asked for.
     pub(super) fn opened(&self) -> u64 {
         self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Adds the bytes of a forward that has ended.
+    pub(super) fn carried(&self, bytes: [u64; 2]) {
+        for (sum, bytes) in self.carried.iter().zip(bytes) {
+            sum.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of forwards that have ended: toward the target, and from it.
+    pub(super) fn carried_before(&self) -> [u64; 2] {
+        self.carried.each_ref().map(|sum| sum.load(Ordering::Relaxed))
     }
 
     /// Whether it takes forwards, and if not, why.

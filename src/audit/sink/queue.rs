@@ -3,8 +3,6 @@
 //! Promised: what is handed over and not yet written is bounded in bytes, and what does not fit is refused, never waited
 //! for. The writer learns up to which record the sink has got, and since when it fails.
 
-#![allow(dead_code, reason = "the writer is about to use it")]
-
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -37,8 +35,8 @@ pub(in crate::audit) enum Order {
     Write(Batch),
     /// Begin a new file, whose first record has this number.
     Rotate(u64),
-    /// Make it durable.
-    Sync,
+    /// End the line that an earlier process has left unfinished.
+    Mend,
 }
 
 /// Why a sink does not get on.
@@ -67,9 +65,10 @@ struct Shared {
 #[derive(Debug, Default)]
 struct State {
     orders: VecDeque<Order>,
-    /// What was handed over and is not written: the last number of each batch, and its bytes.
-    outstanding: VecDeque<(u64, usize)>,
+    /// What was handed over and is not written: of each batch the last number, its bytes, and its records.
+    outstanding: VecDeque<(u64, usize, u64)>,
     bytes: usize,
+    records: u64,
     written: Option<u64>,
     failure: Option<Failure>,
     /// The writer gives no more.
@@ -102,7 +101,8 @@ impl Feed {
     pub(in crate::audit) fn force(&self, batch: Batch) {
         let mut state = self.0.state();
         state.bytes += batch.bytes.len();
-        state.outstanding.push_back((batch.last, batch.bytes.len()));
+        state.records += batch.records;
+        state.outstanding.push_back((batch.last, batch.bytes.len(), batch.records));
         drop(state);
         self.order(Order::Write(batch));
     }
@@ -119,9 +119,9 @@ impl Feed {
         self.0.state().written
     }
 
-    /// What was handed over and is not written, in bytes.
-    pub(in crate::audit) fn waiting(&self) -> usize {
-        self.0.state().bytes
+    /// How many records were handed over and are not written.
+    pub(in crate::audit) fn waiting(&self) -> u64 {
+        self.0.state().records
     }
 
     /// Since when the sink fails, if it does.
@@ -214,6 +214,21 @@ impl Batches {
     }
 }
 
+impl Batches {
+    /// Waits for `limit`, or until the writer gives no more; whether that is so.
+    pub(in crate::audit) fn ended_within(&mut self, limit: Duration) -> bool {
+        let until = std::time::Instant::now() + limit;
+        let mut state = self.0.state();
+        loop {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            if state.closed || left.is_zero() {
+                return state.closed;
+            }
+            state = self.0.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+}
+
 impl Drop for Batches {
     fn drop(&mut self) {
         self.0.state().gone = true;
@@ -235,9 +250,10 @@ impl Progress {
     pub fn written(&self, last: u64) {
         let mut state = self.0.state();
         state.written = state.written.max(Some(last));
-        while let Some((number, bytes)) = state.outstanding.front().copied().filter(|(number, _)| *number <= last) {
-            debug_assert!(number <= last);
+        while let Some((_, bytes, records)) = state.outstanding.front().copied().filter(|(number, ..)| *number <= last)
+        {
             state.bytes = state.bytes.saturating_sub(bytes);
+            state.records = state.records.saturating_sub(records);
             state.outstanding.pop_front();
         }
         state.failure = None;

@@ -1,0 +1,419 @@
+//! The way of the trail's lines to one sink.
+//!
+//! A required sink of this machine is written by the writer itself. Every other one has a queue ([`super::sink`]) and a
+//! thread or task of its own; so a sink that is not required and hangs keeps nobody waiting, not even the end of the
+//! process. What such a sink does not take is counted here, and told in the trail at most once a look.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+
+use super::record::{Record, SINK_FAILED, SINK_WORKS, Side, milliseconds, text};
+use super::sink::{Batch, Batches, Content, Feed, Fsync, Order, Output, Progress, Rotation, SinkConfig};
+use crate::chain::Chain;
+use crate::limits::{TRAIL_RETRY, TRAIL_ROTATION_RETRY};
+use crate::metrics;
+
+/// One sink, as the writer sees it.
+pub(super) struct Lane {
+    name: String,
+    required: bool,
+    only: Content,
+    turning: Option<Turning>,
+    way: Way,
+    trouble: Trouble,
+}
+
+enum Way {
+    /// Written by the writer.
+    Inline(Hand),
+    /// Handed over.
+    Apart { feed: Feed, last: Option<u64> },
+}
+
+/// When a file is due for a rotation.
+#[derive(Debug)]
+pub(super) struct Turning {
+    pub(super) policy: Rotation,
+    /// What it holds, with what is on the way to it.
+    pub(super) bytes: u64,
+    pub(super) begun: Timestamp,
+    /// Not before, because it has just failed.
+    pub(super) not_before: Option<Instant>,
+}
+
+/// What a sink that is not required has not taken.
+#[derive(Debug, Default)]
+struct Trouble {
+    /// Since when the trail says that it does not work.
+    told: Option<Instant>,
+    /// Records that it does not get, since it worked last.
+    lost: u64,
+    /// As it was at the last look.
+    seen: u64,
+}
+
+impl Lane {
+    pub(super) fn inline(config: &SinkConfig, hand: Hand, turning: Option<Turning>) -> Self {
+        Self::new(config, Way::Inline(hand), turning)
+    }
+
+    pub(super) fn apart(config: &SinkConfig, feed: Feed, turning: Option<Turning>) -> Self {
+        Self::new(config, Way::Apart { feed, last: None }, turning)
+    }
+
+    fn new(config: &SinkConfig, way: Way, turning: Option<Turning>) -> Self {
+        let (name, only) = (config.name.clone(), config.only);
+        metrics::AUDIT_SINK_FAILING.of([name.clone()]).set(0);
+        Self { name, required: config.required, only, turning, way, trouble: Trouble::default() }
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn required(&self) -> bool {
+        self.required
+    }
+
+    /// Whether its file is due for a rotation.
+    pub(super) fn due(&self, now: Timestamp) -> bool {
+        let Some(turning) = &self.turning else { return false };
+        let later = turning.not_before.is_some_and(|moment| Instant::now() < moment);
+        let large = turning.policy.bytes.is_some_and(|bytes| turning.bytes >= bytes);
+        let lasted = Duration::try_from(now.duration_since(turning.begun)).unwrap_or_default();
+        let old = turning.policy.age.is_some_and(|age| lasted >= age);
+        turning.bytes > 0 && !later && (large || old)
+    }
+
+    /// Begins a new file with the record `first`, when it gets that far.
+    pub(super) fn rotate(&mut self, first: u64) {
+        if let Some(turning) = &mut self.turning {
+            (turning.bytes, turning.begun) = (0, Timestamp::now());
+        }
+        match &mut self.way {
+            Way::Inline(hand) => hand.owed.push_back(Order::Rotate(first)),
+            Way::Apart { feed, .. } => feed.order(Order::Rotate(first)),
+        }
+    }
+
+    /// Takes a batch on. Of a required sink it is owed from here on.
+    pub(super) fn give(&mut self, batch: &Batch) {
+        let Some(batch) = self.part(batch) else { return };
+        if let Some(turning) = &mut self.turning {
+            turning.bytes += batch.bytes.len() as u64;
+        }
+        match &mut self.way {
+            Way::Inline(hand) => hand.owed.push_back(Order::Write(batch)),
+            Way::Apart { feed, last } if self.required => {
+                *last = Some(batch.last);
+                feed.force(batch);
+            }
+            Way::Apart { feed, last } => {
+                let (number, records) = (batch.last, batch.records);
+                if feed.offer(batch) {
+                    *last = Some(number);
+                } else {
+                    self.trouble.lost += records;
+                    metrics::AUDIT_SINK_LOST.of([self.name.clone()]).inc_by(records);
+                }
+            }
+        }
+    }
+
+    /// What of a batch this sink gets.
+    fn part(&self, batch: &Batch) -> Option<Batch> {
+        if self.only == Content::All {
+            return Some(batch.clone());
+        }
+        let mut bytes = Vec::new();
+        let (mut first, mut last, mut records) = (None, batch.first, 0);
+        for (number, line) in (batch.first..).zip(batch.bytes.split_inclusive(|byte| *byte == b'\n')) {
+            if super::record::event_of(line).is_some_and(|event| event.starts_with("trail.")) {
+                bytes.extend_from_slice(line);
+                first.get_or_insert(number);
+                (last, records) = (number, records + 1);
+            }
+        }
+        Some(Batch { bytes: Bytes::from(bytes), first: first?, last, records, times: batch.times })
+    }
+
+    /// Writes what is owed, or waits until `until` for whoever does. Nothing where the sink is not required.
+    ///
+    /// # Errors
+    /// If something is still owed.
+    pub(super) fn settle(&mut self, until: Instant) -> io::Result<()> {
+        match &mut self.way {
+            Way::Inline(hand) => hand.push(),
+            Way::Apart { feed, last: Some(last) } if self.required => {
+                if feed.wait(*last, until) {
+                    return Ok(());
+                }
+                let why = feed.failure().map_or_else(
+                    || "it has not taken the records in time".to_owned(),
+                    |failure| format!("{}: {}", failure.reason, failure.detail),
+                );
+                Err(io::Error::other(format!("the sink {}: {why}", self.name)))
+            }
+            Way::Apart { .. } => Ok(()),
+        }
+    }
+
+    /// Up to which record everything has been taken that this sink is to get; `batch` is the last that was given.
+    pub(super) fn taken(&self, batch: &Batch) -> Option<u64> {
+        match &self.way {
+            Way::Inline(hand) if hand.owed.is_empty() && !hand.unsynced() => Some(batch.last),
+            Way::Inline(hand) => hand.upto(),
+            Way::Apart { feed, last } => {
+                let written = feed.written();
+                if written >= *last { Some(batch.last) } else { written }
+            }
+        }
+    }
+
+    /// Looks how the sink does: what there is to be said of one that is not required.
+    pub(super) fn look(&mut self, side: Side) -> Option<Record> {
+        let (failure, waiting) = match &mut self.way {
+            Way::Inline(hand) => return Self::complain(&self.name, hand, self.turning.as_mut(), side),
+            Way::Apart { feed, .. } => (feed.failure(), feed.waiting()),
+        };
+        metrics::AUDIT_SINK_LAG.of([self.name.clone()]).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+        if self.required {
+            return None;
+        }
+        let trouble = &mut self.trouble;
+        let losing = trouble.lost > trouble.seen;
+        trouble.seen = trouble.lost;
+        let record = |event| Record { sink: text(&self.name), ..Record::own(side, event) };
+        match trouble.told {
+            None if failure.is_some() || losing => {
+                let since = failure.as_ref().map_or_else(Instant::now, |failure| failure.since.into_std());
+                trouble.told = Some(since);
+                let reason = failure.as_ref().map_or("too_slow", |failure| failure.reason);
+                let detail = failure.map(|failure| failure.detail).unwrap_or_default();
+                metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(1);
+                tracing::warn!(sink = self.name, reason, detail, "a sink of the audit trail does not work");
+                Some(Record { reason: text(reason), detail: text(detail), ..record(SINK_FAILED) })
+            }
+            Some(since) if failure.is_none() && !losing => {
+                let lost = trouble.lost;
+                *trouble = Trouble::default();
+                metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(0);
+                tracing::info!(sink = self.name, lost, "a sink of the audit trail works again");
+                let lasted = milliseconds(since.elapsed());
+                Some(Record { lost: Some(lost), duration_ms: Some(lasted), ..record(SINK_WORKS) })
+            }
+            _ => None,
+        }
+    }
+
+    fn complain(name: &str, hand: &mut Hand, turning: Option<&mut Turning>, side: Side) -> Option<Record> {
+        let error = hand.unturned.take()?;
+        if let Some(turning) = turning {
+            // It is as large and as old as it was.
+            (turning.bytes, turning.begun) = (hand.length, hand.begun);
+            turning.not_before = Some(Instant::now() + TRAIL_ROTATION_RETRY);
+        }
+        let detail = Chain(&error).to_string();
+        let record = Record::own(side, SINK_FAILED);
+        Some(Record { sink: text(name), reason: text("rotation"), detail: text(detail), ..record })
+    }
+
+    /// Writes and synchronises what is left, or gives whoever does until `until`.
+    ///
+    /// # Errors
+    /// If something is left that a required sink should have.
+    pub(super) fn close(&mut self, until: Instant) -> io::Result<()> {
+        match &mut self.way {
+            Way::Inline(hand) => hand.finish(),
+            Way::Apart { feed, .. } if feed.close(until) => Ok(()),
+            Way::Apart { feed, .. } => {
+                let records = feed.waiting();
+                tracing::warn!(sink = self.name, records, "a sink of the audit trail has not got all of it");
+                if !self.required {
+                    return Ok(());
+                }
+                Err(io::Error::other(format!("the sink {} lacks {records} records", self.name)))
+            }
+        }
+    }
+}
+
+/// Writes to a sink of this machine what is owed to it, in order and without leaving anything out.
+pub(super) struct Hand {
+    output: Box<dyn Output>,
+    owed: VecDeque<Order>,
+    /// How much of the first batch that is owed has been written.
+    at: usize,
+    fsync: Fsync,
+    /// Something was written since the last synchronisation, which was then.
+    dirty: bool,
+    synced: Instant,
+    /// The last record that was written.
+    written: Option<u64>,
+    /// Why the last rotation failed, until that is told.
+    unturned: Option<io::Error>,
+    /// Of what the last rotation was to put away.
+    length: u64,
+    begun: Timestamp,
+}
+
+impl Hand {
+    /// Begins; `torn` says that the last line lacks its end, and is to be ended first.
+    pub(super) fn new(output: Box<dyn Output>, fsync: Fsync, torn: bool) -> Self {
+        Self::going_on(output, fsync, torn, (0, Timestamp::now()))
+    }
+
+    /// Goes on with a file that is so long and was begun then.
+    pub(super) fn going_on(output: Box<dyn Output>, fsync: Fsync, torn: bool, so_far: (u64, Timestamp)) -> Self {
+        Self {
+            output,
+            owed: torn.then_some(Order::Mend).into_iter().collect(),
+            at: 0,
+            fsync,
+            dirty: false,
+            synced: Instant::now(),
+            written: None,
+            unturned: None,
+            length: so_far.0,
+            begun: so_far.1,
+        }
+    }
+
+    /// Writes all that is owed. What was written of a line before is completed, never written again.
+    pub(super) fn push(&mut self) -> io::Result<()> {
+        while let Some(order) = self.owed.front() {
+            match order {
+                Order::Write(batch) => {
+                    let batch = batch.clone();
+                    self.write(&batch.bytes)?;
+                    self.output.wrote(&batch);
+                    self.length += batch.bytes.len() as u64;
+                    self.written = Some(batch.last);
+                }
+                Order::Mend => self.write(b"\n")?,
+                Order::Rotate(first) => match self.output.rotate(*first) {
+                    Ok(()) => (self.length, self.begun, self.dirty) = (0, Timestamp::now(), false),
+                    Err(error) => {
+                        tracing::warn!(error = %Chain(&error), "could not rotate the audit trail's file; it goes on");
+                        self.unturned = Some(error);
+                    }
+                },
+            }
+            self.owed.pop_front();
+            self.at = 0;
+        }
+        let due = match self.fsync {
+            Fsync::Each => true,
+            Fsync::Interval(interval) => self.synced.elapsed() >= interval,
+        };
+        if due { self.sync() } else { Ok(()) }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        while self.at < bytes.len() {
+            match self.output.write(&bytes[self.at..]) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(count) => (self.at, self.dirty) = (self.at + count, true),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        if self.dirty {
+            self.output.sync()?;
+            self.dirty = false;
+        }
+        self.synced = Instant::now();
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.push()?;
+        self.sync()
+    }
+
+    fn unsynced(&self) -> bool {
+        self.fsync == Fsync::Each && self.dirty
+    }
+
+    /// The last record that is written whole.
+    fn upto(&self) -> Option<u64> {
+        if self.unsynced() {
+            return None;
+        }
+        let Some(Order::Write(batch)) = self.owed.front() else { return self.written };
+        let lines = batch.bytes[..self.at].iter().filter(|byte| **byte == b'\n').count() as u64;
+        if lines == 0 || batch.records != batch.last - batch.first + 1 {
+            return self.written;
+        }
+        Some(batch.first + lines - 1)
+    }
+}
+
+/// Makes the [`Hand`] of a sink, again and again until it can.
+pub(super) type Opener = Box<dyn FnMut() -> io::Result<Hand> + Send>;
+
+/// Writes to a sink that is not required, for as long as there is anything to come. Returns when it is written, or cannot be.
+pub(super) fn work(hand: Option<Hand>, mut open: Opener, mut batches: Batches, progress: &Progress) {
+    let mut hand = hand;
+    loop {
+        let Some(held) = &mut hand else {
+            match open() {
+                Ok(opened) => {
+                    progress.works();
+                    hand = Some(opened);
+                }
+                Err(error) => {
+                    progress.failed("open", Chain(&error).to_string());
+                    if batches.ended_within(TRAIL_RETRY) {
+                        return;
+                    }
+                }
+            }
+            continue;
+        };
+        // While something is owed, nothing more is taken off the queue, which is what bounds it all.
+        let (ended, last) = if held.owed.is_empty() {
+            match batches.next_within(TRAIL_RETRY) {
+                Ok(order) => {
+                    held.owed.extend(order);
+                    (false, false)
+                }
+                Err(_) => (true, true),
+            }
+        } else {
+            (batches.ended_within(TRAIL_RETRY), false)
+        };
+        let pushed = if last { held.finish() } else { held.push() };
+        let stuck = pushed.is_err();
+        match pushed {
+            Ok(()) => match held.written {
+                Some(written) => progress.written(written),
+                None => progress.works(),
+            },
+            Err(error) => progress.failed("write", Chain(&error).to_string()),
+        }
+        if let Some(error) = held.unturned.take() {
+            tracing::warn!(error = %Chain(&error), "could not rotate a file of the audit trail; it goes on");
+        }
+        if last || (ended && stuck) {
+            return;
+        }
+    }
+}
+
+/// Runs [`work`] on a thread that nobody waits for longer than he likes: it may hang in a write.
+///
+/// # Errors
+/// If there is no thread to be had.
+pub(super) fn work_apart(hand: Option<Hand>, open: Opener, batches: Batches, progress: Progress) -> io::Result<()> {
+    std::thread::Builder::new().name("trail-sink".to_owned()).spawn(move || work(hand, open, batches, &progress))?;
+    Ok(())
+}
