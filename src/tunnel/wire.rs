@@ -776,7 +776,7 @@ mod tests {
             (Control::Examine, b"\0\0\0\x04\0\x08{}"),
             (
                 Control::Examined(Report::new("remote", Vec::new())),
-                b"\0\0\0\x3d\0\x09{\"version\":1,\"of\":\"remote\",\"verdict\":\"ok\",\"stages\":[]}",
+                b"\0\0\0\x38\0\x09{\"version\":1,\"of\":\"remote\",\"verdict\":\"ok\",\"stages\":[]}",
             ),
         ] {
             assert_eq!(&message.encode()[..], frozen);
