@@ -21,8 +21,10 @@
 //! link, has the caller's alone. One that listens uses all processors, and gives each connection to the lightest thread.
 
 mod dial;
+pub mod doctor;
 mod expiries;
 mod forward;
+mod health;
 mod levels;
 mod listen;
 mod live;
@@ -63,6 +65,7 @@ use crate::resolve::{self, Resolver};
 use crate::systemd::Supervisor;
 use crate::target::{Host, Target, normal};
 use crate::task::{Crew, CrewError, Load, Tasks};
+use crate::tunnel;
 use crate::tunnel::admit::penalty::Penalties;
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::Egress;
@@ -95,6 +98,8 @@ pub struct Config {
     pub resolver: resolve::Config,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+    /// Where its health and metrics can be asked for, if at all.
+    pub health: crate::health::Config,
 }
 
 impl Config {
@@ -270,6 +275,9 @@ pub enum RunError {
         /// Where it listens until then.
         before: SocketAddr,
     },
+    /// Health or metrics.
+    #[error(transparent)]
+    Health(#[from] crate::health::OpenError),
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
     Close(#[source] audit::TrailError),
@@ -298,6 +306,8 @@ struct Agent {
     penalties: Penalties,
     handshakes: Handshakes,
     ways_out: Mutex<WaysOut>,
+    /// How it stands with its gateways.
+    standings: health::Standings,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
@@ -321,6 +331,7 @@ pub async fn run(
 ) -> Result<Outcome, RunError> {
     let mut listening = Listening::default();
     let prepared = listening.prepare(config.listen.as_ref())?;
+    let health = crate::health::open(&config.health, tunnel::listen::bind).await?;
     let way = if prepared.is_some() { "listening" } else { "dialling out" };
     let links: usize = config.organisations.iter().map(|organisation| organisation.gateways.len()).sum();
     // At a listener there may be any number of sessions.
@@ -346,6 +357,7 @@ pub async fn run(
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),
+        standings: health::Standings::default(),
         unrecorded: Mutex::default(),
     });
     metrics::start();
@@ -354,6 +366,7 @@ pub async fn run(
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
     listening.fit(&agent, config.listen.as_ref(), prepared);
+    health.serve(&agent, &crew, &tasks);
     tasks.spawn(follow(agent.clone(), config, reloads, posts, listening));
     tasks.spawn(keep_time(agent.clone()));
     tasks.spawn(expiries::watch(agent.clone()));
@@ -508,6 +521,7 @@ impl Posts {
             });
         }
         for post in before {
+            agent.standings.forget(&post);
             post.dismissed.cancel();
             if !config.organisations.iter().any(|organisation| organisation.id == post.name.organisation) {
                 metrics::ORGANISATION_LINKS.forget([post.name.organisation.to_string()]);
@@ -527,6 +541,7 @@ impl Posts {
                 noticed: Mutex::default(),
             });
             self.kept.push(post.clone());
+            agent.standings.expect(&post);
             let worker = agent.crew.lightest();
             let carried = worker.carry(Load::Session);
             let keeping = dial::keep_linked(agent.clone(), post);

@@ -10,10 +10,12 @@ pub mod agent;
 pub mod agents;
 pub mod audit;
 pub mod check;
+pub mod doctor;
 mod egress;
 pub mod forward;
 pub mod gateway;
 pub mod generate;
+pub mod health;
 pub mod keys;
 pub mod kubeconfig;
 pub mod policy;
@@ -125,6 +127,8 @@ enum Command {
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
+    Health(health::Args),
     Agents(agents::Args),
     Audit(audit::Args),
     Keys(keys::Args),
@@ -143,6 +147,8 @@ impl Command {
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
+            Self::Doctor(args) => doctor::run(args),
+            Self::Health(args) => health::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Audit(args) => audit::run(args),
             Self::Keys(args) => keys::run(args),

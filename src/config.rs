@@ -12,6 +12,7 @@ mod audit;
 mod collectors;
 mod egress;
 mod file;
+mod health;
 mod mutual;
 mod proxy;
 mod resolver;

@@ -9,6 +9,7 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
@@ -101,8 +102,9 @@ pub struct Drain(Arc<Inner>);
 #[derive(Debug, Default)]
 struct Inner {
     begun: CancellationToken,
-    /// Set before `begun` fires.
+    /// Set before `begun` fires, and so is the time at which it did.
     deadline: OnceLock<Instant>,
+    since: OnceLock<Timestamp>,
     cut: CancellationToken,
     /// Set before `cut` fires.
     why: OnceLock<&'static str>,
@@ -134,6 +136,12 @@ impl Departure {
     /// The peer has said that what runs may go on for so many seconds. Its first word counts.
     pub fn told(&self, seconds: u32) {
         let _ = self.0.set(Instant::now() + Duration::from_secs(seconds.into()));
+    }
+
+    /// Whether the peer has said that it drains.
+    #[must_use]
+    pub fn is_told(&self) -> bool {
+        self.0.get().is_some()
     }
 
     /// Whether the peer cuts its forwards by now, so that one that breaks on its side was most likely cut.
@@ -232,7 +240,14 @@ impl Drain {
     /// Begins: nothing new from here on, and what runs may go on for `grace`.
     pub fn begin(&self, grace: Duration) {
         let _ = self.0.deadline.set(Instant::now() + grace);
+        let _ = self.0.since.set(Timestamp::now());
         self.0.begun.cancel();
+    }
+
+    /// When it began, if it has.
+    #[must_use]
+    pub fn since(&self) -> Option<Timestamp> {
+        self.0.since.get().copied()
     }
 
     /// Ends all forwards that are left, because of `why`.

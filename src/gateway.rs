@@ -21,8 +21,10 @@
 mod admin;
 mod arrive;
 mod broker;
+pub mod doctor;
 mod door;
 mod expiries;
+mod health;
 mod inherit;
 mod intake;
 mod lapses;
@@ -65,7 +67,7 @@ use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes};
+pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes, health};
 pub use inherit::{InheritError, Inherited};
 pub use live::Warning;
 
@@ -96,6 +98,8 @@ pub struct Config {
     pub limits: Limits,
     /// What is held against addresses that nobody logs in from.
     pub penalties: Penalties,
+    /// Where its health and metrics can be asked for, if at all.
+    pub health: crate::health::Config,
 }
 
 /// Whether, and to whom, an address is barred after too many failures.
@@ -284,6 +288,9 @@ pub enum RunError {
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
+    /// Health or metrics.
+    #[error(transparent)]
+    Health(#[from] crate::health::OpenError),
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
     Close(#[source] audit::TrailError),
@@ -309,6 +316,8 @@ struct Gateway {
     drain: Drain,
     /// The tasks that accept.
     accepting: Count,
+    /// When the registry was refused for its faults, if what it holds now was.
+    rejected: Mutex<Option<Timestamp>>,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Mutex<CancellationToken>,
 }
@@ -361,6 +370,7 @@ pub async fn run(
         }
         None => None,
     };
+    let health = crate::health::open(&config.health, tunnel::listen::bind).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = workers.clamp(limits::GATEWAY_WORKERS, limits::WORKERS_MAX);
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
@@ -383,6 +393,7 @@ pub async fn run(
         handshakes: Handshakes::new(workers),
         drain: Drain::new(),
         accepting: Count::default(),
+        rejected: Mutex::default(),
         unrecorded: Mutex::default(),
     });
     metrics::start();
@@ -402,6 +413,7 @@ pub async fn run(
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
     }
+    health.serve(&gateway, &crew, &tasks);
     tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let gateway = gateway.clone();
         move || {
@@ -524,7 +536,7 @@ fn take_over(
         .open
         .into_iter()
         .map(|door| Ok((listen(door.listen, &mut Inherited::default())?, door)))
-        .collect::<Result<_, _>>()?;
+        .collect::<Result<_, RunError>>()?;
 
     // Then the state, by which forwards and links judge themselves, and the doors.
     gateway.state.replace(live::State::new(&new));
@@ -600,6 +612,10 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
     let mut told = gateway.registry.current();
     gateway.tasks.spawn(async move {
         while let Some(reload) = reloads.recv().await {
+            if !matches!(reload, Reload::PollOnly(_)) {
+                let rejected = matches!(reload, Reload::Rejected(_)).then(Timestamp::now);
+                *watched.rejected.lock().unwrap_or_else(PoisonError::into_inner) = rejected;
+            }
             let event = match &reload {
                 Reload::Accepted { .. } => {
                     let snapshot = watched.registry.current();

@@ -39,11 +39,13 @@
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
+//! | 2 | [`health`] | whether a program lives and is ready, its metrics, over HTTP and in a file |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; TLS at both ends; safe SQL |
 //! | 1 | [`reload`], [`token`] | configurations that are read again when their files change; signed tokens |
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | [`diagnosis`] | what an examination has found, for people and for programs |
 //! | 0 | [`chain`], [`task`], [`metrics`] | printing causes; owning tasks; what the process counts about itself |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
@@ -169,14 +171,16 @@
 //! key to come near its end, and for another state; a second one at the gateway for its own certificates, a third for
 //! client CAs and their lists (`gateway::mutual`); a link's control channel does the same for its agent's key.
 //!
+//! **Health and metrics** (`health`), where the configuration opens them: one task per listener waits for connections, and gives each
+//! to a task that answers one question under a deadline; one writes the health file.
+//!
 //! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
 //!
 //! **Network proxy: accepting** (`proxy::intake`), one per listener: waits for connections until the drain, or until the
 //! configuration withdraws it, and gives each a place and a seat or turns it away. One task per connection, on a thread of
 //! the crew, waits for TLS with the client and the head of its first request under a deadline, then for the trail and the
 //! upstream, then moves bytes until both ends are done, the configuration or the end of a certificate says otherwise, or the
-//! stop. In the mode `reverse` the connection to the upstream has a task of its own, which ends with it. The health endpoint
-//! has a task that waits for questions, each answered in a task under a deadline.
+//! stop. In the mode `reverse` the connection to the upstream has a task of its own, which ends with it.
 //!
 //! **Client** (`client`): one task per local listener waits for connections; one per connection waits under a deadline
 //! for what it asks for, where the listener leaves that to it (`client::front`), then for the session, made anew if it
@@ -191,9 +195,11 @@ pub mod chain;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod diagnosis;
 pub mod document;
 pub mod drain;
 pub mod gateway;
+pub mod health;
 pub mod identity;
 pub mod limits;
 pub mod metrics;

@@ -745,8 +745,8 @@ pub const RELOAD_QUEUE: usize = 64;
 /// Questions on the admin socket under way at once.
 pub const ADMIN_CONNECTIONS: usize = 16;
 
-/// One question on the admin socket, from connect to answer.
-pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// One question on the admin socket, from connect to answer; longer than it takes to find that a thread is stuck.
+pub const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// From an open stream to a finished login at a database, TLS included.
 pub const DATABASE_LOGIN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -919,7 +919,7 @@ pub const HEADERS_MAX: usize = 100;
 /// Upstreams and listeners in one configuration: each listener holds a socket, and a health report names each upstream.
 pub const PROXY_PARTS: usize = 64;
 
-/// Requests for a network proxy's health at once: whoever asks is on the same host, and asks once in a few seconds.
+/// Questions about health and metrics at once at each listener: whoever asks does so once in a few seconds.
 pub const HEALTH_CONNECTIONS: usize = 16;
 
 /// How long an upstream has for its TLS handshake: as long as a proxy for its answer.
@@ -928,6 +928,42 @@ pub const OUTBOUND_HANDSHAKE: Duration = PROXY_TIMEOUT;
 /// Names that a listener of a network proxy takes its clients' certificates for: each is compared with each name of a
 /// certificate.
 pub const CLIENT_NAMES_MAX: usize = 256;
+
+/// The head of a question about health; no client's own is longer than a few hundred bytes, and the library wants no less.
+pub const HEALTH_HEAD_MAX: usize = 8 * 1024;
+
+/// How long a question about health may take to be asked: probes send it at once.
+pub const HEALTH_HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a thread may take to show that it gets to its work: far more than any piece of work of ours, and less than any
+/// supervisor waits before it restarts a program.
+pub const HEALTH_PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long an upstream of a proxy may take to show that it is there, where it is asked for the purpose.
+pub const HEALTH_PROBE: Duration = Duration::from_secs(10);
+
+/// How long the parts of a program may take to be looked at: all upstreams are asked at once.
+pub const HEALTH_ANSWER: Duration = Duration::from_secs(15);
+
+/// A question about health, from its head to the end of the answer.
+pub const HEALTH_CONNECTION: Duration = Duration::from_secs(25);
+
+const _: () = assert!(
+    HEALTH_CONNECTION.as_secs() >= HEALTH_HEAD_TIMEOUT.as_secs() + HEALTH_ANSWER.as_secs() + HEALTH_PATIENCE.as_secs(),
+    "see there"
+);
+
+/// One answer about health: a thousand parts.
+pub const HEALTH_ANSWER_MAX: usize = 1024 * 1024;
+
+/// How often it is looked whether the health file is still true.
+pub const HEALTH_LOOK: Duration = Duration::from_secs(1);
+
+/// How often the health file is written where nothing changes: as often as a probe usually looks.
+pub const HEALTH_FILE_EVERY: Duration = Duration::from_secs(10);
+
+/// A health file that is older is nobody's: two were left out, and the third is late.
+pub const HEALTH_FILE_STALE: Duration = Duration::from_secs(30);
 
 /// How long an answer about an upstream's health counts, so that nobody who asks for it causes more than a few connections.
 pub const HEALTH_KEPT: Duration = Duration::from_secs(10);
@@ -952,3 +988,50 @@ pub const TOKEN_ID_MAX: usize = 64;
 /// Series of one metric: an operator's agents, rules and sinks are mostly fewer, and a scraper keeps each for weeks. What
 /// comes on top is counted as one.
 pub const METRIC_SERIES_MAX: usize = 1_024;
+
+/// How long one stage of an examination may take unless it is said otherwise: longer than any step of a link may, so that the
+/// step's own error, which says more, comes first.
+pub const EXAMINED_STAGE: Duration = Duration::from_secs(30);
+
+/// The longest time that may be given to a stage: who waits longer wants something else.
+pub const EXAMINED_STAGE_MAX: Duration = Duration::from_secs(600);
+
+/// How far two clocks may be apart before it is worth a word: HTTP tells whole seconds, and an answer may take some.
+pub const CLOCK_NOTABLE: Duration = Duration::from_secs(10);
+
+/// How many targets one examination dials: an allowlist that spells out more is not one that somebody reads the report of.
+pub const EXAMINED_TARGETS: usize = 200;
+
+/// How long a target has to answer: a dial has [`CONNECT_TIMEOUT`] for each address, and TLS takes a few round trips.
+pub const EXAMINED_TARGET: Duration = Duration::from_secs(15);
+
+/// How long a target may take to speak first, as MySQL and SSH do, before it is spoken to.
+pub const GREETING_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What is read of a target's greeting: the longest that a MySQL server sends is shorter.
+pub const GREETING_MAX: usize = 1024;
+
+/// How often an agent is examined over its link at most: each time it dials all its targets.
+pub const EXAMINED_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the gateway waits for what an agent found: it looks at its targets one after another, most answer at once.
+pub const EXAMINED_REMOTE: Duration = Duration::from_secs(120);
+
+/// How many findings a report over a link has: a finding is less than 256 bytes, and the report has to fit in a message.
+pub const EXAMINED_REPORT: usize = 128;
+
+/// How much of a registry the doctor goes through to see how its files' times stand to the clock: far more than any folder has.
+pub const REGISTRY_ENTRIES: usize = 100_000;
+
+/// Room on the trail's disk below which it counts as full: a day's last records still fit in, nothing else does.
+pub const TRAIL_ROOM_LEAST: u64 = 1024 * 1024;
+
+/// Room on the trail's disk that is worth a word: a busy gateway writes that much in hours.
+pub const TRAIL_ROOM: u64 = 1024 * 1024 * 1024;
+
+/// Descriptors below which a gateway runs short under a load that is ordinary: each forward takes up to two.
+pub const DESCRIPTORS_LEAST: u64 = 8_192;
+
+/// How long a gateway has to say what time it is: the connection that is to become a session waits meanwhile, and the gateway
+/// waits [`LOGIN_GRACE`] for it.
+pub const CLOCK_PATIENCE: Duration = Duration::from_secs(6);

@@ -17,8 +17,7 @@
 //! it; one task per connection waits for the client's handshake and for the head of its first request under a deadline, then for
 //! the trail and for the upstream, then moves bytes until both ends are done, the configuration no longer allows it, its
 //! certificate has come to its end, the trail has failed for too long, or the stop. A connection to an upstream that
-//! speaks HTTP has a task of its own, which ends with it. One task follows the configuration, and one answers at the
-//! health endpoint, if there is one.
+//! speaks HTTP has a task of its own, which ends with it. One task follows the configuration.
 
 mod connect;
 mod exchange;
@@ -62,6 +61,7 @@ use crate::task::{Crew, CrewError, Tasks};
 use crate::tls::{self, ClientAuth, Identity, Trust};
 use crate::tunnel::admit::Room;
 use crate::tunnel::connect::Egress;
+use crate::tunnel::listen;
 use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
@@ -74,8 +74,8 @@ pub struct Config {
     pub upstreams: Vec<Upstream>,
     /// How it leaves the network itself.
     pub egress: Egress,
-    /// Where its health can be asked for: on loopback.
-    pub health: Option<SocketAddr>,
+    /// Where its health and metrics can be asked for, if at all.
+    pub health: crate::health::Config,
     /// How long what runs may go on after the signal to end.
     pub drain: Duration,
     /// Where its trail goes.
@@ -226,7 +226,7 @@ pub enum RunError {
     /// No trail.
     #[error("could not start the audit trail")]
     Trail(#[source] audit::StartError),
-    /// A listener, or the health endpoint.
+    /// A listener.
     #[error("could not listen on {address}")]
     Listen {
         /// Where.
@@ -246,6 +246,9 @@ pub enum RunError {
         /// Where it is.
         to: Target,
     },
+    /// Health or metrics.
+    #[error(transparent)]
+    Health(#[from] crate::health::OpenError),
     /// The trail could not be completed.
     #[error("could not close the audit trail")]
     Close(#[source] audit::TrailError),
@@ -295,6 +298,7 @@ pub async fn run(
     outward::ask_for_wishes(&config).await?;
     let mut listening = Listening::default();
     let prepared = listening.prepare(&config)?;
+    let health = crate::health::open(&config.health, listen::bind).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(limits::WORKERS_MAX);
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
@@ -318,6 +322,7 @@ pub async fn run(
     let _levels = levels::refresh(&proxy);
     info!("proxy started");
     listening.fit(&proxy, &config, prepared);
+    health.serve(&proxy, &crew, &tasks);
     tasks.spawn(follow(proxy.clone(), config, reloads, listening));
     let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
         let proxy = proxy.clone();

@@ -155,7 +155,7 @@ fn what_an_example_turns_on_is_used() {
     let Loaded::Proxy(proxy, _) = load("proxy.toml", &all) else { panic!("a proxy") };
     assert_eq!(proxy.limits, caponier::proxy::Limits::default(), "what an example says it would do");
     assert_eq!((proxy.listeners.len(), proxy.upstreams.len()), (3, 2));
-    assert!(proxy.health.is_some() && proxy.egress.proxy().is_some());
+    assert!(proxy.health.listen.is_some() && proxy.health.metrics.is_some() && proxy.egress.proxy().is_some());
     let text = fs::read_to_string(deploy.join("resources.toml")).expect("read example");
     let Loaded::Resources(config) = load("resources.toml", &all_settings(&text)) else { panic!("resources") };
     assert!(config.client.egress.proxy().is_some_and(|proxy| proxy.credentials.is_some()));

@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::live::State;
 use super::serve::{self, Link, LinkEnd};
-use super::{Agent, Post};
+use super::{Agent, Post, health};
 use crate::backoff::Backoff;
 use crate::chain::Chain;
 use crate::limits;
@@ -55,6 +55,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
             Some(link) => {
                 let gateway = &link.gateway().clone();
                 info!(organisation = %post.name.organisation, gateway = %gateway, "linked");
+                agent.standings.linked(&post, &link);
                 let switch = link.switch().clone();
                 match serve_until_replaced(&agent, &state, &ways, link, share(replaced.len())).await {
                     Next::Stop => return,
@@ -68,6 +69,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                         }
                     }
                     Next::StandBy => {
+                        agent.standings.lost(&post, health::SUPERSEDED);
                         metrics::LINK_RECONNECTS.of(["superseded"]).inc();
                         warn!(
                             organisation = %post.name.organisation,
@@ -88,6 +90,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                         }
                     }
                     Next::Lost { proved } => {
+                        agent.standings.lost(&post, health::LOST);
                         if proved {
                             backoff.reset();
                         }
@@ -136,6 +139,7 @@ async fn round(
         };
         metrics::LINK_DIALS.of(["failed"]).inc();
         let text = Chain(&error).to_string();
+        agent.standings.failed(post, error.brief());
         let hopeful = |next: &GatewayUrl| !error.is_final() || certified && error.lacks_certificate(way, next);
         let passed = rest.as_slice().iter().position(hopeful);
         let next = passed.map(|passed| &rest.as_slice()[passed]);

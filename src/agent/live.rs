@@ -386,6 +386,10 @@ pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
         kept.push("audit");
         new.audit = old.audit.clone();
     }
+    if new.health != old.health {
+        kept.extend(old.health.differences(&new.health));
+        new.health = old.health.clone();
+    }
     kept
 }
 
@@ -461,6 +465,7 @@ pub(super) mod tests {
             resolver: crate::resolve::Config::default(),
             audit: Sinks::stdout(),
             listen: None,
+            health: crate::health::Config::default(),
         }
     }
 

@@ -34,6 +34,8 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
+    /// `agent.examined`: an agent was looked at by `caponier doctor`; the detail says from where.
+    AgentExamined,
     /// `drain.began`: nothing new is taken on; `counts` says what there is.
     DrainBegan,
     /// `drain.ended`: `counts` says how many forwards ended by themselves, and how many were cut.
@@ -61,6 +63,7 @@ impl Kind {
             Self::ForwardAttempt => "forward.attempt",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
+            Self::AgentExamined => "agent.examined",
             Self::DrainBegan => "drain.began",
             Self::DrainEnded => "drain.ended",
             Self::ConfigReloaded => "config.reloaded",

@@ -425,6 +425,14 @@ pub const EVENTS: &[Event] = &[
         since: 1,
     },
     Event {
+        name: "agent.examined",
+        sides: LINKED,
+        meaning: "An agent was looked at by `caponier doctor`.",
+        always: &[],
+        maybe: &[WHO, &["transport", "target", "reason", "detail", "counts"]],
+        since: 1,
+    },
+    Event {
         name: "config.reloaded",
         sides: ALL,
         meaning: "The configuration was read again and is in force.",

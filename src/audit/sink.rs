@@ -23,7 +23,7 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -145,6 +145,14 @@ impl Sinks {
     pub fn file(path: impl Into<PathBuf>) -> Self {
         let kind = SinkKind::File { path: path.into(), fsync: Fsync::default(), rotate: Rotation::default() };
         Self::new(vec![SinkConfig::required("file", kind)])
+    }
+
+    /// The files among them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.list.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::File { path, .. } => Some(path.as_path()),
+            SinkKind::Stdout | SinkKind::Syslog(_) | SinkKind::Https(_) => None,
+        })
     }
 
     /// Standard output alone.

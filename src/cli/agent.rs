@@ -17,8 +17,8 @@ Example:
   caponier agent --config /etc/caponier/agent.toml
 
 The configuration and the keys that it names are read again within five seconds of a change, and on SIGHUP at once: whole or, \
-if they have faults, not at all. What it no longer allows ends at once, and what it does not touch goes on; agent.id, [audit] \
-and [log] need a restart. CAPONIER_TABLE__KEY sets any single value, as in CAPONIER_AGENT__HOST_KEY.
+if they have faults, not at all. What it no longer allows ends at once, and what it does not touch goes on; agent.id, [audit], \
+[health], [metrics] and [log] need a restart. CAPONIER_TABLE__KEY sets any single value, as in CAPONIER_AGENT__HOST_KEY.
 
 The proxy on the way out (http://, https:// or socks5://, then HOST:PORT) is the first of these that is set and not empty: \
 CAPONIER_AGENT__PROXY, AGENT_PROXY, agent.proxy, HTTPS_PROXY, https_proxy; \"none\" is none. What is reached without it is said by \

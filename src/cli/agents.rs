@@ -170,7 +170,7 @@ fn second(time: &str) -> String {
 }
 
 /// How long ago a time was, in its largest unit.
-fn ago(time: &str, now: Timestamp) -> String {
+pub(super) fn ago(time: &str, now: Timestamp) -> String {
     let Ok(time) = time.parse::<Timestamp>() else { return unknown() };
     let seconds = now.duration_since(time).as_secs().max(0);
     match seconds {

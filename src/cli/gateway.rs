@@ -18,7 +18,7 @@ Example:
 
 The registry and the configuration are read again within five seconds of a change, and on SIGHUP at once: each whole or, if it \
 has faults, not at all. What they no longer allow ends at once, and what they do not touch goes on; addresses to listen on \
-(those of [[local]] excepted), gateway.registry, gateway.admin_socket, [audit] and [log] need a restart. CAPONIER_TABLE__KEY \
+(those of [[local]] excepted), gateway.registry, gateway.admin_socket, [audit], [health], [metrics] and [log] need a restart. CAPONIER_TABLE__KEY \
 sets any single value, as in CAPONIER_GATEWAY__HOST_KEY.
 
 SIGTERM and SIGINT make it drain: it accepts nothing new, agents link elsewhere, and what runs may go on for drain_s \

@@ -21,7 +21,7 @@ with certificates on both sides), reverse (HTTP, the proxy alone holds the certi
 which the client's own TLS goes unread).
 
 The configuration and the certificates that it names are read again within five seconds of a change, and on SIGHUP at once: \
-whole or, if they have faults, not at all. What it no longer allows ends at once; [audit], [log] and proxy.health need a restart. \
+whole or, if they have faults, not at all. What it no longer allows ends at once; [audit], [health], [metrics] and [log] need a restart. \
 CAPONIER_TABLE__KEY sets any single value, as in CAPONIER_PROXY__DRAIN_S.
 
 SIGTERM and SIGINT make it drain: what runs may go on for drain_s seconds (300 unless the configuration says otherwise); the exit \

@@ -15,6 +15,7 @@ use jiff::Timestamp;
 
 use super::audit::audit;
 use super::egress::egress;
+use super::health::health;
 use super::resolver::resolver;
 use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
@@ -68,7 +69,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
     if organisations.is_some() && resolver.as_ref().is_some_and(|resolver| resolver.servers.is_empty()) {
         refuse_services(&tables);
     }
-    let (audit, log) = (audit(root), log(root));
+    let (audit, health, log) = (audit(root), health(root), log(root));
     signs_alone(root, audit.as_ref(), &mut keys);
     tls?;
     let config = agent::Config {
@@ -82,6 +83,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         limits: limits?,
         resolver: resolver?,
         listen: listen?,
+        health: health?,
     };
     Some((config, log?))
 }
@@ -147,7 +149,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let local: Vec<_> = root.tables("local").iter().map(|table| local(table, known, &mut addresses)).collect();
     let limits = gateway_limits(&table);
     let penalties = penalties(&table);
-    let (audit, log) = (audit(root), log(root));
+    let (audit, health, log) = (audit(root), health(root), log(root));
     signs_alone(root, audit.as_ref(), &mut keys);
     let config = gateway::Config {
         listen: listen?,
@@ -162,6 +164,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
         audit: audit?,
         limits: limits?,
         penalties: penalties?,
+        health: health?,
     };
     Some((config, log?))
 }

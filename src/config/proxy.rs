@@ -8,6 +8,7 @@ use super::Log;
 use super::audit::audit;
 use super::egress::egress;
 use super::file::{Most, Once, address, bound, drain, forward_bounds, log, network, networks, optional};
+use super::health::health;
 use super::mutual::client_auth_or;
 use crate::chain::Chain;
 use crate::document::{Item, Table};
@@ -20,13 +21,7 @@ use crate::tls::{self, Certificates, ClientAuth, ClientOptions, Identity};
 pub(super) fn proxy(root: &Table<'_>) -> Option<(Config, Log)> {
     let table = root.required_table("proxy")?;
     let egress = egress(&table);
-    let health = optional(table.optional("health"), |item| {
-        let address = address(item)?;
-        match address.ip().is_loopback() {
-            true => Some(address),
-            false => item.reject("health is told on loopback only (127.0.0.0/8 or [::1])"),
-        }
-    });
+    let health = health(root);
     let (drain, limits) = (drain(&table), proxy_limits(&table));
     let mut names = Once::new("upstream");
     let tables = root.required_tables("upstream", "no [[upstream]]: the proxy would have nowhere to lead to");

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -18,6 +17,7 @@ use tracing::{debug, warn};
 use super::Gateway;
 use super::lapses::{AGENT_DRAINED, Lapse, Record, Seen};
 use super::roster::{Link, Peer, Standing};
+use crate::health::{Report, socket};
 use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
 use crate::registry::Registry;
@@ -32,6 +32,8 @@ enum Question {
     Handshakes,
     /// Does this gateway go away?
     State,
+    /// How is it?
+    Health,
 }
 
 /// The answer to [`Question::State`].
@@ -150,6 +152,14 @@ pub async fn handshakes(path: &Path) -> Result<HandshakeCount, AgentsError> {
     ask(path, &Question::Handshakes).await
 }
 
+/// Asks the gateway behind the socket `path` how it is.
+///
+/// # Errors
+/// If nobody answers, or not as expected.
+pub async fn health(path: &Path) -> Result<Report, AgentsError> {
+    ask(path, &Question::Health).await
+}
+
 async fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, AgentsError> {
     let connect = |source| AgentsError::Connect { path: path.to_owned(), source };
     let mut stream = UnixStream::connect(path).await.map_err(connect)?;
@@ -167,57 +177,13 @@ async fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T,
         .map_err(AgentsError::Answer)
 }
 
-/// Removes the socket when the gateway goes.
-pub(super) struct Guard {
-    path: PathBuf,
-    /// Device and inode: what stands at the path later may be another gateway's.
-    made: (u64, u64),
-}
-
-impl Drop for Guard {
-    fn drop(&mut self) {
-        match std::fs::symlink_metadata(&self.path) {
-            Ok(now) if (now.dev(), now.ino()) == self.made => {}
-            _ => return debug!("the admin socket is another gateway's by now"),
-        }
-        if let Err(error) = std::fs::remove_file(&self.path) {
-            debug!(%error, "could not remove the admin socket");
-        }
-    }
-}
-
 /// Makes the socket, for this user alone. One that nobody listens on any more is replaced, and so is that of a gateway that
 /// goes away. A `successor` replaces any gateway's: it takes over its listeners, too.
-pub(super) async fn bind(path: &Path, successor: bool) -> io::Result<(UnixListener, Guard)> {
-    if let Ok(metadata) = std::fs::symlink_metadata(path) {
-        if !metadata.file_type().is_socket() {
-            return Err(io::Error::new(io::ErrorKind::AlreadyExists, "there is something else at this path"));
-        }
-        let answers = UnixStream::connect(path).await.is_ok();
-        if answers && !successor && !is_draining(path).await {
-            return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers there"));
-        }
+pub(super) async fn bind(path: &Path, successor: bool) -> io::Result<(UnixListener, socket::Guard)> {
+    if socket::is_answered(path).await && !successor && !is_draining(path).await {
+        return Err(io::Error::new(io::ErrorKind::AddrInUse, "another gateway answers there"));
     }
-    // Bound under a name of its own in the same folder and renamed once its mode is set: it is never open to others.
-    let mut staging = path.as_os_str().to_owned();
-    staging.push(format!(".{}", std::process::id()));
-    let staging = PathBuf::from(staging);
-    // Left by a process of the same id that was killed in between; in a container every process has that id.
-    match std::fs::remove_file(&staging) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&staging)?;
-    let placed = std::fs::set_permissions(&staging, std::fs::Permissions::from_mode(0o600))
-        .and_then(|()| std::fs::symlink_metadata(&staging))
-        .and_then(|made| std::fs::rename(&staging, path).map(|()| (made.dev(), made.ino())));
-    match placed {
-        Ok(made) => Ok((listener, Guard { path: path.to_owned(), made })),
-        Err(error) => {
-            drop(std::fs::remove_file(&staging));
-            Err(error)
-        }
-    }
+    socket::place(path)
 }
 
 /// Whether the gateway behind `path` says that it goes away.
@@ -233,7 +199,7 @@ async fn is_draining(path: &Path) -> bool {
 }
 
 /// Answers until the gateway stops.
-pub(super) async fn serve(gateway: Arc<Gateway>, listener: UnixListener, guard: Guard) {
+pub(super) async fn serve(gateway: Arc<Gateway>, listener: UnixListener, guard: socket::Guard) {
     let _guard = guard;
     let stop = gateway.tasks.stopping().clone();
     let room = Arc::new(Semaphore::new(limits::ADMIN_CONNECTIONS));
@@ -281,6 +247,7 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
                 .map(|(address, left)| Barred { address: address.to_string(), seconds: left.as_secs() + 1 });
             serde_json::to_vec(&HandshakeCount { now, most, barred: barred.collect() })?
         }
+        Question::Health => serde_json::to_vec(&Report::of(gateway, &gateway.crew).await)?,
         Question::Agents => {
             let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?

@@ -311,6 +311,10 @@ pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
         kept.push("audit");
         new.audit = old.audit.clone();
     }
+    if new.health != old.health {
+        kept.extend(old.health.differences(&new.health));
+        new.health = old.health.clone();
+    }
     kept
 }
 

@@ -14,7 +14,7 @@ use tracing::{debug, info, warn};
 
 use super::live::{Guest, Slot, State};
 use super::places::Place;
-use super::{Config, Mode, Proxy, RunError, connect, health, mutual, reverse};
+use super::{Config, Mode, Proxy, RunError, connect, mutual, reverse};
 use crate::audit::{Event, Kind};
 use crate::chain::Chain;
 use crate::limits;
@@ -31,8 +31,6 @@ pub(super) struct Listening {
     open: Vec<Open>,
     /// How many there have been.
     made: u64,
-    /// Whether the proxy runs, so that the endpoint for health is what it is.
-    begun: bool,
 }
 
 struct Open {
@@ -45,7 +43,6 @@ struct Open {
 /// What a configuration wants and there was not before: for each of its listeners one, where there is none.
 pub(super) struct Prepared {
     slots: Vec<(Slot, Option<TcpListener>)>,
-    health: Option<TcpListener>,
 }
 
 impl Listening {
@@ -66,8 +63,7 @@ impl Listening {
                 }
             }
         }
-        let health = config.health.filter(|_| !self.begun).map(bind).transpose()?;
-        Ok(Prepared { slots, health })
+        Ok(Prepared { slots })
     }
 
     /// Puts a configuration in force: withdraws what it no longer wants, and accepts on what was prepared for it.
@@ -90,14 +86,6 @@ impl Listening {
             let withdrawn = CancellationToken::new();
             self.open.push(Open { slot, address: listener.address, withdrawn: withdrawn.clone() });
             proxy.tasks.spawn(accept(proxy.clone(), made, slot, withdrawn));
-        }
-        self.begun = true;
-        if let Some(listener) = prepared.health {
-            match listener.local_addr() {
-                Ok(bound) => info!("health on {bound}"),
-                Err(error) => warn!(%error, "health, but not known where"),
-            }
-            proxy.tasks.spawn(health::accept(proxy.clone(), listener));
         }
     }
 }

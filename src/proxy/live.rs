@@ -234,8 +234,8 @@ pub(super) fn keep(old: &Config, new: &mut Config) -> Vec<&'static str> {
         restart.push("audit");
     }
     if old.health != new.health {
-        new.health = old.health;
-        restart.push("proxy.health");
+        restart.extend(old.health.differences(&new.health));
+        new.health = old.health.clone();
     }
     restart
 }
@@ -267,6 +267,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
 mod tests {
     use super::*;
     use crate::audit::Sinks;
+    use crate::health;
 
     const SLOT: Slot = Slot(7);
 
@@ -290,7 +291,7 @@ mod tests {
                 upstream("other", "other.example.com:8443"),
             ],
             egress: Egress::default(),
-            health: None,
+            health: health::Config::default(),
             drain: Duration::ZERO,
             audit: Sinks::stdout(),
             limits: Limits::default(),

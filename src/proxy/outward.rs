@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use ipnet::IpNet;
+use jiff::Timestamp;
 use tokio::time::{Instant, timeout};
 use tracing::warn;
 
@@ -269,13 +270,19 @@ pub(super) struct Standings(Mutex<HashMap<String, Standing>>);
 pub(super) struct Standing {
     pub(super) answers: bool,
     pub(super) at: Instant,
+    /// Since when it has been so.
+    pub(super) since: Timestamp,
 }
 
 impl Standings {
     /// Notes how an upstream answered just now.
-    pub(super) fn note(&self, upstream: &str, answers: bool) {
+    pub(super) fn note(&self, upstream: &str, answers: bool) -> Standing {
         let mut standings = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        standings.insert(upstream.to_owned(), Standing { answers, at: Instant::now() });
+        let before = standings.get(upstream).filter(|before| before.answers == answers);
+        let since = before.map_or_else(Timestamp::now, |before| before.since);
+        let standing = Standing { answers, at: Instant::now(), since };
+        standings.insert(upstream.to_owned(), standing);
+        standing
     }
 
     /// How it answered last.

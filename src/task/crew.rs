@@ -31,6 +31,8 @@ struct Shared {
     workers: Vec<Worker>,
     broken: CancellationToken,
     pings: Tasks,
+    /// Held by whoever asks whether the workers answer: each is asked once, however many want to know.
+    asking: tokio::sync::Mutex<()>,
 }
 
 /// One of a crew. Clones are the same one.
@@ -150,7 +152,10 @@ impl Crew {
             workers.push(Worker::new(number, handle, handle_of_thread.thread().id(), over));
             threads.threads.push(Thread { name, handle: handle_of_thread, ended });
         }
-        Ok((Self(Arc::new(Shared { workers, broken, pings: Tasks::new() })), threads))
+        Ok((
+            Self(Arc::new(Shared { workers, broken, pings: Tasks::new(), asking: tokio::sync::Mutex::default() })),
+            threads,
+        ))
     }
 
     /// All workers; the first is the thread that started the crew.
@@ -175,12 +180,13 @@ impl Crew {
     }
 
     /// Whether every worker takes up a task within `limit`. One that has not answered yet is not asked again, and one that was
-    /// asked to end not any more.
+    /// asked to end not any more. Several callers take turns.
     pub async fn answers(&self, limit: Duration) -> bool {
         if self.0.broken.is_cancelled() {
             return false;
         }
         let deadline = Instant::now() + limit;
+        let Ok(_turn) = timeout_at(deadline, self.0.asking.lock()).await else { return false };
         let mut asked = Vec::new();
         for worker in self.0.workers.iter().filter(|worker| !worker.0.over.is_cancelled()) {
             let last = worker.0.ping.lock().unwrap_or_else(PoisonError::into_inner).take();

@@ -67,6 +67,7 @@ impl Site {
         write(&registry.join("organisations/acme/principals/ci/key.pub"), &principal_key.public().to_openssh());
         write(&registry.join("organisations/acme/principals/ci.toml"), "agents = [\"prod-eu\"]\n");
         let config = gateway::Config {
+            health: caponier::health::Config::default(),
             certificates: None,
             listen: vec![Listener::plain("127.0.0.1:0".parse().expect("an address"))],
             host_key: PrivateKey::generate(Algorithm::Ed25519),
@@ -280,6 +281,7 @@ impl Linked {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
         let gateway = format!("ssh://{}", listener.local_addr().expect("its address"));
         let config = agent::Config {
+            health: caponier::health::Config::default(),
             id: "prod-eu".parse().expect("an id"),
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),

@@ -1,7 +1,7 @@
 //! The mode `connect`.
 
 use caponier::limits;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -227,16 +227,24 @@ async fn what_the_configuration_takes_back_is_cut_and_the_rest_goes_on() {
 #[tokio::test]
 async fn a_drain_lets_what_runs_end_and_health_tells_of_it() {
     let target = echo().await;
-    let mut place = to(target, "drain_s = 60\nhealth = \"127.0.0.1:0\"").await;
-    assert_eq!(place.health("/healthz").await, (200, "ok\n".to_owned()));
-    assert_eq!(place.health("/readyz").await, (200, "ok\n".to_owned()));
+    let mut place = to(target, "drain_s = 60\n[health]\nlisten = \"127.0.0.1:0\"").await;
+    assert_eq!(place.health("/livez").await.0, 200);
+    let (status, ready) = place.health("/readyz?verbose").await;
+    let ready: Value = serde_json::from_str(&ready).expect("JSON");
+    assert_eq!((status, &ready["ready"], &ready["side"]), (200, &json!(true), &json!("proxy")), "{ready}");
+    let upstream = ready["parts"].as_array().expect("parts").iter().find(|part| part["part"] == "upstream");
+    assert!(upstream.is_some_and(|part| part["upstream"] == "control" && part["ready"] == true), "{ready}");
     assert_eq!(place.health("/metrics").await.0, 404);
     let mut stream = connect(place.listeners[0]).await;
     let reply = head(&mut stream, format!("CONNECT {target} HTTP/1.1\r\n\r\n").as_bytes()).await;
     assert!(reply.starts_with("HTTP/1.1 200 "), "{reply}");
     place.program().signal("TERM");
-    eventually("a drain", async || (place.health("/healthz").await == (503, "draining\n".to_owned())).then_some(()))
-        .await;
+    eventually("a drain", async || {
+        let (status, told) = place.health("/readyz").await;
+        (status == 503).then(|| assert!(told.contains("\"part\":\"drain\""), "{told}"))
+    })
+    .await;
+    assert_eq!(place.health("/livez").await.0, 200, "it drains, and lives");
     eventually("nobody listens", async || TcpStream::connect(place.listeners[0]).await.err()).await;
     echoes(&mut stream, b"still here").await;
     stream.shutdown().await.expect("ended");
@@ -253,17 +261,22 @@ async fn health_that_is_asked_for_later_takes_a_restart_and_keeps_nothing_else_f
     let mut place = to(target, "").await;
     // Somebody else is there, which is of no concern before that restart.
     let taken = TcpListener::bind("127.0.0.1:0").await.expect("bound");
-    let settings = format!("health = \"{}\"\ndrain_s = 7", taken.local_addr().expect("an address"));
+    let settings = format!("drain_s = 7\n[health]\nlisten = \"{}\"", taken.local_addr().expect("an address"));
     place.write(&settings, &tables(target));
-    place.program().says("need a restart: proxy.health").await;
+    place.program().says("need a restart: health").await;
     place.record(json!({"event": "config.reloaded"})).await;
     place.stop().await;
 }
 
 #[tokio::test]
 async fn readiness_tells_which_upstream_does_not_answer() {
-    let place = to(format!("127.0.0.1:{}", free_port()), "health = \"127.0.0.1:0\"").await;
-    assert_eq!(place.health("/healthz").await.0, 200);
-    assert_eq!(place.health("/readyz").await, (503, "control does not answer\n".to_owned()));
+    let place = to(format!("127.0.0.1:{}", free_port()), "[health]\nlisten = \"127.0.0.1:0\"").await;
+    assert_eq!(place.health("/livez").await.0, 200);
+    let (status, told) = place.health("/readyz").await;
+    let told: Value = serde_json::from_str(&told).expect("JSON");
+    let part = &told["parts"][0];
+    let seen = (status, &told["ready"], &part["part"], &part["upstream"], &part["detail"]);
+    let expected = (503, &json!(false), &json!("upstream"), &json!("control"), &json!("it does not answer"));
+    assert_eq!(seen, expected, "{told}");
     place.stop().await;
 }
