@@ -252,3 +252,24 @@ kubernetes_program() {
     done
   )
 }
+
+# --- Helm -------------------------------------------------------------------------------------------------
+
+helm_version=3.22.0
+
+# need_helm : one that is there already ($HELM, or on the PATH), else the release above, from its Go module; and what reads
+# what it renders. `helm` is then a function that calls it.
+need_helm() {
+  need_packages openssl:openssl /usr/bin/python3:python3 /usr/lib/python3/dist-packages/yaml/__init__.py:python3-yaml
+  have go || PATH=$PATH:/usr/local/go/bin
+  HELM=${HELM:-$(type -P helm)} || HELM=${GOPATH:-$HOME/go}/bin/helm
+  [ ! -x "$HELM" ] || return 0
+  need_packages go:golang-go /etc/ssl/certs/ca-certificates.crt:ca-certificates
+  [ "$(go env GOVERSION | sed -E 's/^go1\.([0-9]+).*/\1/')" -ge 21 ] ||
+    die "$(go version) is too old to build helm: install Go 1.21 or later, or set HELM to a helm"
+  say "Building helm $helm_version from its Go module."
+  GOTOOLCHAIN=auto CGO_ENABLED=0 go install "helm.sh/helm/v3/cmd/helm@v$helm_version"
+}
+
+# It says at each step where links lead.
+helm() { "$HELM" "$@" 2> >(grep -v 'found symbolic link' >&2); }

@@ -21,6 +21,7 @@
 //! link, has the caller's alone. One that listens uses all processors, and gives each connection to the lightest thread.
 
 mod dial;
+pub mod doctor;
 mod expiries;
 mod forward;
 mod health;
@@ -70,6 +71,7 @@ use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::Egress;
 use crate::tunnel::connect::url::Ways;
 use crate::tunnel::dial::Tls;
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
 
@@ -339,9 +341,8 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Agent, Arc::new(audit::sink::NoNetwork), &writer)
-        .await
-        .map_err(RunError::Trail)?;
+    let trail =
+        Trail::start(config.audit.clone(), Side::Agent, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
@@ -452,7 +453,7 @@ async fn follow(
                 if !restart.is_empty() {
                     warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
                 }
-                Event::new(Kind::ConfigReloaded).detail(changes)
+                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
             }
             Err(faults) => {
                 error!("the configuration has faults, so that nothing that changed in it holds: {faults}");

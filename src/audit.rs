@@ -24,6 +24,7 @@
 //! how.
 
 pub mod chain;
+mod changed;
 mod event;
 mod forward;
 pub mod head;

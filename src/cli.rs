@@ -10,6 +10,7 @@ pub mod agent;
 pub mod agents;
 pub mod audit;
 pub mod check;
+pub mod doctor;
 mod egress;
 pub mod forward;
 pub mod gateway;
@@ -127,6 +128,7 @@ enum Command {
     Forward(Box<forward::Args>),
     Provision(provision::Args),
     Check(check::Args),
+    Doctor(doctor::Args),
     Health(health::Args),
     Agents(agents::Args),
     Audit(audit::Args),
@@ -147,6 +149,7 @@ impl Command {
             Self::Forward(args) => forward::run(*args),
             Self::Provision(args) => provision::run(args),
             Self::Check(args) => check::run(args),
+            Self::Doctor(args) => doctor::run(args),
             Self::Health(args) => health::run(args),
             Self::Agents(args) => agents::run(args),
             Self::Audit(args) => audit::run(args),

@@ -8,6 +8,8 @@
 //! fault that can be found without a network; an unknown key is a fault, and an omitted one never means "everything",
 //! save the `principals` of an allow rule.
 
+mod audit;
+mod collectors;
 mod egress;
 mod file;
 mod health;

@@ -21,6 +21,7 @@
 mod admin;
 mod arrive;
 mod broker;
+pub mod doctor;
 mod door;
 mod expiries;
 mod forwards;
@@ -56,7 +57,7 @@ use crate::limits;
 use crate::metrics;
 use crate::network::Networks;
 use crate::registry::file::{Files, Reload, writable_by_others};
-use crate::registry::{Registry, Snapshot};
+use crate::registry::{Registry, Snapshot, changes};
 use crate::reload::{Changes, Fresh, Live, Reloads};
 use crate::systemd::Supervisor;
 use crate::target::Target;
@@ -65,6 +66,7 @@ use crate::tls::{Certificates, ClientAuth, Trust};
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes, health, status};
@@ -380,9 +382,8 @@ pub async fn run(
     let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
     supervisor.watch(crew.clone());
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Gateway, Arc::new(audit::sink::NoNetwork), &writer)
-        .await
-        .map_err(RunError::Trail)?;
+    let trail =
+        Trail::start(config.audit.clone(), Side::Gateway, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
     let tasks = Tasks::new();
     let gateway = Arc::new(Gateway {
         state: Live::new(live::State::new(&config)),
@@ -511,7 +512,7 @@ async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<
             Err(faults) => Err(faults.to_string()),
         };
         let event = match taken {
-            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(changes),
+            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes),
             Err(why) => {
                 error!("the configuration cannot be taken over, so that nothing that changed in it holds: {why}");
                 Event::new(Kind::ConfigRejected).detail(why)
@@ -615,6 +616,8 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
             })
             .await;
     });
+    // What is on record already. A state that was replaced before it could be recorded is told of with the next one.
+    let mut told = gateway.registry.current();
     gateway.tasks.spawn(async move {
         while let Some(reload) = reloads.recv().await {
             if !matches!(reload, Reload::PollOnly(_)) {
@@ -625,9 +628,11 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
                 Reload::Accepted { .. } => {
                     let snapshot = watched.registry.current();
                     watched.lapses.retain(|name| snapshot.has(name));
+                    let changes = changes::between(&told, &snapshot);
+                    told = snapshot;
                     info!("the registry has changed; the new state is in force");
-                    watched.forwards.tell("registry.reloaded", None, "");
-                    Event::new(Kind::RegistryReloaded)
+                    watched.forwards.tell("registry.reloaded", None, &changes.to_string());
+                    Event::new(Kind::RegistryReloaded).detail(&changes).changes(&changes)
                 }
                 Reload::Rejected(faults) => {
                     watched.forwards.tell("registry.rejected", None, &faults.to_string());

@@ -45,6 +45,7 @@
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | [`diagnosis`] | what an examination has found, for people and for programs |
 //! | 0 | [`chain`], [`task`], [`metrics`] | printing causes; owning tasks; what the process counts about itself |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
@@ -195,6 +196,7 @@ pub mod chain;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod diagnosis;
 pub mod document;
 pub mod drain;
 pub mod gateway;

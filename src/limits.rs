@@ -514,6 +514,59 @@ pub const HEAD_EVERY: Duration = Duration::from_secs(60);
 /// How often a forward that lasts says how far it is, unless `progress_s` says otherwise.
 pub const PROGRESS_EVERY: Duration = Duration::from_secs(900);
 
+/// Sinks of one trail besides its first: each is a thread or a task, and a copy of everything.
+pub const SINKS_MAX: usize = 16;
+
+/// From the beginning of a connection to a collector to its end: the name, the proxy, TCP and TLS. Longer than each of them
+/// may take alone and shorter than all together, since nothing is sent meanwhile.
+pub const SINK_CONNECT: Duration = Duration::from_secs(20);
+
+/// How long a collector may take for what was sent to it: one that is busy answers within that, one that stalls is noticed.
+pub const SINK_DELIVERY: Duration = Duration::from_secs(15);
+
+/// How long a collector may take to hang up when all is sent.
+pub const SINK_GOODBYE: Duration = Duration::from_secs(2);
+
+/// The longest pause after the first failure of a collector: most are gone for as long as a restart takes.
+pub const SINK_RETRY_FIRST: Duration = Duration::from_millis(250);
+
+/// The longest pause between two attempts to reach a collector: where it is required, nothing opens meanwhile.
+pub const SINK_RETRY_CAP: Duration = Duration::from_secs(5);
+
+/// Records that are written to a syslog collector at once.
+pub const SYSLOG_RECORDS: usize = 1_024;
+
+/// Bytes of records that are written to a syslog collector at once: a slow one takes that within [`SINK_DELIVERY`].
+pub const SYSLOG_PORTION: usize = 256 * 1024;
+
+/// Bytes of records in one request to a collector; what most collectors take at once, and OCSF makes twice as much of it.
+pub const HTTPS_BODY: usize = 1 << 20;
+
+/// Records in one request to a collector, unless `batch_records` says otherwise.
+pub const HTTPS_RECORDS: usize = 1_000;
+
+/// The most that `batch_records` can be set to: more never fit into [`HTTPS_BODY`].
+pub const HTTPS_RECORDS_MAX: usize = 10_000;
+
+/// How long a record waits for others to go with it, unless `batch_ms` says otherwise; where the sink is required they do not
+/// wait, since somebody waits for each.
+pub const HTTPS_LINGER: Duration = Duration::from_millis(500);
+
+/// The most that `batch_ms` can be set to: within it a crash loses what has not been sent.
+pub const HTTPS_LINGER_MAX: Duration = Duration::from_secs(60);
+
+/// What is read of a collector's answer, in bytes: its head counts, and the rest is thrown away.
+pub const HTTPS_ANSWER_MAX: usize = 64 * 1024;
+
+/// Headers of a collector's answer.
+pub const HTTPS_HEADERS_MAX: usize = 64;
+
+/// The longest that a collector can ask to be left alone.
+pub const HTTPS_RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
+
+/// The pause after an answer that time alone does not mend: a wrong token, a wrong path. Somebody has to look.
+pub const HTTPS_REFUSED_PAUSE: Duration = Duration::from_secs(15);
+
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
@@ -532,6 +585,10 @@ pub const VERIFY_TORN: usize = 1_024;
 
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
+
+/// What an audit record lists of changes, in bytes as JSON has them: half of [`TRAIL_RECORD_MAX`], and some two hundred keys
+/// with whose they are. What goes beyond is counted.
+pub const TRAIL_CHANGES_MAX: usize = 32 * 1024;
 
 /// One forward id, in bytes; ours are far shorter.
 pub const FORWARD_ID_MAX: usize = 128;
@@ -895,3 +952,50 @@ pub const TOKEN_ID_MAX: usize = 64;
 /// Series of one metric: an operator's agents, rules and sinks are mostly fewer, and a scraper keeps each for weeks. What
 /// comes on top is counted as one.
 pub const METRIC_SERIES_MAX: usize = 1_024;
+
+/// How long one stage of an examination may take unless it is said otherwise: longer than any step of a link may, so that the
+/// step's own error, which says more, comes first.
+pub const EXAMINED_STAGE: Duration = Duration::from_secs(30);
+
+/// The longest time that may be given to a stage: who waits longer wants something else.
+pub const EXAMINED_STAGE_MAX: Duration = Duration::from_secs(600);
+
+/// How far two clocks may be apart before it is worth a word: HTTP tells whole seconds, and an answer may take some.
+pub const CLOCK_NOTABLE: Duration = Duration::from_secs(10);
+
+/// How many targets one examination dials: an allowlist that spells out more is not one that somebody reads the report of.
+pub const EXAMINED_TARGETS: usize = 200;
+
+/// How long a target has to answer: a dial has [`CONNECT_TIMEOUT`] for each address, and TLS takes a few round trips.
+pub const EXAMINED_TARGET: Duration = Duration::from_secs(15);
+
+/// How long a target may take to speak first, as MySQL and SSH do, before it is spoken to.
+pub const GREETING_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What is read of a target's greeting: the longest that a MySQL server sends is shorter.
+pub const GREETING_MAX: usize = 1024;
+
+/// How often an agent is examined over its link at most: each time it dials all its targets.
+pub const EXAMINED_EVERY: Duration = Duration::from_secs(60);
+
+/// How long the gateway waits for what an agent found: it looks at its targets one after another, most answer at once.
+pub const EXAMINED_REMOTE: Duration = Duration::from_secs(120);
+
+/// How many findings a report over a link has: a finding is less than 256 bytes, and the report has to fit in a message.
+pub const EXAMINED_REPORT: usize = 128;
+
+/// How much of a registry the doctor goes through to see how its files' times stand to the clock: far more than any folder has.
+pub const REGISTRY_ENTRIES: usize = 100_000;
+
+/// Room on the trail's disk below which it counts as full: a day's last records still fit in, nothing else does.
+pub const TRAIL_ROOM_LEAST: u64 = 1024 * 1024;
+
+/// Room on the trail's disk that is worth a word: a busy gateway writes that much in hours.
+pub const TRAIL_ROOM: u64 = 1024 * 1024 * 1024;
+
+/// Descriptors below which a gateway runs short under a load that is ordinary: each forward takes up to two.
+pub const DESCRIPTORS_LEAST: u64 = 8_192;
+
+/// How long a gateway has to say what time it is: the connection that is to become a session waits meanwhile, and the gateway
+/// waits [`LOGIN_GRACE`] for it.
+pub const CLOCK_PATIENCE: Duration = Duration::from_secs(6);

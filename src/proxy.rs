@@ -62,6 +62,7 @@ use crate::tls::{self, ClientAuth, Identity, Trust};
 use crate::tunnel::admit::Room;
 use crate::tunnel::connect::Egress;
 use crate::tunnel::listen;
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 /// What a proxy is told by its owner.
@@ -303,9 +304,8 @@ pub async fn run(
     supervisor.watch(crew.clone());
     let tasks = Tasks::new();
     let writer = Tasks::new();
-    let trail = Trail::start(config.audit.clone(), Side::Proxy, Arc::new(audit::sink::NoNetwork), &writer)
-        .await
-        .map_err(RunError::Trail)?;
+    let trail =
+        Trail::start(config.audit.clone(), Side::Proxy, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
     let proxy = Arc::new(Proxy {
         state: Live::new(State::default()),
         trail: trail.clone(),
@@ -393,7 +393,7 @@ async fn follow(proxy: Arc<Proxy>, mut config: Config, mut reloads: Reloads<Conf
                 if !restart.is_empty() {
                     warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
                 }
-                Event::new(Kind::ConfigReloaded).detail(changes)
+                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
             }
             Err(faults) => {
                 error!("the configuration has faults, so that nothing that changed in it holds: {faults}");

@@ -10,6 +10,7 @@
 //! Absent: nothing here proves that the other side holds a key. Ask only after SSH has.
 
 pub mod authority;
+pub mod changes;
 pub mod edit;
 pub mod expiry;
 pub mod file;

@@ -252,6 +252,12 @@ impl Changes {
         self.changed.push(what.to_string());
     }
 
+    /// What is gone, what is new and what changed, in this order.
+    #[must_use]
+    pub fn lists(&self) -> [&[String]; 3] {
+        [&self.gone, &self.new, &self.changed]
+    }
+
     /// Compares two lists of things, each with what it goes by; `what` is put before that.
     pub fn compare<K: Ord + fmt::Display, V: PartialEq>(
         &mut self,

@@ -30,6 +30,7 @@ mod peer;
 mod roots;
 mod server;
 mod stream;
+mod witness;
 
 use std::sync::{Arc, LazyLock};
 
@@ -46,6 +47,7 @@ pub use peer::PeerChain;
 pub use roots::TlsError;
 pub use server::{AcceptError, Accepted, Acceptor, Certificates, ClientPolicy, Gate};
 pub use stream::TlsStream;
+pub use witness::{Shown, connect_seeing, look};
 
 /// What a link and a session of ours say that they speak inside: SSH.
 pub const ALPN_SSH: &[u8] = b"caponier/1";

@@ -2,6 +2,7 @@
 //!
 //! - [`connect`] reaches the other end over TCP, through a proxy if need be, and [`dial`] a gateway by its URL;
 //! - [`listen`] waits for the other end, where it is that which dials;
+//! - [`outlet`] is the way to the collectors of an audit trail;
 //! - [`admit`] decides who may take up a handshake, and tells the peers of a connection apart by their identification;
 //! - [`proxied`] reads whose connection a balancer passes on;
 //! - [`sniff`] tells SSH, TLS and HTTP apart by the first bytes, and [`http`] reads the head of a request;
@@ -19,6 +20,7 @@ pub mod connect;
 pub mod dial;
 pub mod http;
 pub mod listen;
+pub mod outlet;
 pub mod pool;
 pub mod proxied;
 pub mod sniff;

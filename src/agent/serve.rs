@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -19,16 +19,19 @@ use super::{Agent, Post, expiries};
 use crate::audit::{Event, Kind, TrailError};
 use crate::chain::Chain;
 use crate::drain::{Count, Departure};
-use crate::identity::{Certificate, Credential, Fingerprint, OrganisationId, PublicKey, ReplicaId};
+use crate::identity::{
+    AgentName, Certificate, Credential, Fingerprint, OrganisationId, PrivateKey, PublicKey, ReplicaId,
+};
 use crate::limits;
-use crate::task::reached;
+use crate::task::{Tasks, reached};
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::connect::url::{GatewayUrl, Transport};
 use crate::tunnel::dial::{self, DialError, Dialled};
 use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running,
+    self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running, Server,
     ServerOptions,
 };
+use crate::tunnel::stream::Stream;
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
 
@@ -170,86 +173,29 @@ pub(super) async fn link(
         .map_err(|source| LinkError::Dial { gateway: gateway.clone(), source })?;
     let deadline = Instant::now() + limits::LOGIN_GRACE;
     let line = wire::agent_line(name, &state.replica);
-    let greet = |source: GreetError| {
-        let bare = gateway.transport() == Transport::Ssh;
-        let source = if bare { source.of_dialled(gateway.target()) } else { source };
-        LinkError::Greet { gateway: gateway.clone(), source }
+    let head = introduce(&mut stream, head, &line, gateway, deadline).await?;
+    let current = {
+        let agent = agent.clone();
+        move || agent.state.current()
     };
-    let greeting = format!("{line}\r\n");
-    stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
-    stream.flush().await.map_err(|error| greet(GreetError::Io(error)))?;
-    let greeted = admit::greet(&mut stream, head, None, deadline).await.map_err(greet)?;
-    // A gateway that had to wait for our line has sent its door's.
-    if !matches!(greeted.peer, Peer::Client | Peer::Door) {
-        return Err(LinkError::NotAGateway { gateway: gateway.clone() });
-    }
-
-    let logins = Arc::new(Mutex::new(Logins::default()));
-    let login = OrchestratorLogin { agent: agent.clone(), post: post.clone(), logins: logins.clone() };
-    let options = ServerOptions {
-        line,
-        said: true,
-        head: greeted.head,
-        key: state.key.clone(),
-        certificate: None,
-        control_channel: true,
-        keepalive: limits::LINK_KEEPALIVE,
-        keepalive_max: 1,
-        flow: Flow::Credit,
-        channels: agent.limits().forwards_per_link,
-        opens: agent.limits().pending_opens_per_link,
+    let bounds = (agent.limits().forwards_per_link, agent.limits().pending_opens_per_link);
+    let coming = Coming { name, gateway, line, head, key: &state.key, bounds, deadline };
+    let refused = |reason: &'static str, event: Event| {
+        let event = event.organisation(&name.organisation).agent(&name.agent);
+        agent.trail.stranger(event, reason);
     };
-    let server = ssh::serve(stream, options, login, &agent.tasks)
-        .await
-        .map_err(|source| LinkError::Handshake { gateway: gateway.clone(), source })?;
-    let (logged_in, switch) = (server.logged_in.clone(), server.control.clone());
-    let cut = switch.cut_on_drop();
-    let ended = tokio::select! {
-        outcome = timeout_at(deadline, logged_in.cancelled()) => match outcome {
-            Ok(()) => false,
-            Err(_) => return Err(LinkError::LoginTimeout { gateway: gateway.clone() }),
-        },
-        () = switch.gone().cancelled() => true,
-    };
-    let accepted = {
-        let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&logins.accepted, &logins.refused) {
-            (Some(orchestrator), _) if !ended => Some(orchestrator.clone()),
-            (_, Some((reason, key))) => {
-                let event = Event::new(Kind::AuthRefused)
-                    .organisation(&name.organisation)
-                    .agent(&name.agent)
-                    .key(key)
-                    .detail(gateway);
-                agent.trail.stranger(event, reason);
-                return Err(LinkError::LoginRefused {
-                    gateway: gateway.clone(),
-                    organisation: name.organisation.to_string(),
-                    reason,
-                    key: key.clone(),
-                });
-            }
-            _ => None,
+    let (server, accepted) = coming.log_in(stream, current, &agent.tasks).await.inspect_err(|error| match error {
+        LinkError::LoginRefused { reason, key, .. } => {
+            refused(reason, Event::new(Kind::AuthRefused).key(key).detail(gateway));
         }
-    };
-    let Some(accepted) = accepted else {
-        let (_, _, running) = server.split();
-        return Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
-            Ok(Err(RunError::Ssh(source))) => {
-                let event = Event::new(Kind::AuthRefused)
-                    .organisation(&name.organisation)
-                    .agent(&name.agent)
-                    .detail(format!("{gateway}: {}", Chain(&source)));
-                agent.trail.stranger(event, "handshake");
-                LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
-            }
-            _ => LinkError::KeyNotAccepted {
-                gateway: gateway.clone(),
-                key: state.key.public().fingerprint(),
-                agent: name.to_string(),
-            },
-        });
-    };
+        LinkError::Handshake { source: HandshakeError::Ssh(source), .. } => {
+            let detail = format!("{gateway}: {}", Chain(source));
+            refused("handshake", Event::new(Kind::AuthRefused).detail(detail));
+        }
+        _ => {}
+    })?;
+    let switch = server.control.clone();
+    let cut = switch.cut_on_drop();
     let event = Event::new(Kind::LinkUp)
         .organisation(&name.organisation)
         .agent(&name.agent)
@@ -282,6 +228,117 @@ pub(super) async fn link(
     Ok(Link { shared, opens, control_channel, misconduct, running })
 }
 
+/// Says who comes, and reads what the gateway says of itself. Yields what it has said.
+pub(super) async fn introduce(
+    stream: &mut Stream,
+    head: Bytes,
+    line: &str,
+    gateway: &GatewayUrl,
+    deadline: Instant,
+) -> Result<Bytes, LinkError> {
+    let greet = |source: GreetError| {
+        let bare = gateway.transport() == Transport::Ssh;
+        let source = if bare { source.of_dialled(gateway.target()) } else { source };
+        LinkError::Greet { gateway: gateway.clone(), source }
+    };
+    let greeting = format!("{line}\r\n");
+    stream.write_all(greeting.as_bytes()).await.map_err(|error| greet(GreetError::Io(error)))?;
+    stream.flush().await.map_err(|error| greet(GreetError::Io(error)))?;
+    let greeted = admit::greet(stream, head, None, deadline).await.map_err(greet)?;
+    // A gateway that had to wait for our line has sent its door's.
+    if !matches!(greeted.peer, Peer::Client | Peer::Door) {
+        return Err(LinkError::NotAGateway { gateway: gateway.clone() });
+    }
+    Ok(greeted.head)
+}
+
+/// An agent that has said who it is, and waits for the gateway's login.
+pub(super) struct Coming<'a> {
+    pub(super) name: &'a AgentName,
+    pub(super) gateway: &'a GatewayUrl,
+    /// What it has said.
+    pub(super) line: String,
+    /// What the gateway has said.
+    pub(super) head: Bytes,
+    /// The host key.
+    pub(super) key: &'a PrivateKey,
+    /// How many channels there may be, and how many of them that are still being opened.
+    pub(super) bounds: (usize, usize),
+    pub(super) deadline: Instant,
+}
+
+impl Coming<'_> {
+    /// Shakes hands and waits for the login, which is judged by what holds at that moment. Yields what the gateway has logged in
+    /// with. The session is cut where there is none.
+    pub(super) async fn log_in(
+        self,
+        stream: Stream,
+        current: impl Fn() -> Arc<State> + Send + 'static,
+        tasks: &Tasks,
+    ) -> Result<(Server, Credential), LinkError> {
+        let Self { name, gateway, line, head, key, bounds: (channels, opens), deadline } = self;
+        let logins = Arc::new(Mutex::new(Logins::default()));
+        let organisation = name.organisation.clone();
+        let login = OrchestratorLogin { current: Box::new(current), organisation, logins: logins.clone() };
+        let options = ServerOptions {
+            line,
+            said: true,
+            head,
+            key: key.clone(),
+            certificate: None,
+            control_channel: true,
+            keepalive: limits::LINK_KEEPALIVE,
+            keepalive_max: 1,
+            flow: Flow::Credit,
+            channels,
+            opens,
+        };
+        let server = ssh::serve(stream, options, login, tasks)
+            .await
+            .map_err(|source| LinkError::Handshake { gateway: gateway.clone(), source })?;
+        let (logged_in, switch) = (server.logged_in.clone(), server.control.clone());
+        let cut = switch.cut_on_drop();
+        let ended = tokio::select! {
+            outcome = timeout_at(deadline, logged_in.cancelled()) => match outcome {
+                Ok(()) => false,
+                Err(_) => return Err(LinkError::LoginTimeout { gateway: gateway.clone() }),
+            },
+            () = switch.gone().cancelled() => true,
+        };
+        {
+            let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
+            match (&logins.accepted, &logins.refused) {
+                (Some(orchestrator), _) if !ended => {
+                    let accepted = orchestrator.clone();
+                    drop(logins);
+                    cut.disarm();
+                    return Ok((server, accepted));
+                }
+                (_, Some((reason, key))) => {
+                    return Err(LinkError::LoginRefused {
+                        gateway: gateway.clone(),
+                        organisation: name.organisation.to_string(),
+                        reason,
+                        key: key.clone(),
+                    });
+                }
+                _ => {}
+            }
+        }
+        let (_, _, running) = server.split();
+        Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
+            Ok(Err(RunError::Ssh(source))) => {
+                LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
+            }
+            _ => LinkError::KeyNotAccepted {
+                gateway: gateway.clone(),
+                key: key.public().fingerprint(),
+                agent: name.to_string(),
+            },
+        })
+    }
+}
+
 #[derive(Default)]
 struct Logins {
     /// What the orchestrator has logged in with.
@@ -291,17 +348,18 @@ struct Logins {
 }
 
 struct OrchestratorLogin {
-    agent: Arc<Agent>,
-    post: Arc<Post>,
+    /// What holds at the moment.
+    current: Box<dyn Fn() -> Arc<State> + Send>,
+    organisation: OrganisationId,
     logins: Arc<Mutex<Logins>>,
 }
 
 impl OrchestratorLogin {
     fn knows(&self, user: &str, credential: &Credential) -> bool {
-        let organisation = &self.post.name.organisation;
+        let organisation = &self.organisation;
         let reason = if user == organisation.as_str() {
             // Behind a proxy nobody can tell where the gateway is.
-            match self.agent.state.current().orchestrator(organisation, credential, None, Timestamp::now()) {
+            match (self.current)().orchestrator(organisation, credential, None, Timestamp::now()) {
                 Ok(_) => return true,
                 Err(reason) => reason,
             }
@@ -335,9 +393,9 @@ impl OrchestratorLogin {
 
 impl Login for OrchestratorLogin {
     fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
-        let organisation = &self.post.name.organisation;
+        let organisation = &self.organisation;
         // The key may turn out to be that of a certificate.
-        let certifiable = user == organisation.as_str() && self.agent.state.current().has_authority(organisation);
+        let certifiable = user == organisation.as_str() && (self.current)().has_authority(organisation);
         certifiable || self.knows(user, &Credential::Key(key.fingerprint()))
     }
 
@@ -638,6 +696,9 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                     expiries::heed(&shared.post, &shared.gateway, notice);
                 }
                 Ok(Some(Control::KeyNotice(_))) => debug!("the gateway goes on about the end of a key"),
+                Ok(Some(Control::Examine | Control::Examined(_))) => {
+                    debug!("the gateway asks for an examination in vain")
+                }
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
                 Ok(None) => break,
                 Err(error) => {

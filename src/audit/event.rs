@@ -4,8 +4,10 @@ use std::fmt;
 use std::time::Duration;
 
 use super::Side;
+use super::changed::Changed;
 use super::record::{Record, milliseconds, now, text};
 use crate::identity::Credential;
+use crate::reload::Changes;
 use crate::token::TokenId;
 
 /// What an [`Event`] tells. The openings and ends of forwards, and the trail itself, have events of their own, which only
@@ -28,6 +30,8 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
+    /// `agent.examined`: an agent was looked at by `caponier doctor`; the detail says from where.
+    AgentExamined,
     /// `drain.began`: nothing new is taken on; `counts` says what there is.
     DrainBegan,
     /// `drain.ended`: `counts` says how many forwards ended by themselves, and how many were cut.
@@ -51,6 +55,7 @@ impl Kind {
             Self::ForwardAttempt => "forward.attempt",
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
+            Self::AgentExamined => "agent.examined",
             Self::DrainBegan => "drain.began",
             Self::DrainEnded => "drain.ended",
             Self::ConfigReloaded => "config.reloaded",
@@ -184,6 +189,13 @@ impl Event {
     #[must_use]
     pub fn detail(mut self, detail: impl fmt::Display) -> Self {
         self.0.detail = text(detail);
+        self
+    }
+
+    /// What came, went and changed, by ids.
+    #[must_use]
+    pub fn changes(mut self, changes: &Changes) -> Self {
+        self.0.changes = Changed::new(changes);
         self
     }
 

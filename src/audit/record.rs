@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::changed::Changed;
 use super::forward::Resolved;
 use crate::identity::Certificate;
 use crate::limits::TRAIL_TEXT_MAX;
@@ -101,6 +102,9 @@ pub(super) struct Record {
     pub(super) reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) detail: Option<String>,
+    /// `registry.reloaded`, `config.reloaded`: what came, went and changed, by ids and fingerprints.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) changes: Option<Changed>,
     /// `auth.refused_more`: how many of each reason. `drain.began`, `drain.ended`: how many of what.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", skip_deserializing)]
     pub(super) counts: BTreeMap<&'static str, u64>,

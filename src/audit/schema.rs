@@ -425,6 +425,14 @@ pub const EVENTS: &[Event] = &[
         since: 1,
     },
     Event {
+        name: "agent.examined",
+        sides: LINKED,
+        meaning: "An agent was looked at by `caponier doctor`.",
+        always: &[],
+        maybe: &[WHO, &["transport", "target", "reason", "detail", "counts"]],
+        since: 1,
+    },
+    Event {
         name: "config.reloaded",
         sides: ALL,
         meaning: "The configuration was read again and is in force.",
@@ -711,7 +719,7 @@ mod tests {
         });
         assert_eq!(check(&good), Ok(()));
         for (name, change, report) in [
-            ("another event", json!({"event": "trail.begun"}), "there is no event"),
+            ("another event", json!({"event": "trail_begun"}), "there is no event"),
             ("another side", json!({"side": "client"}), "not an event of the side"),
             ("another version", json!({"v": 2}), "another version"),
             ("a member too many", json!({"target": "db:5432"}), "target does not belong there"),

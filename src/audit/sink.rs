@@ -12,6 +12,7 @@
 //! Sinks of this machine are an [`Output`] that blocks. Those over a network are tasks with [`Batches`] to send; they get
 //! their streams from a [`Connect`], which is made higher up.
 
+pub mod deliver;
 pub mod https;
 mod queue;
 pub mod syslog;
@@ -19,7 +20,7 @@ pub mod syslog;
 use std::fmt;
 use std::future::Future;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -142,6 +143,14 @@ impl Sinks {
     pub fn file(path: impl Into<PathBuf>) -> Self {
         let kind = SinkKind::File { path: path.into(), fsync: Fsync::default(), rotate: Rotation::default() };
         Self::new(vec![SinkConfig::required("file", kind)])
+    }
+
+    /// The files among them.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.list.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::File { path, .. } => Some(path.as_path()),
+            SinkKind::Stdout | SinkKind::Syslog(_) | SinkKind::Https(_) => None,
+        })
     }
 
     /// Standard output alone.

@@ -13,12 +13,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 use jiff::Timestamp;
 
+use super::audit::audit;
 use super::egress::egress;
 use super::health::health;
 use super::resolver::resolver;
 use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
-use crate::audit::Sinks;
 use crate::chain::Chain;
 use crate::document::{Item, Place, Table, read_text_if};
 use crate::gateway::Local;
@@ -673,28 +673,6 @@ pub(super) fn forward_bounds(table: &Table<'_>) -> Option<Bounds> {
     };
     let (idle, life) = (seconds("idle_s"), seconds("life_s"));
     Some(Bounds { idle: idle?, life: life? })
-}
-
-pub(super) fn audit(root: &Table<'_>) -> Option<Sinks> {
-    let table = root.required_table("audit")?;
-    let stdout = table.optional("stdout");
-    let file = optional(table.optional("file"), |item| item.path());
-    let wanted = match &stdout {
-        Some(item) => item.boolean()?,
-        None => false,
-    };
-    match (file?, wanted) {
-        (Some(path), false) => Some(Sinks::file(path)),
-        (None, true) => Some(Sinks::stdout()),
-        (Some(_), true) => {
-            table.fault("stdout", "a file and stdout: choose one");
-            None
-        }
-        (None, false) => {
-            table.fault("file", "nowhere to write to: give file = \"…\" or stdout = true");
-            None
-        }
-    }
 }
 
 /// How long what runs may go on after the signal to end.

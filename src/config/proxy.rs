@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::Log;
+use super::audit::audit;
 use super::egress::egress;
-use super::file::{Most, Once, address, audit, bound, drain, forward_bounds, log, network, networks, optional};
+use super::file::{Most, Once, address, bound, drain, forward_bounds, log, network, networks, optional};
 use super::health::health;
 use super::mutual::client_auth_or;
 use crate::chain::Chain;

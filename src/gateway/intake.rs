@@ -213,6 +213,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     };
     let (client, login, control, hello) = match established {
         Ok(Ok(established)) => established,
+        Ok(Err((EXAMINED, key))) => return examined(&gateway, &name, address, &key).await,
         Ok(Err((reason, detail))) => return not_linked(&gateway, &name, address, reason, &detail),
         Err(_) => return not_linked(&gateway, &name, address, "timeout", ""),
     };
@@ -310,6 +311,20 @@ fn not_linked(gateway: &Gateway, name: &AgentName, address: SocketAddr, reason: 
     let event = if detail.is_empty() { event } else { event.detail(detail) };
     gateway.trail.stranger(event, reason);
 }
+
+/// Records an agent that has been let in and wanted no link: its owner examines it. There is nothing wrong with it, so that
+/// nothing is held against it.
+async fn examined(gateway: &Gateway, name: &AgentName, address: SocketAddr, key: &str) {
+    info!(agent = %name, "an agent's owner has looked whether it would be let in");
+    let event = Event::new(Kind::AgentExamined).organisation(&name.organisation).agent(&name.agent);
+    let event = event.key(key).client(address).detail("by its owner: it would be let in, and no link was made");
+    if let Err(error) = gateway.trail.note(event).await {
+        warn!(error = %Chain(&error), "could not record that an agent was examined");
+    }
+}
+
+/// Not linked, because that was not wanted.
+const EXAMINED: &str = "examined";
 
 /// What is held against the address of an agent that did not link. That it has its key was proved before its key was judged.
 fn fault(reason: &str) -> Fault {
@@ -432,9 +447,16 @@ async fn establish(
                 cut.disarm();
                 return Ok((client, login.credential(now), control, hello));
             }
-            // What an agent has to say before its hello is of no use yet.
+            // Its owner has looked whether it would be let in, and wants no link.
+            Some(Control::Examine) => return Err((EXAMINED, client.host_key().fingerprint().to_string())),
+            // What else an agent has to say before its hello is of no use yet.
             Some(
-                Control::Drain(_) | Control::Move | Control::Superseded | Control::KeyNotice(_) | Control::Unknown(_),
+                Control::Drain(_)
+                | Control::Move
+                | Control::Superseded
+                | Control::KeyNotice(_)
+                | Control::Examined(_)
+                | Control::Unknown(_),
             ) => continue,
             None => {}
         }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::CertificateError;
+use rustls::client::danger::ServerCertVerifier;
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls_pki_types::ServerName;
@@ -36,15 +37,25 @@ impl ClientOptions {
     /// # Errors
     /// If they cannot be read, or there are none.
     pub fn build(&self) -> Result<Arc<ClientConfig>, TlsError> {
+        self.build_with(self.verifier()?)
+    }
+
+    /// What judges servers.
+    pub(super) fn verifier(&self) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
         let roots = roots::roots(&self.ca_files)?;
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
             .build()
             .map_err(|_| TlsError::NoSystemRoots)?;
+        Ok(Arc::new(Telling(verifier)))
+    }
+
+    /// As [`ClientOptions::build`], with another judge of servers.
+    pub(super) fn build_with(&self, verifier: Arc<dyn ServerCertVerifier>) -> Result<Arc<ClientConfig>, TlsError> {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(VERSIONS)
             .map_err(TlsError::Library)?
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Telling(verifier)));
+            .with_custom_certificate_verifier(verifier);
         let mut config = match &self.identity {
             Some(identity) => {
                 let certified = identity.certified().as_ref().clone();

@@ -29,6 +29,7 @@ use x509_cert::name::Name;
 use super::names::{Particulars, PeerCertificate, Wanted, particulars, seconds};
 use super::peer::PeerChain;
 use super::server::{AcceptError, Gate};
+use crate::identity::Fingerprint;
 use crate::limits::{CA_WARN, CLIENT_CAS_MAX, CRL_WARN_SHARE, PEER_CHAIN_MAX};
 
 /// Whether clients show a certificate of their own. The stricter of two holds where both have a say.
@@ -243,6 +244,11 @@ impl Trust {
         self.ends().map(|end| end.at).filter(|at| *at > after).min()
     }
 
+    /// Each of the authorities by the fingerprint of its certificate, with what it has revoked.
+    pub fn authorities(&self) -> impl Iterator<Item = (Fingerprint, Lists)> {
+        self.authorities.iter().map(|one| (Fingerprint::of(&one.certificate), Lists(one.lists.clone())))
+    }
+
     /// When each of the authorities and of their lists ends.
     pub fn ends(&self) -> impl Iterator<Item = End> {
         self.authorities.iter().flat_map(|authority| authority.ends())
@@ -325,6 +331,10 @@ impl AcceptError {
         }
     }
 }
+
+/// What an authority has revoked, to be compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lists(Arc<[CertificateRevocationListDer<'static>]>);
 
 /// One authority's certificate, with the lists that stand beside it.
 struct Authority {

@@ -244,7 +244,11 @@ pub async fn connect(
     Ok(Connection { stream, head })
 }
 
-async fn tcp(what: &'static str, to: &Target, resolved: impl FnOnce(&[SocketAddr])) -> Result<TcpStream, ConnectError> {
+pub(super) async fn tcp(
+    what: &'static str,
+    to: &Target,
+    resolved: impl FnOnce(&[SocketAddr]),
+) -> Result<TcpStream, ConnectError> {
     let addresses = match &to.host {
         Host::Address(address) => vec![*address],
         Host::Name(name) => resolve::lookup(name).await.map_err(|source| ConnectError::Resolve {

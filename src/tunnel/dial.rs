@@ -54,6 +54,12 @@ impl Tls {
     pub fn identity(&self) -> Option<&Identity> {
         self.options.identity.as_ref()
     }
+
+    /// What TLS is made by.
+    #[must_use]
+    pub fn options(&self) -> &ClientOptions {
+        &self.options
+    }
 }
 
 impl PartialEq for Tls {
@@ -127,8 +133,9 @@ pub enum DialError {
     },
 }
 
-/// What somebody can do about it.
-fn advice(error: &tls::ConnectError, to: &Target, own: bool) -> String {
+/// What somebody can do about it. `own` says whether there is a file with authorities.
+#[must_use]
+pub fn advice(error: &tls::ConnectError, to: &Target, own: bool) -> String {
     match error {
         tls::ConnectError::Untrusted { .. } => {
             let named = if own { "add it to the file in tls_ca_file" } else { "name its file in tls_ca_file" };

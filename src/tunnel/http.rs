@@ -10,12 +10,15 @@
 //!
 //! A head may hold credentials. It is wiped when it is dropped, and neither `Debug` nor an error shows any of it.
 
+pub mod date;
+
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -357,9 +360,9 @@ impl Reply {
     }
 }
 
-/// Says so, and ends the connection.
+/// Says so, and what time it is here (RFC 9110 §6.6.1), and ends the connection.
 pub async fn answer<S: AsyncRead + AsyncWrite + Unpin>(stream: S, reply: Reply) {
-    end(stream, reply.text().as_bytes()).await;
+    end(stream, date::dated(reply.text(), Timestamp::now()).as_bytes()).await;
 }
 
 /// Ends a connection after the last that is said on it. What the client has sent besides is thrown away, as far as that is a

@@ -13,8 +13,9 @@
 //!
 //! **Control.** On the control channel each message is a length (u32, big endian, of what follows), a kind (u16) and a body,
 //! which is JSON where there is one. Unknown kinds and unknown fields are skipped, so that an end of a later version may say
-//! more: features are announced in `hello`. After `hello`, `drain` may come from either end, and `move`, `superseded` and
-//! `key notice` from the gateway; what each asks for is said at [`Control`].
+//! more: features are announced in `hello`. After `hello`, `drain` may come from either end, `move`, `superseded` and
+//! `key notice` from the gateway, and `examine` from a gateway whose agent has announced [`DOCTOR`], which answers `examined`.
+//! In the place of an agent's `hello`, `examine` says that no link is wanted. What each asks for is said at [`Control`].
 
 use std::fmt;
 use std::str::FromStr;
@@ -22,6 +23,7 @@ use std::str::FromStr;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use crate::diagnosis::Report;
 use crate::identity::{AgentName, PrincipalId, ReplicaId};
 use crate::secret;
 
@@ -39,6 +41,9 @@ pub const CONTROL_SUBSYSTEM: &str = "control@caponier";
 
 /// The feature of credit: see the flow control of channels in [`crate::tunnel::ssh`]. Every end of this major version has it.
 pub const CREDIT: &str = "credit";
+
+/// The feature of being examined over the link: an agent whose owner has chosen so has it.
+pub const DOCTOR: &str = "doctor";
 
 /// The type of extended data (RFC 4254 §5.2) that carries credit on a channel, also after EOF. The RFC leaves types from
 /// 0xFE000000 on to private use.
@@ -420,6 +425,11 @@ pub enum Control {
     Superseded,
     /// From the gateway: the key that this link's agent has shown comes to its end there.
     KeyNotice(KeyNotice),
+    /// From the gateway: look at your targets, and tell what was found. From an agent, in the place of its hello: its owner has
+    /// looked whether it would be let in, and wants no link.
+    Examine,
+    /// From an agent: what was found.
+    Examined(Report),
     /// A kind this version does not know.
     Unknown(u16),
 }
@@ -447,6 +457,8 @@ const KIND_DRAIN: u16 = 2;
 const KIND_MOVE: u16 = 3;
 const KIND_SUPERSEDED: u16 = 4;
 const KIND_KEY_NOTICE: u16 = 5;
+const KIND_EXAMINE: u16 = 8;
+const KIND_EXAMINED: u16 = 9;
 
 impl Control {
     /// Encodes the message with its length.
@@ -458,6 +470,8 @@ impl Control {
             Self::Move => (KIND_MOVE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::Superseded => (KIND_SUPERSEDED, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::KeyNotice(notice) => (KIND_KEY_NOTICE, serde_json::to_vec(notice).unwrap_or_default()),
+            Self::Examine => (KIND_EXAMINE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
+            Self::Examined(report) => (KIND_EXAMINED, serde_json::to_vec(report).unwrap_or_default()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         };
         let mut bytes = BytesMut::with_capacity(body.len() + 6);
@@ -501,6 +515,10 @@ impl Control {
             }
             KIND_KEY_NOTICE => {
                 serde_json::from_slice(&body).map(|notice| Some(Self::KeyNotice(notice))).map_err(|_| malformed)
+            }
+            KIND_EXAMINE => serde_json::from_slice(&body).map(|Plain {}| Some(Self::Examine)).map_err(|_| malformed),
+            KIND_EXAMINED => {
+                serde_json::from_slice(&body).map(|report| Some(Self::Examined(report))).map_err(|_| malformed)
             }
             kind => Ok(Some(Self::Unknown(kind))),
         }

@@ -6,6 +6,7 @@ mod client;
 mod connect_door;
 mod connect_live;
 mod dns;
+mod doctor;
 mod drain;
 mod flow;
 mod harness;
