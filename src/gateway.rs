@@ -632,7 +632,7 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
                     let changes = changes::between(&told, &snapshot);
                     told = snapshot;
                     info!("the registry has changed; the new state is in force");
-                    watched.forwards.tell("registry.reloaded", None, "");
+                    watched.forwards.tell("registry.reloaded", None, &changes.to_string());
                     Event::new(Kind::RegistryReloaded).detail(&changes).changes(&changes)
                 }
                 Reload::Rejected(faults) => {

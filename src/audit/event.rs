@@ -224,7 +224,7 @@ impl Event {
         self.0.digest = text(seen.anchor);
         let signed = i64::try_from(seen.time_ms).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
         self.0.signed = signed.map(|signed| format!("{signed:.3}"));
-        self.0.key = text(&seal.key);
+        self.0.key = text(seal.key);
         self.0.signature = text(&seal.signature);
         self
     }

@@ -167,7 +167,7 @@ impl Signer {
 
     fn seal(&self, body: &[u8]) -> Result<Seal, SignatureError> {
         let signature = Signature::make(&self.key, NAMESPACE, body)?.to_bytes()?;
-        Ok(Seal { key: self.fingerprint.clone(), signature: STANDARD.encode(signature) })
+        Ok(Seal { key: self.fingerprint, signature: STANDARD.encode(signature) })
     }
 }
 

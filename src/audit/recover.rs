@@ -27,6 +27,7 @@ pub(super) struct Found {
     /// The last record, if there is any.
     pub(super) last: Option<Last>,
     /// What is known of the forwards that were left open, in the order of their openings.
+    #[expect(clippy::vec_box, reason = "they come boxed out of the map in which they were looked for")]
     pub(super) open: Vec<Box<Record>>,
     /// An unfinished line at the end.
     pub(super) torn: Option<Torn>,

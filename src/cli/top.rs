@@ -18,6 +18,7 @@ use anyhow::{Context, bail};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use model::{Model, Next};
@@ -188,7 +189,7 @@ async fn watch(socket: &Path, model: &mut Model) -> anyhow::Result<()> {
                 }
                 () = tokio::time::sleep(Duration::from_millis(1)) => {}
             }
-            if !event::poll(TURN).context("could not read from the terminal")? {
+            if !keys().context("could not read from the terminal")? {
                 continue;
             }
             match event::read().context("could not read from the terminal")? {
@@ -206,6 +207,21 @@ async fn watch(socket: &Path, model: &mut Model) -> anyhow::Result<()> {
             bail!("the terminal is gone");
         }
     }
+}
+
+/// Waits a turn for something to read. A terminal that has hung up is an error: the library would read its end for ever.
+fn keys() -> io::Result<bool> {
+    let stdin = io::stdin();
+    let mut polled = [PollFd::new(&stdin, PollFlags::IN)];
+    let turn = Timespec { tv_sec: 0, tv_nsec: TURN.subsec_nanos().into() };
+    match rustix::event::poll(&mut polled, Some(&turn)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the terminal is gone"));
+    }
+    event::poll(Duration::ZERO)
 }
 
 #[cfg(test)]

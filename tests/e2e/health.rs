@@ -11,9 +11,9 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use crate::harness::{
-    PATIENCE, Program, Said, Side, Site, caponier, connect, echo, echoes, eventually, listen, read_to_end, run,
-    run_for, within,
+    PATIENCE, Program, Said, Side, Site, caponier, connect, echo, echoes, eventually, read_to_end, run, run_for, within,
 };
+use crate::lifecycle::Pipe;
 
 /// Where a program says that it answers about health.
 async fn place(program: &mut Program) -> SocketAddr {
@@ -99,7 +99,7 @@ async fn an_agent_is_ready_while_each_organisation_has_a_link_and_says_which_has
         links["since"].is_string() && links["detail"].as_str().expect("a text").starts_with("no usable link"),
         "{links}"
     );
-    assert!(!report.to_string().contains(&site.address.port().to_string()), "no address is told: {report}");
+    assert!(!report.to_string().contains(&site.address.to_string()), "no address is told: {report}");
     for way in ways {
         let said = eventually("a health that says no", async || {
             let said = health(way).await;
@@ -254,31 +254,24 @@ async fn whoever_dawdles_at_the_health_port_disturbs_neither_probes_nor_forwards
 
 #[tokio::test]
 async fn who_cannot_record_is_not_ready() {
-    // A disk that is full: its trail is at a device that takes nothing.
-    let target = listen(async |_| ()).await;
-    let mut plan = Site::plan()
-        .allow(target)
-        .door(target)
-        .gateway_setting("[health]\nlisten = \"127.0.0.1:0\"")
-        .start_gateway()
-        .await;
-    let place = place(plan.program(Side::Gateway)).await;
+    let target = echo().await;
+    let plan = Site::plan().allow(target).door(target).trail_to_pipe(Side::Gateway);
+    let mut pipe = Pipe::open(plan.path());
+    let mut site = plan.gateway_setting("[health]\nlisten = \"127.0.0.1:0\"").start_gateway().await;
+    let place = place(site.program(Side::Gateway)).await;
     becomes(place, "trail", true).await;
-    let pid = plan.program(Side::Gateway).pid();
-    // Its files may grow no more.
-    let limit = |bytes: &str| {
-        let done = std::process::Command::new("prlimit")
-            .args(["--pid", &pid.to_string(), &format!("--fsize={bytes}")])
-            .status();
-        assert!(done.expect("prlimit runs").success());
-    };
-    limit("1:unlimited");
-    drop(connect(plan.doors[0]).await);
+    pipe.read();
+    drop(pipe);
+    // What is not written down is not noticed.
+    drop(connect(site.doors[0]).await);
     let report = becomes(place, "trail", false).await;
     assert!(part(&report, "trail")["detail"].as_str().expect("a text").contains("nothing opens"), "{report}");
-    limit("unlimited:unlimited");
+    assert!(part(&report, "trail")["since"].is_string() && report["live"] == true, "{report}");
+    let said = health(&["--socket", &site.admin_socket().display().to_string()]).await;
+    assert!(said.code() == 1 && said.stdout.contains("NOT OK  trail, for "), "{said:?}");
+    let _pipe = Pipe::open(site.path());
     becomes(place, "trail", true).await;
-    drop(plan);
+    site.stop().await;
 }
 
 #[tokio::test]

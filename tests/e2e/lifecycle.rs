@@ -271,10 +271,10 @@ async fn a_broken_registry_leaves_the_last_good_state_in_force() {
 }
 
 /// The reading end of a trail that goes to a named pipe.
-struct Pipe(fs::File);
+pub(crate) struct Pipe(fs::File);
 
 impl Pipe {
-    fn open(dir: &Path) -> Self {
+    pub(crate) fn open(dir: &Path) -> Self {
         let path = dir.join("trail.pipe");
         if !path.exists() {
             assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success());
@@ -284,7 +284,7 @@ impl Pipe {
     }
 
     /// The records that have come since the last call.
-    fn read(&mut self) -> Vec<Value> {
+    pub(crate) fn read(&mut self) -> Vec<Value> {
         let mut text = Vec::new();
         // What would block, ends the reading.
         let _ = self.0.read_to_end(&mut text);

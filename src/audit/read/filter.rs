@@ -177,10 +177,10 @@ impl Filter {
 
     /// Whether a line may be wanted; `false` is certain. Much faster than reading it.
     pub(super) fn may_admit(&self, line: &[u8]) -> bool {
-        if let (Some(window), Some(time)) = (&self.window, self.window.as_ref().and_then(|_| time_of(line))) {
-            if !window.contains(&time) {
-                return false;
-            }
+        if let Some(window) = &self.window
+            && time_of(line).is_some_and(|time| !window.contains(&time))
+        {
+            return false;
         }
         self.needles.iter().all(|needle| needle.find(line).is_some())
     }

@@ -11,12 +11,15 @@ use super::filter::Filter;
 use super::{Judged, ReadError, Record, Tally, judge, open};
 use crate::limits::TRAIL_RECORD_MAX;
 
+/// A line, and the record that it is.
+pub type Found = (Vec<u8>, Record);
+
 /// The last `count` records that the filter admits, oldest first, with their lines. Of the last part only what lies before its
 /// `length` is read.
 ///
 /// # Errors
 /// If a file cannot be read.
-pub fn last(parts: &[Part], filter: &Filter, count: usize) -> Result<(Vec<(Vec<u8>, Record)>, Tally), ReadError> {
+pub fn last(parts: &[Part], filter: &Filter, count: usize) -> Result<(Vec<Found>, Tally), ReadError> {
     let mut found = Vec::new();
     let mut tally = Tally::default();
     for part in parts.iter().rev() {

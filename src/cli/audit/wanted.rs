@@ -106,17 +106,17 @@ fn moment_at(text: &str, now: Timestamp) -> Result<Timestamp, String> {
         "yesterday" => return utc(today.checked_sub(1.day()).map_err(|_| wrong())?.at(0, 0, 0, 0)),
         _ => {}
     }
-    if let Some(unit) = text.chars().last().filter(|last| "smhdw".contains(*last)) {
-        if let Ok(number) = text[..text.len() - 1].parse::<u32>() {
-            let seconds = match unit {
-                's' => 1,
-                'm' => 60,
-                'h' => 3_600,
-                'd' => 86_400,
-                _ => 604_800,
-            };
-            return now.checked_sub(SignedDuration::from_secs(i64::from(number) * seconds)).map_err(|_| wrong());
-        }
+    if let Some(unit) = text.chars().last().filter(|last| "smhdw".contains(*last))
+        && let Ok(number) = text[..text.len() - 1].parse::<u32>()
+    {
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3_600,
+            'd' => 86_400,
+            _ => 604_800,
+        };
+        return now.checked_sub(SignedDuration::from_secs(i64::from(number) * seconds)).map_err(|_| wrong());
     }
     if let Ok(day) = text.parse::<Date>()
         && text.len() == 10
