@@ -54,7 +54,6 @@ use tracing::{error, info};
 
 use crate::identity::{OrganisationId, PrivateKey};
 use crate::limits::{FORWARD_ID_MAX, PROGRESS_BATCH, PROGRESS_LOOK, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
-use crate::metrics;
 use crate::task::Tasks;
 
 pub use event::{Event, Kind};
