@@ -2,35 +2,41 @@
 //!
 //! Promised:
 //!
-//! * [`Trail::open`] returns an [`Entry`] only after the write of the `forward.open` record has returned on the sink.
+//! * [`Trail::open`] returns an [`Entry`] only after the `forward.open` record has been written to every required sink.
 //!   Whoever needs an entry to open a stream cannot open one that is not recorded.
 //! * Every `forward.open` is followed by exactly one closing record: `forward.denied`, `forward.failed`,
 //!   `forward.ended` or `forward.abandoned`. The opening reserves the place of its closing record in the queue, so that
 //!   dropping an [`Entry`] neither waits nor loses anything. What a crash left open is closed when the trail is next
-//!   started on the same file.
-//! * If the sink fails, [`Trail::open`], [`Trail::deny`] and [`Trail::note`] fail until it works again. Endings are kept
-//!   meanwhile, in order, and written first. [`Trail::failed`] says since when.
-//! * Lines are never torn: what was written of an unfinished line is cut off again, or completed first.
+//!   started on the same file, also where it was opened before a rotation.
+//! * If a required sink fails, [`Trail::open`], [`Trail::deny`] and [`Trail::note`] fail until it works again. Endings are
+//!   kept meanwhile, in order. [`Trail::failed`] says since when. A sink that is not required never makes anything fail or
+//!   wait; what it loses is counted and told.
+//! * Every record has a number and the digest of the one before ([`chain`]). A record that has its number is never taken
+//!   back: what was written of an unfinished line is completed first. So a record whose writer was told that it failed may
+//!   be in the trail after all; if it is an opening, `forward.abandoned` follows it.
 //! * [`Trail::stranger`] never waits, and what unauthenticated peers cause has a budget of its own.
 //!
-//! Not promised: that records survive a power failure. They have reached the kernel, and the file is synchronised when
-//! the trail is closed. A file that is moved is written on where it went; rotate by copying and truncating.
+//! Not promised: that records survive a power failure, unless a file has [`Fsync::Each`]. They have reached the kernel, and
+//! the file is synchronised at intervals and when the trail is closed.
 //!
-//! A record is one line of JSON. `time` (RFC 3339, UTC, milliseconds), `event` and `side` come first; fields that do not
-//! apply are absent. Records hold neither contents nor secrets. Texts from elsewhere are bounded to [`TRAIL_TEXT_MAX`]
-//! bytes, and characters that could act on a terminal are escaped or replaced.
+//! A record is one line of JSON. `v`, `time` (RFC 3339, UTC, milliseconds), `event` and `side` come first, `seq` and `prev`
+//! last; fields that do not apply are absent. Records hold neither contents nor secrets. Texts from elsewhere are bounded to
+//! [`crate::limits::TRAIL_TEXT_MAX`] bytes, and characters that could act on a terminal are escaped or replaced.
 //!
-//! One blocking task owns the sink and ends with the trail; one small task watches it. `audit/writer.rs` says
-//! how.
+//! One blocking task numbers the records and writes the required sinks of this machine, and ends with the trail;
+//! `audit/writer.rs` says how. Other sinks have a thread or task each (`audit/lane.rs`, `audit/sink`). One small task watches
+//! the writer, and has long forwards tell how far they are.
 
 pub mod chain;
 mod changed;
+pub mod compare;
 mod event;
 mod forward;
 pub mod head;
 mod lane;
 pub mod ocsf;
 mod prepare;
+pub mod read;
 mod record;
 mod recover;
 pub mod schema;
@@ -43,7 +49,7 @@ mod writer;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
@@ -52,6 +58,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::identity::signature::SignatureError;
 use crate::identity::{OrganisationId, PrivateKey};
 use crate::limits::{FORWARD_ID_MAX, PROGRESS_BATCH, PROGRESS_LOOK, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
 use crate::task::Tasks;
@@ -62,6 +69,7 @@ pub use record::Side;
 pub use sink::{Content, Fsync, Rotation, SinkConfig, SinkKind, Sinks};
 
 use forward::Running;
+use head::{Countersigned, Head, Seal, Signer};
 use prepare::Prepared;
 use record::{DENIED, OPEN, Record, text, unsafe_to_show};
 use sink::{Connect, Heads};
@@ -128,6 +136,9 @@ pub enum StartError {
     /// There is no randomness for the trail's id.
     #[error("the operating system has no randomness for the audit trail's id")]
     Random(#[source] getrandom::Error),
+    /// The key cannot sign a trail.
+    #[error("the audit trail's signing_key")]
+    SigningKey(#[source] head::KindError),
     /// A sink has no thread.
     #[error("could not start a thread for a sink of the audit trail")]
     Thread(#[source] io::Error),
@@ -207,7 +218,6 @@ impl Trail {
         let shared = Arc::clone(&self.shared);
         let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
         let (answer, answered) = oneshot::channel();
-        tally::queued(OPEN);
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
             Ok(()) => {
@@ -254,7 +264,6 @@ impl Trail {
         let event = event.reason(reason);
         tally::happened(&event.0);
         if self.shared.strangers().admit(Instant::now()) {
-            tally::queued(event.0.event);
             let line = event.stamped(self.shared.side).line();
             if self.queue.try_send(Message::Stranger { line, reason }).is_ok() {
                 return;
@@ -268,6 +277,20 @@ impl Trail {
     #[must_use]
     pub fn failed(&self) -> watch::Receiver<Option<Instant>> {
         self.shared.failed.subscribe()
+    }
+
+    /// The newest head that is in the trail, and each that comes.
+    #[must_use]
+    pub fn heads(&self) -> watch::Receiver<Option<Head>> {
+        self.shared.heads.subscribe()
+    }
+
+    /// Signs that the head of another trail is on record here; `None` where this trail is not signed.
+    ///
+    /// # Errors
+    /// If the key cannot sign.
+    pub fn countersign(&self, seen: &Countersigned) -> Result<Option<Seal>, SignatureError> {
+        self.shared.signer.get().map(|signer| signer.countersign(seen)).transpose()
     }
 
     /// How many forwards are live.
@@ -293,7 +316,6 @@ impl Trail {
     }
 
     async fn write(&self, record: &Record) -> Result<(), TrailError> {
-        tally::queued(record.event);
         let line = record.line();
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
@@ -308,6 +330,7 @@ impl Trail {
         F: FnOnce() -> Result<Prepared, StartError> + Send + 'static,
     {
         let How { heads, signing_key, progress, over } = how;
+        let signer = signing_key.map(head::Signer::new).transpose().map_err(StartError::SigningKey)?;
         let shared = Arc::new(Shared {
             side,
             progress,
@@ -317,13 +340,15 @@ impl Trail {
             failed: watch::Sender::new(None),
             writing: Mutex::new(None),
             over,
+            heads: watch::Sender::new(None),
+            signer: OnceLock::new(),
         });
         let (queue, messages) = mpsc::channel(TRAIL_QUEUE);
         let (ready, started) = oneshot::channel();
         let writers = Arc::clone(&shared);
         tasks.spawn_blocking(move || {
             let writer =
-                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signing_key), messages, writers));
+                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signer), messages, writers));
             match writer {
                 Ok(writer) => {
                     // Nobody waiting means that the trail is gone; the writer will see its queue closed.
@@ -397,6 +422,10 @@ struct Shared {
     writing: Mutex<Option<Instant>>,
     /// Fires when the writer has ended.
     over: CancellationToken,
+    /// The newest head that is in the trail.
+    heads: watch::Sender<Option<Head>>,
+    /// What heads are signed with.
+    signer: OnceLock<Signer>,
 }
 
 /// The forwards that have an [`Entry`].

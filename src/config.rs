@@ -203,7 +203,7 @@ enum Kind {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::Sinks;
+    use crate::audit::{Fsync, Rotation, SinkConfig, SinkKind, Sinks};
     use crate::identity::{Algorithm, PrivateKey};
     use crate::resolve;
     use std::os::unix::ffi::OsStringExt;
@@ -1041,7 +1041,16 @@ mod tests {
         let config = place.load_agent(&[]);
         assert_eq!(config.id.as_str(), "prod-eu");
         assert!(config.egress.proxy().is_none());
-        assert_eq!(config.audit, Sinks::file(place.dir.path().join("trail.jsonl")));
+        let kind = SinkKind::File {
+            path: place.dir.path().join("trail.jsonl"),
+            fsync: Fsync::Interval(crate::limits::TRAIL_FSYNC),
+            rotate: Rotation {
+                bytes: Some(crate::limits::TRAIL_ROTATE),
+                age: Some(crate::limits::TRAIL_ROTATE_AGE),
+                keep: None,
+            },
+        };
+        assert_eq!(config.audit, Sinks::new(vec![SinkConfig::required("file", kind)]));
         let [organisation] = &config.organisations[..] else { panic!("one organisation") };
         assert_eq!(organisation.gateways[0].to_string(), "ssh://gateway.example.com:443");
         assert_eq!(organisation.orchestrators[0].asserts.as_ref().map(Vec::len), Some(2));

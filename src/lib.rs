@@ -97,10 +97,17 @@
 //! **The drain** is no task of its own: `gateway::run` and `agent::run` wait, when it has begun, for whoever accepts,
 //! then for the last forward, the deadline or the second signal, and then a little for the goodbyes.
 //!
-//! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, writes all that is in it with as
-//! few calls as the sink allows, then answers everybody who waits. It is the last to end. Beside it one task wakes it
-//! every [`limits::TRAIL_RETRY`], and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
+//! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, numbers all that is in it, writes it to the
+//! required sinks of this machine and waits for those over a network, then answers everybody who waits. It is the last to
+//! end. Each sink that is not required has a thread (`audit::lane`) or task (`audit::sink`), which waits for its own queue and for
+//! the sink; a thread that hangs in a write is left behind at the end. Beside the writer one task wakes it every
+//! [`limits::TRAIL_RETRY`], has forwards that last say how far they are, and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
+//!
+//! **The trail's collectors** (`audit::sink::deliver`), a task for each sink over a network: waits for a batch of records or for
+//! the collector to hang up, for a connection, for what was sent to be taken, each under a deadline, and after a failure for a
+//! jittered time that grows to [`limits::SINK_RETRY_CAP`]. It ends when the writer gives nothing more and all is sent, or at
+//! the stop.
 //!
 //! **Traces** (`telemetry::otlp`), where a collector is configured: waits for forwards that have ended, and for the collector,
 //! under a deadline. Another task beside it (`telemetry::tell`) says at intervals which log lines were left out.
@@ -140,6 +147,10 @@
 //! handshakes, its turn and the login under one deadline, then for opens, for the configuration to drop its key or
 //! network, for its last forward in a drain, and for the stop.
 //!
+//! **Agent: an examination** over a link (`agent::doctor`), one at a time, where the owner permits it: waits for its targets one
+//! after another, each under a deadline, then for the control channel to take the report. `caponier doctor` itself is no task:
+//! it is the command.
+//!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
 //!
@@ -177,7 +188,8 @@
 //! **Health and metrics** (`health`), where the configuration opens them: one task per listener waits for connections, and gives each
 //! to a task that answers one question under a deadline; one writes the health file.
 //!
-//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
+//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline. What it tells of
+//! forwards is kept by `gateway::forwards`, and looked at in small pieces.
 //!
 //! **Network proxy: accepting** (`proxy::intake`), one per listener: waits for connections until the drain, or until the
 //! configuration withdraws it, and gives each a place and a seat or turns it away. One task per connection, on a thread of

@@ -522,6 +522,14 @@ pub const PROGRESS_LOOK: Duration = Duration::from_secs(10);
 /// Forwards that say how far they are in one second, so that many old ones cannot fill the trail's queue.
 pub const PROGRESS_BATCH: usize = 256;
 
+/// How large a trail's file becomes before it is put away, unless `rotate_mib` says otherwise: half a million records, which
+/// a start reads in a second or two after a crash.
+pub const TRAIL_ROTATE: u64 = 256 << 20;
+
+/// How old a trail's file becomes before it is put away, unless `rotate_hours` says otherwise: whoever looks for a day then
+/// looks into one or two files.
+pub const TRAIL_ROTATE_AGE: Duration = Duration::from_secs(24 * 3_600);
+
 /// After how many records the head of a trail is written, unless `head_records` says otherwise: what is not yet covered by a
 /// head could be cut off without being seen.
 pub const HEAD_RECORDS: u64 = 1_000;
@@ -588,6 +596,22 @@ pub const HTTPS_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
+/// How often an end tells the other what its trail has come to, at the most and once the first few are sent. Each costs both
+/// trails a record: thirty a second at a gateway with ten thousand links.
+pub const ANCHOR_EVERY: Duration = Duration::from_secs(300);
+
+/// Anchors that may follow one another without that: at the beginning of a link, and when it ends.
+pub const ANCHORS_SENT_BURST: u32 = 4;
+
+/// Anchors that an end takes before the other counts as breaking the protocol: twice what it may send.
+pub const ANCHORS_BURST: u32 = 2 * ANCHORS_SENT_BURST;
+
+/// After how long one more is taken: half of [`ANCHOR_EVERY`], as clocks and networks go.
+pub const ANCHORS_TAKEN_EVERY: Duration = Duration::from_secs(150);
+
+/// Anchors of a link that wait for the trail to have them on record; beyond that they are passed over.
+pub const ANCHORS_WAITING: usize = 4;
+
 /// What is found in a trail that is verified, in detail; more than anybody reads, and a trail of nothing but damage stays
 /// bounded.
 pub const VERIFY_FINDINGS_MAX: usize = 1_000;
@@ -598,8 +622,28 @@ pub const VERIFY_ANCHORS_MAX: usize = 262_144;
 /// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
 pub const VERIFY_HEADS: usize = 4_096;
 
+/// Forwards that are held while two trails are compared: all that can live at once, on both sides, and what ended within the
+/// tolerance for clocks; some 50 MiB.
+pub const COMPARE_FORWARDS: usize = 2 * TRAIL_QUEUE;
+
+/// Bytes of a forward that one side may have taken and the other not delivered when it broke: the budget of a link's credit,
+/// what waits in the queues before and behind it, and in the sockets.
+pub const COMPARE_FLIGHT: u64 = 96 * 1024 * 1024;
+
+/// Links and replicas of one agent's trail that are told apart while it is compared.
+pub const COMPARE_LINKS: usize = 4_096;
+
 /// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
 pub const VERIFY_TORN: usize = 1_024;
+
+/// Bytes of a trail that are read at once: enough for the disk to be the limit, and for many lines of any length.
+pub const TRAIL_READ: usize = 1024 * 1024;
+
+/// Bytes that are held of the time index of a file of a trail: of one of 350 GB. What lies behind is read without.
+pub const TRAIL_INDEX_MAX: u64 = 8 * 1024 * 1024;
+
+/// How often a trail that is followed is looked at: a person does not notice, and a thousand times as rare as a busy loop.
+pub const TRAIL_LOOK: Duration = Duration::from_millis(250);
 
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
@@ -706,6 +750,23 @@ pub const VIOLATIONS_PER_SESSION: usize = 64;
 
 /// Registry changes that wait to be recorded.
 pub const RELOAD_QUEUE: usize = 64;
+
+/// Forwards that are looked at in one go while nobody can add one: a hundred microseconds or so.
+pub const FORWARDS_AT_ONCE: usize = 1_000;
+
+/// What happened last at a gateway, as `caponier top` shows it: more than fit on a screen.
+pub const HAPPENED: usize = 64;
+
+/// The text of one such event, in characters: a wide terminal.
+pub const HAPPENED_TEXT: usize = 256;
+
+/// Links, and agents without one, in one answer for `caponier top`: more than anybody reads, and less than a megabyte.
+pub const STATUS_ROWS: usize = 2_000;
+
+/// Forwards of one agent in one such answer.
+pub const STATUS_FORWARDS: usize = 500;
+
+const _: () = assert!(STATUS_FORWARDS < FORWARDS_AT_ONCE, "it is asked for one more");
 
 /// Questions on the admin socket under way at once.
 pub const ADMIN_CONNECTIONS: usize = 16;

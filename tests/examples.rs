@@ -20,7 +20,7 @@ fn load(name: &str, text: &str) -> Loaded {
         let Some((key, value)) = line.split_once(" = ") else { continue };
         let path = dir.path().join(value.trim_matches('"'));
         match key {
-            "host_key" | "login_key" | "identity" => {
+            "host_key" | "login_key" | "identity" | "signing_key" => {
                 let key = PrivateKey::generate(Algorithm::Ed25519);
                 key.write_new(&path).expect("write key");
                 last = Some(key);

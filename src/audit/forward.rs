@@ -291,7 +291,6 @@ impl Entry {
                 }
             }
         }
-        tally::queued(record.event);
         place.send(Message::End { forward: Arc::clone(&self.running.forward), line: record.line() });
         // After the ending is in the queue, so that a second opening of the same id comes after it.
         self.shared.release(&self.running.forward, self.peer.take());

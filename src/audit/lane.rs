@@ -176,9 +176,9 @@ impl Lane {
 
     /// Looks how the sink does: what there is to be said of one that is not required.
     pub(super) fn look(&mut self, side: Side) -> Option<Record> {
-        let (failure, waiting) = match &mut self.way {
+        let (failure, waiting, full) = match &mut self.way {
             Way::Inline(hand) => return Self::complain(&self.name, hand, self.turning.as_mut(), side),
-            Way::Apart { feed, .. } => (feed.failure(), feed.waiting()),
+            Way::Apart { feed, .. } => (feed.failure(), feed.waiting(), feed.is_half_full()),
         };
         metrics::AUDIT_SINK_LAG.of([self.name.clone()]).set(i64::try_from(waiting).unwrap_or(i64::MAX));
         if self.required {
@@ -198,7 +198,8 @@ impl Lane {
                 tracing::warn!(sink = self.name, reason, detail, "a sink of the audit trail does not work");
                 Some(Record { reason: text(reason), detail: text(detail), ..record(SINK_FAILED) })
             }
-            Some(since) if failure.is_none() && !losing => {
+            // Not before it has caught up, else it could lose the next record, and nothing has shown that it works.
+            Some(since) if failure.is_none() && !losing && !full => {
                 let lost = trouble.lost;
                 *trouble = Trouble::default();
                 metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(0);

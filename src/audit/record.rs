@@ -120,6 +120,9 @@ pub(super) struct Record {
     /// `auth.refused_more`: how many of each reason. `drain.began`, `drain.ended`: how many of what.
     #[serde(skip_serializing_if = "BTreeMap::is_empty", skip_deserializing)]
     pub(super) counts: BTreeMap<&'static str, u64>,
+    /// The trail's id.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) trail: Option<String>,
     /// `trail.started`: what writes.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) version: Option<&'static str>,
@@ -129,9 +132,15 @@ pub(super) struct Record {
     /// `trail.recovered`: how many forwards were closed. `trail.stopped`: how many were not.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) forwards: Option<u64>,
+    /// `trail.continued`: the number of the earliest record that tells of a forward which is open.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) open_from: Option<u64>,
     /// `trail.recovered`: where an unfinished last line begins, in bytes from the file's beginning.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) torn_at: Option<u64>,
+    /// `trail.recovered`: the digest of what an unfinished last line was, where it was not a whole record but for its newline.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) torn: Option<String>,
     /// `trail.recovered`: lines since the last start that are no records.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) unreadable: Option<u64>,
@@ -141,24 +150,36 @@ pub(super) struct Record {
     /// `trail.resumed`: records that were not accepted while the sink failed. `sink.works`: records that the sink never gets.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) lost: Option<u64>,
-    /// `trail.recovered`: the digest of what an unfinished last line was, where it was not a whole record but for its newline.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) torn: Option<String>,
     /// Which sink it is about.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) sink: Option<String>,
-    /// `trail.continued`: the number of the earliest record that tells of a forward which is open.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) open_from: Option<u64>,
-    /// The trail's id.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) trail: Option<String>,
-    /// `trail.head`: the number of the last record before it.
+    /// `trail.head`, `trail.countersigned`: the number of the last record before the head.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) covers: Option<u64>,
     /// `trail.head`: the digest of that record's line.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) head: Option<String>,
+    /// `trail.head`: after how many records there is another at the latest.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) head_records: Option<u64>,
+    /// `trail.head`: after how many seconds there is another, if there is anything new.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) head_s: Option<u64>,
+    /// `trail.countersigned`: the digest of that head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) digest: Option<String>,
+    /// `trail.countersigned`: when, by the other side's clock.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signed: Option<String>,
+    /// `trail.anchored`: which trail of the other side's.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_trail: Option<String>,
+    /// `trail.anchored`: the digest of its head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_digest: Option<String>,
+    /// The signature by `key`, in base64.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signature: Option<String>,
 }
 
 impl Record {

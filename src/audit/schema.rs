@@ -425,14 +425,6 @@ pub const EVENTS: &[Event] = &[
         since: 1,
     },
     Event {
-        name: "agent.examined",
-        sides: LINKED,
-        meaning: "An agent was looked at by `caponier doctor`.",
-        always: &[],
-        maybe: &[WHO, &["transport", "target", "reason", "detail", "counts"]],
-        since: 1,
-    },
-    Event {
         name: "config.reloaded",
         sides: ALL,
         meaning: "The configuration was read again and is in force.",
@@ -446,6 +438,15 @@ pub const EVENTS: &[Event] = &[
         meaning: "The configuration was read again and has faults, or cannot be taken over; nothing has changed.",
         always: &[],
         maybe: &[&["detail"]],
+        since: 1,
+    },
+    Event {
+        name: "agent.examined",
+        sides: LINKED,
+        meaning: "An agent was looked at by `caponier doctor`: by its owner, whom the gateway let in and who wanted no link, or \
+                  over its link; the detail says which.",
+        always: &[&["organisation", "agent"]],
+        maybe: &[&["replica", "key", "client", "detail"]],
         since: 1,
     },
     Event {
@@ -477,7 +478,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "The first record of a file after a rotation; the chain goes on.",
         always: &[&["trail"]],
-        maybe: &[&["file_seq"]],
+        maybe: &[&["file_seq", "sink", "forwards", "open_from"]],
         since: 1,
     },
     Event {
@@ -485,7 +486,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "The process has ended the trail. Without it, it died.",
         always: &[&["forwards", "reason"]],
-        maybe: &[],
+        maybe: &[&["trail"]],
         since: 1,
     },
     Event {
@@ -493,7 +494,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "What an earlier process left has been put in order.",
         always: &[&["forwards"]],
-        maybe: &[&["torn_at", "torn", "unreadable", "unreadable_at"]],
+        maybe: &[&["sink", "torn_at", "torn", "unreadable", "unreadable_at"]],
         since: 1,
     },
     Event {
@@ -509,14 +510,14 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "The chain up to here, signed where there is a key for that.",
         always: &[&["trail", "covers", "head"]],
-        maybe: &[&["key", "signature"]],
+        maybe: &[&["key", "signature", "head_records", "head_s"]],
         since: 1,
     },
     Event {
         name: "trail.anchored",
         sides: LINKED,
         meaning: "The other side's head was seen here and countersigned.",
-        always: &[&["peer_digest"]],
+        always: &[&["peer_trail", "peer_digest"]],
         maybe: &[&["organisation", "agent", "replica", "key", "signature"]],
         since: 1,
     },
@@ -524,7 +525,7 @@ pub const EVENTS: &[Event] = &[
         name: "trail.countersigned",
         sides: LINKED,
         meaning: "The other side has countersigned a head of this trail.",
-        always: &[&["covers", "digest", "key", "signature"]],
+        always: &[&["covers", "digest", "signed", "key", "signature"]],
         maybe: &[&["organisation", "agent", "replica", "trail"]],
         since: 1,
     },
@@ -541,7 +542,7 @@ pub const EVENTS: &[Event] = &[
         sides: ALL,
         meaning: "It takes them again.",
         always: &[&["sink"]],
-        maybe: &[&["lost", "duration_ms"]],
+        maybe: &[&["lost", "duration_ms", "detail"]],
         since: 1,
     },
 ];
@@ -608,8 +609,10 @@ pub const FIELDS: &[Field] = &[
     of(
         "forwards",
         Form::Number,
-        "`trail.recovered`: forwards that were closed. `trail.stopped`: forwards that were not.",
+        "`trail.recovered`: forwards that were closed. `trail.stopped`: forwards that were not. \
+            `trail.continued`: forwards that are open.",
     ),
+    of("open_from", Form::Number, "The `seq` of the earliest record that tells of a forward which is open."),
     of("torn_at", Form::Bytes, "Where an unfinished last line begins, from the file's beginning."),
     of("torn", Form::Digest, "The digest of that line, without the newline that was added."),
     of("unreadable", Form::Number, "Lines since the last start that are no records."),
@@ -624,6 +627,10 @@ pub const FIELDS: &[Field] = &[
     of("covers", Form::Number, "The `seq` of the last record that the head covers."),
     of("head", Form::Digest, "The digest of that record's line."),
     of("digest", Form::Digest, "The digest of the head that was countersigned."),
+    of("head_records", Form::Number, "After how many records there is another head at the latest."),
+    of("head_s", Form::Number, "After how many seconds there is another head, if there is anything new."),
+    of("signed", Form::Time, "When the other side has signed, by its clock."),
+    of("peer_trail", Form::TrailId, "The id of the other side's trail."),
     of("peer_digest", Form::Digest, "The digest of the other side's head."),
     of("signature", Form::Base64, "The SSH signature (SSHSIG, namespace `audit@caponier`)."),
     of("seq", Form::Number, "The record's place in the trail, from 0 without a gap."),
@@ -657,7 +664,8 @@ mod tests {
 
     #[test]
     fn every_field_of_a_record_stands_in_the_table() {
-        let sources = sources();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/audit/record.rs");
+        let sources = fs::read_to_string(path).expect("a source");
         let (_, body) = sources.split_once("struct Record {\n").expect("the struct Record");
         let (body, _) = body.split_once("\n}").expect("its end");
         let mut fields = 0;

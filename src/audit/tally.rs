@@ -123,11 +123,6 @@ fn outcome(rejected: bool) -> &'static str {
     if rejected { "rejected" } else { "accepted" }
 }
 
-/// A record that was given to the writer.
-pub(super) fn queued(event: &'static str) {
-    metrics::AUDIT_RECORDS.of([event]).inc();
-}
-
 /// Looks how full the queue is, and whether the sinks work, for as long as what is returned is held.
 pub(super) fn refresh(shared: &Arc<Shared>, queue: &mpsc::WeakSender<Message>) -> Refresh {
     let (shared, queue) = (Arc::downgrade(shared), queue.clone());

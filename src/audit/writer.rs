@@ -20,6 +20,7 @@ use jiff::Timestamp;
 use tokio::sync::{mpsc, oneshot};
 
 use super::chain::{Chain, TrailId};
+use super::head::{Head, Signer};
 use super::lane::Lane;
 use super::prepare::Prepared;
 use super::record::{
@@ -28,7 +29,6 @@ use super::record::{
 use super::sink::{Batch, Heads};
 use super::{Shared, StartError, lock};
 use crate::chain::Chain as Causes;
-use crate::identity::PrivateKey;
 use crate::limits::{TRAIL_BATCH, TRAIL_PATIENCE, TRAIL_RETRY, TRAIL_SINK_GRACE};
 use crate::metrics;
 
@@ -62,8 +62,9 @@ pub(super) struct Writer {
     shared: Arc<Shared>,
     /// What is to be written and has no number yet, in order. Between two flushes only what survives a failure is left here.
     pending: VecDeque<Item>,
-    /// Forwards whose opening is in the trail, or on its way there, and whose ending is not.
-    open: HashMap<Arc<str>, Open>,
+    /// Forwards whose opening is in the trail, or on its way there, and whose ending is not, each with the record that tells of
+    /// it: its opening, or the last one that says how far it is.
+    open: HashMap<Arc<str>, Option<u64>>,
     failing: Option<Failing>,
     heads: HeadClock,
 }
@@ -71,19 +72,15 @@ pub(super) struct Writer {
 /// When the next head is due, and what it is signed with.
 pub(super) struct HeadClock {
     pub(super) policy: Heads,
-    pub(super) key: Option<PrivateKey>,
+    pub(super) signer: Option<Signer>,
+    /// Whether there was anything since the last head but what trails say of themselves and of each other: two ends that tell
+    /// each other of their heads must not keep each other awake.
+    pub(super) news: bool,
+    /// The last head that has news, until it is in the trail.
+    pub(super) made: Option<Head>,
     /// The number that the record after the last head had.
     pub(super) since: u64,
     pub(super) last: Instant,
-}
-
-/// What the writer knows of a forward.
-#[derive(Default)]
-struct Open {
-    /// The record that tells of it: its opening, or the last one that says how far it is.
-    told: Option<u64>,
-    /// Its ending is on its way.
-    ending: bool,
 }
 
 /// A line on its way.
@@ -94,8 +91,8 @@ struct Item {
 
 /// What becomes of a line that cannot be written.
 enum Fate {
-    /// It stays: it closes this forward, unless the opening is dropped.
-    End(Arc<str>),
+    /// It stays: it closes this forward, of which that record tells, unless the opening is dropped.
+    End(Arc<str>, Option<u64>),
     /// It is left out: it says how far this forward is.
     Progress(Arc<str>),
     /// Somebody is told so.
@@ -119,19 +116,28 @@ impl Writer {
     /// Writes the first records and is then ready to run.
     pub(super) fn start(
         prepared: Prepared,
-        heads: (Heads, Option<PrivateKey>),
+        heads: (Heads, Option<Signer>),
         queue: mpsc::Receiver<Message>,
         shared: Arc<Shared>,
     ) -> Result<Self, StartError> {
         let Prepared { trail, chain, lanes, first } = prepared;
-        let (policy, key) = heads;
-        let heads = HeadClock { policy, key, since: chain.next(), last: Instant::now() };
+        let (policy, signer) = heads;
+        if let Some(signer) = &signer {
+            // There is one writer, and it starts once.
+            let _ = shared.signer.set(signer.clone());
+        }
+        let heads = HeadClock { policy, signer, since: chain.next(), last: Instant::now(), news: true, made: None };
         let pending = first.iter().map(|record| Item { line: record.line(), fate: Fate::Forget }).collect();
         let open = HashMap::new();
         let mut writer = Self { trail, chain, lanes, queue, shared, pending, open, failing: None, heads };
         // Not yet time for a rotation: what the first records say is about the files as they are.
         let items = std::mem::take(&mut writer.pending);
         writer.commit(items).map_err(StartError::Write)?;
+        if writer.heads.signer.is_some() {
+            // What a crash has left without a signature does not stay so.
+            let line = writer.head().line();
+            writer.commit([Item { line, fate: Fate::Forget }].into()).map_err(StartError::Write)?;
+        }
         Ok(writer)
     }
 
@@ -200,18 +206,18 @@ impl Writer {
     fn take(&mut self, message: Message) -> Option<Answer> {
         let (line, fate) = match message {
             Message::Open { forward, line, answer } => {
-                self.open.insert(Arc::clone(&forward), Open::default());
+                self.open.insert(Arc::clone(&forward), None);
                 (line, Fate::Refuse(answer, Some(forward)))
             }
             Message::Progress { forward, line } => {
-                if !self.open.get(&forward).is_some_and(|open| !open.ending) {
+                if !self.open.contains_key(&forward) {
                     return None;
                 }
                 (line, Fate::Progress(forward))
             }
             Message::End { forward, line } => {
-                self.open.get_mut(&forward)?.ending = true;
-                (line, Fate::End(forward))
+                let told = self.open.remove(&forward)?;
+                (line, Fate::End(forward, told))
             }
             Message::Record { line, answer } => (line, Fate::Refuse(answer, None)),
             Message::Stranger { line, reason } => (line, Fate::Count(reason)),
@@ -303,7 +309,9 @@ impl Writer {
             self.lanes[at].rotate(self.chain.next());
             names.push(self.lanes[at].name().to_owned());
         }
-        let told = || self.open.values().filter_map(|open| open.told);
+        // Those whose end is not written yet are open at this place.
+        let ending = || self.pending.iter().map(|item| if let Fate::End(_, told) = item.fate { told } else { None });
+        let told = || self.open.values().copied().chain(ending()).flatten();
         let record = Record {
             trail: text(self.trail),
             sink: text(names.join(" ")),
@@ -321,12 +329,26 @@ impl Writer {
 
     /// The record of the trail's head as it is now.
     fn head(&mut self) -> Record {
-        let record = Record {
+        let (seq, last) = (self.chain.next().saturating_sub(1), self.chain.last());
+        let mut record = Record {
             trail: text(self.trail),
-            covers: Some(self.chain.next().saturating_sub(1)),
-            head: text(self.chain.last()),
+            covers: Some(seq),
+            head: text(last),
+            head_records: Some(self.heads.policy.records),
+            head_s: Some(self.heads.policy.every.as_secs().max(1)),
             ..Record::own(self.shared.side, HEAD)
         };
+        let time_ms = moment(record.time.as_bytes()).and_then(|time| u64::try_from(time).ok()).unwrap_or_default();
+        let head = Head { trail: self.trail, seq, record: last, time_ms };
+        match self.heads.signer.as_ref().map(|signer| signer.sign(&head)).transpose() {
+            Ok(Some(seal)) => (record.key, record.signature) = (text(seal.key), text(seal.signature)),
+            Ok(None) => {}
+            // Without a signature it still says what it says.
+            Err(error) => tracing::error!(error = %Causes(&error), "could not sign the head of the audit trail"),
+        }
+        if std::mem::take(&mut self.heads.news) {
+            self.heads.made = Some(head);
+        }
         // The head's own record is not news.
         (self.heads.since, self.heads.last) = (self.chain.next() + 1, Instant::now());
         record
@@ -361,6 +383,7 @@ impl Writer {
                 }
             }
             if let Some(event) = event_of(&line) {
+                self.heads.news |= !event.starts_with("trail.");
                 match events.get_mut(event) {
                     Some(count) => *count += 1,
                     None => drop(events.insert(event.to_owned(), 1)),
@@ -371,17 +394,16 @@ impl Writer {
             match fate {
                 Fate::Refuse(answer, forward) => {
                     if let Some(open) = forward.and_then(|forward| self.open.get_mut(&forward)) {
-                        open.told = Some(number);
+                        *open = Some(number);
                     }
                     answers.push((number, answer));
                 }
                 Fate::Progress(forward) => {
                     if let Some(open) = self.open.get_mut(&forward) {
-                        open.told = Some(number);
+                        *open = Some(number);
                     }
                 }
-                Fate::End(forward) => drop(self.open.remove(&forward)),
-                Fate::Count(_) | Fate::Uncount(_) | Fate::Forget => {}
+                Fate::End(..) | Fate::Count(_) | Fate::Uncount(_) | Fate::Forget => {}
             }
         }
         let moments = times.as_ref().and_then(|(earliest, latest)| moment(earliest).zip(moment(latest)));
@@ -404,6 +426,9 @@ impl Writer {
                 for (_, answer) in answers {
                     // Nobody waiting means that the caller gave up; its entry ends itself.
                     let _ = answer.send(Ok(()));
+                }
+                if let Some(head) = self.heads.made.take_if(|head| head.seq < last) {
+                    self.shared.heads.send_replace(Some(head));
                 }
                 self.works()
             }
@@ -436,7 +461,6 @@ impl Writer {
     }
 
     fn works(&mut self) -> Result<(), Arc<io::Error>> {
-        metrics::AUDIT_FAILING.set(0);
         self.shared.failed.send_if_modified(|failed| failed.take().is_some());
         Ok(())
     }
@@ -451,7 +475,6 @@ impl Writer {
             Failing { since: Instant::now(), sink, lost: 0 }
         });
         let since = tokio::time::Instant::from_std(failing.since);
-        metrics::AUDIT_FAILING.set(1);
         self.shared.failed.send_if_modified(|failed| failed.is_none() && failed.replace(since).is_none());
     }
 
@@ -461,9 +484,9 @@ impl Writer {
         let mut lost = 0;
         for item in std::mem::take(&mut self.pending) {
             match item.fate {
-                Fate::End(forward) => {
+                Fate::End(forward, told) => {
                     if !dropped.remove(&forward) {
-                        self.pending.push_back(Item { line: item.line, fate: Fate::End(forward) });
+                        self.pending.push_back(Item { line: item.line, fate: Fate::End(forward, told) });
                     }
                 }
                 Fate::Refuse(answer, forward) => {

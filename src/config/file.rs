@@ -65,12 +65,14 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         .collect();
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let remote_doctor = optional(table.optional("remote_doctor"), |item| item.boolean());
     let resolver = resolver(&table);
     let organisations: Option<Vec<_>> = organisations.into_iter().collect();
     if organisations.is_some() && resolver.as_ref().is_some_and(|resolver| resolver.servers.is_empty()) {
         refuse_services(&tables);
     }
     let (audit, health, log) = (audit(root), health(root), log(root));
+    signs_alone(root, audit.as_ref(), &mut keys);
     tls?;
     let config = agent::Config {
         id: id?,
@@ -84,8 +86,17 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         resolver: resolver?,
         listen: listen?,
         health: health?,
+        remote_doctor: remote_doctor?.unwrap_or_default(),
     };
     Some((config, log?))
+}
+
+/// What the trail is signed with is no other key of the configuration: nothing that a peer chooses is signed by it.
+fn signs_alone(root: &Table<'_>, sinks: Option<&crate::audit::Sinks>, keys: &mut Keys) {
+    let Some(key) = sinks.and_then(|sinks| sinks.signing_key.as_ref()) else { return };
+    if let Some(item) = root.required_table("audit").and_then(|table| table.optional("signing_key")) {
+        keys.claim(key.public().fingerprint(), "the trail's signing key", &item);
+    }
 }
 
 /// Where an agent listens itself, and from where it accepts: neither has a default.
@@ -142,6 +153,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let limits = gateway_limits(&table);
     let penalties = penalties(&table);
     let (audit, health, log) = (audit(root), health(root), log(root));
+    signs_alone(root, audit.as_ref(), &mut keys);
     let config = gateway::Config {
         listen: listen?,
         certificates: certificates?,

@@ -14,7 +14,8 @@
 //! **Control.** On the control channel each message is a length (u32, big endian, of what follows), a kind (u16) and a body,
 //! which is JSON where there is one. Unknown kinds and unknown fields are skipped, so that an end of a later version may say
 //! more: features are announced in `hello`. After `hello`, `drain` may come from either end, `move`, `superseded` and
-//! `key notice` from the gateway, and `examine` from a gateway whose agent has announced [`DOCTOR`], which answers `examined`.
+//! `key notice` from the gateway, and `examine` from a gateway whose agent has announced [`DOCTOR`], which answers `examined`. To an end
+//! that has announced [`ANCHORS`], `anchor` and `anchored` may come from either.
 //! In the place of an agent's `hello`, `examine` says that no link is wanted. What each asks for is said at [`Control`].
 
 use std::fmt;
@@ -23,8 +24,10 @@ use std::str::FromStr;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::chain::TrailId;
+use crate::audit::head::{Anchor, SIGNATURE_TEXT_MAX, Seal};
 use crate::diagnosis::Report;
-use crate::identity::{AgentName, PrincipalId, ReplicaId};
+use crate::identity::{AgentName, Fingerprint, PrincipalId, ReplicaId};
 use crate::secret;
 
 /// The incompatible major version of the wire.
@@ -41,6 +44,9 @@ pub const CONTROL_SUBSYSTEM: &str = "control@caponier";
 
 /// The feature of credit: see the flow control of channels in [`crate::tunnel::ssh`]. Every end of this major version has it.
 pub const CREDIT: &str = "credit";
+
+/// The feature of anchors: an end that has it takes heads of the other's trail, and answers.
+pub const ANCHORS: &str = "anchors";
 
 /// The feature of being examined over the link: an agent whose owner has chosen so has it.
 pub const DOCTOR: &str = "doctor";
@@ -425,6 +431,11 @@ pub enum Control {
     Superseded,
     /// From the gateway: the key that this link's agent has shown comes to its end there.
     KeyNotice(KeyNotice),
+    /// Either way: this is what the sender's trail has come to. The other end puts it on record and answers; seldom, as
+    /// [`crate::limits::ANCHORS_BURST`] says.
+    Anchor(TrailAnchor),
+    /// Either way: an anchor is on record here.
+    Anchored(TrailAnchored),
     /// From the gateway: look at your targets, and tell what was found. From an agent, in the place of its hello: its owner has
     /// looked whether it would be let in, and wants no link.
     Examine,
@@ -448,6 +459,83 @@ pub struct KeyNotice {
     pub expires: u64,
 }
 
+/// See [`Control::Anchor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrailAnchor {
+    /// Which trail, so that it is known what the anchor is of; the id says nothing else.
+    pub trail: TrailId,
+    /// The digest of its head.
+    pub anchor: Anchor,
+}
+
+/// See [`Control::Anchored`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrailAnchored {
+    /// The digest that was sent.
+    pub anchor: Anchor,
+    /// When it was put on record: Unix time in milliseconds.
+    pub time_ms: u64,
+    /// The countersignature, of an end that signs its trail.
+    pub seal: Option<Seal>,
+}
+
+/// [`TrailAnchor`] as it stands on the wire.
+#[derive(Serialize, Deserialize)]
+struct AnchorBody {
+    trail: String,
+    anchor: String,
+}
+
+/// [`TrailAnchored`] as it stands on the wire.
+#[derive(Serialize, Deserialize)]
+struct AnchoredBody {
+    anchor: String,
+    time: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signature: Option<String>,
+}
+
+impl TrailAnchor {
+    fn body(&self) -> AnchorBody {
+        AnchorBody { trail: self.trail.to_string(), anchor: self.anchor.to_string() }
+    }
+
+    fn read(body: &[u8]) -> Option<Self> {
+        let body: AnchorBody = serde_json::from_slice(body).ok()?;
+        Some(Self { trail: TrailId::parse(&body.trail)?, anchor: Anchor::parse(&body.anchor)? })
+    }
+}
+
+impl TrailAnchored {
+    fn body(&self) -> AnchoredBody {
+        AnchoredBody {
+            anchor: self.anchor.to_string(),
+            time: self.time_ms,
+            key: self.seal.as_ref().map(|seal| seal.key.to_string()),
+            signature: self.seal.as_ref().map(|seal| seal.signature.clone()),
+        }
+    }
+
+    fn read(body: &[u8]) -> Option<Self> {
+        let body: AnchoredBody = serde_json::from_slice(body).ok()?;
+        let seal = match (body.key, body.signature) {
+            (None, None) => None,
+            (Some(key), Some(signature)) => {
+                let key: Fingerprint = key.parse().ok()?;
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+                if signature.len() > SIGNATURE_TEXT_MAX || !signature.bytes().all(plain) {
+                    return None;
+                }
+                Some(Seal { key, signature })
+            }
+            _ => return None,
+        };
+        Some(Self { anchor: Anchor::parse(&body.anchor)?, time_ms: body.time, seal })
+    }
+}
+
 /// The body of a message that says all by its kind; an object, so that a later version may add to it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Plain {}
@@ -457,6 +545,8 @@ const KIND_DRAIN: u16 = 2;
 const KIND_MOVE: u16 = 3;
 const KIND_SUPERSEDED: u16 = 4;
 const KIND_KEY_NOTICE: u16 = 5;
+const KIND_ANCHOR: u16 = 6;
+const KIND_ANCHORED: u16 = 7;
 const KIND_EXAMINE: u16 = 8;
 const KIND_EXAMINED: u16 = 9;
 
@@ -470,6 +560,8 @@ impl Control {
             Self::Move => (KIND_MOVE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::Superseded => (KIND_SUPERSEDED, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::KeyNotice(notice) => (KIND_KEY_NOTICE, serde_json::to_vec(notice).unwrap_or_default()),
+            Self::Anchor(anchor) => (KIND_ANCHOR, serde_json::to_vec(&anchor.body()).unwrap_or_default()),
+            Self::Anchored(anchored) => (KIND_ANCHORED, serde_json::to_vec(&anchored.body()).unwrap_or_default()),
             Self::Examine => (KIND_EXAMINE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::Examined(report) => (KIND_EXAMINED, serde_json::to_vec(report).unwrap_or_default()),
             Self::Unknown(kind) => (*kind, Vec::new()),
@@ -516,6 +608,8 @@ impl Control {
             KIND_KEY_NOTICE => {
                 serde_json::from_slice(&body).map(|notice| Some(Self::KeyNotice(notice))).map_err(|_| malformed)
             }
+            KIND_ANCHOR => TrailAnchor::read(&body).map(|anchor| Some(Self::Anchor(anchor))).ok_or(malformed),
+            KIND_ANCHORED => TrailAnchored::read(&body).map(|anchored| Some(Self::Anchored(anchored))).ok_or(malformed),
             KIND_EXAMINE => serde_json::from_slice(&body).map(|Plain {}| Some(Self::Examine)).map_err(|_| malformed),
             KIND_EXAMINED => {
                 serde_json::from_slice(&body).map(|report| Some(Self::Examined(report))).map_err(|_| malformed)
@@ -680,9 +774,57 @@ mod tests {
             (Control::Move, b"\0\0\0\x04\0\x03{}"),
             (Control::Superseded, b"\0\0\0\x04\0\x04{}"),
             (Control::KeyNotice(KeyNotice { expires: 1_800_000_000 }), b"\0\0\0\x18\0\x05{\"expires\":1800000000}"),
+            (Control::Examine, b"\0\0\0\x04\0\x08{}"),
+            (
+                Control::Examined(Report::new("remote", Vec::new())),
+                b"\0\0\0\x38\0\x09{\"version\":1,\"of\":\"remote\",\"verdict\":\"ok\",\"stages\":[]}",
+            ),
         ] {
             assert_eq!(&message.encode()[..], frozen);
             assert_eq!(Control::decode(&mut BytesMut::from(frozen)), Ok(Some(message)));
+        }
+    }
+
+    #[test]
+    fn anchors_are_frozen() {
+        let (anchor, text) = (Anchor::from([7; 32]), "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc");
+        let trail = TrailId::parse("000102030405060708090a0b0c0d0e0f").expect("an id");
+        let key = "SHA256:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
+        let seal = Seal { key: key.parse().expect("a fingerprint"), signature: "AAAA".to_owned() };
+        let anchored = |seal| Control::Anchored(TrailAnchored { anchor, time_ms: 1_790_000_000_123, seal });
+        for (message, kind, body) in [
+            (
+                Control::Anchor(TrailAnchor { trail, anchor }),
+                6_u16,
+                format!("{{\"trail\":\"000102030405060708090a0b0c0d0e0f\",\"anchor\":\"{text}\"}}"),
+            ),
+            (anchored(None), 7, format!("{{\"anchor\":\"{text}\",\"time\":1790000000123}}")),
+            (
+                anchored(Some(seal)),
+                7,
+                format!("{{\"anchor\":\"{text}\",\"time\":1790000000123,\"key\":\"{key}\",\"signature\":\"AAAA\"}}"),
+            ),
+        ] {
+            assert_eq!(message.encode(), framed(kind, body.as_bytes()), "{message:?}");
+            assert_eq!(Control::decode(&mut framed(kind, body.as_bytes())), Ok(Some(message)));
+        }
+        for (kind, body) in [
+            (6, "{}".to_owned()),
+            (6, format!("{{\"anchor\":\"{text}\"}}")),
+            (6, format!("{{\"trail\":\"0\",\"anchor\":\"{text}\"}}")),
+            (6, "{\"trail\":\"000102030405060708090a0b0c0d0e0f\",\"anchor\":\"BwcH\"}".to_owned()),
+            (7, format!("{{\"anchor\":\"{text}\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":-1}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"{key}\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"signature\":\"AAAA\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"x\",\"signature\":\"AAAA\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"{key}\",\"signature\":\"A\\u0007\"}}")),
+            (
+                7,
+                format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"{key}\",\"signature\":\"{}\"}}", "A".repeat(513)),
+            ),
+        ] {
+            assert!(Control::decode(&mut framed(kind, body.as_bytes())).is_err(), "{kind}: {body}");
         }
     }
 
@@ -726,6 +868,7 @@ mod tests {
             (KIND_MOVE, "{\"to\":\"elsewhere\"}", Control::Move),
             (KIND_SUPERSEDED, "{\"by\":\"x\"}", Control::Superseded),
             (KIND_KEY_NOTICE, "{\"expires\":0,\"key\":\"x\"}", Control::KeyNotice(KeyNotice { expires: 0 })),
+            (KIND_EXAMINE, "{\"deep\":true}", Control::Examine),
         ] {
             assert_eq!(Control::decode(&mut framed(kind, body.as_bytes())), Ok(Some(read)));
         }

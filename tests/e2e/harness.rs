@@ -350,6 +350,8 @@ pub(crate) struct Plan {
     shared: Option<[StdListener; 2]>,
     piped: Option<Side>,
     agent_network: Option<String>,
+    /// Lines for the `[audit]` of both sides.
+    audit_settings: String,
 }
 
 impl Plan {
@@ -369,6 +371,7 @@ impl Plan {
             shared: None,
             piped: None,
             agent_network: None,
+            audit_settings: String::new(),
         };
         for name in ["gateway", "login-acme", "login-globex", "agent", "provisioner"] {
             plan.key(name);
@@ -427,6 +430,13 @@ impl Plan {
     pub(crate) fn agent_setting(mut self, line: &str) -> Self {
         self.agent_settings.push_str(line);
         self.agent_settings.push('\n');
+        self
+    }
+
+    /// A line for the `[audit]` of both sides, with `{}` where a side's name belongs.
+    pub(crate) fn audit_setting(mut self, line: &str) -> Self {
+        self.audit_settings.push_str(line);
+        self.audit_settings.push('\n');
         self
     }
 
@@ -728,10 +738,11 @@ impl Site {
     }
 
     fn audit(&self, side: Side) -> String {
-        match self.plan.piped == Some(side) {
-            true => "[audit]\nstdout = true\n".to_owned(),
-            false => format!("[audit]\nfile = \"{}.jsonl\"\n", side.name()),
-        }
+        let sink = match self.plan.piped == Some(side) {
+            true => "stdout = true".to_owned(),
+            false => format!("file = \"{}.jsonl\"", side.name()),
+        };
+        format!("[audit]\n{sink}\n{}", self.plan.audit_settings.replace("{}", side.name()))
     }
 
     /// Waits until the gateway that runs now has a link to the agent that runs now.

@@ -124,6 +124,11 @@ impl Feed {
         self.0.state().records
     }
 
+    /// Whether what it has not written is more than half of what it may.
+    pub(in crate::audit) fn is_half_full(&self) -> bool {
+        self.0.state().bytes > TRAIL_SINK_BYTES / 2
+    }
+
     /// Since when the sink fails, if it does.
     pub(in crate::audit) fn failure(&self) -> Option<Failure> {
         let state = self.0.state();
