@@ -29,6 +29,7 @@
 
 pub mod chain;
 mod changed;
+pub mod compare;
 mod event;
 mod forward;
 pub mod head;
@@ -47,7 +48,7 @@ mod writer;
 use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::mpsc::error::TrySendError;
@@ -56,6 +57,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
+use crate::identity::signature::SignatureError;
 use crate::identity::{OrganisationId, PrivateKey};
 use crate::limits::{FORWARD_ID_MAX, PROGRESS_BATCH, PROGRESS_LOOK, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
 use crate::task::Tasks;
@@ -66,6 +68,7 @@ pub use record::Side;
 pub use sink::{Content, Fsync, Rotation, SinkConfig, SinkKind, Sinks};
 
 use forward::Running;
+use head::{Countersigned, Head, Seal, Signer};
 use prepare::Prepared;
 use record::{DENIED, OPEN, Record, text, unsafe_to_show};
 use sink::{Connect, Heads};
@@ -132,9 +135,6 @@ pub enum StartError {
     /// There is no randomness for the trail's id.
     #[error("the operating system has no randomness for the audit trail's id")]
     Random(#[source] getrandom::Error),
-    /// The key cannot sign a trail.
-    #[error("the audit trail's signing_key")]
-    SigningKey(#[source] head::KindError),
     /// A sink has no thread.
     #[error("could not start a thread for a sink of the audit trail")]
     Thread(#[source] io::Error),
@@ -144,6 +144,9 @@ pub enum StartError {
     /// The first records could not be written.
     #[error("could not write the first records of the audit trail")]
     Write(#[source] Arc<io::Error>),
+    /// The key cannot sign heads.
+    #[error("the audit trail's signing key cannot be used")]
+    SigningKey(#[source] head::KindError),
     /// The runtime is going away.
     #[error("the audit trail's writer ended before it was ready")]
     Gone,
@@ -275,6 +278,20 @@ impl Trail {
         self.shared.failed.subscribe()
     }
 
+    /// The newest head that is in the trail, and each that comes.
+    #[must_use]
+    pub fn heads(&self) -> watch::Receiver<Option<Head>> {
+        self.shared.heads.subscribe()
+    }
+
+    /// Signs that the head of another trail is on record here; `None` where this trail is not signed.
+    ///
+    /// # Errors
+    /// If the key cannot sign.
+    pub fn countersign(&self, seen: &Countersigned) -> Result<Option<Seal>, SignatureError> {
+        self.shared.signer.get().map(|signer| signer.countersign(seen)).transpose()
+    }
+
     /// How many forwards are live.
     #[must_use]
     pub fn live(&self) -> usize {
@@ -312,7 +329,6 @@ impl Trail {
         F: FnOnce() -> Result<Prepared, StartError> + Send + 'static,
     {
         let How { heads, signing_key, progress, over } = how;
-        let signer = signing_key.map(head::Signer::new).transpose().map_err(StartError::SigningKey)?;
         let shared = Arc::new(Shared {
             side,
             progress,
@@ -322,13 +338,15 @@ impl Trail {
             failed: watch::Sender::new(None),
             writing: Mutex::new(None),
             over,
+            heads: watch::Sender::new(None),
+            signer: OnceLock::new(),
         });
         let (queue, messages) = mpsc::channel(TRAIL_QUEUE);
         let (ready, started) = oneshot::channel();
         let writers = Arc::clone(&shared);
         tasks.spawn_blocking(move || {
             let writer =
-                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signer), messages, writers));
+                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signing_key), messages, writers));
             match writer {
                 Ok(writer) => {
                     // Nobody waiting means that the trail is gone; the writer will see its queue closed.
@@ -402,6 +420,10 @@ struct Shared {
     writing: Mutex<Option<Instant>>,
     /// Fires when the writer has ended.
     over: CancellationToken,
+    /// The newest head that is in the trail.
+    heads: watch::Sender<Option<Head>>,
+    /// What heads are signed with.
+    signer: OnceLock<Signer>,
 }
 
 /// The forwards that have an [`Entry`].

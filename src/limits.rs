@@ -596,6 +596,22 @@ pub const HTTPS_REFUSED_PAUSE: Duration = Duration::from_secs(15);
 /// One line of a trail, with its newline; our own records are smaller even if every character of theirs is escaped.
 pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 
+/// How often an end tells the other what its trail has come to, at the most and once the first few are sent. Each costs both
+/// trails a record: thirty a second at a gateway with ten thousand links.
+pub const ANCHOR_EVERY: Duration = Duration::from_secs(300);
+
+/// Anchors that may follow one another without that: at the beginning of a link, and when it ends.
+pub const ANCHORS_SENT_BURST: u32 = 4;
+
+/// Anchors that an end takes before the other counts as breaking the protocol: twice what it may send.
+pub const ANCHORS_BURST: u32 = 2 * ANCHORS_SENT_BURST;
+
+/// After how long one more is taken: half of [`ANCHOR_EVERY`], as clocks and networks go.
+pub const ANCHORS_TAKEN_EVERY: Duration = Duration::from_secs(150);
+
+/// Anchors of a link that wait for the trail to have them on record; beyond that they are passed over.
+pub const ANCHORS_WAITING: usize = 4;
+
 /// What is found in a trail that is verified, in detail; more than anybody reads, and a trail of nothing but damage stays
 /// bounded.
 pub const VERIFY_FINDINGS_MAX: usize = 1_000;
@@ -605,6 +621,17 @@ pub const VERIFY_ANCHORS_MAX: usize = 262_144;
 
 /// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
 pub const VERIFY_HEADS: usize = 4_096;
+
+/// Forwards that are held while two trails are compared: all that can live at once, on both sides, and what ended within the
+/// tolerance for clocks; some 50 MiB.
+pub const COMPARE_FORWARDS: usize = 2 * TRAIL_QUEUE;
+
+/// Bytes of a forward that one side may have taken and the other not delivered when it broke: the budget of a link's credit,
+/// what waits in the queues before and behind it, and in the sockets.
+pub const COMPARE_FLIGHT: u64 = 96 * 1024 * 1024;
+
+/// Links and replicas of one agent's trail that are told apart while it is compared.
+pub const COMPARE_LINKS: usize = 4_096;
 
 /// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
 pub const VERIFY_TORN: usize = 1_024;

@@ -10,11 +10,12 @@
 //! - [`websocket`] is one inside of WebSocket messages;
 //! - [`transport`] is the byte stream under an SSH session: it can be cut from outside, and tells when the session is gone;
 //! - [`ssh`] is the only door to the SSH library: sessions in both roles, channels as streams;
-//! - [`wire`] is everything that our two ends say to each other inside of SSH;
+//! - [`wire`] is everything that our two ends say to each other inside of SSH, and [`anchors`] what they say of their trails;
 //! - [`splice`] moves the bytes of one forward, and [`bridge`] carries them between two threads;
 //! - [`pool`] lends the buffers that what is read goes into.
 
 pub mod admit;
+pub mod anchors;
 pub mod bridge;
 pub mod connect;
 pub mod dial;

@@ -25,6 +25,7 @@ use crate::identity::{
 use crate::limits;
 use crate::task::{Tasks, reached};
 use crate::tunnel::admit::{self, GreetError};
+use crate::tunnel::anchors::{self, Ear};
 use crate::tunnel::connect::url::{GatewayUrl, Transport};
 use crate::tunnel::dial::{self, DialError, Dialled};
 use crate::tunnel::ssh::{
@@ -642,7 +643,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     }
     let hello = Control::Hello(Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec![wire::CREDIT.to_owned()],
+        features: vec![wire::CREDIT.to_owned(), wire::ANCHORS.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: Some(shared.session.replica.to_string()),
         instance: Some(shared.session.agent.instance.clone()),
@@ -653,24 +654,43 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         return;
     }
     let ssh::Channel { reader, mut writer } = channel;
-    let drain = &shared.session.agent.drain;
+    let session = &shared.session;
+    let drain = &session.agent.drain;
+    let (ear, anchors, mut said) = anchors::exchange(&session.agent.trail, |kind| {
+        Event::new(kind)
+            .organisation(&session.organisation)
+            .agent(&session.agent.id)
+            .replica(&session.replica)
+            .detail(&shared.gateway)
+    });
     let speak = async {
-        drain.begun().cancelled().await;
-        let goodbye = Control::Drain(Drain { deadline_s: drain.left_s() });
-        if writer.send(goodbye.encode()).await.is_err() {
-            debug!(gateway = %shared.gateway, "the gateway could not be told of the drain");
+        let mut told = false;
+        loop {
+            let message = tokio::select! {
+                biased;
+                () = drain.begun().cancelled(), if !told => {
+                    told = true;
+                    Control::Drain(Drain { deadline_s: drain.left_s() })
+                }
+                Some(message) = said.recv() => message,
+                else => return std::future::pending::<()>().await,
+            };
+            if writer.send(message.encode()).await.is_err() {
+                debug!(gateway = %shared.gateway, "the gateway could not be told something");
+                // Whoever listens sees the end of the channel.
+                return std::future::pending::<()>().await;
+            }
         }
-        // Whoever listens sees the end of the channel.
-        std::future::pending::<()>().await;
     };
     tokio::select! {
         () = speak => {}
-        () = listen(&shared, reader) => {}
+        () = anchors.run() => {}
+        () = listen(&shared, reader, ear) => {}
     }
 }
 
 /// Reads what the gateway says on the control channel, to its end.
-async fn listen(shared: &Shared, mut reader: ssh::Reader) {
+async fn listen(shared: &Shared, mut reader: ssh::Reader, mut ear: Ear) {
     let mut buffer = BytesMut::new();
     let mut notices = 0;
     while let Some(bytes) = reader.bytes().await {
@@ -681,7 +701,17 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader) {
                 shared.session.departure.told(drain.deadline_s);
             }
             match message {
-                Ok(Some(Control::Hello(hello))) => debug!(version = hello.version, "the gateway said hello"),
+                Ok(Some(Control::Hello(hello))) => {
+                    debug!(version = hello.version, "the gateway said hello");
+                    ear.greeted(&hello);
+                }
+                Ok(Some(Control::Anchor(anchor))) if ear.anchor(anchor).is_ok() => {}
+                Ok(Some(Control::Anchored(anchored))) if ear.anchored(anchored.clone()).is_ok() => {}
+                Ok(Some(Control::Anchor(_) | Control::Anchored(_))) => {
+                    info!(gateway = %shared.gateway, "cutting a link whose gateway sends its trail's heads without end");
+                    shared.session.switch.cut();
+                    return;
+                }
                 Ok(Some(Control::Superseded)) => shared.superseded.cancel(),
                 // Once is enough: what is said again on the same link asks for nothing more.
                 Ok(Some(message @ (Control::Drain(_) | Control::Move))) if !shared.moved.is_cancelled() => {

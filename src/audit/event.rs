@@ -3,8 +3,12 @@
 use std::fmt;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use super::Side;
+use super::chain::TrailId;
 use super::changed::Changed;
+use super::head::{Anchor, Countersigned, Seal};
 use super::record::{Record, milliseconds, now, text};
 use crate::identity::Credential;
 use crate::reload::Changes;
@@ -40,6 +44,10 @@ pub enum Kind {
     ConfigReloaded,
     /// `config.rejected`: the configuration was read again and has faults, or cannot be taken over; nothing has changed.
     ConfigRejected,
+    /// `trail.anchored`: what the other side's trail has come to is on record here.
+    TrailAnchored,
+    /// `trail.countersigned`: the other side has this trail's head on record, and has signed that.
+    TrailCountersigned,
 }
 
 impl Kind {
@@ -60,6 +68,8 @@ impl Kind {
             Self::DrainEnded => "drain.ended",
             Self::ConfigReloaded => "config.reloaded",
             Self::ConfigRejected => "config.rejected",
+            Self::TrailAnchored => "trail.anchored",
+            Self::TrailCountersigned => "trail.countersigned",
         }
     }
 }
@@ -196,6 +206,26 @@ impl Event {
     #[must_use]
     pub fn changes(mut self, changes: &Changes) -> Self {
         self.0.changes = Changed::new(changes);
+        self
+    }
+
+    /// What was seen of another trail.
+    #[must_use]
+    pub fn seen(mut self, trail: &TrailId, anchor: &Anchor) -> Self {
+        self.0.peer_trail = text(trail);
+        self.0.peer_digest = text(anchor);
+        self
+    }
+
+    /// Who has signed that a head of this trail was seen, which covers the record `covers`.
+    #[must_use]
+    pub fn countersigned(mut self, covers: u64, seen: &Countersigned, seal: &Seal) -> Self {
+        self.0.covers = Some(covers);
+        self.0.digest = text(seen.anchor);
+        let signed = i64::try_from(seen.time_ms).ok().and_then(|time| Timestamp::from_millisecond(time).ok());
+        self.0.signed = signed.map(|signed| format!("{signed:.3}"));
+        self.0.key = text(&seal.key);
+        self.0.signature = text(&seal.signature);
         self
     }
 

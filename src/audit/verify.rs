@@ -131,7 +131,7 @@ pub fn verify_inputs<R: Read>(inputs: Vec<(&str, R)>, keys: &Keys, anchors: &mut
 
 /// The files in the order in which they were written: by the number of the first record that can be read. What belongs to
 /// one trail stays together, in the order in which the trails are given.
-fn in_order(paths: &[PathBuf]) -> Result<Vec<PathBuf>, VerifyError> {
+pub(in crate::audit) fn in_order(paths: &[PathBuf]) -> Result<Vec<PathBuf>, VerifyError> {
     let mut known: Vec<TrailId> = Vec::new();
     let mut placed = Vec::new();
     for path in paths {

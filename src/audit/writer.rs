@@ -29,6 +29,7 @@ use super::record::{
 use super::sink::{Batch, Heads};
 use super::{Shared, StartError, lock};
 use crate::chain::Chain as Causes;
+use crate::identity::PrivateKey;
 use crate::limits::{TRAIL_BATCH, TRAIL_PATIENCE, TRAIL_RETRY, TRAIL_SINK_GRACE};
 use crate::metrics;
 
@@ -72,7 +73,12 @@ pub(super) struct Writer {
 /// When the next head is due, and what it is signed with.
 pub(super) struct HeadClock {
     pub(super) policy: Heads,
-    pub(super) signer: Option<Signer>,
+    pub(super) signed: bool,
+    /// Whether there was anything since the last head but what trails say of themselves and of each other: two ends that tell
+    /// each other of their heads must not keep each other awake.
+    pub(super) news: bool,
+    /// The last head that has news, until it is in the trail.
+    pub(super) made: Option<Head>,
     /// The number that the record after the last head had.
     pub(super) since: u64,
     pub(super) last: Instant,
@@ -111,19 +117,30 @@ impl Writer {
     /// Writes the first records and is then ready to run.
     pub(super) fn start(
         prepared: Prepared,
-        heads: (Heads, Option<Signer>),
+        heads: (Heads, Option<PrivateKey>),
         queue: mpsc::Receiver<Message>,
         shared: Arc<Shared>,
     ) -> Result<Self, StartError> {
         let Prepared { trail, chain, lanes, first } = prepared;
-        let (policy, signer) = heads;
-        let heads = HeadClock { policy, signer, since: chain.next(), last: Instant::now() };
+        let (policy, key) = heads;
+        let signed = key.is_some();
+        if let Some(key) = key {
+            let signer = Signer::new(key).map_err(StartError::SigningKey)?;
+            // There is one writer, and it starts once.
+            let _ = shared.signer.set(signer);
+        }
+        let heads = HeadClock { policy, signed, since: chain.next(), last: Instant::now(), news: true, made: None };
         let pending = first.iter().map(|record| Item { line: record.line(), fate: Fate::Forget }).collect();
         let open = HashMap::new();
         let mut writer = Self { trail, chain, lanes, queue, shared, pending, open, failing: None, heads };
         // Not yet time for a rotation: what the first records say is about the files as they are.
         let items = std::mem::take(&mut writer.pending);
         writer.commit(items).map_err(StartError::Write)?;
+        if writer.heads.signed {
+            // What a crash has left without a signature does not stay so.
+            let line = writer.head().line();
+            writer.commit([Item { line, fate: Fate::Forget }].into()).map_err(StartError::Write)?;
+        }
         Ok(writer)
     }
 
@@ -315,24 +332,31 @@ impl Writer {
 
     /// The record of the trail's head as it is now.
     fn head(&mut self) -> Record {
-        let (seq, last) = (self.chain.next().saturating_sub(1), self.chain.last());
-        let mut record = Record {
-            trail: text(self.trail),
-            covers: Some(seq),
-            head: text(last),
-            ..Record::own(self.shared.side, HEAD)
-        };
-        let time_ms = moment(record.time.as_bytes()).and_then(|time| u64::try_from(time).ok()).unwrap_or_default();
-        let head = Head { trail: self.trail, seq, record: last, time_ms };
-        match self.heads.signer.as_ref().map(|signer| signer.sign(&head)).transpose() {
-            Ok(Some(seal)) => (record.key, record.signature) = (text(seal.key), text(seal.signature)),
-            Ok(None) => {}
-            // Without a signature it still says what it says.
-            Err(error) => tracing::error!(error = %Causes(&error), "could not sign the head of the audit trail"),
+        let (seq, digest) = (self.chain.next().saturating_sub(1), self.chain.last());
+        let own = Record::own(self.shared.side, HEAD);
+        // As it stands in the record, by which it is verified.
+        let time_ms = moment(own.time.as_bytes()).and_then(|time| u64::try_from(time).ok()).unwrap_or_default();
+        let head = Head { trail: self.trail, seq, record: digest, time_ms };
+        let seal = self.shared.signer.get().map(|signer| signer.sign(&head)).transpose();
+        let seal = seal.unwrap_or_else(|error| {
+            tracing::error!(error = %Causes(&error), "the head of the audit trail could not be signed");
+            None
+        });
+        if std::mem::take(&mut self.heads.news) {
+            self.heads.made = Some(head);
         }
         // The head's own record is not news.
         (self.heads.since, self.heads.last) = (self.chain.next() + 1, Instant::now());
-        record
+        Record {
+            trail: text(self.trail),
+            covers: Some(seq),
+            head: text(digest),
+            head_records: Some(self.heads.policy.records),
+            head_s: Some(self.heads.policy.every.as_secs().max(1)),
+            key: seal.as_ref().and_then(|seal| text(&seal.key)),
+            signature: seal.as_ref().and_then(|seal| text(&seal.signature)),
+            ..own
+        }
     }
 
     /// Numbers lines and brings them to the sinks. Whoever waits for one of them is told how it went.
@@ -364,6 +388,7 @@ impl Writer {
                 }
             }
             if let Some(event) = event_of(&line) {
+                self.heads.news |= !event.starts_with("trail.");
                 match events.get_mut(event) {
                     Some(count) => *count += 1,
                     None => drop(events.insert(event.to_owned(), 1)),
@@ -406,6 +431,9 @@ impl Writer {
                 for (_, answer) in answers {
                     // Nobody waiting means that the caller gave up; its entry ends itself.
                     let _ = answer.send(Ok(()));
+                }
+                if let Some(head) = self.heads.made.take_if(|head| head.seq < last) {
+                    self.shared.heads.send_replace(Some(head));
                 }
                 self.works()
             }

@@ -1,6 +1,7 @@
 //! `caponier audit`: reading trails.
 
 pub mod schema;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -10,7 +11,8 @@ use clap::Subcommand;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
-  caponier audit schema --markdown")]
+  caponier audit schema --markdown
+  caponier audit verify /var/log/caponier/agent.jsonl* --key audit.pub")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -19,6 +21,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     Schema(schema::Args),
+    Verify(verify::Args),
 }
 
 /// Runs the command.
@@ -28,5 +31,6 @@ enum Command {
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
         Command::Schema(args) => schema::run(&args),
+        Command::Verify(args) => verify::run(&args),
     }
 }

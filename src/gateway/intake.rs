@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -33,6 +34,7 @@ use crate::task::{Load, Worker};
 use crate::tls::judge::Flaw;
 use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::admit::{Full, Greeted, Place, Seat};
+use crate::tunnel::anchors::{self, Ear};
 use crate::tunnel::listen;
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::stream::Stream;
@@ -224,6 +226,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     let Some(replica) = replica else { return };
     let key = client.host_key().fingerprint();
     let process = Process::of(&hello);
+    let features = hello.clone();
     let peer = Linked { name, replica, process, address, transport, version: hello.version, key };
     let link = Arc::new(Link::new(peer.clone(), client, worker, gateway.tasks.clone()));
     let _present = gateway.drain.greet();
@@ -260,6 +263,10 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     let gone = link.client().control().gone().clone();
     let Channel { reader, writer } = control;
     let told = CancellationToken::new();
+    let (ear, anchors, said) = anchors::exchange(&gateway.trail, |kind| {
+        Event::new(kind).organisation(&peer.name.organisation).agent(&peer.name.agent).replica(&peer.replica)
+    });
+    ear.greeted(&features);
     // In this order: what is taken back is not merely lost, and a session that is gone has not broken the protocol.
     let (reason, in_order) = tokio::select! {
         biased;
@@ -270,8 +277,9 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
         () = gone.cancelled() => ("lost", false),
         () = stop.cancelled() => ("stopped", false),
         reason = last_forward(&link, &told) => (reason, true),
-        () = listen(reader, &link) => ("protocol_violation", false),
-        () = speak(&gateway, &link, login, writer, &told) => ("drained", true),
+        () = listen(reader, &link, ear) => ("protocol_violation", false),
+        () = speak(&gateway, &link, login, (writer, said), &told) => ("drained", true),
+        () = anchors.run() => ("lost", false),
     };
     link.ends(reason);
     gateway.roster.remove(&link);
@@ -425,7 +433,7 @@ async fn establish(
         .map_err(|error| ("control_channel", Chain(&error).to_string()))?;
     let hello = Control::Hello(Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec![wire::CREDIT.to_owned()],
+        features: vec![wire::CREDIT.to_owned(), wire::ANCHORS.to_owned()],
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: None,
         instance: None,
@@ -454,6 +462,8 @@ async fn establish(
                 | Control::Superseded
                 | Control::KeyNotice(_)
                 | Control::Examined(_)
+                | Control::Anchor(_)
+                | Control::Anchored(_)
                 | Control::Unknown(_),
             ) => continue,
             None => {}
@@ -466,7 +476,7 @@ async fn establish(
 }
 
 /// Reads the control channel; returns when the agent breaks the protocol.
-async fn listen(mut reader: Reader, link: &Link) {
+async fn listen(mut reader: Reader, link: &Link, mut ear: Ear) {
     let gone = link.client().control().gone();
     let mut buffer = BytesMut::new();
     loop {
@@ -490,6 +500,8 @@ async fn listen(mut reader: Reader, link: &Link) {
                         info!(agent = %name, replica = %replica, "the agent drains; it gets nothing new");
                     }
                 }
+                Ok(Some(Control::Anchor(anchor))) if ear.anchor(anchor).is_err() => return,
+                Ok(Some(Control::Anchored(anchored))) if ear.anchored(anchored.clone()).is_err() => return,
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
@@ -500,10 +512,16 @@ async fn listen(mut reader: Reader, link: &Link) {
 
 /// Says on the control channel what an agent has to know: that it is to make another link, because the organisation has
 /// another login key or certificate than `login` (the link is then retired by the other, or, where the agent does not know the
-/// new one, stays); that this gateway drains; that the link's key comes to its end; why the link is retired, where the agent is
+/// new one, stays); that this gateway drains; what its trail has come to (`said`); that the link's key comes to its end; why the link is retired, where the agent is
 /// not behind that, and
 /// fires `told` after it. Returns when a drain has left the link without a forward.
-async fn speak(gateway: &Gateway, link: &Link, login: Credential, mut writer: Writer, told: &CancellationToken) {
+async fn speak(
+    gateway: &Gateway,
+    link: &Link,
+    login: Credential,
+    (mut writer, mut said): (Writer, mpsc::Receiver<Control>),
+    told: &CancellationToken,
+) {
     let Linked { name, replica, .. } = &link.peer;
     let differs = |now: &Login| now.credential(Timestamp::now()) != login;
     let (mut moves, mut drains, mut retires) = (false, false, false);
@@ -525,6 +543,7 @@ async fn speak(gateway: &Gateway, link: &Link, login: Credential, mut writer: Wr
                 Some(Control::Move)
             }
             notice = expiries::notice(gateway, link, &mut noticed) => Some(notice),
+            Some(message) = said.recv() => Some(message),
             // What has been accepted may still need the link; when nothing does, it ends with its last forward.
             () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
         };

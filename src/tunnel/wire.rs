@@ -16,6 +16,7 @@
 //! more: features are announced in `hello`. After `hello`, `drain` may come from either end, `move`, `superseded` and
 //! `key notice` from the gateway, and `examine` from a gateway whose agent has announced [`DOCTOR`], which answers `examined`.
 //! In the place of an agent's `hello`, `examine` says that no link is wanted. What each asks for is said at [`Control`].
+//! To an end that has announced [`ANCHORS`], `anchor` and `anchored` may come from either.
 
 use std::fmt;
 use std::str::FromStr;
@@ -23,8 +24,10 @@ use std::str::FromStr;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::chain::TrailId;
+use crate::audit::head::{Anchor, SIGNATURE_TEXT_MAX, Seal};
 use crate::diagnosis::Report;
-use crate::identity::{AgentName, PrincipalId, ReplicaId};
+use crate::identity::{AgentName, Fingerprint, PrincipalId, ReplicaId};
 use crate::secret;
 
 /// The incompatible major version of the wire.
@@ -44,6 +47,8 @@ pub const CREDIT: &str = "credit";
 
 /// The feature of being examined over the link: an agent whose owner has chosen so has it.
 pub const DOCTOR: &str = "doctor";
+/// The feature of anchors: an end that has it takes heads of the other's trail, and answers.
+pub const ANCHORS: &str = "anchors";
 
 /// The type of extended data (RFC 4254 §5.2) that carries credit on a channel, also after EOF. The RFC leaves types from
 /// 0xFE000000 on to private use.
@@ -430,6 +435,11 @@ pub enum Control {
     Examine,
     /// From an agent: what was found.
     Examined(Report),
+    /// Either way: this is what the sender's trail has come to. The other end puts it on record and answers; seldom, as
+    /// [`crate::limits::ANCHORS_BURST`] says.
+    Anchor(TrailAnchor),
+    /// Either way: an anchor is on record here.
+    Anchored(TrailAnchored),
     /// A kind this version does not know.
     Unknown(u16),
 }
@@ -448,6 +458,83 @@ pub struct KeyNotice {
     pub expires: u64,
 }
 
+/// See [`Control::Anchor`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrailAnchor {
+    /// Which trail, so that it is known what the anchor is of; the id says nothing else.
+    pub trail: TrailId,
+    /// The digest of its head.
+    pub anchor: Anchor,
+}
+
+/// See [`Control::Anchored`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TrailAnchored {
+    /// The digest that was sent.
+    pub anchor: Anchor,
+    /// When it was put on record: Unix time in milliseconds.
+    pub time_ms: u64,
+    /// The countersignature, of an end that signs its trail.
+    pub seal: Option<Seal>,
+}
+
+/// [`TrailAnchor`] as it stands on the wire.
+#[derive(Serialize, Deserialize)]
+struct AnchorBody {
+    trail: String,
+    anchor: String,
+}
+
+/// [`TrailAnchored`] as it stands on the wire.
+#[derive(Serialize, Deserialize)]
+struct AnchoredBody {
+    anchor: String,
+    time: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    key: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    signature: Option<String>,
+}
+
+impl TrailAnchor {
+    fn body(&self) -> AnchorBody {
+        AnchorBody { trail: self.trail.to_string(), anchor: self.anchor.to_string() }
+    }
+
+    fn read(body: &[u8]) -> Option<Self> {
+        let body: AnchorBody = serde_json::from_slice(body).ok()?;
+        Some(Self { trail: TrailId::parse(&body.trail)?, anchor: Anchor::parse(&body.anchor)? })
+    }
+}
+
+impl TrailAnchored {
+    fn body(&self) -> AnchoredBody {
+        AnchoredBody {
+            anchor: self.anchor.to_string(),
+            time: self.time_ms,
+            key: self.seal.as_ref().map(|seal| seal.key.to_string()),
+            signature: self.seal.as_ref().map(|seal| seal.signature.clone()),
+        }
+    }
+
+    fn read(body: &[u8]) -> Option<Self> {
+        let body: AnchoredBody = serde_json::from_slice(body).ok()?;
+        let seal = match (body.key, body.signature) {
+            (None, None) => None,
+            (Some(key), Some(signature)) => {
+                let key: Fingerprint = key.parse().ok()?;
+                let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=');
+                if signature.len() > SIGNATURE_TEXT_MAX || !signature.bytes().all(plain) {
+                    return None;
+                }
+                Some(Seal { key, signature })
+            }
+            _ => return None,
+        };
+        Some(Self { anchor: Anchor::parse(&body.anchor)?, time_ms: body.time, seal })
+    }
+}
+
 /// The body of a message that says all by its kind; an object, so that a later version may add to it.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 struct Plain {}
@@ -459,6 +546,8 @@ const KIND_SUPERSEDED: u16 = 4;
 const KIND_KEY_NOTICE: u16 = 5;
 const KIND_EXAMINE: u16 = 8;
 const KIND_EXAMINED: u16 = 9;
+const KIND_ANCHOR: u16 = 6;
+const KIND_ANCHORED: u16 = 7;
 
 impl Control {
     /// Encodes the message with its length.
@@ -472,6 +561,8 @@ impl Control {
             Self::KeyNotice(notice) => (KIND_KEY_NOTICE, serde_json::to_vec(notice).unwrap_or_default()),
             Self::Examine => (KIND_EXAMINE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::Examined(report) => (KIND_EXAMINED, serde_json::to_vec(report).unwrap_or_default()),
+            Self::Anchor(anchor) => (KIND_ANCHOR, serde_json::to_vec(&anchor.body()).unwrap_or_default()),
+            Self::Anchored(anchored) => (KIND_ANCHORED, serde_json::to_vec(&anchored.body()).unwrap_or_default()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         };
         let mut bytes = BytesMut::with_capacity(body.len() + 6);
@@ -520,6 +611,8 @@ impl Control {
             KIND_EXAMINED => {
                 serde_json::from_slice(&body).map(|report| Some(Self::Examined(report))).map_err(|_| malformed)
             }
+            KIND_ANCHOR => TrailAnchor::read(&body).map(|anchor| Some(Self::Anchor(anchor))).ok_or(malformed),
+            KIND_ANCHORED => TrailAnchored::read(&body).map(|anchored| Some(Self::Anchored(anchored))).ok_or(malformed),
             kind => Ok(Some(Self::Unknown(kind))),
         }
     }
@@ -683,6 +776,49 @@ mod tests {
         ] {
             assert_eq!(&message.encode()[..], frozen);
             assert_eq!(Control::decode(&mut BytesMut::from(frozen)), Ok(Some(message)));
+        }
+    }
+
+    #[test]
+    fn anchors_are_frozen() {
+        let (anchor, text) = (Anchor::from([7; 32]), "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc");
+        let trail = TrailId::parse("000102030405060708090a0b0c0d0e0f").expect("an id");
+        let key = "SHA256:BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
+        let seal = Seal { key: key.parse().expect("a fingerprint"), signature: "AAAA".to_owned() };
+        let anchored = |seal| Control::Anchored(TrailAnchored { anchor, time_ms: 1_790_000_000_123, seal });
+        for (message, kind, body) in [
+            (
+                Control::Anchor(TrailAnchor { trail, anchor }),
+                6_u16,
+                format!("{{\"trail\":\"000102030405060708090a0b0c0d0e0f\",\"anchor\":\"{text}\"}}"),
+            ),
+            (anchored(None), 7, format!("{{\"anchor\":\"{text}\",\"time\":1790000000123}}")),
+            (
+                anchored(Some(seal)),
+                7,
+                format!("{{\"anchor\":\"{text}\",\"time\":1790000000123,\"key\":\"{key}\",\"signature\":\"AAAA\"}}"),
+            ),
+        ] {
+            assert_eq!(message.encode(), framed(kind, body.as_bytes()), "{message:?}");
+            assert_eq!(Control::decode(&mut framed(kind, body.as_bytes())), Ok(Some(message)));
+        }
+        for (kind, body) in [
+            (6, "{}".to_owned()),
+            (6, format!("{{\"anchor\":\"{text}\"}}")),
+            (6, format!("{{\"trail\":\"0\",\"anchor\":\"{text}\"}}")),
+            (6, "{\"trail\":\"000102030405060708090a0b0c0d0e0f\",\"anchor\":\"BwcH\"}".to_owned()),
+            (7, format!("{{\"anchor\":\"{text}\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":-1}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"{key}\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"signature\":\"AAAA\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"x\",\"signature\":\"AAAA\"}}")),
+            (7, format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"{key}\",\"signature\":\"A\\u0007\"}}")),
+            (
+                7,
+                format!("{{\"anchor\":\"{text}\",\"time\":1,\"key\":\"{key}\",\"signature\":\"{}\"}}", "A".repeat(513)),
+            ),
+        ] {
+            assert!(Control::decode(&mut framed(kind, body.as_bytes())).is_err(), "{kind}: {body}");
         }
     }
 

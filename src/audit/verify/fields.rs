@@ -20,7 +20,7 @@ pub(super) struct Fields<'a> {
     pub(super) head_records: Option<u64>,
     pub(super) head_s: Option<u64>,
     #[serde(borrow)]
-    pub(super) anchor: Option<Cow<'a, str>>,
+    pub(super) digest: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub(super) signed: Option<Cow<'a, str>>,
     #[serde(borrow)]

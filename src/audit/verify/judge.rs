@@ -229,7 +229,7 @@ impl<'a> Judge<'a> {
                 next: fields.head_records.zip(fields.head_s),
             })),
             b"trail.countersigned" => Own::Countersigned {
-                anchor: fields.anchor.as_deref().and_then(Anchor::parse),
+                anchor: fields.digest.as_deref().and_then(Anchor::parse),
                 covers: fields.covers,
                 signed: fields.signed.as_deref().and_then(fields::milliseconds),
                 key: text(&fields.key).unwrap_or_default(),

@@ -472,7 +472,7 @@ fn countersignatures_in_the_trail_itself_are_held_against_its_heads() {
         let seen = Countersigned { anchor, time_ms: fields::milliseconds(time).expect("a time") };
         let seal = by.countersign(&seen).expect("signed");
         format!(
-            "\"anchor\":\"{anchor}\",\"covers\":4,\"signed\":\"{time}\",\"key\":\"{}\",\"signature\":\"{}\"",
+            "\"digest\":\"{anchor}\",\"covers\":4,\"signed\":\"{time}\",\"key\":\"{}\",\"signature\":\"{}\"",
             seal.key, seal.signature
         )
     };
