@@ -14,20 +14,22 @@ site_begin() {
   ulimit -n "$(ulimit -Hn)"
 }
 
-# site_build [fleet] [proxied] : $CAPONIER_BIN, and with "fleet" $CAPONIER_FLEET too, with "proxied" $CAPONIER_PROXIED, all
-# built unless they are given; and the load, which needs nothing of the package, and so is not worth a build of all that the package needs.
+# site_build [fleet] [proxied] [trail] : $CAPONIER_BIN, and with "fleet" $CAPONIER_FLEET too, with "proxied" $CAPONIER_PROXIED, with
+# "trail" $CAPONIER_TRAIL, all built unless they are given; and the load, which needs nothing of the package, and so is not worth a build of all that the package needs.
 site_build() {
   local wanted=()
   need_cargo
   [ -n "${CAPONIER_BIN:-}" ] || wanted+=(--bin caponier)
   [[ " $* " != *" fleet "* ]] || [ -n "${CAPONIER_FLEET:-}" ] || wanted+=(--example fleet)
   [[ " $* " != *" proxied "* ]] || [ -n "${CAPONIER_PROXIED:-}" ] || wanted+=(--example proxied)
+  [[ " $* " != *" trail "* ]] || [ -n "${CAPONIER_TRAIL:-}" ] || wanted+=(--example trail)
   if [ "${#wanted[@]}" -gt 0 ]; then
     say "Building: cargo build --profile dist ${wanted[*]}"
     while read -r built; do
       case $built in
         */fleet) CAPONIER_FLEET=$built ;;
         */proxied) CAPONIER_PROXIED=$built ;;
+        */trail) CAPONIER_TRAIL=$built ;;
         *) CAPONIER_BIN=$built ;;
       esac
     done < <(built_executables --profile dist "${wanted[@]}")
@@ -35,6 +37,7 @@ site_build() {
   CAPONIER_BIN=$(realpath "${CAPONIER_BIN:-}")
   CAPONIER_FLEET=${CAPONIER_FLEET:+$(realpath "$CAPONIER_FLEET")}
   CAPONIER_PROXIED=${CAPONIER_PROXIED:+$(realpath "$CAPONIER_PROXIED")}
+  CAPONIER_TRAIL=${CAPONIER_TRAIL:+$(realpath "$CAPONIER_TRAIL")}
   rustc --edition 2024 -O -o "$work/load" "$top/benches/load.rs"
   rustc --edition 2024 -O -o "$work/delay" "$top/benches/delay.rs"
 }
@@ -256,3 +259,25 @@ descriptors() { find "/proc/$1/fd" -mindepth 1 -maxdepth 1 | wc -l; }
 
 # calc EXPRESSION : with decimals.
 calc() { awk "BEGIN { printf \"%.3f\\n\", $1 }"; }
+
+# big_trail FILE MIB HOURS : makes one, and leaves what `trail make` says of it in FILE.json.
+big_trail() { "$CAPONIER_TRAIL" make "$1" "$2" "$3" >"$1.json"; }
+
+# said_of FILE KEY : what that was.
+said_of() { jq -r ".$2" "$1.json"; }
+
+# timed NAME COMMAND… : runs it with its output to log/NAME.log; its seconds and its peak of memory in KiB are then in $took and
+# $peak.
+timed() {
+  local name=$1
+  shift
+  python3 - "$@" >"log/$name.log" 2>"log/$name.time" <<'END' || { cat "log/$name.time" >&2; die "${*:1:3} failed"; }
+import os, resource, subprocess, sys, time
+began = time.monotonic()
+code = subprocess.run(sys.argv[1:]).returncode
+took = time.monotonic() - began
+print(f"{took:.3f} {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss}", file=sys.stderr)
+sys.exit(code)
+END
+  read -r took peak < <(tail -n 1 "log/$name.time")
+}

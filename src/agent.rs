@@ -100,6 +100,8 @@ pub struct Config {
     pub listen: Option<Listen>,
     /// Where its health and metrics can be asked for, if at all.
     pub health: crate::health::Config,
+    /// Whether its gateways may ask what the doctor finds at its targets.
+    pub remote_doctor: bool,
 }
 
 impl Config {
@@ -300,6 +302,8 @@ struct Agent {
     crew: Crew,
     drain: Drain,
     usage: Usage,
+    /// When it was last examined over a link.
+    examined: Mutex<Option<tokio::time::Instant>>,
     /// Who has not logged in at the listener yet.
     room: Room,
     /// What is held against addresses that come to the listener.
@@ -353,6 +357,7 @@ pub async fn run(
         crew: crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
+        examined: Mutex::default(),
         penalties: Penalties::default(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         handshakes: Handshakes::new(workers),

@@ -36,6 +36,7 @@ pub mod head;
 mod lane;
 pub mod ocsf;
 mod prepare;
+pub mod read;
 mod record;
 mod recover;
 pub mod schema;
@@ -135,6 +136,9 @@ pub enum StartError {
     /// There is no randomness for the trail's id.
     #[error("the operating system has no randomness for the audit trail's id")]
     Random(#[source] getrandom::Error),
+    /// The key cannot sign a trail.
+    #[error("the audit trail's signing_key")]
+    SigningKey(#[source] head::KindError),
     /// A sink has no thread.
     #[error("could not start a thread for a sink of the audit trail")]
     Thread(#[source] io::Error),
@@ -144,9 +148,6 @@ pub enum StartError {
     /// The first records could not be written.
     #[error("could not write the first records of the audit trail")]
     Write(#[source] Arc<io::Error>),
-    /// The key cannot sign heads.
-    #[error("the audit trail's signing key cannot be used")]
-    SigningKey(#[source] head::KindError),
     /// The runtime is going away.
     #[error("the audit trail's writer ended before it was ready")]
     Gone,
@@ -215,7 +216,8 @@ impl Trail {
         let forward = Arc::clone(&running.forward);
         // From here on the entry ends itself, whatever happens to this future.
         let shared = Arc::clone(&self.shared);
-        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
+        let _running = tally::Running::begin();
+        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled", _running };
         let (answer, answered) = oneshot::channel();
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {
@@ -329,6 +331,7 @@ impl Trail {
         F: FnOnce() -> Result<Prepared, StartError> + Send + 'static,
     {
         let How { heads, signing_key, progress, over } = how;
+        let signer = signing_key.map(Signer::new).transpose().map_err(StartError::SigningKey)?;
         let shared = Arc::new(Shared {
             side,
             progress,
@@ -346,7 +349,7 @@ impl Trail {
         let writers = Arc::clone(&shared);
         tasks.spawn_blocking(move || {
             let writer =
-                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signing_key), messages, writers));
+                prepare().and_then(|prepared| writer::Writer::start(prepared, (heads, signer), messages, writers));
             match writer {
                 Ok(writer) => {
                     // Nobody waiting means that the trail is gone; the writer will see its queue closed.

@@ -22,6 +22,7 @@ pub mod policy;
 pub mod provision;
 pub mod proxy;
 mod running;
+pub mod top;
 pub mod url;
 
 use std::error::Error;
@@ -134,6 +135,7 @@ enum Command {
     Keys(keys::Args),
     Kubeconfig(Box<kubeconfig::Args>),
     Policy(policy::Args),
+    Top(top::Args),
     Url(url::Args),
 }
 
@@ -154,6 +156,7 @@ impl Command {
             Self::Keys(args) => keys::run(args),
             Self::Kubeconfig(args) => kubeconfig::run(*args),
             Self::Policy(args) => policy::run(args),
+            Self::Top(args) => top::run(args),
             Self::Url(args) => url::run(args),
         }
     }

@@ -26,6 +26,7 @@ pub use egress::{EgressError, egress_of_command};
 
 use crate::document::{Document, Fault, Faults};
 use crate::policy::rule::Allowlist;
+use crate::target::Target;
 use crate::{agent, client, gateway, provision};
 
 /// What settings in the environment begin with.
@@ -53,11 +54,22 @@ pub struct Provisioning {
     pub resources: provision::Resources,
 }
 
-/// How the log is written. What is logged is said by the environment, as with other programs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+/// How the log is written, and where traces go. What is logged is said by the environment, as with other programs.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Log {
     /// The form of a line.
     pub format: LogFormat,
+    /// The collector that gets traces of forwards, if one does.
+    pub traces: Option<Target>,
+}
+
+impl Log {
+    /// The tables in which another one differs.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<&'static str> {
+        let tables = [(self.format != other.format, "log"), (self.traces != other.traces, "traces")];
+        tables.into_iter().filter(|(differs, _)| *differs).map(|(_, table)| table).collect()
+    }
 }
 
 /// The form of a line of the log.

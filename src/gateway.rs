@@ -24,6 +24,7 @@ mod broker;
 pub mod doctor;
 mod door;
 mod expiries;
+mod forwards;
 mod health;
 mod inherit;
 mod intake;
@@ -33,6 +34,7 @@ mod live;
 mod mutual;
 mod quota;
 mod roster;
+mod status;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -67,9 +69,12 @@ use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
-pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError, agents, handshakes, health};
+pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError};
+pub use admin::{agents, examined, handshakes, health, status};
+pub use forwards::{ForwardRow, Happened, Totals};
 pub use inherit::{InheritError, Inherited};
 pub use live::Warning;
+pub use status::{Carrier, Status, Wanted};
 
 /// What a gateway is told by its operator.
 #[derive(Debug, Clone)]
@@ -306,6 +311,8 @@ struct Gateway {
     registry: Arc<Files>,
     roster: roster::Roster,
     lapses: lapses::Lapses,
+    forwards: forwards::Forwards,
+    started: Timestamp,
     quotas: quota::Quotas,
     trail: Trail,
     tasks: Tasks,
@@ -384,6 +391,8 @@ pub async fn run(
         registry: registry.clone(),
         roster: roster::Roster::default(),
         lapses: lapses::Lapses::default(),
+        forwards: forwards::Forwards::default(),
+        started: Timestamp::now(),
         quotas: quota::Quotas::default(),
         trail: trail.clone(),
         tasks: tasks.clone(),
@@ -623,9 +632,11 @@ fn watch_registry(gateway: &Arc<Gateway>, registry: Arc<Files>) {
                     let changes = changes::between(&told, &snapshot);
                     told = snapshot;
                     info!("the registry has changed; the new state is in force");
+                    watched.forwards.tell("registry.reloaded", None, "");
                     Event::new(Kind::RegistryReloaded).detail(&changes).changes(&changes)
                 }
                 Reload::Rejected(faults) => {
+                    watched.forwards.tell("registry.rejected", None, &faults.to_string());
                     warn!(
                         "the registry has faults, so that nothing changed in it holds, revocations included; the last good \
                          state stays in force: {faults}"

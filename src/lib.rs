@@ -35,7 +35,7 @@
 //! | Row | Modules | What is there |
 //! |---|---|---|
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
-//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs, set up once |
+//! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs and the export of traces, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
@@ -46,7 +46,7 @@
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
 //! | 0 | [`diagnosis`] | what an examination has found, for people and for programs |
-//! | 0 | [`chain`], [`task`], [`metrics`] | printing causes; owning tasks; what the process counts about itself |
+//! | 0 | [`chain`], [`task`], [`metrics`], [`trace`] | printing causes; owning tasks; what the process counts about itself, and traces on their way out |
 //!
 //! Strings from outside end in `config`, `document`, `registry::file`, `tunnel::wire` and the doors: below them there
 //! are only values that have been checked (`Target`, `AgentName`, `Fingerprint`).
@@ -104,6 +104,14 @@
 //! [`limits::TRAIL_RETRY`], has forwards that last say how far they are, and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
 //!
+//! **The trail's collectors** (`audit::sink::deliver`), a task for each sink over a network: waits for a batch of records or for
+//! the collector to hang up, for a connection, for what was sent to be taken, each under a deadline, and after a failure for a
+//! jittered time that grows to [`limits::SINK_RETRY_CAP`]. It ends when the writer gives nothing more and all is sent, or at
+//! the stop.
+//!
+//! **Traces** (`telemetry::otlp`), where a collector is configured: waits for forwards that have ended, and for the collector,
+//! under a deadline. Another task beside it (`telemetry::tell`) says at intervals which log lines were left out.
+//!
 //! **The SSH session**: one task of the library per session. It waits for its socket and its own queue. Our handlers in
 //! it wait for nothing; an open is handed over through a bounded queue. It never stops reading because it writes:
 //! `tunnel::transport` keeps what the socket does not take, and cuts what keeps it busy without any use. It ends when
@@ -138,6 +146,10 @@
 //! configuration withdraws it. One task per connection waits for the identification string, a place among the
 //! handshakes, its turn and the login under one deadline, then for opens, for the configuration to drop its key or
 //! network, for its last forward in a drain, and for the stop.
+//!
+//! **Agent: an examination** over a link (`agent::doctor`), one at a time, where the owner permits it: waits for its targets one
+//! after another, each under a deadline, then for the control channel to take the report. `caponier doctor` itself is no task:
+//! it is the command.
 //!
 //! **Agent: a forward**, one each: waits for the lookup, for the trail, for the connect, then moves bytes until both
 //! ends are done, the link is gone, the configuration no longer allows it, the trail has failed too long, or the stop.
@@ -176,7 +188,8 @@
 //! **Health and metrics** (`health`), where the configuration opens them: one task per listener waits for connections, and gives each
 //! to a task that answers one question under a deadline; one writes the health file.
 //!
-//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline.
+//! **Gateway: the admin socket** (`gateway::admin`): waits for questions, each answered in a task under a deadline. What it tells of
+//! forwards is kept by `gateway::forwards`, and looked at in small pieces.
 //!
 //! **Network proxy: accepting** (`proxy::intake`), one per listener: waits for connections until the drain, or until the
 //! configuration withdraws it, and gives each a place and a seat or turns it away. One task per connection, on a thread of
@@ -221,4 +234,5 @@ pub mod task;
 pub mod telemetry;
 pub mod tls;
 pub mod token;
+pub mod trace;
 pub mod tunnel;

@@ -636,6 +636,15 @@ pub const COMPARE_LINKS: usize = 4_096;
 /// Lines and gaps in a trail for which it may account further on: one of each crash or failing sink.
 pub const VERIFY_TORN: usize = 1_024;
 
+/// Bytes of a trail that are read at once: enough for the disk to be the limit, and for many lines of any length.
+pub const TRAIL_READ: usize = 1024 * 1024;
+
+/// Bytes that are held of the time index of a file of a trail: of one of 350 GB. What lies behind is read without.
+pub const TRAIL_INDEX_MAX: u64 = 8 * 1024 * 1024;
+
+/// How often a trail that is followed is looked at: a person does not notice, and a thousand times as rare as a busy loop.
+pub const TRAIL_LOOK: Duration = Duration::from_millis(250);
+
 /// One free text in an audit record, in bytes; enough for an error with its causes, too little to fill a disk with.
 pub const TRAIL_TEXT_MAX: usize = 512;
 
@@ -741,6 +750,23 @@ pub const VIOLATIONS_PER_SESSION: usize = 64;
 
 /// Registry changes that wait to be recorded.
 pub const RELOAD_QUEUE: usize = 64;
+
+/// Forwards that are looked at in one go while nobody can add one: a hundred microseconds or so.
+pub const FORWARDS_AT_ONCE: usize = 1_000;
+
+/// What happened last at a gateway, as `caponier top` shows it: more than fit on a screen.
+pub const HAPPENED: usize = 64;
+
+/// The text of one such event, in characters: a wide terminal.
+pub const HAPPENED_TEXT: usize = 256;
+
+/// Links, and agents without one, in one answer for `caponier top`: more than anybody reads, and less than a megabyte.
+pub const STATUS_ROWS: usize = 2_000;
+
+/// Forwards of one agent in one such answer.
+pub const STATUS_FORWARDS: usize = 500;
+
+const _: () = assert!(STATUS_FORWARDS < FORWARDS_AT_ONCE, "it is asked for one more");
 
 /// Questions on the admin socket under way at once.
 pub const ADMIN_CONNECTIONS: usize = 16;
@@ -988,6 +1014,26 @@ pub const TOKEN_ID_MAX: usize = 64;
 /// Series of one metric: an operator's agents, rules and sinks are mostly fewer, and a scraper keeps each for weeks. What
 /// comes on top is counted as one.
 pub const METRIC_SERIES_MAX: usize = 1_024;
+
+/// Forwards that have ended and whose traces wait for the exporter: as many as end in a second at the highest rate that was
+/// measured, and a few hundred kilobytes.
+pub const TRACE_QUEUE: usize = 4_096;
+
+/// Forwards whose traces go into one message to the collector: 512 KiB, an eighth of what collectors take.
+pub const TRACE_BATCH: usize = 256;
+
+/// How long a trace may wait for others that go with it.
+pub const TRACE_PERIOD: Duration = Duration::from_secs(1);
+
+/// How long a collector has for a message; another one waits meanwhile, and those behind it are dropped.
+pub const TRACE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Lines of the log that one place in the program may write in [`LOG_PERIOD`]: as many as a restart of a gateway with some
+/// dozens of agents causes, and no more than anybody reads.
+pub const LOG_BURST: u32 = 100;
+
+/// After so long each place may write as many again, and says how many were left out.
+pub const LOG_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long one stage of an examination may take unless it is said otherwise: longer than any step of a link may, so that the
 /// step's own error, which says more, comes first.

@@ -174,7 +174,7 @@ families! {
     CONFIG_REJECTED: Level = Level::default(), "config_rejected", "1 while the newest configuration has faults, so that an older one is in force";
     DRAINING: Level = Level::default(), "draining", "1 while this process takes on nothing new and waits for what runs";
     LOGS_LEFT_OUT: Family<Count, 1> = Family::by(["level"]), "log_lines_left_out", "Log lines that were left out because too many of their kind came at once";
-    SPANS: Family<Count, 1> = Family::by(["outcome"]), "trace_spans", "Spans of traces, by whether the collector got them";
+    TRACES: Family<Count, 1> = Family::by(["outcome"]), "traces", "Traces of forwards, by whether the collector got them";
 }
 
 fn enter_one(registry: &mut Registry, name: &'static str, help: &'static str, unit: Option<Unit>, metric: impl Metric) {

@@ -15,9 +15,9 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: each row only from those before it. The lowest row of the design has three steps here: what needs
 /// nothing, the keys that need bounds and secrets, the reader of documents that hold ids.
 const ROWS: &[(&str, &[&str])] = &[
-    ("0", &["target", "secret", "limits", "metrics", "backoff", "rate", "network", "chain", "task", "diagnosis"]),
-    ("0, second step", &["identity", "systemd"]),
-    ("0, third step", &["document", "drain"]),
+    ("0", &["target", "secret", "limits", "backoff", "rate", "network", "chain", "task", "diagnosis"]),
+    ("0, second step", &["identity", "systemd", "metrics"]),
+    ("0, third step", &["document", "drain", "trace"]),
     ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),
     ("2", &["audit", "registry", "provision", "health"]),
     ("3", &["tunnel"]),
@@ -40,9 +40,9 @@ const FENCES: &[(&str, &[&str])] = &[
     ("listenfd", &["gateway::inherit"]),
     ("hickory_resolver", &["resolve"]),
     ("yaml_serde", &["client::kubeconfig"]),
-    ("hyper", &["proxy", "health", "audit::sink"]),
-    ("hyper_util", &["proxy", "health", "audit::sink"]),
-    ("http_body_util", &["proxy", "health", "audit::sink"]),
+    ("hyper", &["proxy", "health", "audit::sink", "telemetry::otlp"]),
+    ("hyper_util", &["proxy", "health", "audit::sink", "telemetry::otlp"]),
+    ("http_body_util", &["proxy", "health", "audit::sink", "telemetry::otlp"]),
     ("prometheus_client", &["metrics"]),
     ("aws_lc_rs", &["audit::chain", "tls"]),
     ("ratatui", &["cli::top"]),

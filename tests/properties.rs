@@ -114,6 +114,11 @@ fn what_ends_of_a_link_say_holds() {
 }
 
 #[test]
+fn trails_that_are_verified_hold() {
+    holds(properties::verify::holds, committed("verify"), 3_000);
+}
+
+#[test]
 fn rules_hold() {
     holds(properties::policy::holds, committed("policy"), 1_000);
 }

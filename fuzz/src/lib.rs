@@ -14,6 +14,7 @@ pub mod policy;
 pub mod proxied;
 pub mod sniff;
 pub mod target;
+pub mod verify;
 pub mod wire;
 
 /// Gives bytes away in pieces of these lengths, over and over, until they are used up.

@@ -2,8 +2,9 @@
 //!
 //! Promised: nothing is changed. The session that shows whether the agent would be let in ends after the gateway's login and
 //! in the place of the hello that would make a link of it, so that a running agent keeps its links and the gateway's
-//! roster stays as it is. Targets are dialled as for a forward: under a permit of the agent's own allowlist and an entry in a
-//! trail; what cannot be recorded is not dialled. Every stage has a deadline, and what a stranger says is bounded.
+//! roster stays as it is. Targets are dialled as for a forward: under a permit of the agent's own allowlist and an entry in
+//! a trail, one of the doctor's own; what cannot be recorded is not dialled. Every stage has a deadline, and what a
+//! stranger says is bounded.
 //!
 //! What comes after a broken stage and needs it is skipped. Ways to a gateway are tried in order until one leads there, as an
 //! agent does. The clock is compared with what the gateway's HTTP replies say, before TLS judges certificates by it.
@@ -12,6 +13,7 @@
 //! permits. The record names no principal; its door is [`DOOR`].
 
 mod answer;
+pub(super) mod remote;
 mod target;
 
 use std::future::Future;
@@ -28,7 +30,7 @@ use super::live::State;
 use super::serve::{self, Coming, LinkError};
 use super::{Config, Organisation};
 use crate::audit::sink::NoNetwork;
-use crate::audit::{self, Side, StartError, Trail};
+use crate::audit::{Side, SinkKind, Sinks, Trail};
 use crate::chain::Chain;
 use crate::diagnosis::{Examination, Finding, Verdict};
 use crate::identity::{AgentName, Credential};
@@ -48,7 +50,7 @@ use crate::tunnel::stream::Stream;
 use crate::tunnel::websocket;
 use crate::tunnel::wire::{self, Control};
 
-pub(super) use target::{Site, examine as examine_targets};
+use target::Site;
 
 /// What is to be examined, beside what the configuration says.
 #[derive(Debug, Clone)]
@@ -222,7 +224,9 @@ impl Walk<'_, '_> {
             let upgrading = async {
                 let upgraded = websocket::connect(stream, to, url.path(), head).await;
                 let socket = upgraded.map_err(|error| {
-                    Fault::new(Chain(&error).to_string(), "see that the path of the URL leads to the gateway, and that what stands between passes WebSocket on")
+                    let next = "see that the path of the URL leads to the gateway, and that what stands between passes \
+                                WebSocket on";
+                    Fault::new(Chain(&error).to_string(), next)
                 })?;
                 Ok((Stream::layered(socket), Seen::well("the gateway agreed to a WebSocket")))
             };
@@ -634,7 +638,7 @@ async fn targets(
             trail: &trail,
             patience: asked.patience,
         };
-        examine_targets(&site, &asked.targets, |outcome| examination.add(outcome.told())).await;
+        target::examine(&site, &asked.targets, |outcome| examination.add(outcome.told())).await;
     }
     if let Err(error) = trail.close().await {
         let evidence = Chain(&error).to_string();
@@ -644,32 +648,26 @@ async fn targets(
     writer.drain(limits::STOP_GRACE).await;
 }
 
-/// The trail to write: the one that was asked for; else the agent's own, where it is there and nobody writes it; else one beside
-/// it. The agent's is never made here: it would belong to whoever runs the doctor.
+/// The trail to write: the one that was asked for, or one beside the agent's. Never the agent's own: an agent that starts
+/// meanwhile would find it taken, it would belong to whoever runs the doctor if it was not there yet, and its heads are signed by
+/// a key that is for the agent alone.
 async fn trail(config: &Config, asked: &Asked, writer: &Tasks) -> Result<(Trail, String), (String, Fault)> {
-    let own = own_trail(config);
-    let (first, beside) = match (&asked.trail, own) {
-        (Some(asked), _) => (asked.clone(), None),
-        (None, Some(own)) => {
-            let mut beside = own.clone().into_os_string();
-            beside.push(".doctor");
-            let beside = PathBuf::from(beside);
-            if own.exists() { (own, Some(beside)) } else { (beside, None) }
-        }
-        (None, None) => {
-            let next = "name a file for what this examination dials: --trail FILE";
-            let fault = Fault::new("the agent's trail is no file, and nothing is dialled that is not recorded", next);
-            return Err(("none".to_owned(), fault));
-        }
+    let own = config.audit.list.iter().find_map(|sink| match &sink.kind {
+        SinkKind::File { path, .. } => Some(path.clone()),
+        SinkKind::Stdout | SinkKind::Syslog(_) | SinkKind::Https(_) => None,
+    });
+    let beside = own.map(|own| {
+        let mut beside = own.into_os_string();
+        beside.push(".doctor");
+        PathBuf::from(beside)
+    });
+    let Some(path) = asked.trail.clone().or(beside) else {
+        let next = "name a file for what this examination dials: --trail FILE";
+        let fault = Fault::new("the agent's trail is no file, and nothing is dialled that is not recorded", next);
+        return Err(("none".to_owned(), fault));
     };
-    let mut path = first;
-    let mut started = start(&path, writer).await;
-    if let (Err(StartError::Locked { .. } | StartError::Open { .. }), Some(beside)) = (&started, beside) {
-        path = beside;
-        started = start(&path, writer).await;
-    }
     let subject = path.display().to_string();
-    match started {
+    match Trail::start(Sinks::file(path), Side::Agent, Arc::new(NoNetwork), writer).await {
         Ok(trail) => Ok((trail, subject)),
         Err(error) => {
             let next = format!(
@@ -679,12 +677,4 @@ async fn trail(config: &Config, asked: &Asked, writer: &Tasks) -> Result<(Trail,
             Err((subject, Fault::new(Chain(&error).to_string(), next)))
         }
     }
-}
-
-fn own_trail(config: &Config) -> Option<PathBuf> {
-    config.audit.files().next().map(PathBuf::from)
-}
-
-async fn start(path: &std::path::Path, writer: &Tasks) -> Result<Trail, StartError> {
-    Trail::start(audit::Sinks::file(path), Side::Agent, Arc::new(NoNetwork), writer).await
 }

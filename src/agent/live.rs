@@ -43,6 +43,8 @@ pub(super) struct State {
     pub(super) limits: Limits,
     /// How the names of targets are looked up, and what is known of them already.
     pub(super) resolver: Arc<Resolver>,
+    /// Whether gateways may ask for an examination.
+    pub(super) remote_doctor: bool,
     /// The listener, if there is one.
     listen: Option<Listen>,
     organisations: HashMap<OrganisationId, Served>,
@@ -98,6 +100,7 @@ impl State {
             ways_out,
             limits: config.limits,
             resolver,
+            remote_doctor: config.remote_doctor,
             listen: config.listen.clone(),
             organisations,
         }
@@ -368,6 +371,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, "limits", old.limits != new.limits);
     single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
+    single(&mut changes, "remote_doctor", old.remote_doctor != new.remote_doctor);
     let listener = |config: &Config| -> BTreeMap<_, _> {
         config.listen.iter().map(|listen| (listen.address, listen.accept_from.clone())).collect()
     };
@@ -466,6 +470,7 @@ pub(super) mod tests {
             audit: Sinks::stdout(),
             listen: None,
             health: crate::health::Config::default(),
+            remote_doctor: false,
         }
     }
 

@@ -15,9 +15,10 @@ use tracing::{debug, info, warn};
 
 use super::forward::forward;
 use super::live::{self, Case, REVOKED, State};
-use super::{Agent, Post, expiries};
+use super::{Agent, Post, doctor, expiries};
 use crate::audit::{Event, Kind, TrailError};
 use crate::chain::Chain;
+use crate::diagnosis::Report;
 use crate::drain::{Count, Departure};
 use crate::identity::{
     AgentName, Certificate, Credential, Fingerprint, OrganisationId, PrivateKey, PublicKey, ReplicaId,
@@ -643,7 +644,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     }
     let hello = Control::Hello(Hello {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        features: vec![wire::CREDIT.to_owned(), wire::ANCHORS.to_owned()],
+        features: features(&shared.session.agent),
         channels: u32::try_from(limits::CHANNELS_PER_LINK).unwrap_or(u32::MAX),
         replica: Some(shared.session.replica.to_string()),
         instance: Some(shared.session.agent.instance.clone()),
@@ -656,6 +657,8 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     let ssh::Channel { reader, mut writer } = channel;
     let session = &shared.session;
     let drain = &session.agent.drain;
+    // One that is asked for while another is under way is not taken on.
+    let (reports, mut found) = mpsc::channel(1);
     let (ear, anchors, mut said) = anchors::exchange(&session.agent.trail, |kind| {
         Event::new(kind)
             .organisation(&session.organisation)
@@ -672,6 +675,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
                     told = true;
                     Control::Drain(Drain { deadline_s: drain.left_s() })
                 }
+                Some(report) = found.recv() => Control::Examined(report),
                 Some(message) = said.recv() => message,
                 else => return std::future::pending::<()>().await,
             };
@@ -685,12 +689,18 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
     tokio::select! {
         () = speak => {}
         () = anchors.run() => {}
-        () = listen(&shared, reader, ear) => {}
+        () = listen(&shared, reader, ear, &reports) => {}
     }
 }
 
+/// What this agent can do beyond the major version, as its configuration has it now.
+fn features(agent: &Agent) -> Vec<String> {
+    let doctor = agent.state.current().remote_doctor.then_some(wire::DOCTOR);
+    [Some(wire::CREDIT), Some(wire::ANCHORS), doctor].into_iter().flatten().map(str::to_owned).collect()
+}
+
 /// Reads what the gateway says on the control channel, to its end.
-async fn listen(shared: &Shared, mut reader: ssh::Reader, mut ear: Ear) {
+async fn listen(shared: &Shared, mut reader: ssh::Reader, mut ear: Ear, reports: &mpsc::Sender<Report>) {
     let mut buffer = BytesMut::new();
     let mut notices = 0;
     while let Some(bytes) = reader.bytes().await {
@@ -726,9 +736,8 @@ async fn listen(shared: &Shared, mut reader: ssh::Reader, mut ear: Ear) {
                     expiries::heed(&shared.post, &shared.gateway, notice);
                 }
                 Ok(Some(Control::KeyNotice(_))) => debug!("the gateway goes on about the end of a key"),
-                Ok(Some(Control::Examine | Control::Examined(_))) => {
-                    debug!("the gateway asks for an examination in vain")
-                }
+                Ok(Some(Control::Examine)) => doctor::remote::examine(&shared.session, reports),
+                Ok(Some(Control::Examined(_))) => debug!("the gateway answers what it was not asked"),
                 Ok(Some(Control::Unknown(kind))) => debug!(kind, "skipped a control message of a later version"),
                 Ok(None) => break,
                 Err(error) => {

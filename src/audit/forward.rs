@@ -17,6 +17,7 @@ use crate::identity::{AgentId, Certificate, Fingerprint, OrganisationId, Princip
 use crate::limits::ADDRESSES_PER_NAME;
 use crate::metrics;
 use crate::token::TokenId;
+use crate::trace::Asked;
 
 /// What is known of a forward when it is asked for. Absent fields are left out of the record.
 #[derive(Debug, Clone, Default)]
@@ -55,6 +56,8 @@ pub struct Opening {
     pub resolved: Vec<Resolved>,
     /// Those of the resolved addresses that are not permitted.
     pub refused: Vec<Resolved>,
+    /// When it was asked for: now, unless somebody says otherwise.
+    pub asked: Asked,
 }
 
 /// What a target's name resolved to.
@@ -143,7 +146,6 @@ pub(super) struct Running {
     begun: Instant,
     counters: Arc<Counters>,
     state: Mutex<Particulars>,
-    _counted: tally::Running,
 }
 
 /// What is known of a forward by now.
@@ -165,7 +167,6 @@ impl Running {
             begun: now,
             counters: Arc::default(),
             state: Mutex::new(Particulars { opening, established: None, dialled: None, told: now }),
-            _counted: tally::Running::begin(),
         }
     }
 
@@ -205,6 +206,7 @@ pub struct Entry {
     pub(super) peer: Option<PeerForward>,
     /// What to say if nobody finishes it.
     pub(super) abandoned: &'static str,
+    pub(super) _running: tally::Running,
 }
 
 impl Entry {
@@ -234,9 +236,9 @@ impl Entry {
 
     /// Notes for the closing record that bytes can flow from now on, and to which address.
     pub fn established(&mut self, dialled: Option<SocketAddr>) {
+        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
         let mut state = lock(&self.running.state);
         state.established = Some(Instant::now());
-        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
         state.dialled = dialled;
     }
 
@@ -256,7 +258,10 @@ impl Entry {
         let (mut record, established) = {
             let state = lock(&self.running.state);
             let open_s = state.established.map(|since| metrics::seconds(since.elapsed()));
-            tally::ended(self.shared.side, &state.opening, ending.as_ref(), self.abandoned, open_s);
+            let opening = &state.opening;
+            let why = tally::ended(self.shared.side, opening, ending.as_ref(), self.abandoned, open_s);
+            let opened = state.established.map(|since| opening.asked.until(since));
+            tally::told(self.shared.side, opening, why, opening.asked.until(self.running.begun), opened);
             (self.running.record(&state, self.shared.side, ABANDONED), state.established.is_some())
         };
         match ending {

@@ -114,7 +114,7 @@ fn place(event: &str) -> Option<Place> {
         "auth.refused" | "auth.refused_more" => (AUTHENTICATION, 1, "Logon", MEDIUM, Some(false)),
         "registry.reloaded" | "config.reloaded" => (ENTITY, 3, "Update", LOW, Some(true)),
         "registry.rejected" | "config.rejected" => (ENTITY, 3, "Update", HIGH, Some(false)),
-        "agent.examined" => (ENTITY, 2, "Read", INFORMATIONAL, Some(true)),
+        "agent.examined" => (APPLICATION, 99, "Examine", INFORMATIONAL, Some(true)),
         "drain.began" => (APPLICATION, 4, "Stop", INFORMATIONAL, None),
         "drain.ended" => (APPLICATION, 4, "Stop", INFORMATIONAL, Some(true)),
         "trail.started" => (EVENT_LOG, 6, "Start", INFORMATIONAL, Some(true)),

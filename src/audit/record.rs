@@ -150,21 +150,6 @@ pub(super) struct Record {
     /// `trail.resumed`: records that were not accepted while the sink failed. `sink.works`: records that the sink never gets.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) lost: Option<u64>,
-    /// `trail.countersigned`: the digest of that head.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) digest: Option<String>,
-    /// `trail.countersigned`: when, by the other side's clock.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) signed: Option<String>,
-    /// `trail.anchored`: which trail of the other side's.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) peer_trail: Option<String>,
-    /// `trail.anchored`: the digest of its head.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) peer_digest: Option<String>,
-    /// `trail.head`, `trail.countersigned`: the signature, in base64.
-    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
-    pub(super) signature: Option<String>,
     /// Which sink it is about.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) sink: Option<String>,
@@ -180,6 +165,21 @@ pub(super) struct Record {
     /// `trail.head`: after how many seconds there is another, if there is anything new.
     #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
     pub(super) head_s: Option<u64>,
+    /// `trail.countersigned`: the digest of that head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) digest: Option<String>,
+    /// `trail.countersigned`: when, by the other side's clock.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signed: Option<String>,
+    /// `trail.anchored`: which trail of the other side's.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_trail: Option<String>,
+    /// `trail.anchored`: the digest of its head.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) peer_digest: Option<String>,
+    /// The signature by `key`, in base64.
+    #[serde(skip_serializing_if = "Option::is_none", skip_deserializing)]
+    pub(super) signature: Option<String>,
 }
 
 impl Record {

@@ -425,14 +425,6 @@ pub const EVENTS: &[Event] = &[
         since: 1,
     },
     Event {
-        name: "agent.examined",
-        sides: LINKED,
-        meaning: "An agent was looked at by `caponier doctor`.",
-        always: &[],
-        maybe: &[WHO, &["transport", "target", "reason", "detail", "counts"]],
-        since: 1,
-    },
-    Event {
         name: "config.reloaded",
         sides: ALL,
         meaning: "The configuration was read again and is in force.",
@@ -446,6 +438,15 @@ pub const EVENTS: &[Event] = &[
         meaning: "The configuration was read again and has faults, or cannot be taken over; nothing has changed.",
         always: &[],
         maybe: &[&["detail"]],
+        since: 1,
+    },
+    Event {
+        name: "agent.examined",
+        sides: LINKED,
+        meaning: "An agent was looked at by `caponier doctor`: by its owner, whom the gateway let in and who wanted no link, or \
+                  over its link; the detail says which.",
+        always: &[&["organisation", "agent"]],
+        maybe: &[&["replica", "key", "client", "detail"]],
         since: 1,
     },
     Event {
@@ -663,7 +664,8 @@ mod tests {
 
     #[test]
     fn every_field_of_a_record_stands_in_the_table() {
-        let sources = sources();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/audit/record.rs");
+        let sources = fs::read_to_string(path).expect("a source");
         let (_, body) = sources.split_once("struct Record {\n").expect("the struct Record");
         let (body, _) = body.split_once("\n}").expect("its end");
         let mut fields = 0;

@@ -3,8 +3,10 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::event::Kind;
 use super::forward::{Ending, Opening};
@@ -12,6 +14,7 @@ use super::record::{ABANDONED, DENIED, ENDED, FAILED, Record};
 use super::writer::Message;
 use super::{Shared, Side};
 use crate::metrics::{self, Held, Refresh};
+use crate::trace;
 
 /// A forward, counted for as long as its entry is open.
 #[derive(Debug)]
@@ -23,6 +26,9 @@ impl Running {
     }
 }
 
+/// How a forward came to its end: `denied`, `failed`, `ended` or `abandoned`, and why.
+pub(super) type Why = (&'static str, Cow<'static, str>);
+
 /// A forward that ends after it was recorded as opening. `open_s` is how long it was established, if it was.
 pub(super) fn ended(
     side: Side,
@@ -30,25 +36,48 @@ pub(super) fn ended(
     ending: Option<&Ending>,
     abandoned: &'static str,
     open_s: Option<f64>,
-) {
+) -> Why {
     let (outcome, reason) = match ending {
         Some(Ending::Denied { reason, .. }) => (DENIED, *reason),
         Some(Ending::Failed { reason, .. }) => (FAILED, *reason),
         Some(Ending::Ended { reason, .. }) => (ENDED, *reason),
         None => (ABANDONED, abandoned),
     };
-    finished(side, opening, outcome, reason.into());
     if let Some(seconds) = open_s {
         metrics::FORWARD_SECONDS.observe(seconds);
     }
+    finished(side, opening, outcome, reason.into())
 }
 
 /// A forward that is denied before it is recorded as opening.
 pub(super) fn denied(side: Side, opening: &Opening, reason: &str) {
-    finished(side, opening, DENIED, reason.to_owned().into());
+    let why = finished(side, opening, DENIED, reason.to_owned().into());
+    told(side, opening, why, opening.asked.until(Instant::now()), None);
 }
 
-fn finished(side: Side, opening: &Opening, outcome: &'static str, reason: Cow<'static, str>) {
+/// Tells whoever exports traces. `decided` and `opened` are how long after it was asked for.
+pub(super) fn told(side: Side, opening: &Opening, why: Why, decided: Duration, opened: Option<Duration>) {
+    trace::tell(|| {
+        let (outcome, reason) = why;
+        trace::Forward {
+            side: side.as_str(),
+            forward: opening.forward.clone(),
+            // At the gateway this is the agent's, and the trace has the gateway's.
+            peer_forward: opening.peer_forward.clone().filter(|_| side == Side::Agent),
+            organisation: opening.organisation.as_ref().map(ToString::to_string),
+            agent: opening.agent.as_ref().map(ToString::to_string),
+            door: opening.door,
+            outcome,
+            reason,
+            asked: opening.asked.wall,
+            decided,
+            opened,
+            ended: opening.asked.until(Instant::now()),
+        }
+    });
+}
+
+fn finished(side: Side, opening: &Opening, outcome: &'static str, reason: Cow<'static, str>) -> Why {
     // The events of forwards are called `forward.denied` and so on.
     let word = outcome.split('.').next_back().unwrap_or(outcome);
     metrics::FORWARDS_ENDED.of([word, opening.door.unwrap_or("link")]).inc();
@@ -56,8 +85,9 @@ fn finished(side: Side, opening: &Opening, outcome: &'static str, reason: Cow<'s
     if outcome == DENIED {
         // Elsewhere a rule is not this program's own.
         let rule = opening.rule.clone().filter(|_| side == Side::Agent).unwrap_or_default();
-        metrics::DENIALS.of([reason, rule.into()]).inc();
+        metrics::DENIALS.of([reason.clone(), rule.into()]).inc();
     }
+    (word, reason)
 }
 
 /// An event that is no forward's opening or end.

@@ -29,7 +29,6 @@ use super::record::{
 use super::sink::{Batch, Heads};
 use super::{Shared, StartError, lock};
 use crate::chain::Chain as Causes;
-use crate::identity::PrivateKey;
 use crate::limits::{TRAIL_BATCH, TRAIL_PATIENCE, TRAIL_RETRY, TRAIL_SINK_GRACE};
 use crate::metrics;
 
@@ -73,7 +72,7 @@ pub(super) struct Writer {
 /// When the next head is due, and what it is signed with.
 pub(super) struct HeadClock {
     pub(super) policy: Heads,
-    pub(super) signed: bool,
+    pub(super) signer: Option<Signer>,
     /// Whether there was anything since the last head but what trails say of themselves and of each other: two ends that tell
     /// each other of their heads must not keep each other awake.
     pub(super) news: bool,
@@ -117,26 +116,24 @@ impl Writer {
     /// Writes the first records and is then ready to run.
     pub(super) fn start(
         prepared: Prepared,
-        heads: (Heads, Option<PrivateKey>),
+        heads: (Heads, Option<Signer>),
         queue: mpsc::Receiver<Message>,
         shared: Arc<Shared>,
     ) -> Result<Self, StartError> {
         let Prepared { trail, chain, lanes, first } = prepared;
-        let (policy, key) = heads;
-        let signed = key.is_some();
-        if let Some(key) = key {
-            let signer = Signer::new(key).map_err(StartError::SigningKey)?;
+        let (policy, signer) = heads;
+        if let Some(signer) = &signer {
             // There is one writer, and it starts once.
-            let _ = shared.signer.set(signer);
+            let _ = shared.signer.set(signer.clone());
         }
-        let heads = HeadClock { policy, signed, since: chain.next(), last: Instant::now(), news: true, made: None };
+        let heads = HeadClock { policy, signer, since: chain.next(), last: Instant::now(), news: true, made: None };
         let pending = first.iter().map(|record| Item { line: record.line(), fate: Fate::Forget }).collect();
         let open = HashMap::new();
         let mut writer = Self { trail, chain, lanes, queue, shared, pending, open, failing: None, heads };
         // Not yet time for a rotation: what the first records say is about the files as they are.
         let items = std::mem::take(&mut writer.pending);
         writer.commit(items).map_err(StartError::Write)?;
-        if writer.heads.signed {
+        if writer.heads.signer.is_some() {
             // What a crash has left without a signature does not stay so.
             let line = writer.head().line();
             writer.commit([Item { line, fate: Fate::Forget }].into()).map_err(StartError::Write)?;
@@ -332,31 +329,29 @@ impl Writer {
 
     /// The record of the trail's head as it is now.
     fn head(&mut self) -> Record {
-        let (seq, digest) = (self.chain.next().saturating_sub(1), self.chain.last());
-        let own = Record::own(self.shared.side, HEAD);
-        // As it stands in the record, by which it is verified.
-        let time_ms = moment(own.time.as_bytes()).and_then(|time| u64::try_from(time).ok()).unwrap_or_default();
-        let head = Head { trail: self.trail, seq, record: digest, time_ms };
-        let seal = self.shared.signer.get().map(|signer| signer.sign(&head)).transpose();
-        let seal = seal.unwrap_or_else(|error| {
-            tracing::error!(error = %Causes(&error), "the head of the audit trail could not be signed");
-            None
-        });
+        let (seq, last) = (self.chain.next().saturating_sub(1), self.chain.last());
+        let mut record = Record {
+            trail: text(self.trail),
+            covers: Some(seq),
+            head: text(last),
+            head_records: Some(self.heads.policy.records),
+            head_s: Some(self.heads.policy.every.as_secs().max(1)),
+            ..Record::own(self.shared.side, HEAD)
+        };
+        let time_ms = moment(record.time.as_bytes()).and_then(|time| u64::try_from(time).ok()).unwrap_or_default();
+        let head = Head { trail: self.trail, seq, record: last, time_ms };
+        match self.heads.signer.as_ref().map(|signer| signer.sign(&head)).transpose() {
+            Ok(Some(seal)) => (record.key, record.signature) = (text(seal.key), text(seal.signature)),
+            Ok(None) => {}
+            // Without a signature it still says what it says.
+            Err(error) => tracing::error!(error = %Causes(&error), "could not sign the head of the audit trail"),
+        }
         if std::mem::take(&mut self.heads.news) {
             self.heads.made = Some(head);
         }
         // The head's own record is not news.
         (self.heads.since, self.heads.last) = (self.chain.next() + 1, Instant::now());
-        Record {
-            trail: text(self.trail),
-            covers: Some(seq),
-            head: text(digest),
-            head_records: Some(self.heads.policy.records),
-            head_s: Some(self.heads.policy.every.as_secs().max(1)),
-            key: seal.as_ref().and_then(|seal| text(&seal.key)),
-            signature: seal.as_ref().and_then(|seal| text(&seal.signature)),
-            ..own
-        }
+        record
     }
 
     /// Numbers lines and brings them to the sinks. Whoever waits for one of them is told how it went.

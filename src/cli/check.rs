@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use jiff::Timestamp;
 
 use super::{Exit, ExitWith, print};
+use crate::audit::Sinks;
 use crate::config::{self, Loaded};
 use crate::policy::Decision;
 use crate::registry;
@@ -19,11 +20,20 @@ Example:
 
 Exit code 0 if the file is in order, 2 if not. Key files that it names are read, and a gateway's registry; nothing is opened. \
 Warned of, without effect on the exit code: loopback doors that the registry refuses, files of the registry that everybody may \
-write, and certificates of one's own outside of their time or near its end.")]
+write, certificates of one's own outside of their time or near its end, and a trail whose heads are not signed.")]
 pub struct Args {
     /// The file; its tables say what kind it is.
     #[arg(value_name = "FILE")]
     file: PathBuf,
+}
+
+/// A trail without signed heads shows what was changed only to whoever has other evidence.
+fn warn_unsigned(sinks: &Sinks) {
+    if sinks.signing_key.is_none() {
+        warn(
+            "the trail's heads are not signed: whoever can write the trail can make it anew without being seen; give              [audit] a signing_key (`caponier keys generate`)",
+        );
+    }
 }
 
 fn warn(text: &str) {
@@ -40,6 +50,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             for warning in config.certificate_warnings(Timestamp::now()) {
                 warn(&warning);
             }
+            warn_unsigned(&config.audit);
             let rules: usize = config.organisations.iter().map(|organisation| organisation.allow.rules().len()).sum();
             format!("agent {} for {} organisation(s), {rules} rule(s)", config.id, config.organisations.len())
         }
@@ -68,6 +79,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             for warning in config.certificate_warnings(Timestamp::now()) {
                 warn(&warning.to_string());
             }
+            warn_unsigned(&config.audit);
             format!(
                 "gateway for {} organisation(s), {} loopback door(s); {agents} agent(s) and {principals} principal(s) in its \
                  registry",
@@ -76,6 +88,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             )
         }
         Loaded::Proxy(config, _) => {
+            warn_unsigned(&config.audit);
             let (listeners, upstreams) = (config.listeners.len(), config.upstreams.len());
             format!("proxy: {listeners} listener(s), {upstreams} upstream(s)")
         }

@@ -9,6 +9,7 @@ use super::{Exit, ExitWith, print, running};
 use crate::agent::doctor::Asked;
 use crate::config::{self, Loaded};
 use crate::diagnosis::{Examination, Finding, Report, Style, Verdict};
+use crate::identity::AgentName;
 use crate::limits;
 use crate::target::Target;
 use crate::{agent, gateway};
@@ -20,6 +21,7 @@ Example:
   caponier doctor --config /etc/caponier/agent.toml
   caponier doctor --config agent.toml --target orders.db.internal:5432
   caponier doctor --gateway --config /etc/caponier/gateway.toml
+  caponier doctor acme/prod-eu --socket /run/caponier/gateway.sock
   caponier doctor --config agent.toml --json | jq -r '.stages[.first_broken // empty].next'
 
 At an agent, for each way to a gateway: dns, proxy or tcp, clock, tls, websocket, ssh, key, organisation; then every target \
@@ -27,17 +29,25 @@ that the allowlist spells out: it resolves, which addresses are permitted, it an
 comes after a broken stage and needs it is skipped. It works before the first link and beside a running agent, and changes \
 nothing: the session with the gateway ends before it is a link.
 
-Targets are dialled under the agent's own rules and recorded: in the agent's trail where that file is there and no agent \
-writes it, else in a file beside it that ends in .doctor, or in that of --trail.
+Targets are dialled under the agent's own rules and recorded: beside the agent's trail in a file that ends in .doctor, or in \
+that of --trail.
+
+ORG/AGENT, at the gateway, asks an agent over its link; it answers only where its owner has set agent.remote_doctor.
 
 Exit codes: 0 nothing is broken, 1 something is, 2 usage or configuration.")]
 pub struct Args {
+    /// An agent to be asked over its link to the gateway behind --socket.
+    #[arg(value_name = "ORG/AGENT", conflicts_with_all = ["config", "gateway", "target", "trail"], required_unless_present = "config")]
+    agent: Option<AgentName>,
     /// The configuration of the agent, or with --gateway of the gateway, that is to be examined.
     #[arg(long, short, value_name = "FILE")]
-    config: PathBuf,
+    config: Option<PathBuf>,
     /// Examine a gateway.
-    #[arg(long, conflicts_with_all = ["target", "trail"])]
+    #[arg(long, requires = "config", conflicts_with_all = ["target", "trail"])]
     gateway: bool,
+    /// The gateway's admin socket (`admin_socket` in its configuration).
+    #[arg(long, value_name = "PATH", default_value = "/run/caponier/gateway.sock")]
+    socket: PathBuf,
     /// A target to look at besides those that the rules spell out. May be given several times.
     #[arg(long, value_name = "HOST:PORT")]
     target: Vec<Target>,
@@ -67,7 +77,12 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             let _ = out.write_all(finding.text(style).as_bytes()).and_then(|()| out.flush());
         }
     };
-    let path = &args.config;
+    if let Some(agent) = &args.agent {
+        let report = running::block_on(async |_| Ok(gateway::examined(&args.socket, agent).await?))?;
+        report.stages.iter().for_each(tell);
+        return finish(&report, &args, style, Exit::Failed);
+    }
+    let Some(path) = &args.config else { return Err(anyhow::anyhow!("give --config FILE")).exit_with(Exit::Usage) };
     let mut examination = Examination::new(tell);
     let subject = path.display().to_string();
     let loaded = match config::load(path) {

@@ -40,7 +40,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(anyhow::anyhow!("{} is not a gateway's configuration: it has no [gateway]", args.config.display()))
             .exit_with(Exit::Usage);
     };
-    running::start_log(log);
+    running::start_log(&log);
     let inherited = gateway::Inherited::from_environment()
         .context("could not use the sockets that this process was started with")
         .exit_with(Exit::Usage)?;

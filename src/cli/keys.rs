@@ -44,7 +44,10 @@ enum Command {
 #[command(after_help = "\
 Example:
   caponier keys generate --output agent.key --comment 'prod-eu, November 2026'
-  caponier keys generate --algorithm rsa-4096 --output agent.key")]
+  caponier keys generate --algorithm rsa-4096 --output agent.key
+  caponier keys generate --output audit.key --comment 'signs the heads of the trail'
+
+A key has one use: host key, login key, or the signing_key of [audit], which has to be an Ed25519 key.")]
 struct Generate {
     /// The kind of key.
     #[arg(long, value_enum, default_value_t = Algorithm::Ed25519)]

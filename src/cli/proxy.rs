@@ -42,7 +42,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Err(anyhow::anyhow!("{} is not a proxy's configuration: it has no [proxy]", args.config.display()))
             .exit_with(Exit::Usage);
     };
-    running::start_log(log);
+    running::start_log(&log);
     running::raise_descriptors();
     let outcome = running::serve(async |stop, supervisor| {
         let reloads = running::reloads((args.config, watched), "a proxy", log, &supervisor, |loaded| match loaded {

@@ -2,6 +2,7 @@
 //! that watches it.
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::Context;
 use rustix::process::{Resource, getrlimit, setrlimit};
@@ -17,6 +18,7 @@ use crate::reload::{Fresh, Phase, Reloads, Watched};
 use crate::systemd::Supervisor;
 use crate::task::Tasks;
 use crate::telemetry;
+use crate::telemetry::otlp::Exporter;
 
 /// Raises the number of descriptors this process may have to what the system allows it: each forward takes one or two, and
 /// the usual default is for programs that have a few.
@@ -28,14 +30,19 @@ pub(super) fn raise_descriptors() {
     }
 }
 
-/// Starts the log as a configuration says.
-pub(super) fn start_log(log: Log) {
+/// Starts the log, and taking traces, as a configuration says.
+pub(super) fn start_log(log: &Log) {
     let format = match log.format {
         LogFormat::Text => telemetry::Format::Text,
         LogFormat::Json => telemetry::Format::Json,
     };
     telemetry::start(format, Level::INFO);
+    let exporter = log.traces.clone().and_then(Exporter::to);
+    *EXPORTER.lock().unwrap_or_else(PoisonError::into_inner) = exporter;
 }
+
+/// What exports traces, until there is a runtime for it.
+static EXPORTER: Mutex<Option<Exporter>> = Mutex::new(None);
 
 /// Reads a configuration for the first time, and notes from which files.
 ///
@@ -70,7 +77,7 @@ pub(super) fn reloads<C: Send + 'static>(
             let fresh = loaded.and_then(|loaded| {
                 let (config, newest) = pick(loaded)
                     .ok_or_else(|| Faults::file(&file, format!("this is no longer {what}'s configuration")))?;
-                let restart = if newest == log { Vec::new() } else { vec!["log"] };
+                let restart = log.differences(&newest);
                 Ok(Fresh { config: *config, restart })
             });
             (fresh, files)
@@ -134,7 +141,16 @@ pub(super) fn serve<T>(work: impl AsyncFnOnce(Stop, Supervisor) -> anyhow::Resul
                 }
             });
         }
-        work(stop, supervisor).await
+        let telemetry = Tasks::new();
+        telemetry.spawn(telemetry::tell(telemetry.stopping().clone()));
+        let exporter = EXPORTER.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(exporter) = exporter {
+            telemetry.spawn(exporter.run(telemetry.stopping().clone()));
+        }
+        let worked = work(stop, supervisor).await;
+        // After all that is traced. A collector that does not answer is not waited for any longer than at other times.
+        telemetry.drain(limits::TRACE_TIMEOUT).await;
+        worked
     })
 }
 

@@ -137,3 +137,156 @@ fn sink(table: &Table<'_>, names: &mut Once<String>) -> Option<SinkConfig> {
     };
     Some(SinkConfig { name: name?, kind: kind?, required: required?, only: only?.unwrap_or_default() })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::audit::sink::https::Format;
+    use crate::document::Document;
+
+    struct Place(TempDir);
+
+    impl Place {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().expect("a folder");
+            let mut params = rcgen::CertificateParams::new(["caponier".to_owned()]).expect("a name");
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let certificate = params.self_signed(&key).expect("a certificate").pem();
+            for (name, text, mode) in [
+                ("ca.pem", certificate.as_str(), 0o644),
+                ("own.key", key.serialize_pem().as_str(), 0o600),
+                ("token", "hunter2\n", 0o600),
+                ("open-token", "hunter2\n", 0o644),
+                ("two-tokens", "hunter2\nhunter2\n", 0o600),
+                ("empty", "", 0o600),
+            ] {
+                fs::write(dir.path().join(name), text).expect("written");
+                fs::set_permissions(dir.path().join(name), fs::Permissions::from_mode(mode)).expect("a mode");
+            }
+            Self(dir)
+        }
+
+        fn load(&self, text: &str) -> Result<Sinks, String> {
+            let document = Document::parse(&self.0.path().join("c.toml"), text).expect("TOML");
+            let sinks = audit(&document.root());
+            document.finish(sinks).map_err(|faults| faults.to_string())
+        }
+
+        fn sink(&self, keys: &str) -> Result<SinkConfig, String> {
+            let text = format!("[audit]\nstdout = true\n[[audit.sink]]\nname = \"siem\"\n{keys}\n");
+            self.load(&text).map(|mut sinks| sinks.list.remove(1))
+        }
+    }
+
+    #[test]
+    fn a_syslog_collector() {
+        let place = Place::new();
+        let sink = place.sink("kind = \"syslog\"\nto = \"tcp://logs.example.com:601\"").expect("in order");
+        assert_eq!((sink.name.as_str(), sink.required, sink.only), ("siem", false, Content::All));
+        let SinkKind::Syslog(config) = sink.kind else { panic!("a syslog sink") };
+        assert_eq!((config.place.to.to_string().as_str(), config.place.tls), ("logs.example.com:601", None));
+        let sink = place.sink(
+            "kind = \"syslog\"\nrequired = true\nonly = \"heads\"\nto = \"tls://[fd00::1]:6514\"\nca_file = \"ca.pem\"\n\
+             certificate = \"ca.pem\"\nkey = \"own.key\"\nfacility = \"local3\"\nhostname = \"bastion\"\n\
+             proxy = \"http://user:hunter2@proxy:3128\"",
+        );
+        let sink = sink.expect("in order");
+        assert_eq!((sink.required, sink.only), (true, Content::Heads));
+        assert!(!format!("{sink:?}").contains("hunter2"), "{sink:?}");
+        let SinkKind::Syslog(config) = sink.kind else { panic!("a syslog sink") };
+        assert!(config.place.tls.is_some() && config.place.proxy.is_some());
+    }
+
+    #[test]
+    fn an_https_collector() {
+        let place = Place::new();
+        let keys =
+            "kind = \"https\"\nurl = \"https://siem.example.com/in\"\nca_file = \"ca.pem\"\ntoken_file = \"token\"";
+        let sink = place.sink(keys).expect("in order");
+        assert!(!format!("{sink:?}").contains("hunter2"), "{sink:?}");
+        let SinkKind::Https(config) = sink.kind else { panic!("an https sink") };
+        assert_eq!((config.format, config.records), (Format::Caponier, crate::limits::HTTPS_RECORDS));
+        assert_eq!(config.linger, crate::limits::HTTPS_LINGER);
+        // Somebody waits for each record of a required one, unless they are to.
+        let linger = |more: &str| match place.sink(&format!("{keys}\nrequired = true\n{more}")).expect("in order").kind
+        {
+            SinkKind::Https(config) => config.linger,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!((linger(""), linger("batch_ms = 20")), (Duration::ZERO, Duration::from_millis(20)));
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_collector_is_told_by_its_key() {
+        let place = Place::new();
+        let syslog = |keys: &str| format!("kind = \"syslog\"\nto = \"tls://h:6514\"\nca_file = \"ca.pem\"\n{keys}");
+        let https = |keys: &str| format!("kind = \"https\"\nurl = \"https://h/\"\nca_file = \"ca.pem\"\n{keys}");
+        for (keys, fault) in [
+            ("".to_owned(), "audit.sink[0].kind: this key is missing"),
+            ("kind = \"kafka\"".to_owned(), "audit.sink[0].kind"),
+            ("kind = \"syslog\"".to_owned(), "audit.sink[0].to: this key is missing"),
+            ("kind = \"syslog\"\nto = \"udp://h:514\"".to_owned(), "tls://HOST:PORT"),
+            ("kind = \"syslog\"\nto = \"tls://h\"".to_owned(), "audit.sink[0].to"),
+            ("kind = \"syslog\"\nto = \"tcp://h:601\"\nca_file = \"ca.pem\"".to_owned(), "this is for TLS"),
+            (
+                "kind = \"syslog\"\nto = \"tcp://h:601\"\nkey = \"own.key\"".to_owned(),
+                "audit.sink[0].key: this is for TLS",
+            ),
+            (syslog("facility = \"kern\""), "audit.sink[0].facility: this is no facility"),
+            (syslog("hostname = \"a b\""), "audit.sink[0].hostname"),
+            (syslog("certificate = \"ca.pem\""), "a certificate without its key"),
+            (syslog("key = \"own.key\""), "a key without its certificate"),
+            (syslog("certificate = \"ca.pem\"\nkey = \"token\""), "audit.sink[0].key"),
+            (syslog("proxy = \"ftp://hunter2@p:1\""), "audit.sink[0].proxy"),
+            (syslog("url = \"https://h/\""), "url"),
+            ("kind = \"syslog\"\nto = \"tls://h:1\"\nca_file = \"token\"".to_owned(), "audit.sink[0].ca_file"),
+            ("kind = \"https\"".to_owned(), "audit.sink[0].url: this key is missing"),
+            ("kind = \"https\"\nurl = \"http://h/\"".to_owned(), "in clear to this host alone"),
+            ("kind = \"https\"\nurl = \"https://hunter2@h/\"".to_owned(), "token_file"),
+            ("kind = \"https\"\nurl = \"http://127.0.0.1/\"\nca_file = \"ca.pem\"".to_owned(), "this is for TLS"),
+            (https("token_file = \"absent\""), "audit.sink[0].token_file"),
+            (https("token_file = \"open-token\""), "chmod 600"),
+            (https("token_file = \"two-tokens\""), "must hold one line"),
+            (https("token_file = \"empty\""), "must hold one line"),
+            (https("format = \"xml\""), "audit.sink[0].format"),
+            (https("batch_records = 0"), "audit.sink[0].batch_records"),
+            (https("batch_ms = 3600000"), "audit.sink[0].batch_ms"),
+            (https("required = 1"), "audit.sink[0].required"),
+            (https("only = \"some\""), "audit.sink[0].only"),
+        ] {
+            let told = place.sink(&keys).expect_err(&keys);
+            assert!(told.contains(fault), "{keys}\n{fault:?} is not in:\n{told}");
+            assert!(!told.contains("hunter2"), "{told}");
+        }
+    }
+
+    #[test]
+    fn names_are_sinks_own_and_one_sink_is_required() {
+        let place = Place::new();
+        let sink = |name: &str, more: &str| {
+            format!("[[audit.sink]]\nname = \"{name}\"\nkind = \"syslog\"\nto = \"tcp://h:601\"\n{more}\n")
+        };
+        for (text, fault) in [
+            (format!("[audit]\nstdout = true\n{}{}", sink("a", ""), sink("a", "")), "sink a is there already"),
+            (format!("[audit]\nstdout = true\n{}", sink("stdout", "")), "choose another"),
+            (format!("[audit]\nstdout = true\n{}", sink("A b", "")), "audit.sink[0].name"),
+            (format!("[audit]\n{}", sink("a", "")), "no sink is required"),
+            ("[audit]\n".to_owned(), "nowhere to write to"),
+        ] {
+            let told = place.load(&text).expect_err(&text);
+            assert!(told.contains(fault), "{text}\n{fault:?} is not in:\n{told}");
+        }
+        let sinks = place.load(&format!("[audit]\n{}", sink("a", "required = true"))).expect("in order");
+        assert_eq!(sinks.list.len(), 1);
+        let many: String = (0..=crate::limits::SINKS_MAX).map(|number| sink(&format!("s{number}"), "")).collect();
+        let told = place.load(&format!("[audit]\nstdout = true\n{many}")).expect_err("too many");
+        assert!(told.contains("more than 16 sinks"), "{told}");
+    }
+}

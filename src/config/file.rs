@@ -32,6 +32,7 @@ use crate::policy::ports::Ports;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::policy::window::Window;
 use crate::secret::{self, Secret};
+use crate::target::Target;
 use crate::target::{Name, TargetError};
 use crate::tls::{Certificates, ClientAuth, ClientOptions, Identity};
 use crate::tunnel::connect::url::{GatewayUrl, Ways};
@@ -64,12 +65,14 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         .collect();
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let remote_doctor = optional(table.optional("remote_doctor"), |item| item.boolean());
     let resolver = resolver(&table);
     let organisations: Option<Vec<_>> = organisations.into_iter().collect();
     if organisations.is_some() && resolver.as_ref().is_some_and(|resolver| resolver.servers.is_empty()) {
         refuse_services(&tables);
     }
     let (audit, health, log) = (audit(root), health(root), log(root));
+    signs_alone(root, audit.as_ref(), &mut keys);
     tls?;
     let config = agent::Config {
         id: id?,
@@ -83,8 +86,17 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         resolver: resolver?,
         listen: listen?,
         health: health?,
+        remote_doctor: remote_doctor?.unwrap_or_default(),
     };
     Some((config, log?))
+}
+
+/// What the trail is signed with is no other key of the configuration: nothing that a peer chooses is signed by it.
+fn signs_alone(root: &Table<'_>, sinks: Option<&crate::audit::Sinks>, keys: &mut Keys) {
+    let Some(key) = sinks.and_then(|sinks| sinks.signing_key.as_ref()) else { return };
+    if let Some(item) = root.required_table("audit").and_then(|table| table.optional("signing_key")) {
+        keys.claim(key.public().fingerprint(), "the trail's signing key", &item);
+    }
 }
 
 /// Where an agent listens itself, and from where it accepts: neither has a default.
@@ -141,6 +153,7 @@ pub(super) fn gateway(root: &Table<'_>) -> Option<(gateway::Config, Log)> {
     let limits = gateway_limits(&table);
     let penalties = penalties(&table);
     let (audit, health, log) = (audit(root), health(root), log(root));
+    signs_alone(root, audit.as_ref(), &mut keys);
     let config = gateway::Config {
         listen: listen?,
         certificates: certificates?,
@@ -683,11 +696,34 @@ pub(super) fn drain(table: &Table<'_>) -> Option<Duration> {
 }
 
 pub(super) fn log(root: &Table<'_>) -> Option<Log> {
-    let Some(item) = root.optional("log") else { return Some(Log::default()) };
+    let traces = traces(root);
+    let Some(item) = root.optional("log") else { return Some(Log { traces: traces?, ..Log::default() }) };
     let format = item.table()?.optional("format");
     let choices = [("text", LogFormat::Text), ("json", LogFormat::Json)];
     let format = optional(format, |item| item.choice(&choices))?;
-    Some(Log { format: format.unwrap_or_default() })
+    Some(Log { format: format.unwrap_or_default(), traces: traces? })
+}
+
+/// The collector that gets traces.
+fn traces(root: &Table<'_>) -> Option<Option<Target>> {
+    let Some(item) = root.optional("traces") else { return Some(None) };
+    let table = item.table()?;
+    optional(table.optional("otlp"), |item| {
+        let url = item.string()?;
+        let Some(place) = url.strip_prefix("http://") else {
+            item.fault(
+                "this is not http://HOST:PORT: the collector is reached in clear, on this host or in its network",
+            );
+            return None;
+        };
+        match place.strip_suffix('/').unwrap_or(place).parse() {
+            Ok(target) => Some(target),
+            Err(error) => {
+                item.fault(format!("this is not http://HOST:PORT: {}", Chain(&error)));
+                None
+            }
+        }
+    })
 }
 
 /// Reads a file that only its owner can read. `what` says what is in it.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use jiff::Timestamp;
 use serde::de::DeserializeOwned;
@@ -17,7 +18,10 @@ use tracing::{debug, warn};
 use super::Gateway;
 use super::lapses::{AGENT_DRAINED, Lapse, Record, Seen};
 use super::roster::{Link, Peer, Standing};
-use crate::health::{Report, socket};
+use super::status::{self, Status, Wanted};
+use crate::audit::{Event, Kind};
+use crate::diagnosis::{Finding, Report};
+use crate::health::{self, socket};
 use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
 use crate::registry::Registry;
@@ -34,6 +38,23 @@ enum Question {
     State,
     /// How is it?
     Health,
+    /// What goes on in it?
+    Status(Wanted),
+    /// What does this agent find at its targets?
+    Examine {
+        /// Which: its organisation, a slash, its name.
+        agent: String,
+    },
+}
+
+/// The answer to [`Question::Examine`].
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Examined {
+    /// What it found.
+    Report(Report),
+    /// Why it was not asked, or has not answered.
+    Unanswered(String),
 }
 
 /// The answer to [`Question::State`].
@@ -134,6 +155,9 @@ pub enum AgentsError {
     /// The answer.
     #[error("the gateway's answer could not be read")]
     Answer(#[source] io::Error),
+    /// An agent that tells nothing.
+    #[error("{0}")]
+    Unanswered(String),
 }
 
 /// Asks the gateway behind the socket `path` who is linked.
@@ -156,11 +180,36 @@ pub async fn handshakes(path: &Path) -> Result<HandshakeCount, AgentsError> {
 ///
 /// # Errors
 /// If nobody answers, or not as expected.
-pub async fn health(path: &Path) -> Result<Report, AgentsError> {
+pub async fn health(path: &Path) -> Result<health::Report, AgentsError> {
     ask(path, &Question::Health).await
 }
 
+/// Has the agent `name` look at its targets, over its link to the gateway behind the socket `path`. Every text in the report is
+/// bounded, and does nothing to a terminal.
+///
+/// # Errors
+/// If no gateway answers, or the agent does not.
+pub async fn examined(path: &Path, name: &AgentName) -> Result<Report, AgentsError> {
+    let question = Question::Examine { agent: name.to_string() };
+    match ask_for(path, &question, limits::EXAMINED_REMOTE + limits::ADMIN_TIMEOUT).await? {
+        Examined::Report(report) => Ok(report),
+        Examined::Unanswered(why) => Err(AgentsError::Unanswered(why)),
+    }
+}
+
+/// Asks the gateway behind the socket `path` what goes on in it.
+///
+/// # Errors
+/// If nobody answers, or not as expected.
+pub async fn status(path: &Path, wanted: Wanted) -> Result<Status, AgentsError> {
+    ask(path, &Question::Status(wanted)).await
+}
+
 async fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T, AgentsError> {
+    ask_for(path, question, limits::ADMIN_TIMEOUT).await
+}
+
+async fn ask_for<T: DeserializeOwned>(path: &Path, question: &Question, patience: Duration) -> Result<T, AgentsError> {
     let connect = |source| AgentsError::Connect { path: path.to_owned(), source };
     let mut stream = UnixStream::connect(path).await.map_err(connect)?;
     let mut line = serde_json::to_vec(question).map_err(|error| AgentsError::Answer(error.into()))?;
@@ -171,7 +220,7 @@ async fn ask<T: DeserializeOwned>(path: &Path, question: &Question) -> Result<T,
         (&mut stream).take(limits::ADMIN_ANSWER_MAX as u64).read_to_end(&mut answer).await?;
         Ok(serde_json::from_slice(&answer)?)
     };
-    timeout(limits::ADMIN_TIMEOUT, answered)
+    timeout(patience, answered)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         .map_err(AgentsError::Answer)
@@ -222,7 +271,9 @@ pub(super) async fn serve(gateway: Arc<Gateway>, listener: UnixListener, guard: 
         let gateway = gateway.clone();
         let tasks = gateway.tasks.clone();
         tasks.spawn(async move {
-            let answered = timeout(limits::ADMIN_TIMEOUT, answer(&gateway, stream)).await;
+            // What is asked is read in less, and most is answered at once.
+            let patience = limits::EXAMINED_REMOTE + limits::ADMIN_TIMEOUT;
+            let answered = timeout(patience, answer(&gateway, stream)).await;
             if !matches!(answered, Ok(Ok(()))) {
                 debug!(?answered, "an admin question was not answered");
             }
@@ -234,7 +285,8 @@ pub(super) async fn serve(gateway: Arc<Gateway>, listener: UnixListener, guard: 
 async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
     let mut stream = BufReader::new(stream);
     let mut line = Vec::new();
-    (&mut stream).take(limits::ADMIN_LINE_MAX as u64).read_until(b'\n', &mut line).await?;
+    let mut begun = (&mut stream).take(limits::ADMIN_LINE_MAX as u64);
+    timeout(limits::ADMIN_TIMEOUT, begun.read_until(b'\n', &mut line)).await.map_err(|_| io::ErrorKind::TimedOut)??;
     let draining = gateway.drain.begun().is_cancelled();
     let answer = match serde_json::from_slice(&line)? {
         Question::State => serde_json::to_vec(if draining { &State::Draining } else { &State::Serving })?,
@@ -247,14 +299,54 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
                 .map(|(address, left)| Barred { address: address.to_string(), seconds: left.as_secs() + 1 });
             serde_json::to_vec(&HandshakeCount { now, most, barred: barred.collect() })?
         }
-        Question::Health => serde_json::to_vec(&Report::of(gateway, &gateway.crew).await)?,
+        Question::Health => serde_json::to_vec(&health::Report::of(gateway, &gateway.crew).await)?,
+        Question::Status(wanted) => serde_json::to_vec(&status::status(gateway, &wanted).await)?,
         Question::Agents => {
             let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?
         }
+        Question::Examine { agent } => serde_json::to_vec(&examine(gateway, &agent).await)?,
     };
     stream.write_all(&answer).await?;
     stream.shutdown().await
+}
+
+/// Has an agent look at its targets, on one of its links.
+async fn examine(gateway: &Gateway, agent: &str) -> Examined {
+    let unanswered = |why: String| Examined::Unanswered(why);
+    let Ok(name) = agent.parse::<AgentName>() else {
+        return unanswered(format!("{agent:?} is no name of an agent, such as acme/prod-eu"));
+    };
+    let links: Vec<_> = gateway.roster.list().into_iter().filter(|link| link.peer.name == name).collect();
+    if links.is_empty() {
+        return unanswered(format!(
+            "{name} is not linked to this gateway; run there: caponier doctor --config agent.toml"
+        ));
+    }
+    let asked = links.iter().filter(|link| link.standing() == Standing::Active);
+    let asked = asked.filter_map(|link| Some((link, link.examination().ask()?))).next();
+    let Some((link, answer)) = asked else {
+        let why = "its owner has not set agent.remote_doctor, or it is being examined already";
+        return unanswered(format!("{name} does not let itself be examined over its link: {why}"));
+    };
+    let Peer { name, replica, key, .. } = &link.peer;
+    let event = Event::new(Kind::AgentExamined).organisation(&name.organisation).agent(&name.agent);
+    let event = event.replica(replica).key(key).detail("over its link, asked for at the admin socket");
+    if gateway.trail.note(event).await.is_err() {
+        return unanswered("it could not be recorded, and was given up".to_owned());
+    }
+    let gone = link.client().control().gone();
+    let answered = tokio::select! {
+        answered = timeout(limits::EXAMINED_REMOTE, answer) => answered,
+        () = gone.cancelled() => return unanswered(format!("the link of {name} was lost meanwhile")),
+    };
+    match answered {
+        Ok(Ok(Report { stages, .. })) => {
+            let stages = stages.into_iter().take(limits::EXAMINED_REPORT).map(Finding::tidied).collect();
+            Examined::Report(Report::new("remote", stages))
+        }
+        _ => unanswered(format!("{name} has not answered within {} s", limits::EXAMINED_REMOTE.as_secs())),
+    }
 }
 
 /// Every link, and every registered agent or remembered replica that has none. Of a gateway that drains, all links do.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
 use super::Gateway;
+use super::forwards::About;
 use super::roster::{Link, NoRide, Ride, Standing};
 use crate::audit::{self, Counters, Ending, Entry, Event, Kind};
 use crate::chain::Chain;
@@ -145,6 +146,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         Ok(decided) => decided,
         Err((reason, detail, public)) => {
             debug!(reason, "denied a forward");
+            gateway.forwards.denied(&request.agent, &about(&id, &request), reason);
             if let Err(error) = gateway.trail.deny(record, reason, &detail).await {
                 debug!(error = %Chain(&error), "could not record a denial");
             }
@@ -160,6 +162,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
             return answer.refuse(Public::NotAvailable).await;
         }
     };
+    let listed = gateway.forwards.list(&request.agent, about(&id, &request), entry.counters());
     let revoked = no_longer_allowed(gateway, &request, target);
     tokio::pin!(revoked);
     let reached = tokio::select! {
@@ -182,10 +185,12 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         Ok(reached) => reached,
         Err(failure) => {
             let public = failure.public();
+            listed.failed(failure.reason(), public == Public::NotAllowed);
             entry.finish(failure.ending());
             return answer.refuse(public).await;
         }
     };
+    listed.by(ride.link());
     counted.opened();
     entry.established(None);
     let ticket = ticket.map(|mut ticket| {
@@ -248,6 +253,17 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
     let _leaving = gateway.drain.leave();
     drop(ticket);
     remains.leave().await;
+}
+
+/// What an operator is shown of a forward.
+fn about(id: &ForwardId, request: &Request) -> About {
+    About {
+        forward: id.to_string(),
+        principal: request.principal.to_string(),
+        client: request.client.to_string(),
+        door: request.door,
+        target: request.target.as_ref().map_or_else(|_| request.asked.clone(), ToString::to_string),
+    }
 }
 
 /// Waits until the registry or the configuration says no to what it has allowed, which it may have done since it was asked, or

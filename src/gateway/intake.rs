@@ -229,6 +229,9 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     let features = hello.clone();
     let peer = Linked { name, replica, process, address, transport, version: hello.version, key };
     let link = Arc::new(Link::new(peer.clone(), client, worker, gateway.tasks.clone()));
+    if hello.features.iter().any(|feature| feature == wire::DOCTOR) {
+        link.examination().permit();
+    }
     let _present = gateway.drain.greet();
     let event = |kind| {
         Event::new(kind)
@@ -260,6 +263,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     }
     info!(agent = %peer.name, replica = %peer.replica, key = %peer.key, "linked");
     gateway.lapses.linked(&peer);
+    gateway.forwards.tell("link.up", Some(&peer.name), peer.replica.as_str());
     let gone = link.client().control().gone().clone();
     let Channel { reader, writer } = control;
     let told = CancellationToken::new();
@@ -290,6 +294,7 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
     }
     link.client().control().cut();
     info!(agent = %peer.name, replica = %peer.replica, reason, "the link has ended");
+    gateway.forwards.tell("link.down", Some(&peer.name), &format!("{reason}: {}", peer.replica));
     let well = ["replaced", "drained", "stopped"].contains(&reason);
     let lapse = (!well).then(|| Lapse::now(reason, "", address));
     if gateway.registry.current().has(&peer.name) {
@@ -502,6 +507,7 @@ async fn listen(mut reader: Reader, link: &Link, mut ear: Ear) {
                 }
                 Ok(Some(Control::Anchor(anchor))) if ear.anchor(anchor).is_err() => return,
                 Ok(Some(Control::Anchored(anchored))) if ear.anchored(anchored.clone()).is_err() => return,
+                Ok(Some(Control::Examined(report))) => link.examination().answer(report),
                 Ok(Some(_)) => {}
                 Ok(None) => break,
                 Err(_) => return,
@@ -544,6 +550,7 @@ async fn speak(
             }
             notice = expiries::notice(gateway, link, &mut noticed) => Some(notice),
             Some(message) = said.recv() => Some(message),
+            () = link.examination().asked() => Some(Control::Examine),
             // What has been accepted may still need the link; when nothing does, it ends with its last forward.
             () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
         };

@@ -20,6 +20,7 @@ use tracing::debug;
 
 use super::lapses::AGENT_DRAINED;
 use crate::audit::Counters;
+use crate::diagnosis::Report;
 use crate::drain::Departure;
 use crate::identity::{AgentName, Fingerprint, ReplicaId};
 use crate::limits;
@@ -119,6 +120,8 @@ pub(super) struct Link<S = Client> {
     live: AtomicUsize,
     /// How many it was asked for.
     opened: AtomicU64,
+    /// Bytes of forwards that have ended: toward the target, and from it.
+    carried: [AtomicU64; 2],
     /// When it was last picked, as a number of [`Table::picks`].
     picked: AtomicU64,
     /// Why it takes no more forwards, once it does not.
@@ -129,12 +132,56 @@ pub(super) struct Link<S = Client> {
     departure: Departure,
     /// Why it was ended from here, if it was.
     ended: OnceLock<&'static str>,
+    /// Who waits for what the agent finds at its targets.
+    examination: Examination,
     idle: Notify,
     answers: Answers,
     gone: CancellationToken,
     client: S,
     /// Where its session lives, whose channels are used there and nowhere else.
     home: Option<Home>,
+}
+
+/// What passes between whoever wants an agent examined and whoever speaks with it.
+#[derive(Debug, Default)]
+pub(super) struct Examination {
+    /// Set once the agent has said that it may be asked.
+    permitted: OnceLock<()>,
+    asked: Notify,
+    waiting: Mutex<Option<oneshot::Sender<Report>>>,
+}
+
+impl Examination {
+    /// Notes that the agent may be asked.
+    pub(super) fn permit(&self) {
+        self.permitted.get_or_init(|| ());
+    }
+
+    /// Has the agent asked; `None` where it may not be, or somebody waits for its answer already.
+    pub(super) fn ask(&self) -> Option<oneshot::Receiver<Report>> {
+        self.permitted.get()?;
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.as_ref().is_some_and(|waiting| !waiting.is_closed()) {
+            return None;
+        }
+        let (answer, answered) = oneshot::channel();
+        *waiting = Some(answer);
+        self.asked.notify_one();
+        Some(answered)
+    }
+
+    /// Waits for the agent to be asked.
+    pub(super) async fn asked(&self) {
+        self.asked.notified().await;
+    }
+
+    /// Takes the agent's answer. One that nobody waits for is dropped.
+    pub(super) fn answer(&self, report: Report) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waiting) = waiting {
+            drop(waiting.send(report));
+        }
+    }
 }
 
 /// A thread, and whose tasks run there.
@@ -323,17 +370,24 @@ impl Link {
 }
 
 impl<S> Link<S> {
+    /// What its agent can be asked to find.
+    pub(super) fn examination(&self) -> &Examination {
+        &self.examination
+    }
+
     fn with(peer: Peer, answers: Answers, gone: CancellationToken, client: S) -> Self {
         Self {
             peer,
             since: Timestamp::now(),
             live: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
+            carried: Default::default(),
             picked: AtomicU64::new(0),
             retired: OnceLock::new(),
             retires: CancellationToken::new(),
             departure: Departure::default(),
             ended: OnceLock::new(),
+            examination: Examination::default(),
             idle: Notify::new(),
             answers,
             gone,
@@ -350,6 +404,18 @@ impl<S> Link<S> {
     /// How many forwards it was asked for.
     pub(super) fn opened(&self) -> u64 {
         self.opened.load(Ordering::Relaxed)
+    }
+
+    /// Adds the bytes of a forward that has ended.
+    pub(super) fn carried(&self, bytes: [u64; 2]) {
+        for (sum, bytes) in self.carried.iter().zip(bytes) {
+            sum.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+
+    /// Bytes of forwards that have ended: toward the target, and from it.
+    pub(super) fn carried_before(&self) -> [u64; 2] {
+        self.carried.each_ref().map(|sum| sum.load(Ordering::Relaxed))
     }
 
     /// Whether it takes forwards, and if not, why.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
+use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -165,7 +165,11 @@ async fn answer<S: State>(asked: &Asked<S>, request: &Request<Incoming>) -> Resp
                 }
             }
         }
-        "/metrics" if asked.metrics => reply(StatusCode::OK, OPENMETRICS, metrics::encode()),
+        "/metrics" if asked.metrics => {
+            let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
+            let page = metrics::page(accept);
+            reply(StatusCode::OK, page.content_type, page.body)
+        }
         _ if asked.metrics => reply(StatusCode::NOT_FOUND, PLAIN, "/metrics, /livez or /readyz is wanted\n".to_owned()),
         _ => reply(StatusCode::NOT_FOUND, PLAIN, "/livez or /readyz is wanted\n".to_owned()),
     }
@@ -173,7 +177,6 @@ async fn answer<S: State>(asked: &Asked<S>, request: &Request<Incoming>) -> Resp
 
 const PLAIN: &str = "text/plain; charset=utf-8";
 const JSON: &str = "application/json";
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 fn status(good: bool) -> StatusCode {
     if good { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }

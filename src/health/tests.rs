@@ -92,8 +92,8 @@ async fn each_port_answers_what_it_is_for_and_nothing_else() {
     let place = Place::start(|_| Config { listen: at_loopback(), metrics: at_loopback(), ..Config::default() }).await;
     let (metrics, health) = (place.ports[0], place.ports[1]);
     let told = get(metrics, "/metrics").await;
-    assert!(told.starts_with("HTTP/1.1 200 ") && told.contains("application/openmetrics-text"), "{told}");
-    assert!(told.ends_with("# EOF\n"), "{told}");
+    assert!(told.starts_with("HTTP/1.1 200 ") && told.contains("text/plain; version=0.0.4"), "{told}");
+    assert!(told.contains("\nprocess_open_fds "), "{told}");
     assert!(get(health, "/metrics").await.starts_with("HTTP/1.1 404 "));
     for port in [metrics, health] {
         assert!(get(port, "/livez").await.ends_with("\r\n\r\n{\"live\":true}\n"));

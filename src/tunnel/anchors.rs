@@ -237,3 +237,122 @@ impl Allowance {
         if self.left > 0 { self.since } else { self.since + self.every }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::audit::sink::NoNetwork;
+    use crate::audit::verify::{self, Anchors, Keys};
+    use crate::audit::{Side, Sinks};
+    use crate::identity::{Algorithm, PrivateKey};
+    use crate::task::Tasks;
+
+    fn hello(features: &[&str]) -> Hello {
+        let features = features.iter().map(|feature| (*feature).to_owned()).collect();
+        let version = "0.1.0".to_owned();
+        Hello { version, features, channels: 1, replica: None, instance: None, started: None, way: None }
+    }
+
+    async fn trail(path: &Path, side: Side, key: Option<PrivateKey>, tasks: &Tasks) -> Trail {
+        let mut sinks = Sinks::file(path);
+        sinks.signing_key = key;
+        sinks.heads.records = 1;
+        Trail::start(sinks, side, std::sync::Arc::new(NoNetwork), tasks).await.expect("a trail")
+    }
+
+    fn events(path: &Path, event: &str) -> usize {
+        let text = std::fs::read_to_string(path).expect("a trail");
+        text.lines().filter(|line| line.contains(&format!("\"event\":\"{event}\""))).count()
+    }
+
+    #[tokio::test]
+    async fn two_ends_put_each_others_heads_on_record_and_do_not_keep_each_other_awake() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let paths = [dir.path().join("gateway"), dir.path().join("agent")];
+        let tasks = Tasks::new();
+        let key = PrivateKey::generate(Algorithm::Ed25519);
+        let gateway = trail(&paths[0], Side::Gateway, Some(key.clone()), &tasks).await;
+        // This one does not sign.
+        let agent = trail(&paths[1], Side::Agent, None, &tasks).await;
+        let event = |kind| Event::new(kind).organisation("acme");
+        let (mut gateways_ear, at_gateway, mut from_gateway) = exchange(&gateway, event);
+        let (mut agents_ear, at_agent, mut from_agent) = exchange(&agent, event);
+        gateways_ear.greeted(&hello(&[ANCHORS]));
+        agents_ear.greeted(&hello(&[ANCHORS]));
+        let carry = async {
+            let mut carried = 0;
+            // Two anchors at the most from each end, for its beginning and its news, and as many answers.
+            while let Ok(Some((to_agent, message))) = tokio::time::timeout(Duration::from_secs(3), async {
+                tokio::select! {
+                    message = from_gateway.recv() => message.map(|message| (true, message)),
+                    message = from_agent.recv() => message.map(|message| (false, message)),
+                }
+            })
+            .await
+            {
+                carried += 1;
+                let ear = if to_agent { &mut agents_ear } else { &mut gateways_ear };
+                match message {
+                    Control::Anchor(anchor) => ear.anchor(anchor).expect("not too many"),
+                    Control::Anchored(anchored) => ear.anchored(anchored).expect("not too many"),
+                    other => panic!("{other:?}"),
+                }
+            }
+            carried
+        };
+        agent.note(Event::new(Kind::LinkUp)).await.expect("noted");
+        let carried = tokio::select! {
+            carried = carry => carried,
+            () = at_gateway.run() => panic!("the gateway's end is over"),
+            () = at_agent.run() => panic!("the agent's end is over"),
+        };
+        assert!((2..=8).contains(&carried), "{carried}");
+        gateway.close().await.expect("closed");
+        agent.close().await.expect("closed");
+        tasks.stop();
+        assert!(events(&paths[1], "trail.anchored") >= 1 && events(&paths[0], "trail.anchored") >= 1);
+        // The gateway's signature is in the agent's trail; the agent has none to give.
+        assert!(events(&paths[1], "trail.countersigned") >= 1);
+        assert_eq!(events(&paths[0], "trail.countersigned"), 0);
+        let mut keys = Keys::default();
+        keys.add(&key.public().fingerprint());
+        for (ours, theirs, keys) in [(0, 1, keys), (1, 0, Keys::default())] {
+            let mut anchors = Anchors::default();
+            anchors.read("theirs", std::fs::File::open(&paths[theirs]).expect("a file")).expect("read");
+            let report = verify::verify(&paths[ours..=ours], &keys, &mut anchors, |_| {}).expect("read");
+            assert!(report.intact, "{report:#?}");
+            assert!(report.trails[0].anchored.iter().any(|range| range.by == "theirs"), "{report:#?}");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_sends_more_than_it_may_has_broken_the_protocol() {
+        let anchor = TrailAnchor {
+            trail: crate::audit::chain::TrailId::parse("000102030405060708090a0b0c0d0e0f").expect("an id"),
+            anchor: Anchor::from([7; 32]),
+        };
+        let (heard, _hears) = mpsc::channel(ANCHORS_WAITING);
+        let now = Instant::now();
+        let allowance = || Allowance::new(ANCHORS_BURST, ANCHORS_TAKEN_EVERY, now);
+        let mut ear = Ear { heard, willing: CancellationToken::new(), anchors: allowance(), answers: allowance() };
+        for _ in 0..ANCHORS_BURST {
+            ear.anchor(anchor).expect("within what it may");
+        }
+        assert_eq!(ear.anchor(anchor), Err(Flood));
+        let answer = TrailAnchored { anchor: anchor.anchor, time_ms: 0, seal: None };
+        for _ in 0..ANCHORS_BURST {
+            ear.anchored(answer.clone()).expect("within what it may");
+        }
+        assert_eq!(ear.anchored(answer), Err(Flood));
+        // As an honest one goes on, for a day.
+        for _ in 0..288 {
+            tokio::time::advance(ANCHOR_EVERY).await;
+            ear.anchor(anchor).expect("within what it may");
+        }
+        // Somebody who hears nothing of anchors is sent none.
+        ear.greeted(&hello(&["credit"]));
+        assert!(!ear.willing.is_cancelled());
+    }
+}

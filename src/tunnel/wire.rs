@@ -773,6 +773,11 @@ mod tests {
             (Control::Move, b"\0\0\0\x04\0\x03{}"),
             (Control::Superseded, b"\0\0\0\x04\0\x04{}"),
             (Control::KeyNotice(KeyNotice { expires: 1_800_000_000 }), b"\0\0\0\x18\0\x05{\"expires\":1800000000}"),
+            (Control::Examine, b"\0\0\0\x04\0\x08{}"),
+            (
+                Control::Examined(Report::new("remote", Vec::new())),
+                b"\0\0\0\x3d\0\x09{\"version\":1,\"of\":\"remote\",\"verdict\":\"ok\",\"stages\":[]}",
+            ),
         ] {
             assert_eq!(&message.encode()[..], frozen);
             assert_eq!(Control::decode(&mut BytesMut::from(frozen)), Ok(Some(message)));
@@ -862,6 +867,7 @@ mod tests {
             (KIND_MOVE, "{\"to\":\"elsewhere\"}", Control::Move),
             (KIND_SUPERSEDED, "{\"by\":\"x\"}", Control::Superseded),
             (KIND_KEY_NOTICE, "{\"expires\":0,\"key\":\"x\"}", Control::KeyNotice(KeyNotice { expires: 0 })),
+            (KIND_EXAMINE, "{\"deep\":true}", Control::Examine),
         ] {
             assert_eq!(Control::decode(&mut framed(kind, body.as_bytes())), Ok(Some(read)));
         }

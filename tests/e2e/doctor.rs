@@ -432,3 +432,45 @@ async fn a_gateway_is_examined_from_where_it_runs() {
     assert_eq!((code, told["stages"][0]["stage"].as_str()), (2, Some("configuration")), "{told:#}");
     within("the site's end", async { drop(site) }).await;
 }
+
+#[tokio::test]
+async fn an_agent_is_examined_over_its_link_where_its_owner_has_chosen_so() {
+    let target = echo().await;
+    let down = free_port();
+    let plan = Site::plan().allow(target).allow(SocketAddr::from(([127, 0, 0, 1], down)));
+    let mut site = plan.start().await;
+    let ask = async |site: &Site| {
+        let mut command = caponier();
+        run(command.args(["doctor", "acme/prod-eu", "--json", "--socket"]).arg(site.admin_socket())).await
+    };
+    // Whoever has not chosen so answers nothing, and the command says so.
+    let said = ask(&site).await;
+    assert!(said.code() == 1 && said.stderr.contains("agent.remote_doctor"), "{said:?}");
+    assert!(site.records(Side::Agent, &json!({"event": "agent.examined"})).is_empty());
+    site.change_agent("remote_doctor = true", &[]);
+    site.restart_agent().await;
+    site.linked().await;
+    let said = ask(&site).await;
+    let told = report(&said);
+    assert_eq!((told.0, &told.1["of"]), (1, &json!("remote")), "{told:?}");
+    let found: Vec<_> =
+        told.1["stages"].as_array().expect("stages").iter().map(|one| (&one["subject"], &one["evidence"])).collect();
+    let rules = [format!("to-{}", target.port()), format!("to-{down}")].map(Value::from);
+    assert_eq!(found, [(&rules[0], &json!("answers")), (&rules[1], &json!("connect_failed"))]);
+    // Nothing of the network behind the agent is told.
+    assert!(!said.stdout.contains("127.0.0.1"), "{said:?}");
+    // Once a minute.
+    let again = report(&ask(&site).await);
+    assert_eq!((again.0, verdict(&again.1, "doctor")), (0, vec!["skipped".to_owned()]), "{again:?}");
+    // Both trails have it, and the agent's has each dial.
+    for side in [Side::Agent, Side::Gateway] {
+        site.record(side, json!({"event": "agent.examined", "organisation": "acme", "agent": "prod-eu"})).await;
+    }
+    assert_eq!(site.records(Side::Agent, &json!({"event": "agent.examined"})).len(), 1);
+    site.record(Side::Agent, json!({"event": "forward.failed", "door": "doctor", "reason": "connect_failed"})).await;
+    site.record(Side::Agent, json!({"event": "forward.ended", "door": "doctor", "reason": "examined"})).await;
+    // An agent that nobody knows.
+    let said = run(caponier().args(["doctor", "acme/nobody", "--socket"]).arg(site.admin_socket())).await;
+    assert!(said.code() == 1 && said.stderr.contains("not linked"), "{said:?}");
+    site.stop().await;
+}

@@ -350,6 +350,8 @@ pub(crate) struct Plan {
     shared: Option<[StdListener; 2]>,
     piped: Option<Side>,
     agent_network: Option<String>,
+    /// Lines for the `[audit]` of both sides.
+    audit_settings: String,
 }
 
 impl Plan {
@@ -369,6 +371,7 @@ impl Plan {
             shared: None,
             piped: None,
             agent_network: None,
+            audit_settings: String::new(),
         };
         for name in ["gateway", "login-acme", "login-globex", "agent", "provisioner"] {
             plan.key(name);
@@ -430,6 +433,13 @@ impl Plan {
         self
     }
 
+    /// A line for the `[audit]` of both sides, with `{}` where a side's name belongs.
+    pub(crate) fn audit_setting(mut self, line: &str) -> Self {
+        self.audit_settings.push_str(line);
+        self.audit_settings.push('\n');
+        self
+    }
+
     /// The agent runs in this network, as `ip netns` names it.
     pub(crate) fn agent_network(mut self, name: &str) -> Self {
         self.agent_network = Some(name.to_owned());
@@ -455,6 +465,12 @@ impl Plan {
     /// A variable of the gateway's environment.
     pub(crate) fn gateway_variable(mut self, name: &str, value: &str) -> Self {
         self.gateway_environment.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// A variable of the agent's environment.
+    pub(crate) fn agent_variable(mut self, name: &str, value: &str) -> Self {
+        self.agent_environment.push((name.to_owned(), value.to_owned()));
         self
     }
 
@@ -722,10 +738,11 @@ impl Site {
     }
 
     fn audit(&self, side: Side) -> String {
-        match self.plan.piped == Some(side) {
-            true => "[audit]\nstdout = true\n".to_owned(),
-            false => format!("[audit]\nfile = \"{}.jsonl\"\n", side.name()),
-        }
+        let sink = match self.plan.piped == Some(side) {
+            true => "stdout = true".to_owned(),
+            false => format!("file = \"{}.jsonl\"", side.name()),
+        };
+        format!("[audit]\n{sink}\n{}", self.plan.audit_settings.replace("{}", side.name()))
     }
 
     /// Waits until the gateway that runs now has a link to the agent that runs now.

@@ -286,6 +286,7 @@ impl Linked {
             replica: "r1".parse().expect("an id"),
             key: PrivateKey::generate(Algorithm::Ed25519),
             egress: Egress::default(),
+            remote_doctor: false,
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),

@@ -1,8 +1,11 @@
 //! Tests with real components, in one binary.
 
+mod audit_read;
+mod audit_verify;
 mod bastion;
 mod certificates;
 mod client;
+mod collectors;
 mod connect_door;
 mod connect_live;
 mod dns;
@@ -10,6 +13,7 @@ mod doctor;
 mod drain;
 mod flow;
 mod harness;
+mod health;
 mod hostile;
 mod hostile_links;
 mod input;
@@ -40,5 +44,7 @@ mod replicas;
 mod sources;
 mod squid;
 mod threads;
+mod top;
 mod transports;
+mod watched;
 mod yard;

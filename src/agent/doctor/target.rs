@@ -128,18 +128,12 @@ fn spelt(rule: &Rule) -> Spelt {
 }
 
 /// Somebody for whom the rule is, to see what it permits.
-fn stand_in(rule: Option<&Rule>, allow: &Allowlist) -> Option<Principal> {
-    let of = |rule: &Rule| match &rule.principals {
-        None => "doctor".parse().ok().map(Principal::Named),
-        Some(patterns) => patterns.iter().find_map(|pattern| match pattern {
-            PrincipalPattern::Key(key) => Some(Principal::Key(*key)),
-            PrincipalPattern::Pattern(pattern) => pattern.as_str().replace('*', "x").parse().ok().map(Principal::Named),
-        }),
-    };
-    match rule {
-        Some(rule) => of(rule),
-        None => allow.rules().first().and_then(of).or_else(|| "doctor".parse().ok().map(Principal::Named)),
-    }
+fn stand_in(rule: &Rule) -> Option<Principal> {
+    let Some(patterns) = &rule.principals else { return "doctor".parse().ok().map(Principal::Named) };
+    patterns.iter().find_map(|pattern| match pattern {
+        PrincipalPattern::Key(key) => Some(Principal::Key(*key)),
+        PrincipalPattern::Pattern(pattern) => pattern.as_str().replace('*', "x").parse().ok().map(Principal::Named),
+    })
 }
 
 impl Outcome {
@@ -203,8 +197,8 @@ impl Site<'_> {
     ) -> Result<(Verdict, &'static str, String, String), Wrong> {
         // Of the principals of several rules, the one whom some rule lets through to it.
         let candidates: Vec<Principal> = match rule {
-            Some(rule) => stand_in(Some(rule), self.allow).into_iter().collect(),
-            None => self.allow.rules().iter().filter_map(|rule| stand_in(Some(rule), self.allow)).collect(),
+            Some(rule) => stand_in(rule).into_iter().collect(),
+            None => self.allow.rules().iter().filter_map(stand_in).collect(),
         };
         let now = Timestamp::now();
         let able = |principal: &&Principal| self.allow.consider(principal, target, self.guard, now).is_ok();
