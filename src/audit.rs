@@ -330,7 +330,7 @@ impl Trail {
         F: FnOnce() -> Result<Prepared, StartError> + Send + 'static,
     {
         let How { heads, signing_key, progress, over } = how;
-        let signer = signing_key.map(head::Signer::new).transpose().map_err(StartError::SigningKey)?;
+        let signer = signing_key.map(Signer::new).transpose().map_err(StartError::SigningKey)?;
         let shared = Arc::new(Shared {
             side,
             progress,

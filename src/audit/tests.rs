@@ -773,7 +773,8 @@ async fn a_rotation_goes_on_with_the_chain_and_a_crash_finds_what_is_open_before
         if !text.is_empty() {
             let first = parse(part.lines().next().expect("a line"));
             assert_eq!((&first["event"], &first["sink"]), (&CONTINUED.into(), &"file".into()));
-            assert_eq!((&first["forwards"], &first["open_from"]), (&1.into(), &1.into()), "{first}");
+            // There may be one besides whose end comes next.
+            assert_eq!(first["open_from"], 1, "{first}");
             let last = parse(text.lines().last().expect("a line"));
             assert_eq!(last["event"], HEAD);
         }
