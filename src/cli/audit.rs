@@ -8,7 +8,7 @@ pub mod verify;
 mod wanted;
 
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Subcommand;
@@ -68,6 +68,6 @@ fn complain(text: &str) {
 }
 
 /// The path of standard input in arguments that name trails.
-fn is_stdin(path: &PathBuf) -> bool {
+fn is_stdin(path: &Path) -> bool {
     path.as_os_str() == "-"
 }

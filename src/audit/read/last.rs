@@ -12,7 +12,7 @@ use super::{Judged, ReadError, Record, Tally, judge, open};
 use crate::limits::TRAIL_RECORD_MAX;
 
 /// A line, and the record that it is.
-pub type Found = (Vec<u8>, Record);
+pub(super) type Found = (Vec<u8>, Record);
 
 /// The last `count` records that the filter admits, oldest first, with their lines. Of the last part only what lies before its
 /// `length` is read.

@@ -366,7 +366,7 @@ fn rotated_files_are_read_in_the_order_of_their_records() {
     let path = trail.path();
     let index = files::index_of(&path);
     assert_eq!(paths(&[&path]), [first.clone(), second.clone(), path.clone()]);
-    assert_eq!(paths(&[&second]), [second.clone()]);
+    assert_eq!(paths(&[&second]), std::slice::from_ref(&second));
     // As a shell's `agent.jsonl*` gives them.
     assert_eq!(paths(&[&path, &second, &first, &index, &path]), [first.clone(), second.clone(), path.clone()]);
     fs::remove_file(&path).expect("removes");

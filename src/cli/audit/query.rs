@@ -77,7 +77,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         format,
         joiner: joins.then(Joiner::default),
         outcomes: args.outcome,
-        bar: bar(total.filter(|_| !args.files.iter().any(is_stdin))),
+        bar: bar(total.filter(|_| !args.files.iter().any(|path| is_stdin(path)))),
         done: 0,
     };
     let read = read::scan(&parts, &filter, &mut asker);

@@ -151,7 +151,7 @@ impl Model {
                 Row { carrier: carrier.clone(), rates }
             })
             .collect();
-        rows.sort_by(|one, other| key(&one.carrier).cmp(&key(&other.carrier)));
+        rows.sort_by_key(|row| key(&row.carrier));
         let by_rate =
             |rows: &mut Vec<Row>, at: usize| rows.sort_by(|one, other| other.rates[at].total_cmp(&one.rates[at]));
         match self.sort {
