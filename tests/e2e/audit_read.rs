@@ -82,7 +82,7 @@ async fn who_reached_what_is_found_on_both_sides() {
         let denial = site.records(side, &json!({"event": "forward.denied"})).remove(0);
         let id = denial["forward"].as_str().expect("an id");
         let one = lines(&found(&["--forward", id, "--outcome", "denied"]).await);
-        assert_eq!(one, [denial.clone()]);
+        assert_eq!(one, std::slice::from_ref(&denial));
 
         // One line for each forward, and no more.
         let csv = found(&["--event", "forward.*", "--format", "csv"]).await;
