@@ -216,8 +216,7 @@ impl Trail {
         let forward = Arc::clone(&running.forward);
         // From here on the entry ends itself, whatever happens to this future.
         let shared = Arc::clone(&self.shared);
-        let _running = tally::Running::begin();
-        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled", _running };
+        let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
         let (answer, answered) = oneshot::channel();
         room.send(Message::Open { forward, line, answer });
         match self.shared.accepted(answered).await {

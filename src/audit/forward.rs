@@ -146,6 +146,7 @@ pub(super) struct Running {
     begun: Instant,
     counters: Arc<Counters>,
     state: Mutex<Particulars>,
+    _counted: tally::Running,
 }
 
 /// What is known of a forward by now.
@@ -167,6 +168,7 @@ impl Running {
             begun: now,
             counters: Arc::default(),
             state: Mutex::new(Particulars { opening, established: None, dialled: None, told: now }),
+            _counted: tally::Running::begin(),
         }
     }
 
@@ -206,7 +208,6 @@ pub struct Entry {
     pub(super) peer: Option<PeerForward>,
     /// What to say if nobody finishes it.
     pub(super) abandoned: &'static str,
-    pub(super) _running: tally::Running,
 }
 
 impl Entry {
@@ -236,9 +237,9 @@ impl Entry {
 
     /// Notes for the closing record that bytes can flow from now on, and to which address.
     pub fn established(&mut self, dialled: Option<SocketAddr>) {
-        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
         let mut state = lock(&self.running.state);
         state.established = Some(Instant::now());
+        metrics::FORWARD_OPEN_SECONDS.observe(metrics::seconds(self.running.begun.elapsed()));
         state.dialled = dialled;
     }
 

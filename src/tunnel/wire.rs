@@ -14,9 +14,9 @@
 //! **Control.** On the control channel each message is a length (u32, big endian, of what follows), a kind (u16) and a body,
 //! which is JSON where there is one. Unknown kinds and unknown fields are skipped, so that an end of a later version may say
 //! more: features are announced in `hello`. After `hello`, `drain` may come from either end, `move`, `superseded` and
-//! `key notice` from the gateway, and `examine` from a gateway whose agent has announced [`DOCTOR`], which answers `examined`.
+//! `key notice` from the gateway, and `examine` from a gateway whose agent has announced [`DOCTOR`], which answers `examined`. To an end
+//! that has announced [`ANCHORS`], `anchor` and `anchored` may come from either.
 //! In the place of an agent's `hello`, `examine` says that no link is wanted. What each asks for is said at [`Control`].
-//! To an end that has announced [`ANCHORS`], `anchor` and `anchored` may come from either.
 
 use std::fmt;
 use std::str::FromStr;
@@ -45,10 +45,11 @@ pub const CONTROL_SUBSYSTEM: &str = "control@caponier";
 /// The feature of credit: see the flow control of channels in [`crate::tunnel::ssh`]. Every end of this major version has it.
 pub const CREDIT: &str = "credit";
 
-/// The feature of being examined over the link: an agent whose owner has chosen so has it.
-pub const DOCTOR: &str = "doctor";
 /// The feature of anchors: an end that has it takes heads of the other's trail, and answers.
 pub const ANCHORS: &str = "anchors";
+
+/// The feature of being examined over the link: an agent whose owner has chosen so has it.
+pub const DOCTOR: &str = "doctor";
 
 /// The type of extended data (RFC 4254 §5.2) that carries credit on a channel, also after EOF. The RFC leaves types from
 /// 0xFE000000 on to private use.
@@ -430,16 +431,16 @@ pub enum Control {
     Superseded,
     /// From the gateway: the key that this link's agent has shown comes to its end there.
     KeyNotice(KeyNotice),
-    /// From the gateway: look at your targets, and tell what was found. From an agent, in the place of its hello: its owner has
-    /// looked whether it would be let in, and wants no link.
-    Examine,
-    /// From an agent: what was found.
-    Examined(Report),
     /// Either way: this is what the sender's trail has come to. The other end puts it on record and answers; seldom, as
     /// [`crate::limits::ANCHORS_BURST`] says.
     Anchor(TrailAnchor),
     /// Either way: an anchor is on record here.
     Anchored(TrailAnchored),
+    /// From the gateway: look at your targets, and tell what was found. From an agent, in the place of its hello: its owner has
+    /// looked whether it would be let in, and wants no link.
+    Examine,
+    /// From an agent: what was found.
+    Examined(Report),
     /// A kind this version does not know.
     Unknown(u16),
 }
@@ -544,10 +545,10 @@ const KIND_DRAIN: u16 = 2;
 const KIND_MOVE: u16 = 3;
 const KIND_SUPERSEDED: u16 = 4;
 const KIND_KEY_NOTICE: u16 = 5;
-const KIND_EXAMINE: u16 = 8;
-const KIND_EXAMINED: u16 = 9;
 const KIND_ANCHOR: u16 = 6;
 const KIND_ANCHORED: u16 = 7;
+const KIND_EXAMINE: u16 = 8;
+const KIND_EXAMINED: u16 = 9;
 
 impl Control {
     /// Encodes the message with its length.
@@ -559,10 +560,10 @@ impl Control {
             Self::Move => (KIND_MOVE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::Superseded => (KIND_SUPERSEDED, serde_json::to_vec(&Plain {}).unwrap_or_default()),
             Self::KeyNotice(notice) => (KIND_KEY_NOTICE, serde_json::to_vec(notice).unwrap_or_default()),
-            Self::Examine => (KIND_EXAMINE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
-            Self::Examined(report) => (KIND_EXAMINED, serde_json::to_vec(report).unwrap_or_default()),
             Self::Anchor(anchor) => (KIND_ANCHOR, serde_json::to_vec(&anchor.body()).unwrap_or_default()),
             Self::Anchored(anchored) => (KIND_ANCHORED, serde_json::to_vec(&anchored.body()).unwrap_or_default()),
+            Self::Examine => (KIND_EXAMINE, serde_json::to_vec(&Plain {}).unwrap_or_default()),
+            Self::Examined(report) => (KIND_EXAMINED, serde_json::to_vec(report).unwrap_or_default()),
             Self::Unknown(kind) => (*kind, Vec::new()),
         };
         let mut bytes = BytesMut::with_capacity(body.len() + 6);
@@ -607,12 +608,12 @@ impl Control {
             KIND_KEY_NOTICE => {
                 serde_json::from_slice(&body).map(|notice| Some(Self::KeyNotice(notice))).map_err(|_| malformed)
             }
+            KIND_ANCHOR => TrailAnchor::read(&body).map(|anchor| Some(Self::Anchor(anchor))).ok_or(malformed),
+            KIND_ANCHORED => TrailAnchored::read(&body).map(|anchored| Some(Self::Anchored(anchored))).ok_or(malformed),
             KIND_EXAMINE => serde_json::from_slice(&body).map(|Plain {}| Some(Self::Examine)).map_err(|_| malformed),
             KIND_EXAMINED => {
                 serde_json::from_slice(&body).map(|report| Some(Self::Examined(report))).map_err(|_| malformed)
             }
-            KIND_ANCHOR => TrailAnchor::read(&body).map(|anchor| Some(Self::Anchor(anchor))).ok_or(malformed),
-            KIND_ANCHORED => TrailAnchored::read(&body).map(|anchored| Some(Self::Anchored(anchored))).ok_or(malformed),
             kind => Ok(Some(Self::Unknown(kind))),
         }
     }
@@ -776,7 +777,7 @@ mod tests {
             (Control::Examine, b"\0\0\0\x04\0\x08{}"),
             (
                 Control::Examined(Report::new("remote", Vec::new())),
-                b"\0\0\0\x3d\0\x09{\"version\":1,\"of\":\"remote\",\"verdict\":\"ok\",\"stages\":[]}",
+                b"\0\0\0\x38\0\x09{\"version\":1,\"of\":\"remote\",\"verdict\":\"ok\",\"stages\":[]}",
             ),
         ] {
             assert_eq!(&message.encode()[..], frozen);
