@@ -37,8 +37,8 @@
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
 //! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs and the export of traces, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
-//! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice |
-//! | 2 | [`audit`], [`registry`], [`provision`] | the trail; who exists, who certifies, what expires, how keys come and go; databases and roles |
+//! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice, heads of trails that go over a link |
+//! | 2 | [`audit`], [`registry`], [`provision`] | the trail, its collectors, and reading and verifying it; who exists, who certifies, what expires, how keys come and go; databases and roles |
 //! | 2 | [`health`] | whether a program lives and is ready, its metrics, over HTTP and in a file |
 //! | 1 | [`policy`], [`resolve`], [`tls`], [`postgres`] | decisions; names to addresses; TLS at both ends; safe SQL |
 //! | 1 | [`reload`], [`token`] | configurations that are read again when their files change; signed tokens |
@@ -166,6 +166,10 @@
 //! drains, for a message that breaks the protocol, or for the stop. Of several links of an agent the least loaded gets
 //! a forward; of several processes with one replica name the one that was started last (`gateway::roster`). What befell
 //! an agent's links is remembered for the operator (`gateway::lapses`).
+//!
+//! **Heads of the trail on a link** (`tunnel::anchors`), at both ends, beside whoever reads its control channel: waits for a new
+//! head of its own trail and the time at which it may be sent, for a head or an answer of the other end, for the trail to
+//! have on record what it heard, and ends with the control channel.
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
 //! registry to drop the guest or the clock to end its certificate, for the configuration to drop its network, for its

@@ -200,8 +200,11 @@ fn a_loopback_door_that_the_registry_refuses_is_warned_of() {
         fs::write(dir.path().join("gateway.toml"), text).expect("written");
         let output = sh(dir.path(), "caponier check gateway.toml");
         assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
-        assert_eq!(stderr(&output).is_empty(), words.is_empty(), "{}", stderr(&output));
-        assert!(stderr(&output).contains(words), "{}", stderr(&output));
+        // That nobody signs this trail is said of each.
+        let said = stderr(&output);
+        let besides: Vec<_> = said.lines().filter(|line| !line.contains("the trail's heads are not signed")).collect();
+        assert_eq!(besides.is_empty(), words.is_empty(), "{said}");
+        assert!(said.contains(words), "{}", stderr(&output));
     }
 }
 

@@ -31,7 +31,8 @@ pub struct Args {
 fn warn_unsigned(sinks: &Sinks) {
     if sinks.signing_key.is_none() {
         warn(
-            "the trail's heads are not signed: whoever can write the trail can make it anew without being seen; give              [audit] a signing_key (`caponier keys generate`)",
+            "the trail's heads are not signed: whoever can write the trail can make it anew without being seen; give [audit] a \
+             signing_key (`caponier keys generate`)",
         );
     }
 }

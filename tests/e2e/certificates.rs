@@ -381,7 +381,9 @@ async fn check_finds_certificates_that_nobody_could_accept() {
         fs::write(&config, changed).expect("written");
         let said = run(caponier().arg("check").arg(&config)).await;
         assert_eq!(said.code(), if problem.is_empty() { 0 } else { code }, "{arguments:?}: {said:?}");
-        assert_eq!(said.stderr.is_empty(), problem.is_empty(), "{arguments:?}: {said:?}");
+        // That nobody signs this trail is said of each that has no faults.
+        let mut besides = said.stderr.lines().filter(|line| !line.contains("the trail's heads are not signed"));
+        assert_eq!(besides.next().is_none(), problem.is_empty(), "{arguments:?}: {said:?}");
         assert!(said.stderr.contains(problem), "{arguments:?}: {said:?}");
     }
     site.stop().await;
