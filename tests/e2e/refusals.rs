@@ -1407,7 +1407,8 @@ async fn at_an_agents_own_listener_one_wrong_field_is_enough() {
 #[test]
 fn every_door_has_a_case_for_every_field() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let known = |name: &str| ["ssh", "local", "listen", "connect"].contains(&name);
+    // By `doctor` nobody comes in: it is what an agent's owner has examined, under the same rules; `doctor.rs` tries it.
+    let known = |name: &str| ["ssh", "local", "listen", "connect", "doctor"].contains(&name);
     let mut faults = Vec::new();
     for file in fs::read_dir(source.join("gateway/door")).expect("the doors").flatten() {
         let name = file.path().file_stem().expect("a name").to_string_lossy().into_owned();
