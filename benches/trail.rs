@@ -48,10 +48,21 @@ fn make(path: &Path, bytes: u64, hours: u32) -> Result<(), Box<dyn Error>> {
     let pairs = bytes / PAIR_BYTES;
     let hour = i64::from(hours / 2) * 3_600_000..i64::from(hours / 2 + 1) * 3_600_000;
     let wanted = PRINCIPALS / 2;
-    let (mut index, mut offset, mut indexed, mut times) = (Vec::new(), 0_u64, 0_u64, None::<(i64, i64)>);
+    let (mut index, mut offset, mut indexed) = (Vec::new(), 0_u64, 0_u64);
+    let mut times = Some((begin.as_millisecond(), begin.as_millisecond()));
     let (mut records, mut of_principal, mut of_hour) = (0_u64, 0_u64, 0_u64);
     let mut number = 0_u64;
     let mut line = Vec::new();
+    writeln!(
+        line,
+        "{{\"v\":1,\"time\":\"{begin:.3}\",\"event\":\"trail.started\",\"side\":\"gateway\",\"trail\":\"{trail}\",\
+         \"version\":\"0.1.0\",\"pid\":1}}"
+    )?;
+    chain.link(&mut line);
+    out.write_all(&line)?;
+    offset += line.len() as u64;
+    records += 1;
+    of_hour += u64::from(hour.contains(&0));
     while offset < bytes {
         // Openings and ends of several forwards lie between each other, as in life.
         let after =
