@@ -130,6 +130,9 @@ pub(super) struct Judge<'a> {
     current: Option<Current>,
     /// Lines that are no records, and may be what a crash has left: the next start says so.
     torn: Vec<(Link, Place, bool)>,
+    /// Missing records that lines between these places stand for, if they are no records: index of the finding, and the records
+    /// before and after.
+    stood_for: Vec<(usize, Place, Place)>,
     /// The last line, if it is not whole.
     cut: Option<Place>,
     side: Option<String>,
@@ -145,6 +148,7 @@ impl<'a> Judge<'a> {
             findings: Vec::new(),
             current: None,
             torn: Vec::new(),
+            stood_for: Vec::new(),
             cut: None,
             side: None,
         }
@@ -185,6 +189,17 @@ impl<'a> Judge<'a> {
                 let text = "the last line is not whole: it was cut off, or its writer was killed while it wrote (its next \
                             start will say so), or is writing now";
                 self.found(Kind::Torn, place, None, None, text.to_owned());
+            }
+        }
+        // What is not a record any more is not missing as well. A line that a crash has left never was one.
+        for (finding, after, before) in std::mem::take(&mut self.stood_for) {
+            let spoilt = self
+                .findings
+                .iter()
+                .flatten()
+                .any(|(place, finding)| finding.kind == Kind::Unreadable && after < *place && *place < before);
+            if let Some(missing) = self.findings.get_mut(finding).filter(|_| spoilt) {
+                *missing = None;
             }
         }
         let mut findings: Vec<_> = self.findings.into_iter().flatten().collect();
@@ -351,10 +366,13 @@ impl<'a> Judge<'a> {
             let (unreadable, after) = (current.unreadable, current.base.seq);
             if let Some((seq, _, finding)) = displaced.filter(|_| gap == 1) {
                 self.reword(finding, Kind::Moved, format!("record {seq} stands before its place"));
-            } else if gap > unreadable {
+            } else if gap > 0 {
                 let text = format!("{} after record {after} are not there: {next} to {last}", some(gap));
                 let finding = self.findings.len();
                 self.found(Kind::Missing, place, Some(next), Some(last), text);
+                if gap <= unreadable && self.stood_for.len() < VERIFY_TORN {
+                    self.stood_for.push((finding, base, place));
+                }
                 if let Some(current) = &mut self.current
                     && current.gaps.len() < VERIFY_TORN
                 {

@@ -452,6 +452,29 @@ fn what_a_crash_has_torn_is_told_apart_by_what_the_next_start_says_of_it() {
 }
 
 #[test]
+fn a_line_that_a_crash_has_left_stands_for_no_record() {
+    let (signer, keys) = signer();
+    let torn = b"{\"v\":1,\"time\":\"2026-11-21T20:00:00.123Z\",\"event\":\"forw";
+    let mut made = Made::begin(Some(&signer)).forwards(3);
+    let at = made.lines.len();
+    made.add("trail.started", &format!("\"trail\":\"{}\"", made.trail));
+    made.add("trail.recovered", &format!("\"forwards\":0,\"torn_at\":7,\"torn\":\"{}\"", Link::of(torn)));
+    let made = made.head().stop();
+    // In the place of any record before it is told of, or beside one that was taken out.
+    for out in 1..=at {
+        for place in [out, at] {
+            let mut lines = made.lines.clone();
+            lines.remove(out);
+            lines.insert(place, [&torn[..], b"\n"].concat());
+            let report = look(&lines.concat(), &keys);
+            let missing = report.findings.iter().find(|finding| finding.kind == Kind::Missing);
+            let missing = missing.unwrap_or_else(|| panic!("{out} at {place}: {report:#?}"));
+            assert_eq!((missing.seq, missing.last_seq), (Some(out as u64), Some(out as u64)), "{report:#?}");
+        }
+    }
+}
+
+#[test]
 fn what_a_copy_has_lost_is_told_apart_by_what_the_trail_says_of_it() {
     let (signer, keys) = signer();
     for (lost, taken) in [(4, 4), (4, 5), (5, 4)] {
