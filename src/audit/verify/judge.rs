@@ -287,8 +287,7 @@ impl<'a> Judge<'a> {
         let (trail, opens) = match record.own.as_deref() {
             Some(Own::Started { trail }) => (*trail, true),
             Some(Own::Continued { trail }) => (*trail, true),
-            Some(_) => (None, true),
-            None => (None, false),
+            _ => (None, false),
         };
         let started = matches!(record.own.as_deref(), Some(Own::Started { .. }));
         // With another number, it is still the first one by what it names.
@@ -299,7 +298,7 @@ impl<'a> Judge<'a> {
         } else if record.seq == 0 && !origin {
             let text = "the first record does not say what trail it begins, or not what it says it is";
             self.found(Kind::Altered, place, Some(0), None, text.to_owned());
-        } else if record.seq > 0 && !opens && self.torn.is_empty() {
+        } else if record.seq > 0 && !opens {
             let text = format!(
                 "begins with record {}, which is not one that a file begins with: what was before it was \
                                 taken out",

@@ -429,6 +429,9 @@ fn files_are_one_trail_and_what_is_missing_between_them_or_before_them_is_told_a
     std::fs::write(&paths[1], parts[1][1..].concat()).expect("written");
     assert_eq!(found(&look(&[0, 1, 2])), [(Kind::Missing, 1)]);
     assert_eq!(found(&look(&[1, 2])), [(Kind::BeginsInside, 1)]);
+    // No file begins with a head, whatever was taken out before it.
+    std::fs::write(&paths[1], parts[1][parts[1].len() - 1..].concat()).expect("written");
+    assert_eq!(found(&look(&[1, 2])), [(Kind::BeginsInside, 1)]);
 }
 
 #[test]
