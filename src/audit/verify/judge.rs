@@ -182,6 +182,9 @@ impl<'a> Judge<'a> {
     /// Says how it ended.
     pub(super) fn finish(mut self) -> Report {
         self.finish_trail();
+        if self.report.trails.is_empty() {
+            self.nothing();
+        }
         for (_, place, whole) in std::mem::take(&mut self.torn) {
             if whole || self.cut != Some(place) {
                 self.found(Kind::Unreadable, place, None, None, NO_RECORD.to_owned());
@@ -207,6 +210,21 @@ impl<'a> Judge<'a> {
         self.report.findings = findings.into_iter().map(|(_, finding)| finding).collect();
         self.report.intact = self.report.findings.is_empty() && self.report.more_findings == 0;
         self.report
+    }
+
+    /// There is no record at all. Every trail has one before anything is done.
+    fn nothing(&mut self) {
+        let place = Place { file: 0, line: 0, offset: 0 };
+        if self.anchors.is_empty() {
+            let text = "there is no record, so no head that is signed with a key that was given";
+            if !self.keys.is_empty() {
+                self.found(Kind::HeadMissing, place, None, None, text.to_owned());
+            }
+        } else {
+            let text =
+                "there is no record, and another place has seen some: if they are of this trail, then all was cut off";
+            self.found(Kind::Truncated, place, None, None, text.to_owned());
+        }
     }
 
     fn unreadable(&mut self, line: &Line<'_>, place: Place) {

@@ -248,10 +248,19 @@ fn every_cut_at_the_end_is_found_by_what_others_have_kept_and_inside_a_record_wi
             let torn = report.findings.iter().find(|finding| finding.kind == Kind::Torn).expect("torn");
             assert_eq!((torn.line, torn.offset), (whole as u64 + 1, offset(&made.lines, whole)));
         }
-        if whole > 0 && whole <= heads[1] {
+        if whole <= heads[1] {
             assert!(kinds.contains(&Kind::Truncated), "cut at byte {at}: {report:#?}");
         }
     }
+}
+
+#[test]
+fn a_trail_without_a_record_is_held_to_the_keys_and_anchors() {
+    let (signer, keys) = signer();
+    let seen = ten(Some(&signer)).seen();
+    assert!(look(b"", &Keys::default()).intact);
+    assert_eq!(found(&look(b"", &keys)), [(Kind::HeadMissing, 0)]);
+    assert_eq!(found(&look_anchored(b"", &Keys::default(), &seen)), [(Kind::Truncated, 0)]);
 }
 
 #[test]
