@@ -428,6 +428,12 @@ fn files_are_one_trail_and_what_is_missing_between_them_or_before_them_is_told_a
         assert!(report.intact && report.notes.is_empty(), "{report:#?}");
         assert_eq!((report.trails.len(), report.trails[0].last), (1, made.lines.len() as u64 - 1));
     }
+    // As `trail.jsonl*` names them.
+    let index = dir.path().join("a.index");
+    std::fs::write(&index, [7; 24]).expect("written");
+    let report = verify(&[&paths[..], &[index.clone()]].concat(), &keys, &mut Anchors::default(), |_| {});
+    assert!(report.expect("read").intact, "an index is no part of the trail");
+    assert!(!verify(&[index], &keys, &mut Anchors::default(), |_| {}).expect("read").intact, "named alone, it is one");
     let late = look(&[2, 1]);
     assert!(late.intact, "{late:#?}");
     assert_eq!(late.notes.iter().map(|note| note.kind).collect::<Vec<_>>(), [Kind::BeginsLater]);
