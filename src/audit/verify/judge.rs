@@ -106,6 +106,8 @@ struct Current {
     unsigned_since: Option<[u8; fields::TIME_LEN]>,
     /// The first head after the last good one that is not signed.
     unsigned_head: Option<Place>,
+    /// Stops without a signed head of what was before, until one covers them.
+    unsigned_stops: Vec<(Place, u64)>,
     /// Gaps of which it is not known yet whether the trail accounts for them: index of the finding, and records.
     gaps: Vec<(usize, u64)>,
     /// Where in the copies of this trail's heads the way is.
@@ -346,6 +348,7 @@ impl<'a> Judge<'a> {
             anchored_to: None,
             unsigned_since: record.time,
             unsigned_head: None,
+            unsigned_stops: Vec::new(),
             gaps: Vec::new(),
             copied,
             accounted: false,
@@ -575,9 +578,8 @@ impl<'a> Judge<'a> {
         let Some(current) = &mut self.current else { return };
         current.report.stopped = true;
         let covered = current.signed_to.is_some_and(|seq| seq.saturating_add(2) >= record.seq);
-        if !self.keys.is_empty() && !covered {
-            let text = "the trail is stopped without a signed head of what was before: records may have been taken out";
-            self.found(Kind::HeadMissing, record.place, Some(record.seq), None, text.to_owned());
+        if !self.keys.is_empty() && !covered && current.unsigned_stops.len() < VERIFY_TORN {
+            current.unsigned_stops.push((record.place, record.seq));
         }
     }
 
@@ -614,6 +616,8 @@ impl<'a> Judge<'a> {
                         current.promised = current.next.or(covered.next);
                         current.unsigned_since = record.time;
                         current.unsigned_head = None;
+                        let run = current.run;
+                        current.unsigned_stops.retain(|(_, stop)| *stop < run);
                     }
                 }
                 Ok(fingerprint) => {
@@ -722,6 +726,10 @@ impl<'a> Judge<'a> {
         };
         current.report.unsigned_tail = tail(current.signed_to);
         current.report.unanchored_tail = tail(current.anchored_to);
+        for (place, seq) in std::mem::take(&mut current.unsigned_stops) {
+            let text = "the trail is stopped without a signed head of what was before: records may have been taken out";
+            self.found(Kind::HeadMissing, place, Some(seq), None, text.to_owned());
+        }
         if !self.keys.is_empty() {
             self.judge_tail(&current);
         }

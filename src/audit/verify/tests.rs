@@ -367,6 +367,12 @@ fn a_chain_made_anew_without_the_key_shows_by_the_signatures() {
     // With heads that are not signed.
     let report = look(&ten(None).bytes(), &keys);
     assert!(found(&report).iter().any(|(kind, _)| *kind == Kind::HeadUnsigned), "{report:#?}");
+    // Until heads are signed, which vouches for all that was before.
+    let mut later = ten(None);
+    later.add("trail.started", &format!("\"trail\":\"{}\"", later.trail));
+    later.signer = Some(signer.clone());
+    let report = look(&later.forwards(3).head().stop().bytes(), &keys);
+    assert!(report.intact, "{report:#?}");
     // With heads up to a point, and much after it.
     let long = Made::begin(Some(&signer)).forwards(3).head().forwards(3).head().forwards(1_500);
     let report = look(&long.bytes(), &keys);
