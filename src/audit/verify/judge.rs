@@ -45,6 +45,8 @@ enum Own {
     },
     Continued {
         trail: Option<TrailId>,
+        /// Whose files begin here.
+        sinks: String,
     },
     Stopped,
     Recovered {
@@ -60,6 +62,7 @@ enum Own {
     },
     /// A sink that is not required works again.
     Works {
+        sink: String,
         lost: u64,
     },
     Other,
@@ -112,7 +115,12 @@ struct Current {
     gaps: Vec<(usize, u64)>,
     /// Where in the copies of this trail's heads the way is.
     copied: usize,
-    accounted: bool,
+    /// Those that the trail accounts for: the first and the last record of each.
+    accounted: Vec<(u64, u64)>,
+    /// Of which sinks this may be the copy, if a rotation has said so.
+    sinks: Option<String>,
+    /// Of which it is, if it has lost records.
+    copy_of: Option<String>,
 }
 
 /// Links one after the other that do not hold: the first record is not what the second says, and so on to the last.
@@ -251,7 +259,7 @@ impl<'a> Judge<'a> {
             |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().and_then(|text| Link::parse(text.as_bytes()));
         Some(Box::new(match event {
             b"trail.started" => Own::Started { trail },
-            b"trail.continued" => Own::Continued { trail },
+            b"trail.continued" => Own::Continued { trail, sinks: text(&fields.sink).unwrap_or_default() },
             b"trail.stopped" => Own::Stopped,
             b"trail.recovered" => Own::Recovered { torn: link(&fields.torn) },
             b"trail.head" => Own::Head(Box::new(Covered {
@@ -270,7 +278,9 @@ impl<'a> Judge<'a> {
                 key: text(&fields.key).unwrap_or_default(),
                 signature: text(&fields.signature).unwrap_or_default(),
             },
-            b"sink.works" => Own::Works { lost: fields.lost.unwrap_or(0) },
+            b"sink.works" => {
+                Own::Works { sink: text(&fields.sink).unwrap_or_default(), lost: fields.lost.unwrap_or(0) }
+            }
             _ => Own::Other,
         }))
     }
@@ -306,7 +316,7 @@ impl<'a> Judge<'a> {
         let place = record.place;
         let (trail, opens) = match record.own.as_deref() {
             Some(Own::Started { trail }) => (*trail, true),
-            Some(Own::Continued { trail }) => (*trail, true),
+            Some(Own::Continued { trail, .. }) => (*trail, true),
             _ => (None, false),
         };
         let started = matches!(record.own.as_deref(), Some(Own::Started { .. }));
@@ -351,7 +361,9 @@ impl<'a> Judge<'a> {
             unsigned_stops: Vec::new(),
             gaps: Vec::new(),
             copied,
-            accounted: false,
+            accounted: Vec::new(),
+            sinks: None,
+            copy_of: None,
         });
         self.says(&record);
     }
@@ -534,9 +546,14 @@ impl<'a> Judge<'a> {
     fn says(&mut self, record: &Record) {
         let Some(own) = record.own.as_deref() else { return };
         match own {
-            Own::Started { trail } | Own::Continued { trail } => {
+            Own::Started { trail } | Own::Continued { trail, .. } => {
                 if let Some(current) = &mut self.current {
                     current.unsigned_since = record.time;
+                    if let Own::Continued { sinks, .. } = own
+                        && record.place.line == 1
+                    {
+                        current.sinks = Some(sinks.clone());
+                    }
                 }
                 self.belongs(*trail, record);
             }
@@ -553,7 +570,7 @@ impl<'a> Judge<'a> {
                 let seen = anchor.zip(*signed).map(|(anchor, time_ms)| Countersigned { anchor, time_ms });
                 self.countersigned(record, seen, *covers, key, signature);
             }
-            Own::Works { lost } => self.works(*lost),
+            Own::Works { sink, lost } => self.works(sink, *lost),
             Own::Recovered { torn: None } | Own::Other => {}
         }
     }
@@ -690,8 +707,12 @@ impl<'a> Judge<'a> {
     }
 
     /// A sink has lost records, says the trail: if that is what is missing here, then this is its copy.
-    fn works(&mut self, lost: u64) {
+    fn works(&mut self, sink: &str, lost: u64) {
         let Some(current) = &mut self.current else { return };
+        let may_be = current.sinks.as_ref().is_none_or(|sinks| sinks.split(' ').any(|name| name == sink));
+        if !may_be || current.copy_of.as_ref().is_some_and(|name| name != sink) {
+            return;
+        }
         let all: u64 = current.gaps.iter().map(|(_, gap)| gap).sum();
         let explained: Vec<usize> = match current.gaps.last() {
             Some((last, gap)) if *gap == lost => vec![*last],
@@ -699,12 +720,15 @@ impl<'a> Judge<'a> {
             _ => return,
         };
         current.gaps.clear();
-        current.accounted = true;
+        current.copy_of = Some(sink.to_owned());
         for finding in explained {
-            if let Some((_, finding)) = self.findings.get_mut(finding).and_then(Option::take)
-                && self.report.notes.len() < VERIFY_FINDINGS_MAX
-            {
-                let text = format!("{}; this copy never got them, as the trail says", finding.text);
+            let Some((_, finding)) = self.findings.get_mut(finding).and_then(Option::take) else { continue };
+            current.accounted.extend(finding.seq.zip(finding.last_seq));
+            if self.report.notes.len() < VERIFY_FINDINGS_MAX {
+                let text = format!(
+                    "{}; the trail says that the sink {sink} has lost so many: if this is not its copy, they were taken out",
+                    finding.text
+                );
                 self.report.notes.push(Finding { kind: Kind::Lost, text, ..finding });
             }
         }
@@ -778,8 +802,8 @@ impl<'a> Judge<'a> {
                 format!("line {} of {by} has record {}: what is after {last} was cut off", copied.line, copied.seq);
             found.push((Kind::Truncated, last.saturating_add(1), Some(copied.seq), text));
         }
-        // By source: the last head before it that is there, then how many that are not.
-        let mut absent: Vec<(usize, Option<u64>, u64, u64)> = Vec::new();
+        // By source: the last head before it that is there, then how many that are not, and the next that is.
+        let mut absent: Vec<(usize, Option<u64>, u64, u64, Option<u64>)> = Vec::new();
         let mut before: Vec<(usize, u64)> = Vec::new();
         for (seen, seq) in self.anchors.of(current.trail) {
             let last_there = before.iter().find(|(source, _)| *source == seen.source).map(|(_, seq)| *seq);
@@ -787,25 +811,30 @@ impl<'a> Judge<'a> {
                 Some(seq) => {
                     before.retain(|(source, _)| *source != seen.source);
                     before.push((seen.source, seq));
+                    let open = absent.iter_mut().rfind(|(source, .., next)| *source == seen.source && next.is_none());
+                    if let Some((.., next)) = open {
+                        *next = Some(seq);
+                    }
                 }
                 None => match absent.iter().rposition(|(source, ..)| *source == seen.source) {
                     Some(at) if absent[at].1 == last_there => absent[at].3 += 1,
-                    _ if absent.len() < VERIFY_TORN => absent.push((seen.source, last_there, seen.line, 1)),
+                    _ if absent.len() < VERIFY_TORN => absent.push((seen.source, last_there, seen.line, 1, None)),
                     _ => {}
                 },
             }
         }
-        for (source, there, line, count) in absent {
+        for (source, there, line, count, next) in absent {
             let source_name = self.anchors.source(source);
             let goes_on = before.iter().any(|(other, seq)| *other == source && Some(*seq) != there);
+            let from = there.map_or(first, |seq| seq.saturating_add(1));
+            let lost = |(first, last): &(u64, u64)| *last >= from && next.is_none_or(|next| *first <= next);
             // Of files that were not given there is nothing to be found, nor of what a copy has lost.
             if (there.is_none() && first > 0 && goes_on)
                 || (there.is_none() && first > 0 && before.is_empty())
-                || current.accounted
+                || current.accounted.iter().any(lost)
             {
                 continue;
             }
-            let from = there.map_or(first, |seq| seq.saturating_add(1));
             let (kind, what) = if goes_on {
                 (Kind::Rewritten, "records were rewritten")
             } else {

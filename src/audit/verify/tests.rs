@@ -512,6 +512,44 @@ fn what_a_copy_has_lost_is_told_apart_by_what_the_trail_says_of_it() {
     }
 }
 
+/// A file that was begun by a rotation says whose it is.
+#[test]
+fn what_another_sink_has_lost_accounts_for_nothing() {
+    let (signer, keys) = signer();
+    for (sink, intact) in [("siem", true), ("file", false)] {
+        let mut made = Made::begin(Some(&signer)).head();
+        let before = made.lines.len();
+        made.add("trail.continued", &format!("\"trail\":\"{}\",\"sink\":\"{sink}\"", made.trail));
+        let mut made = made.forwards(9);
+        made.add("sink.works", "\"sink\":\"siem\",\"lost\":4");
+        let mut made = made.head().stop();
+        made.lines.drain(6..10);
+        let report = look(&made.lines[before..].concat(), &keys);
+        assert_eq!(report.intact, intact, "{sink}: {report:#?}");
+    }
+}
+
+/// What a copy has lost does not excuse what is cut off elsewhere.
+#[test]
+fn anchors_count_where_a_copy_has_lost_nothing() {
+    let (signer, keys) = signer();
+    let mut made = Made::begin(Some(&signer)).forwards(9);
+    made.add("sink.works", "\"sink\":\"siem\",\"lost\":4");
+    let mut made = made.head();
+    let cut = made.lines.len() - 4;
+    made = made.forwards(3).head();
+    let seen = made.seen();
+    made.lines.drain(3..7);
+    assert!(look_anchored(&made.bytes(), &keys, &seen).intact);
+    made.lines.truncate(cut);
+    let report = look_anchored(&made.bytes(), &keys, &seen);
+    assert_eq!(
+        report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>(),
+        [Kind::Truncated],
+        "{report:#?}"
+    );
+}
+
 #[test]
 fn countersignatures_in_the_trail_itself_are_held_against_its_heads() {
     let ((signer, _), (peer, _)) = (signer(), signer());
