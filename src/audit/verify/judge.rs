@@ -682,7 +682,18 @@ impl<'a> Judge<'a> {
             let text = "a countersignature that does not say of what";
             return self.found(Kind::CountersignatureForged, record.place, Some(record.seq), None, text.to_owned());
         };
-        if covers.is_some_and(|covers| covers < current.report.first) {
+        // Of a head that was before these files, that is no longer held, or that is missing, nothing can be said.
+        let forgotten =
+            current.heads.front().filter(|_| current.heads.len() >= VERIFY_HEADS).map(|(_, oldest)| *oldest);
+        let missing = |head: u64| {
+            let gaps = current.gaps.iter().filter_map(|(finding, _)| self.findings.get(*finding)?.as_ref());
+            let gaps = gaps.filter_map(|(_, finding)| finding.seq.zip(finding.last_seq));
+            gaps.chain(current.accounted.iter().copied()).any(|(first, last)| (first..=last).contains(&head))
+        };
+        if covers.is_some_and(|covers| {
+            let before = covers < current.report.first || forgotten.is_some_and(|oldest| covers < oldest);
+            before || missing(covers.saturating_add(1))
+        }) {
             return;
         }
         let head = current.heads.iter().rev().find(|(anchor, _)| *anchor == seen.anchor).map(|(_, seq)| *seq);

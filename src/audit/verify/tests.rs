@@ -580,6 +580,13 @@ fn countersignatures_in_the_trail_itself_are_held_against_its_heads() {
         bad.add("trail.countersigned", &members);
         assert_eq!(found(&look(&bad.bytes(), &Keys::default())), [(Kind::CountersignatureForged, 7)], "{members}");
     }
+    // A copy that has lost the head is not told that it was forged.
+    let mut copy = good;
+    copy.add("sink.works", "\"sink\":\"siem\",\"lost\":1");
+    let mut copy = copy.forwards(2);
+    copy.lines.remove(5);
+    let report = look(&copy.bytes(), &Keys::default());
+    assert!(report.intact, "{report:#?}");
 }
 
 proptest! {
