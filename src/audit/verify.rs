@@ -130,11 +130,12 @@ pub fn verify_inputs<R: Read>(inputs: Vec<(&str, R)>, keys: &Keys, anchors: &mut
 }
 
 /// The files in the order in which they were written: by the number of the first record that can be read. What belongs to
-/// one trail stays together, in the order in which the trails are given.
+/// one trail stays together, in the order in which the trails are given. An index that is named with its file (by a `*`, say) is
+/// passed over.
 pub(in crate::audit) fn in_order(paths: &[PathBuf]) -> Result<Vec<PathBuf>, VerifyError> {
     let mut known: Vec<TrailId> = Vec::new();
     let mut placed = Vec::new();
-    for path in paths {
+    for path in paths.iter().filter(|path| !is_index(path, paths)) {
         let begins = begins(path).map_err(|source| VerifyError::Read { path: path.clone(), source })?;
         if let Some(trail) = begins.0.filter(|trail| !known.contains(trail)) {
             known.push(trail);
@@ -145,6 +146,11 @@ pub(in crate::audit) fn in_order(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Veri
         |trail: Option<TrailId>| trail.and_then(|trail| known.iter().position(|known| *known == trail)).unwrap_or(0);
     placed.sort_by_key(|((trail, seq), _)| (rank(*trail), *seq));
     Ok(placed.into_iter().map(|(_, path)| path.clone()).collect())
+}
+
+/// Whether that is the index of another of these files.
+fn is_index(path: &Path, paths: &[PathBuf]) -> bool {
+    path.extension().is_some_and(|end| end == "index") && paths.contains(&path.with_extension(""))
 }
 
 /// What trail a file says that it is of, and the number of its first record.

@@ -324,7 +324,7 @@ impl Writer {
 
     fn heads_due(&self) -> bool {
         let new = self.chain.next() - self.heads.since;
-        new >= self.heads.policy.records || (new > 0 && self.heads.last.elapsed() >= self.heads.policy.every)
+        new > 0 && (new >= self.heads.policy.records || self.heads.last.elapsed() >= self.heads.policy.every)
     }
 
     /// The record of the trail's head as it is now.
@@ -354,8 +354,10 @@ impl Writer {
         record
     }
 
-    /// Numbers lines and brings them to the sinks. Whoever waits for one of them is told how it went.
-    fn commit(&mut self, items: VecDeque<Item>) -> Result<(), Arc<io::Error>> {
+    /// Numbers lines and brings them to the sinks. Whoever waits for one of them is told how it went. A head that they make due
+    /// goes with them, so that a trail is not seen, nor left by a crash, with more records without one than it promises; after its
+    /// stop there is nothing.
+    fn commit(&mut self, mut items: VecDeque<Item>) -> Result<(), Arc<io::Error>> {
         if items.is_empty() {
             // A file may be due to be synchronised.
             return match self.settle(Instant::now() + TRAIL_PATIENCE) {
@@ -372,7 +374,7 @@ impl Writer {
         let mut answers = Vec::with_capacity(items.len());
         let mut times: Option<(Vec<u8>, Vec<u8>)> = None;
         let mut events: HashMap<String, u64> = HashMap::new();
-        for Item { mut line, fate } in items {
+        while let Some(Item { mut line, fate }) = items.pop_front() {
             let number = self.chain.next();
             if let Some(time) = time_of(&line) {
                 let (earliest, latest) = times.get_or_insert_with(|| (time.to_vec(), time.to_vec()));
@@ -404,6 +406,9 @@ impl Writer {
                     }
                 }
                 Fate::End(..) | Fate::Count(_) | Fate::Uncount(_) | Fate::Forget => {}
+            }
+            if items.is_empty() && self.heads_due() && event_of(&line) != Some(STOPPED) {
+                items.push_back(Item { line: self.head().line(), fate: Fate::Forget });
             }
         }
         let moments = times.as_ref().and_then(|(earliest, latest)| moment(earliest).zip(moment(latest)));

@@ -77,6 +77,11 @@ impl Anchors {
         Ok(count)
     }
 
+    /// Whether nothing is known from elsewhere.
+    pub(super) fn is_empty(&self) -> bool {
+        self.seen.is_empty() && self.copies.is_empty()
+    }
+
     /// Whether there was more than can be held, so that the rest was not looked at.
     #[must_use]
     pub fn is_full(&self) -> bool {

@@ -33,6 +33,8 @@ pub(super) struct Fields<'a> {
     pub(super) peer_trail: Option<Cow<'a, str>>,
     #[serde(borrow)]
     pub(super) torn: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) sink: Option<Cow<'a, str>>,
     pub(super) lost: Option<u64>,
 }
 

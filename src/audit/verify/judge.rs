@@ -45,6 +45,8 @@ enum Own {
     },
     Continued {
         trail: Option<TrailId>,
+        /// Whose files begin here.
+        sinks: String,
     },
     Stopped,
     Recovered {
@@ -60,6 +62,7 @@ enum Own {
     },
     /// A sink that is not required works again.
     Works {
+        sink: String,
         lost: u64,
     },
     Other,
@@ -106,11 +109,18 @@ struct Current {
     unsigned_since: Option<[u8; fields::TIME_LEN]>,
     /// The first head after the last good one that is not signed.
     unsigned_head: Option<Place>,
+    /// Stops without a signed head of what was before, until one covers them.
+    unsigned_stops: Vec<(Place, u64)>,
     /// Gaps of which it is not known yet whether the trail accounts for them: index of the finding, and records.
     gaps: Vec<(usize, u64)>,
     /// Where in the copies of this trail's heads the way is.
     copied: usize,
-    accounted: bool,
+    /// Those that the trail accounts for: the first and the last record of each.
+    accounted: Vec<(u64, u64)>,
+    /// Of which sinks this may be the copy, if a rotation has said so.
+    sinks: Option<String>,
+    /// Of which it is, if it has lost records.
+    copy_of: Option<String>,
 }
 
 /// Links one after the other that do not hold: the first record is not what the second says, and so on to the last.
@@ -130,6 +140,9 @@ pub(super) struct Judge<'a> {
     current: Option<Current>,
     /// Lines that are no records, and may be what a crash has left: the next start says so.
     torn: Vec<(Link, Place, bool)>,
+    /// Missing records that lines between these places stand for, if they are no records: index of the finding, and the records
+    /// before and after.
+    stood_for: Vec<(usize, Place, Place)>,
     /// The last line, if it is not whole.
     cut: Option<Place>,
     side: Option<String>,
@@ -145,6 +158,7 @@ impl<'a> Judge<'a> {
             findings: Vec::new(),
             current: None,
             torn: Vec::new(),
+            stood_for: Vec::new(),
             cut: None,
             side: None,
         }
@@ -178,6 +192,9 @@ impl<'a> Judge<'a> {
     /// Says how it ended.
     pub(super) fn finish(mut self) -> Report {
         self.finish_trail();
+        if self.report.trails.is_empty() {
+            self.nothing();
+        }
         for (_, place, whole) in std::mem::take(&mut self.torn) {
             if whole || self.cut != Some(place) {
                 self.found(Kind::Unreadable, place, None, None, NO_RECORD.to_owned());
@@ -187,11 +204,37 @@ impl<'a> Judge<'a> {
                 self.found(Kind::Torn, place, None, None, text.to_owned());
             }
         }
+        // What is not a record any more is not missing as well. A line that a crash has left never was one.
+        for (finding, after, before) in std::mem::take(&mut self.stood_for) {
+            let spoilt = self
+                .findings
+                .iter()
+                .flatten()
+                .any(|(place, finding)| finding.kind == Kind::Unreadable && after < *place && *place < before);
+            if let Some(missing) = self.findings.get_mut(finding).filter(|_| spoilt) {
+                *missing = None;
+            }
+        }
         let mut findings: Vec<_> = self.findings.into_iter().flatten().collect();
         findings.sort_by_key(|(place, _)| *place);
         self.report.findings = findings.into_iter().map(|(_, finding)| finding).collect();
         self.report.intact = self.report.findings.is_empty() && self.report.more_findings == 0;
         self.report
+    }
+
+    /// There is no record at all. Every trail has one before anything is done.
+    fn nothing(&mut self) {
+        let place = Place { file: 0, line: 0, offset: 0 };
+        if self.anchors.is_empty() {
+            let text = "there is no record, so no head that is signed with a key that was given";
+            if !self.keys.is_empty() {
+                self.found(Kind::HeadMissing, place, None, None, text.to_owned());
+            }
+        } else {
+            let text =
+                "there is no record, and another place has seen some: if they are of this trail, then all was cut off";
+            self.found(Kind::Truncated, place, None, None, text.to_owned());
+        }
     }
 
     fn unreadable(&mut self, line: &Line<'_>, place: Place) {
@@ -216,7 +259,7 @@ impl<'a> Judge<'a> {
             |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().and_then(|text| Link::parse(text.as_bytes()));
         Some(Box::new(match event {
             b"trail.started" => Own::Started { trail },
-            b"trail.continued" => Own::Continued { trail },
+            b"trail.continued" => Own::Continued { trail, sinks: text(&fields.sink).unwrap_or_default() },
             b"trail.stopped" => Own::Stopped,
             b"trail.recovered" => Own::Recovered { torn: link(&fields.torn) },
             b"trail.head" => Own::Head(Box::new(Covered {
@@ -235,7 +278,9 @@ impl<'a> Judge<'a> {
                 key: text(&fields.key).unwrap_or_default(),
                 signature: text(&fields.signature).unwrap_or_default(),
             },
-            b"sink.works" => Own::Works { lost: fields.lost.unwrap_or(0) },
+            b"sink.works" => {
+                Own::Works { sink: text(&fields.sink).unwrap_or_default(), lost: fields.lost.unwrap_or(0) }
+            }
             _ => Own::Other,
         }))
     }
@@ -271,9 +316,8 @@ impl<'a> Judge<'a> {
         let place = record.place;
         let (trail, opens) = match record.own.as_deref() {
             Some(Own::Started { trail }) => (*trail, true),
-            Some(Own::Continued { trail }) => (*trail, true),
-            Some(_) => (None, true),
-            None => (None, false),
+            Some(Own::Continued { trail, .. }) => (*trail, true),
+            _ => (None, false),
         };
         let started = matches!(record.own.as_deref(), Some(Own::Started { .. }));
         // With another number, it is still the first one by what it names.
@@ -284,7 +328,7 @@ impl<'a> Judge<'a> {
         } else if record.seq == 0 && !origin {
             let text = "the first record does not say what trail it begins, or not what it says it is";
             self.found(Kind::Altered, place, Some(0), None, text.to_owned());
-        } else if record.seq > 0 && !opens && self.torn.is_empty() {
+        } else if record.seq > 0 && !opens {
             let text = format!(
                 "begins with record {}, which is not one that a file begins with: what was before it was \
                                 taken out",
@@ -314,9 +358,12 @@ impl<'a> Judge<'a> {
             anchored_to: None,
             unsigned_since: record.time,
             unsigned_head: None,
+            unsigned_stops: Vec::new(),
             gaps: Vec::new(),
             copied,
-            accounted: false,
+            accounted: Vec::new(),
+            sinks: None,
+            copy_of: None,
         });
         self.says(&record);
     }
@@ -351,10 +398,13 @@ impl<'a> Judge<'a> {
             let (unreadable, after) = (current.unreadable, current.base.seq);
             if let Some((seq, _, finding)) = displaced.filter(|_| gap == 1) {
                 self.reword(finding, Kind::Moved, format!("record {seq} stands before its place"));
-            } else if gap > unreadable {
+            } else if gap > 0 {
                 let text = format!("{} after record {after} are not there: {next} to {last}", some(gap));
                 let finding = self.findings.len();
                 self.found(Kind::Missing, place, Some(next), Some(last), text);
+                if gap <= unreadable && self.stood_for.len() < VERIFY_TORN {
+                    self.stood_for.push((finding, base, place));
+                }
                 if let Some(current) = &mut self.current
                     && current.gaps.len() < VERIFY_TORN
                 {
@@ -496,9 +546,14 @@ impl<'a> Judge<'a> {
     fn says(&mut self, record: &Record) {
         let Some(own) = record.own.as_deref() else { return };
         match own {
-            Own::Started { trail } | Own::Continued { trail } => {
+            Own::Started { trail } | Own::Continued { trail, .. } => {
                 if let Some(current) = &mut self.current {
                     current.unsigned_since = record.time;
+                    if let Own::Continued { sinks, .. } = own
+                        && record.place.line == 1
+                    {
+                        current.sinks = Some(sinks.clone());
+                    }
                 }
                 self.belongs(*trail, record);
             }
@@ -515,7 +570,7 @@ impl<'a> Judge<'a> {
                 let seen = anchor.zip(*signed).map(|(anchor, time_ms)| Countersigned { anchor, time_ms });
                 self.countersigned(record, seen, *covers, key, signature);
             }
-            Own::Works { lost } => self.works(*lost),
+            Own::Works { sink, lost } => self.works(sink, *lost),
             Own::Recovered { torn: None } | Own::Other => {}
         }
     }
@@ -540,9 +595,8 @@ impl<'a> Judge<'a> {
         let Some(current) = &mut self.current else { return };
         current.report.stopped = true;
         let covered = current.signed_to.is_some_and(|seq| seq.saturating_add(2) >= record.seq);
-        if !self.keys.is_empty() && !covered {
-            let text = "the trail is stopped without a signed head of what was before: records may have been taken out";
-            self.found(Kind::HeadMissing, record.place, Some(record.seq), None, text.to_owned());
+        if !self.keys.is_empty() && !covered && current.unsigned_stops.len() < VERIFY_TORN {
+            current.unsigned_stops.push((record.place, record.seq));
         }
     }
 
@@ -579,6 +633,8 @@ impl<'a> Judge<'a> {
                         current.promised = current.next.or(covered.next);
                         current.unsigned_since = record.time;
                         current.unsigned_head = None;
+                        let run = current.run;
+                        current.unsigned_stops.retain(|(_, stop)| *stop < run);
                     }
                 }
                 Ok(fingerprint) => {
@@ -626,7 +682,18 @@ impl<'a> Judge<'a> {
             let text = "a countersignature that does not say of what";
             return self.found(Kind::CountersignatureForged, record.place, Some(record.seq), None, text.to_owned());
         };
-        if covers.is_some_and(|covers| covers < current.report.first) {
+        // Of a head that was before these files, that is no longer held, or that is missing, nothing can be said.
+        let forgotten =
+            current.heads.front().filter(|_| current.heads.len() >= VERIFY_HEADS).map(|(_, oldest)| *oldest);
+        let missing = |head: u64| {
+            let gaps = current.gaps.iter().filter_map(|(finding, _)| self.findings.get(*finding)?.as_ref());
+            let gaps = gaps.filter_map(|(_, finding)| finding.seq.zip(finding.last_seq));
+            gaps.chain(current.accounted.iter().copied()).any(|(first, last)| (first..=last).contains(&head))
+        };
+        if covers.is_some_and(|covers| {
+            let before = covers < current.report.first || forgotten.is_some_and(|oldest| covers < oldest);
+            before || missing(covers.saturating_add(1))
+        }) {
             return;
         }
         let head = current.heads.iter().rev().find(|(anchor, _)| *anchor == seen.anchor).map(|(_, seq)| *seq);
@@ -651,8 +718,12 @@ impl<'a> Judge<'a> {
     }
 
     /// A sink has lost records, says the trail: if that is what is missing here, then this is its copy.
-    fn works(&mut self, lost: u64) {
+    fn works(&mut self, sink: &str, lost: u64) {
         let Some(current) = &mut self.current else { return };
+        let may_be = current.sinks.as_ref().is_none_or(|sinks| sinks.split(' ').any(|name| name == sink));
+        if !may_be || current.copy_of.as_ref().is_some_and(|name| name != sink) {
+            return;
+        }
         let all: u64 = current.gaps.iter().map(|(_, gap)| gap).sum();
         let explained: Vec<usize> = match current.gaps.last() {
             Some((last, gap)) if *gap == lost => vec![*last],
@@ -660,12 +731,15 @@ impl<'a> Judge<'a> {
             _ => return,
         };
         current.gaps.clear();
-        current.accounted = true;
+        current.copy_of = Some(sink.to_owned());
         for finding in explained {
-            if let Some((_, finding)) = self.findings.get_mut(finding).and_then(Option::take)
-                && self.report.notes.len() < VERIFY_FINDINGS_MAX
-            {
-                let text = format!("{}; this copy never got them, as the trail says", finding.text);
+            let Some((_, finding)) = self.findings.get_mut(finding).and_then(Option::take) else { continue };
+            current.accounted.extend(finding.seq.zip(finding.last_seq));
+            if self.report.notes.len() < VERIFY_FINDINGS_MAX {
+                let text = format!(
+                    "{}; the trail says that the sink {sink} has lost so many: if this is not its copy, they were taken out",
+                    finding.text
+                );
                 self.report.notes.push(Finding { kind: Kind::Lost, text, ..finding });
             }
         }
@@ -687,6 +761,10 @@ impl<'a> Judge<'a> {
         };
         current.report.unsigned_tail = tail(current.signed_to);
         current.report.unanchored_tail = tail(current.anchored_to);
+        for (place, seq) in std::mem::take(&mut current.unsigned_stops) {
+            let text = "the trail is stopped without a signed head of what was before: records may have been taken out";
+            self.found(Kind::HeadMissing, place, Some(seq), None, text.to_owned());
+        }
         if !self.keys.is_empty() {
             self.judge_tail(&current);
         }
@@ -735,8 +813,8 @@ impl<'a> Judge<'a> {
                 format!("line {} of {by} has record {}: what is after {last} was cut off", copied.line, copied.seq);
             found.push((Kind::Truncated, last.saturating_add(1), Some(copied.seq), text));
         }
-        // By source: the last head before it that is there, then how many that are not.
-        let mut absent: Vec<(usize, Option<u64>, u64, u64)> = Vec::new();
+        // By source: the last head before it that is there, then how many that are not, and the next that is.
+        let mut absent: Vec<(usize, Option<u64>, u64, u64, Option<u64>)> = Vec::new();
         let mut before: Vec<(usize, u64)> = Vec::new();
         for (seen, seq) in self.anchors.of(current.trail) {
             let last_there = before.iter().find(|(source, _)| *source == seen.source).map(|(_, seq)| *seq);
@@ -744,25 +822,30 @@ impl<'a> Judge<'a> {
                 Some(seq) => {
                     before.retain(|(source, _)| *source != seen.source);
                     before.push((seen.source, seq));
+                    let open = absent.iter_mut().rfind(|(source, .., next)| *source == seen.source && next.is_none());
+                    if let Some((.., next)) = open {
+                        *next = Some(seq);
+                    }
                 }
                 None => match absent.iter().rposition(|(source, ..)| *source == seen.source) {
                     Some(at) if absent[at].1 == last_there => absent[at].3 += 1,
-                    _ if absent.len() < VERIFY_TORN => absent.push((seen.source, last_there, seen.line, 1)),
+                    _ if absent.len() < VERIFY_TORN => absent.push((seen.source, last_there, seen.line, 1, None)),
                     _ => {}
                 },
             }
         }
-        for (source, there, line, count) in absent {
+        for (source, there, line, count, next) in absent {
             let source_name = self.anchors.source(source);
             let goes_on = before.iter().any(|(other, seq)| *other == source && Some(*seq) != there);
+            let from = there.map_or(first, |seq| seq.saturating_add(1));
+            let lost = |(first, last): &(u64, u64)| *last >= from && next.is_none_or(|next| *first <= next);
             // Of files that were not given there is nothing to be found, nor of what a copy has lost.
             if (there.is_none() && first > 0 && goes_on)
                 || (there.is_none() && first > 0 && before.is_empty())
-                || current.accounted
+                || current.accounted.iter().any(lost)
             {
                 continue;
             }
-            let from = there.map_or(first, |seq| seq.saturating_add(1));
             let (kind, what) = if goes_on {
                 (Kind::Rewritten, "records were rewritten")
             } else {

@@ -248,10 +248,19 @@ fn every_cut_at_the_end_is_found_by_what_others_have_kept_and_inside_a_record_wi
             let torn = report.findings.iter().find(|finding| finding.kind == Kind::Torn).expect("torn");
             assert_eq!((torn.line, torn.offset), (whole as u64 + 1, offset(&made.lines, whole)));
         }
-        if whole > 0 && whole <= heads[1] {
+        if whole <= heads[1] {
             assert!(kinds.contains(&Kind::Truncated), "cut at byte {at}: {report:#?}");
         }
     }
+}
+
+#[test]
+fn a_trail_without_a_record_is_held_to_the_keys_and_anchors() {
+    let (signer, keys) = signer();
+    let seen = ten(Some(&signer)).seen();
+    assert!(look(b"", &Keys::default()).intact);
+    assert_eq!(found(&look(b"", &keys)), [(Kind::HeadMissing, 0)]);
+    assert_eq!(found(&look_anchored(b"", &Keys::default(), &seen)), [(Kind::Truncated, 0)]);
 }
 
 #[test]
@@ -358,6 +367,12 @@ fn a_chain_made_anew_without_the_key_shows_by_the_signatures() {
     // With heads that are not signed.
     let report = look(&ten(None).bytes(), &keys);
     assert!(found(&report).iter().any(|(kind, _)| *kind == Kind::HeadUnsigned), "{report:#?}");
+    // Until heads are signed, which vouches for all that was before.
+    let mut later = ten(None);
+    later.add("trail.started", &format!("\"trail\":\"{}\"", later.trail));
+    later.signer = Some(signer.clone());
+    let report = look(&later.forwards(3).head().stop().bytes(), &keys);
+    assert!(report.intact, "{report:#?}");
     // With heads up to a point, and much after it.
     let long = Made::begin(Some(&signer)).forwards(3).head().forwards(3).head().forwards(1_500);
     let report = look(&long.bytes(), &keys);
@@ -419,6 +434,12 @@ fn files_are_one_trail_and_what_is_missing_between_them_or_before_them_is_told_a
         assert!(report.intact && report.notes.is_empty(), "{report:#?}");
         assert_eq!((report.trails.len(), report.trails[0].last), (1, made.lines.len() as u64 - 1));
     }
+    // As `trail.jsonl*` names them.
+    let index = dir.path().join("a.index");
+    std::fs::write(&index, [7; 24]).expect("written");
+    let report = verify(&[&paths[..], &[index.clone()]].concat(), &keys, &mut Anchors::default(), |_| {});
+    assert!(report.expect("read").intact, "an index is no part of the trail");
+    assert!(!verify(&[index], &keys, &mut Anchors::default(), |_| {}).expect("read").intact, "named alone, it is one");
     let late = look(&[2, 1]);
     assert!(late.intact, "{late:#?}");
     assert_eq!(late.notes.iter().map(|note| note.kind).collect::<Vec<_>>(), [Kind::BeginsLater]);
@@ -428,6 +449,9 @@ fn files_are_one_trail_and_what_is_missing_between_them_or_before_them_is_told_a
     // The first record of a later file is taken out.
     std::fs::write(&paths[1], parts[1][1..].concat()).expect("written");
     assert_eq!(found(&look(&[0, 1, 2])), [(Kind::Missing, 1)]);
+    assert_eq!(found(&look(&[1, 2])), [(Kind::BeginsInside, 1)]);
+    // No file begins with a head, whatever was taken out before it.
+    std::fs::write(&paths[1], parts[1][parts[1].len() - 1..].concat()).expect("written");
     assert_eq!(found(&look(&[1, 2])), [(Kind::BeginsInside, 1)]);
 }
 
@@ -452,6 +476,29 @@ fn what_a_crash_has_torn_is_told_apart_by_what_the_next_start_says_of_it() {
 }
 
 #[test]
+fn a_line_that_a_crash_has_left_stands_for_no_record() {
+    let (signer, keys) = signer();
+    let torn = b"{\"v\":1,\"time\":\"2026-11-21T20:00:00.123Z\",\"event\":\"forw";
+    let mut made = Made::begin(Some(&signer)).forwards(3);
+    let at = made.lines.len();
+    made.add("trail.started", &format!("\"trail\":\"{}\"", made.trail));
+    made.add("trail.recovered", &format!("\"forwards\":0,\"torn_at\":7,\"torn\":\"{}\"", Link::of(torn)));
+    let made = made.head().stop();
+    // In the place of any record before it is told of, or beside one that was taken out.
+    for out in 1..=at {
+        for place in [out, at] {
+            let mut lines = made.lines.clone();
+            lines.remove(out);
+            lines.insert(place, [&torn[..], b"\n"].concat());
+            let report = look(&lines.concat(), &keys);
+            let missing = report.findings.iter().find(|finding| finding.kind == Kind::Missing);
+            let missing = missing.unwrap_or_else(|| panic!("{out} at {place}: {report:#?}"));
+            assert_eq!((missing.seq, missing.last_seq), (Some(out as u64), Some(out as u64)), "{report:#?}");
+        }
+    }
+}
+
+#[test]
 fn what_a_copy_has_lost_is_told_apart_by_what_the_trail_says_of_it() {
     let (signer, keys) = signer();
     for (lost, taken) in [(4, 4), (4, 5), (5, 4)] {
@@ -463,6 +510,44 @@ fn what_a_copy_has_lost_is_told_apart_by_what_the_trail_says_of_it() {
         assert_eq!(report.intact, lost == taken, "{report:#?}");
         assert_eq!(report.notes.len(), usize::from(lost == taken), "{report:#?}");
     }
+}
+
+/// A file that was begun by a rotation says whose it is.
+#[test]
+fn what_another_sink_has_lost_accounts_for_nothing() {
+    let (signer, keys) = signer();
+    for (sink, intact) in [("siem", true), ("file", false)] {
+        let mut made = Made::begin(Some(&signer)).head();
+        let before = made.lines.len();
+        made.add("trail.continued", &format!("\"trail\":\"{}\",\"sink\":\"{sink}\"", made.trail));
+        let mut made = made.forwards(9);
+        made.add("sink.works", "\"sink\":\"siem\",\"lost\":4");
+        let mut made = made.head().stop();
+        made.lines.drain(6..10);
+        let report = look(&made.lines[before..].concat(), &keys);
+        assert_eq!(report.intact, intact, "{sink}: {report:#?}");
+    }
+}
+
+/// What a copy has lost does not excuse what is cut off elsewhere.
+#[test]
+fn anchors_count_where_a_copy_has_lost_nothing() {
+    let (signer, keys) = signer();
+    let mut made = Made::begin(Some(&signer)).forwards(9);
+    made.add("sink.works", "\"sink\":\"siem\",\"lost\":4");
+    let mut made = made.head();
+    let cut = made.lines.len() - 4;
+    made = made.forwards(3).head();
+    let seen = made.seen();
+    made.lines.drain(3..7);
+    assert!(look_anchored(&made.bytes(), &keys, &seen).intact);
+    made.lines.truncate(cut);
+    let report = look_anchored(&made.bytes(), &keys, &seen);
+    assert_eq!(
+        report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>(),
+        [Kind::Truncated],
+        "{report:#?}"
+    );
 }
 
 #[test]
@@ -495,6 +580,13 @@ fn countersignatures_in_the_trail_itself_are_held_against_its_heads() {
         bad.add("trail.countersigned", &members);
         assert_eq!(found(&look(&bad.bytes(), &Keys::default())), [(Kind::CountersignatureForged, 7)], "{members}");
     }
+    // A copy that has lost the head is not told that it was forged.
+    let mut copy = good;
+    copy.add("sink.works", "\"sink\":\"siem\",\"lost\":1");
+    let mut copy = copy.forwards(2);
+    copy.lines.remove(5);
+    let report = look(&copy.bytes(), &Keys::default());
+    assert!(report.intact, "{report:#?}");
 }
 
 proptest! {

@@ -44,7 +44,7 @@ pub struct Args {
     /// A public key, or a file of several, one a line, by which heads have to be signed, and by which countersignatures count.
     #[arg(long, value_name = "FILE")]
     key: Vec<PathBuf>,
-    /// What another place has kept: the other side's trail, or a copy of this one's heads.
+    /// What another place has kept: the other side's trail, or a copy of this one's heads; copied before the trail itself.
     #[arg(long, value_name = "FILE", num_args = 1)]
     anchors: Vec<PathBuf>,
     /// The other side's trail, to be compared forward by forward; repeated for its rotated files.
