@@ -156,7 +156,7 @@ fn an_untouched_trail_is_intact_and_its_ranges_are_told_apart() {
     let stopped = look(&ten(Some(&signer)).bytes(), &keys);
     assert!(stopped.intact && stopped.trails[0].stopped, "{stopped:?}");
     assert!(look(&ten(None).bytes(), &Keys::default()).intact);
-    let none = look(b"", &keys);
+    let none = look(b"", &Keys::default());
     assert!(none.intact && none.trails.is_empty());
 }
 
