@@ -176,19 +176,20 @@ pub struct Organisation {
 }
 
 impl Config {
-    /// Its own gateways and proxy as they are written, and its listener, where that has an address. No forward may reach
-    /// them.
+    /// Its own gateways and proxy as they are written, and its listeners (also those for health and metrics), where they have
+    /// an address. No forward may reach them.
     #[must_use]
     pub fn ways_out(&self) -> HashSet<Target> {
         let gateways = self.organisations.iter().flat_map(|organisation| &organisation.gateways);
         let gateways = gateways.flat_map(Ways::iter).map(|gateway| gateway.target().clone());
         // Not where it is on all addresses: which these are is not known here.
-        let listener = self
-            .listen
-            .iter()
-            .filter(|listen| !listen.address.ip().is_unspecified())
-            .map(|listen| Target { host: Host::Address(normal(listen.address.ip())), port: listen.address.port() });
-        gateways.chain(self.egress.proxy().map(|proxy| proxy.endpoint.clone())).chain(listener).collect()
+        let listeners = [self.listen.as_ref().map(|listen| listen.address), self.health.listen, self.health.metrics];
+        let listeners = listeners
+            .into_iter()
+            .flatten()
+            .filter(|address| !address.ip().is_unspecified())
+            .map(|address| Target { host: Host::Address(normal(address.ip())), port: address.port() });
+        gateways.chain(self.egress.proxy().map(|proxy| proxy.endpoint.clone())).chain(listeners).collect()
     }
 }
 

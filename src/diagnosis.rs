@@ -160,6 +160,7 @@ impl Report {
                     wrap(&mut text, "    next: ", "      ", next);
                 }
             }
+            None if skipped == self.stages.len() => text.push_str("nothing was looked at\n"),
             None => {
                 let _ = write!(text, "all well: {} stages", self.stages.len() - skipped);
                 if warnings > 0 {

@@ -18,7 +18,7 @@ mod target;
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -667,6 +667,10 @@ async fn trail(config: &Config, asked: &Asked, writer: &Tasks) -> Result<(Trail,
         return Err(("none".to_owned(), fault));
     };
     let subject = path.display().to_string();
+    if config.audit.files().any(|own| is_same(own, &path)) {
+        let next = "name another file: --trail FILE, or leave it out";
+        return Err((subject, Fault::new("that is the agent's own trail, which the agent alone writes", next)));
+    }
     match Trail::start(Sinks::file(path), Side::Agent, Arc::new(NoNetwork), writer).await {
         Ok(trail) => Ok((trail, subject)),
         Err(error) => {
@@ -677,4 +681,13 @@ async fn trail(config: &Config, asked: &Asked, writer: &Tasks) -> Result<(Trail,
             Err((subject, Fault::new(Chain(&error).to_string(), next)))
         }
     }
+}
+
+/// Whether these are one file, which need not be there yet; a trail is not reached through a symbolic link.
+fn is_same(one: &Path, other: &Path) -> bool {
+    let whole = |path: &Path| {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        Some((parent.canonicalize().ok()?, path.file_name()?.to_owned()))
+    };
+    one == other || whole(one).is_some_and(|one| whole(other) == Some(one))
 }

@@ -25,6 +25,8 @@ pub(super) struct Lane {
     turning: Option<Turning>,
     way: Way,
     trouble: Trouble,
+    /// Whether it is required, and did not take what is owed to it the last time.
+    stuck: bool,
 }
 
 enum Way {
@@ -68,7 +70,12 @@ impl Lane {
     fn new(config: &SinkConfig, way: Way, turning: Option<Turning>) -> Self {
         let (name, only) = (config.name.clone(), config.only);
         metrics::AUDIT_SINK_FAILING.of([name.clone()]).set(0);
-        Self { name, required: config.required, only, turning, way, trouble: Trouble::default() }
+        metrics::AUDIT_SINK_LAG.of([name.clone()]).set(0);
+        if !config.required {
+            // What grows for the first time is not seen to grow where it was not there before.
+            metrics::AUDIT_SINK_LOST.of([name.clone()]).inc_by(0);
+        }
+        Self { name, required: config.required, only, turning, way, trouble: Trouble::default(), stuck: false }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -146,6 +153,15 @@ impl Lane {
     /// # Errors
     /// If something is still owed.
     pub(super) fn settle(&mut self, until: Instant) -> io::Result<()> {
+        let settled = self.settle_owed(until);
+        if self.stuck != settled.is_err() {
+            self.stuck = settled.is_err();
+            metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(self.stuck.into());
+        }
+        settled
+    }
+
+    fn settle_owed(&mut self, until: Instant) -> io::Result<()> {
         match &mut self.way {
             Way::Inline(hand) => hand.push(),
             Way::Apart { feed, last: Some(last) } if self.required => {
@@ -174,13 +190,21 @@ impl Lane {
         }
     }
 
-    /// Looks how the sink does: what there is to be said of one that is not required.
-    pub(super) fn look(&mut self, side: Side) -> Option<Record> {
-        let (failure, waiting, full) = match &mut self.way {
-            Way::Inline(hand) => return Self::complain(&self.name, hand, self.turning.as_mut(), side),
-            Way::Apart { feed, .. } => (feed.failure(), feed.waiting(), feed.is_half_full()),
+    /// Says how far behind it is, also while the trail fails.
+    pub(super) fn measure(&self) {
+        let waiting = match &self.way {
+            Way::Inline(hand) => hand.waiting(),
+            Way::Apart { feed, .. } => feed.waiting(),
         };
         metrics::AUDIT_SINK_LAG.of([self.name.clone()]).set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    /// Looks how the sink does: what there is to be said of one that is not required.
+    pub(super) fn look(&mut self, side: Side) -> Option<Record> {
+        let (failure, full) = match &mut self.way {
+            Way::Inline(hand) => return Self::complain(&self.name, hand, self.turning.as_mut(), side),
+            Way::Apart { feed, .. } => (feed.failure(), feed.is_half_full()),
+        };
         if self.required {
             return None;
         }
@@ -338,6 +362,12 @@ impl Hand {
     fn finish(&mut self) -> io::Result<()> {
         self.push()?;
         self.sync()
+    }
+
+    /// How many records are owed.
+    fn waiting(&self) -> u64 {
+        let records = |order: &Order| if let Order::Write(batch) = order { batch.records } else { 0 };
+        self.owed.iter().map(records).sum()
     }
 
     fn unsynced(&self) -> bool {

@@ -234,6 +234,7 @@ impl Writer {
     /// What is done from time to time.
     fn look_around(&mut self) {
         self.add_strangers(false);
+        self.lanes.iter().for_each(Lane::measure);
         if self.failing.is_some() {
             return;
         }

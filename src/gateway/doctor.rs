@@ -7,10 +7,12 @@
 use std::fs::OpenOptions;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use jiff::Timestamp;
+use rustix::fs::OFlags;
 use tokio::net::TcpSocket;
 use tokio::time::{Instant, timeout};
 
@@ -234,8 +236,10 @@ fn room(path: &Path) -> Finding {
     let begun = Instant::now();
     let subject = path.display().to_string();
     let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
     let opened = match path.exists() {
-        true => OpenOptions::new().append(true).open(path).map(drop),
+        // As the writer does: of a pipe that nobody reads it would wait for ever.
+        true => OpenOptions::new().append(true).custom_flags(flags.bits().cast_signed()).open(path).map(drop),
         false => rustix::fs::access(parent, rustix::fs::Access::WRITE_OK).map_err(io::Error::from),
     };
     let free = rustix::fs::statvfs(parent).map(|disk| disk.f_bavail.saturating_mul(disk.f_frsize));

@@ -75,13 +75,23 @@ async fn targets(session: &Session) -> Report {
             trail: &agent.trail,
             patience: limits::EXAMINED_TARGET,
         };
-        let examining = target::examine(&site, &[], |outcome| {
-            if findings.len() < limits::EXAMINED_REPORT {
-                findings.push(outcome.hinted());
-            }
+        let mut left_out = false;
+        let examining = target::examine(&site, &[], |outcome| match findings.len() + 1 < limits::EXAMINED_REPORT {
+            true => findings.push(outcome.hinted()),
+            false => left_out = true,
         });
-        // The gateway waits no longer: what was found until then is told.
-        drop(timeout(limits::EXAMINED_REMOTE / 2, examining).await);
+        // The gateway waits no longer: what was found until then is told, and that it is not all.
+        let late = timeout(limits::EXAMINED_REMOTE / 2, examining).await.is_err();
+        if late || left_out {
+            findings.push(Finding::new("doctor", "-", Verdict::Skipped, "not all targets were looked at"));
+        }
+    } else {
+        findings.push(Finding::new(
+            "doctor",
+            "-",
+            Verdict::Skipped,
+            "no target was looked at: the login counts no more",
+        ));
     }
     Report::new("remote", findings)
 }
