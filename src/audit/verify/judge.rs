@@ -813,28 +813,31 @@ impl<'a> Judge<'a> {
                 format!("line {} of {by} has record {}: what is after {last} was cut off", copied.line, copied.seq);
             found.push((Kind::Truncated, last.saturating_add(1), Some(copied.seq), text));
         }
-        // By source: the last head before it that is there, then how many that are not, and the next that is.
-        let mut absent: Vec<(usize, Option<u64>, u64, u64, Option<u64>)> = Vec::new();
+        let mut absent: Vec<Absent> = Vec::new();
         let mut before: Vec<(usize, u64)> = Vec::new();
         for (seen, seq) in self.anchors.of(current.trail) {
+            let room = absent.len() < VERIFY_TORN;
             let last_there = before.iter().find(|(source, _)| *source == seen.source).map(|(_, seq)| *seq);
             match seq {
                 Some(seq) => {
                     before.retain(|(source, _)| *source != seen.source);
                     before.push((seen.source, seq));
-                    let open = absent.iter_mut().rfind(|(source, .., next)| *source == seen.source && next.is_none());
-                    if let Some((.., next)) = open {
-                        *next = Some(seq);
+                    let open = absent.iter_mut().rfind(|run| run.source == seen.source && run.next.is_none());
+                    if let Some(run) = open {
+                        run.next = Some(seq);
                     }
                 }
-                None => match absent.iter().rposition(|(source, ..)| *source == seen.source) {
-                    Some(at) if absent[at].1 == last_there => absent[at].3 += 1,
-                    _ if absent.len() < VERIFY_TORN => absent.push((seen.source, last_there, seen.line, 1, None)),
+                None => match absent.iter_mut().rfind(|run| run.source == seen.source) {
+                    Some(run) if run.there == last_there => run.count += 1,
+                    _ if room => {
+                        let (source, line) = (seen.source, seen.line);
+                        absent.push(Absent { source, there: last_there, line, count: 1, next: None });
+                    }
                     _ => {}
                 },
             }
         }
-        for (source, there, line, count, next) in absent {
+        for Absent { source, there, line, count, next } in absent {
             let source_name = self.anchors.source(source);
             let goes_on = before.iter().any(|(other, seq)| *other == source && Some(*seq) != there);
             let from = there.map_or(first, |seq| seq.saturating_add(1));
@@ -889,6 +892,18 @@ impl<'a> Judge<'a> {
         let file = self.files.get(place.file).cloned().unwrap_or_default();
         Finding { kind, file, line: place.line, offset: place.offset, seq, last_seq, text }
     }
+}
+
+/// Heads one after another that somebody has seen and that are not in the trail.
+struct Absent {
+    source: usize,
+    /// The last record before them that a head there covers.
+    there: Option<u64>,
+    /// Where the first of them stands.
+    line: u64,
+    count: u64,
+    /// What the next head that is there covers.
+    next: Option<u64>,
 }
 
 fn said(time: &[u8; fields::TIME_LEN]) -> String {

@@ -437,7 +437,7 @@ fn files_are_one_trail_and_what_is_missing_between_them_or_before_them_is_told_a
     // As `trail.jsonl*` names them.
     let index = dir.path().join("a.index");
     std::fs::write(&index, [7; 24]).expect("written");
-    let report = verify(&[&paths[..], &[index.clone()]].concat(), &keys, &mut Anchors::default(), |_| {});
+    let report = verify(&[&paths[..], std::slice::from_ref(&index)].concat(), &keys, &mut Anchors::default(), |_| {});
     assert!(report.expect("read").intact, "an index is no part of the trail");
     assert!(!verify(&[index], &keys, &mut Anchors::default(), |_| {}).expect("read").intact, "named alone, it is one");
     let late = look(&[2, 1]);
