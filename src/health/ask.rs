@@ -136,7 +136,9 @@ pub fn file(path: &Path) -> Result<Report, AskError> {
     let failed = |source| AskError::File { place: place.clone(), source };
     let metadata = std::fs::metadata(path).map_err(failed)?;
     let text = std::fs::read(path).map_err(failed)?;
-    let age = metadata.modified().ok().and_then(|at| SystemTime::now().duration_since(at).ok()).unwrap_or_default();
+    // One that is from after now is as old as it is early: the clock was set back, and nobody knows who writes it still.
+    let written = metadata.modified().map_err(failed)?;
+    let age = SystemTime::now().duration_since(written).unwrap_or_else(|early| early.duration());
     if age > limits::HEALTH_FILE_STALE {
         return Err(AskError::Stale { place, seconds: age.as_secs() });
     }
