@@ -9,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::ReadError;
+use crate::audit::sink::file;
 
 /// A file to be read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -120,38 +121,14 @@ pub fn after(path: &Path, file: FileId) -> io::Result<Option<PathBuf>> {
 
 /// The rotated files of the trail at `path`, oldest first.
 fn rotated(path: &Path) -> io::Result<Vec<PathBuf>> {
-    let (Some(name), folder) = (path.file_name(), path.parent().unwrap_or(Path::new(""))) else {
-        return Ok(Vec::new());
-    };
-    let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
-    let entries = match fs::read_dir(folder) {
-        Ok(entries) => entries,
+    match file::rotated(path) {
+        Ok(found) => Ok(found.into_iter().map(|(_, path)| path).collect()),
         // The trail itself may be readable all the same, or absent.
         Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied) => {
-            return Ok(Vec::new());
+            Ok(Vec::new())
         }
-        Err(error) => return Err(error),
-    };
-    let mut found = Vec::new();
-    for entry in entries {
-        let entry = entry?.file_name();
-        let suffix = entry.as_encoded_bytes().strip_prefix(name.as_encoded_bytes());
-        if let Some(order) = suffix.and_then(|suffix| suffix.strip_prefix(b".")).and_then(order) {
-            found.push((order, path.with_file_name(&entry)));
-        }
+        Err(error) => Err(error),
     }
-    found.sort();
-    Ok(found.into_iter().map(|(_, path)| path).collect())
-}
-
-/// What a rotated file's suffix says of its place: the number of its first record, then when it was rotated.
-fn order(suffix: &[u8]) -> Option<(u64, String)> {
-    let suffix = std::str::from_utf8(suffix).ok()?;
-    let (stamp, seq) = suffix.split_once('-')?;
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
-    let (day, time) = stamp.strip_suffix('Z')?.split_once('T')?;
-    let fits = day.len() == 8 && time.len() == 6 && seq.len() >= 12 && digits(day) && digits(time) && digits(seq);
-    fits.then(|| seq.parse().ok()).flatten().map(|seq| (seq, stamp.to_owned()))
 }
 
 fn is_index(path: &Path) -> bool {
@@ -161,7 +138,5 @@ fn is_index(path: &Path) -> bool {
 /// The index of a file of a trail.
 #[must_use]
 pub fn index_of(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".index");
-    PathBuf::from(name)
+    file::index_name(path)
 }

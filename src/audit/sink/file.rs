@@ -182,7 +182,8 @@ pub(in crate::audit) fn rotated(path: &Path) -> io::Result<Vec<(u64, PathBuf)>> 
             .and_then(|rest| std::str::from_utf8(rest).ok())
             .and_then(rotated_at);
         if let Some(first) = first {
-            found.push((first, entry.path()));
+            // Called as the trail itself was, for whoever compares the two.
+            found.push((first, path.with_file_name(entry.file_name())));
         }
     }
     found.sort();
@@ -203,7 +204,7 @@ fn rotated_name(path: &Path, now: Timestamp, first: u64) -> PathBuf {
 }
 
 /// What the index of a file is called.
-fn index_name(path: &Path) -> PathBuf {
+pub(in crate::audit) fn index_name(path: &Path) -> PathBuf {
     with(path, ".index")
 }
 
