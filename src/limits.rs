@@ -619,6 +619,10 @@ pub const VERIFY_FINDINGS_MAX: usize = 1_000;
 /// Anchors and heads from elsewhere that a trail is verified against: a head a minute for four months, and 32 MiB.
 pub const VERIFY_ANCHORS_MAX: usize = 262_144;
 
+/// Trails that other places have seen and that are told apart: those of all agents that a gateway holds links to, with a restart of
+/// each.
+pub const VERIFY_TRAILS_MAX: usize = 16_384;
+
 /// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
 pub const VERIFY_HEADS: usize = 4_096;
 
