@@ -26,7 +26,7 @@ use std::fmt;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::ops::RangeInclusive;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -34,7 +34,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::chain::Chain;
 use crate::limits::{FAULTS_MAX, FILE_MAX};
-use crate::secret::Secret;
+use crate::secret::{self, Secret};
 
 /// Something wrong in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -720,6 +720,21 @@ pub fn read_text_if(file: &Path, accept: impl FnOnce(&Metadata) -> Result<(), St
         faults.add(Fault { line: Some(line), ..Faults::whole(file, "not UTF-8 text") });
         faults
     })
+}
+
+/// As [`read_text`], of a file that keeps others out.
+///
+/// # Errors
+/// As [`read_text`], or if others can read it.
+pub fn read_secret(file: &Path) -> Result<Secret<String>, Faults> {
+    let private = |metadata: &Metadata| {
+        let (path, mode) = (file.display(), metadata.mode() & 0o7777);
+        if secret::is_private(metadata) {
+            return Ok(());
+        }
+        Err(format!("can be read by others (mode {mode:04o}): run `chmod 600 {path}`"))
+    };
+    read_text_if(file, private).map(Secret::new)
 }
 
 /// Where a value comes from.

@@ -4,6 +4,7 @@
 //! thread or task of its own; so a sink that is not required and hangs keeps nobody waiting, not even the end of the
 //! process. What such a sink does not take is counted here, and told in the trail at most once a look.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,7 +13,7 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::record::{Record, SINK_FAILED, SINK_WORKS, Side, milliseconds, text};
-use super::sink::{Batch, Batches, Content, Feed, Fsync, Order, Output, Progress, Rotation, SinkConfig};
+use super::sink::{Batch, Batches, Content, Feed, Fsync, Losses, Order, Output, Progress, Rotation, SinkConfig};
 use crate::chain::Chain;
 use crate::limits::{TRAIL_RETRY, TRAIL_ROTATION_RETRY};
 use crate::metrics;
@@ -27,6 +28,8 @@ pub(super) struct Lane {
     trouble: Trouble,
     /// Whether it is required, and did not take what is owed to it the last time.
     stuck: bool,
+    /// Why it fails, as far as that is counted.
+    counted: Option<&'static str>,
 }
 
 enum Way {
@@ -46,6 +49,9 @@ pub(super) struct Turning {
     /// Not before, because it has just failed.
     pub(super) not_before: Option<Instant>,
 }
+
+/// Why a sink fails that says nothing itself.
+const TOO_SLOW: &str = "too_slow";
 
 /// What a sink that is not required has not taken.
 #[derive(Debug, Default)]
@@ -75,7 +81,8 @@ impl Lane {
             // What grows for the first time is not seen to grow where it was not there before.
             metrics::AUDIT_SINK_LOST.of([name.clone()]).inc_by(0);
         }
-        Self { name, required: config.required, only, turning, way, trouble: Trouble::default(), stuck: false }
+        let (trouble, stuck, counted) = (Trouble::default(), false, None);
+        Self { name, required: config.required, only, turning, way, trouble, stuck, counted }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -158,7 +165,25 @@ impl Lane {
             self.stuck = settled.is_err();
             metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(self.stuck.into());
         }
+        let reason = settled.is_err().then(|| self.reason());
+        self.count(reason);
         settled
+    }
+
+    /// Why it does not take what is owed to it, in one of a fixed set of words.
+    pub(super) fn reason(&self) -> &'static str {
+        match &self.way {
+            Way::Inline(_) => "write",
+            Way::Apart { feed, .. } => feed.failure().map_or(TOO_SLOW, |failure| failure.reason),
+        }
+    }
+
+    /// Counts a failure when it begins, and when it becomes another.
+    fn count(&mut self, reason: Option<&'static str>) {
+        if let Some(reason) = reason.filter(|reason| self.counted != Some(*reason)) {
+            metrics::AUDIT_SINK_FAILURES.of([self.name.clone().into(), Cow::Borrowed(reason)]).inc();
+        }
+        self.counted = reason;
     }
 
     fn settle_owed(&mut self, until: Instant) -> io::Result<()> {
@@ -208,16 +233,22 @@ impl Lane {
         if self.required {
             return None;
         }
+        let refused = self.hear_losses();
         let trouble = &mut self.trouble;
         let losing = trouble.lost > trouble.seen;
         trouble.seen = trouble.lost;
-        let record = |event| Record { sink: text(&self.name), ..Record::own(side, event) };
+        let name = self.name.clone();
+        let record = |event| Record { sink: text(&name), ..Record::own(side, event) };
         match trouble.told {
             None if failure.is_some() || losing => {
                 let since = failure.as_ref().map_or_else(Instant::now, |failure| failure.since.into_std());
                 trouble.told = Some(since);
-                let reason = failure.as_ref().map_or("too_slow", |failure| failure.reason);
-                let detail = failure.map(|failure| failure.detail).unwrap_or_default();
+                let (reason, detail) = match (failure, refused) {
+                    (_, Some(losses)) => (losses.reason, losses.detail),
+                    (Some(failure), None) => (failure.reason, failure.detail),
+                    (None, None) => (TOO_SLOW, String::new()),
+                };
+                self.count(Some(reason));
                 metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(1);
                 tracing::warn!(sink = self.name, reason, detail, "a sink of the audit trail does not work");
                 Some(Record { reason: text(reason), detail: text(detail), ..record(SINK_FAILED) })
@@ -226,6 +257,7 @@ impl Lane {
             Some(since) if failure.is_none() && !losing && !full => {
                 let lost = trouble.lost;
                 *trouble = Trouble::default();
+                self.count(None);
                 metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(0);
                 tracing::info!(sink = self.name, lost, "a sink of the audit trail works again");
                 let lasted = milliseconds(since.elapsed());
@@ -233,6 +265,15 @@ impl Lane {
             }
             _ => None,
         }
+    }
+
+    /// Counts what it would not take since this was done last.
+    fn hear_losses(&mut self) -> Option<Losses> {
+        let Way::Apart { feed, .. } = &self.way else { return None };
+        let losses = feed.losses()?;
+        self.trouble.lost += losses.records;
+        metrics::AUDIT_SINK_LOST.of([self.name.clone()]).inc_by(losses.records);
+        Some(losses)
     }
 
     fn complain(name: &str, hand: &mut Hand, turning: Option<&mut Turning>, side: Side) -> Option<Record> {
@@ -252,11 +293,17 @@ impl Lane {
     /// # Errors
     /// If something is left that a required sink should have.
     pub(super) fn close(&mut self, until: Instant) -> io::Result<()> {
+        let closed = match &mut self.way {
+            Way::Inline(hand) => return hand.finish(),
+            Way::Apart { feed, .. } => feed.close(until),
+        };
+        // The trail has ended, and cannot tell of them any more.
+        let refused = self.hear_losses().map_or(0, |losses| losses.records);
         match &mut self.way {
-            Way::Inline(hand) => hand.finish(),
-            Way::Apart { feed, .. } if feed.close(until) => Ok(()),
+            Way::Inline(_) => Ok(()),
+            Way::Apart { .. } if closed && refused == 0 => Ok(()),
             Way::Apart { feed, .. } => {
-                let records = feed.waiting();
+                let records = feed.waiting() + refused;
                 tracing::warn!(sink = self.name, records, "a sink of the audit trail has not got all of it");
                 if !self.required {
                     return Ok(());

@@ -2,10 +2,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::Metadata;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -20,7 +18,7 @@ use super::resolver::resolver;
 use super::{Log, LogFormat, mutual, trust};
 use crate::agent::{Listen, Orchestrator, OrchestratorAuthority};
 use crate::chain::Chain;
-use crate::document::{Item, Place, Table, read_text_if};
+use crate::document::{Item, Place, Table, read_secret};
 use crate::gateway::Local;
 use crate::identity::certificate::{Flaw, Use};
 use crate::identity::{AgentName, Certificate, Fingerprint, ID_MAX, OrganisationId, PrivateKey, PublicKey, ReplicaId};
@@ -31,7 +29,7 @@ use crate::policy::pattern::{HostPattern, HostPatternError};
 use crate::policy::ports::Ports;
 use crate::policy::rule::{Allowlist, AllowlistError, PrincipalPattern, Reach, Rule};
 use crate::policy::window::Window;
-use crate::secret::{self, Secret};
+use crate::secret::Secret;
 use crate::target::Target;
 use crate::target::{Name, TargetError};
 use crate::tls::{Certificates, ClientAuth, ClientOptions, Identity};
@@ -728,16 +726,8 @@ fn traces(root: &Table<'_>) -> Option<Option<Target>> {
 
 /// Reads a file that only its owner can read. `what` says what is in it.
 pub(super) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
-    let path = item.file()?;
-    let private = |metadata: &Metadata| {
-        let (path, mode) = (path.display(), metadata.mode() & 0o7777);
-        if secret::is_private(metadata) {
-            return Ok(());
-        }
-        Err(format!("can be read by others (mode {mode:04o}): run `chmod 600 {path}`"))
-    };
-    match read_text_if(&path, private) {
-        Ok(text) => Some(Secret::new(text)),
+    match read_secret(&item.file()?) {
+        Ok(text) => Some(text),
         Err(faults) => item.reject(format!("{what} file {faults}")),
     }
 }
