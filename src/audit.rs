@@ -42,6 +42,7 @@ mod recover;
 pub mod schema;
 pub mod sink;
 mod strangers;
+mod syncer;
 mod tally;
 pub mod verify;
 mod writer;

@@ -183,6 +183,9 @@ impl SinkConfig {
     }
 }
 
+/// Makes a file durable, and blocks until then.
+pub type Syncing = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// A sink of this machine, as far as whoever writes to it knows it. It blocks.
 pub trait Output: Send {
     /// Writes some of `bytes`, and returns how many.
@@ -196,6 +199,14 @@ pub trait Output: Send {
     /// # Errors
     /// If that is not certain.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// What makes durable, on another thread, what was written until then. None where that is nothing to wait for.
+    ///
+    /// # Errors
+    /// If there are no means for it; [`Output::sync`] does it then.
+    fn syncing(&self) -> io::Result<Option<Syncing>> {
+        Ok(None)
+    }
 
     /// Puts what there is away under another name and begins anew; `first` is the number of the record that comes next.
     /// Nothing where there are no files.
