@@ -380,7 +380,7 @@ impl Hand {
                 Order::Rotate(first) => {
                     let first = *first;
                     // Whether the old file is whole is told by the one under way, and by nothing after it.
-                    self.synced()?;
+                    self.await_sync()?;
                     match self.output.rotate(first) {
                         Ok(()) => {
                             (self.length, self.begun) = (0, Timestamp::now());
@@ -436,7 +436,7 @@ impl Hand {
     }
 
     /// Waits for the synchronisation that is under way, if there is one.
-    fn synced(&mut self) -> io::Result<()> {
+    fn await_sync(&mut self) -> io::Result<()> {
         let Some(syncing) = self.syncing.take() else { return Ok(()) };
         self.judge_sync(syncing.wait())
     }
@@ -458,7 +458,7 @@ impl Hand {
     }
 
     fn sync(&mut self) -> io::Result<()> {
-        self.synced()?;
+        self.await_sync()?;
         if self.dirty {
             self.output.sync()?;
             self.dirty = false;
@@ -468,7 +468,7 @@ impl Hand {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        let so_far = self.synced();
+        let so_far = self.await_sync();
         self.push()?;
         self.sync()?;
         so_far
