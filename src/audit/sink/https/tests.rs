@@ -9,7 +9,7 @@ use crate::audit::chain::{self, TrailId};
 use crate::audit::sink::{Batch, Connecting, pipe};
 use crate::task::Tasks;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Debug)]
 struct Direct;
