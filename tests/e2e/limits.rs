@@ -353,8 +353,8 @@ async fn cut(stream: &mut TcpStream) -> Vec<u8> {
 #[tokio::test]
 async fn an_idle_forward_ends_and_a_busy_one_does_not() {
     for (side, gateway, agent, seen_by_other) in [
-        (Side::Gateway, "idle_s = 2", "", (Side::Agent, "client_gone")),
-        (Side::Agent, "", "idle_s = 2", (Side::Gateway, "target_broke")),
+        (Side::Gateway, "idle_s = 4", "", (Side::Agent, "client_gone")),
+        (Side::Agent, "", "idle_s = 4", (Side::Gateway, "target_broke")),
     ] {
         let (site, _) = site(gateway, agent).await;
         let mut idle = served(site.doors[0]).await;
