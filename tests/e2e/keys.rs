@@ -150,7 +150,7 @@ async fn a_configuration_behind_swapped_links_is_followed() {
 async fn a_key_counts_from_its_date_to_its_date_and_its_end_is_told_ahead() {
     let target = echo().await;
     let mut site = Site::plan().allow(target).door(target).start_gateway().await;
-    let begins = in_seconds(6);
+    let begins = in_seconds(15);
     site.registry().about_key(
         "acme/agents/prod-eu",
         "one",
