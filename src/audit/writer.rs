@@ -364,7 +364,10 @@ impl Writer {
         if items.is_empty() {
             // A file may be due to be synchronised.
             return match self.settle(Instant::now() + TRAIL_PATIENCE) {
-                Ok(()) => self.works(),
+                Ok(()) => {
+                    self.works();
+                    Ok(())
+                }
                 Err((culprit, error)) => {
                     let error = Arc::new(error);
                     self.fails(culprit, &error);
@@ -431,6 +434,8 @@ impl Writer {
         metrics::AUDIT_WRITE_SECONDS.observe(begun.elapsed().as_secs_f64());
         match settled {
             Ok(()) => {
+                // Before anybody hears of it: to whoever was told that a record is in the trail, the sinks work.
+                self.works();
                 for (_, answer) in answers {
                     // Nobody waiting means that the caller gave up; its entry ends itself.
                     let _ = answer.send(Ok(()));
@@ -438,7 +443,7 @@ impl Writer {
                 if let Some(head) = self.heads.made.take_if(|head| head.seq < last) {
                     self.shared.heads.send_replace(Some(head));
                 }
-                self.works()
+                Ok(())
             }
             Err((culprit, error)) => {
                 let error = Arc::new(error);
@@ -468,10 +473,9 @@ impl Writer {
         result
     }
 
-    fn works(&mut self) -> Result<(), Arc<io::Error>> {
+    fn works(&mut self) {
         *lock(&self.shared.culprit) = None;
         self.shared.failed.send_if_modified(|failed| failed.take().is_some());
-        Ok(())
     }
 
     fn fails(&mut self, culprit: Culprit, error: &Arc<io::Error>) {

@@ -13,7 +13,7 @@ use super::ask::{self, Answer, AskError, Question};
 use super::*;
 use crate::task::Threads;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 /// A program whose links are as it is told.
 #[derive(Default)]

@@ -73,7 +73,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// As [`Editor::open`], also where it was open a moment ago: a program that another test starts meanwhile shares the lock until
 /// it runs.
 fn open(dir: &Path) -> Editor {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
     loop {
         match Editor::open(dir) {
             Err(EditError::Lock { .. }) if std::time::Instant::now() < deadline => std::thread::yield_now(),

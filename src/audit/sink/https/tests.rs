@@ -12,7 +12,7 @@ use crate::audit::sink::{Batch, Connect, Connecting, Feed, pipe};
 use crate::limits::SINK_REFUSALS;
 use crate::task::Tasks;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 #[derive(Debug)]
 struct Direct;

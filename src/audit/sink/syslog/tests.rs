@@ -18,7 +18,7 @@ use crate::target::Target;
 use crate::task::Tasks;
 use crate::tls::{Acceptor, Certificates, ClientPolicy, Identity};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn config(to: SocketAddr) -> Config {
     let place = Place { to: to.to_string().parse().expect("a target"), tls: None, proxy: None };
