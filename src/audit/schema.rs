@@ -536,7 +536,7 @@ pub const EVENTS: &[Event] = &[
         sides: LINKED,
         meaning: "The other side's head was seen here and countersigned.",
         always: &[&["peer_trail", "peer_digest"]],
-        maybe: &[&["organisation", "agent", "replica", "key", "signature"]],
+        maybe: &[&["organisation", "agent", "replica", "detail", "key", "signature"]],
         since: 1,
     },
     Event {
@@ -544,7 +544,7 @@ pub const EVENTS: &[Event] = &[
         sides: LINKED,
         meaning: "The other side has countersigned a head of this trail.",
         always: &[&["covers", "digest", "signed", "key", "signature"]],
-        maybe: &[&["organisation", "agent", "replica", "trail"]],
+        maybe: &[&["organisation", "agent", "replica", "detail", "trail"]],
         since: 1,
     },
     Event {
