@@ -667,3 +667,32 @@ async fn databases_are_provisioned_through_either_kind_of_bastion() {
     drop(stock);
     direct.stop().await;
 }
+
+#[tokio::test]
+async fn who_fails_too_often_at_an_agent_is_turned_away_as_its_configuration_says() {
+    let target = echo().await;
+    let mut bastion = Bastion::agent(&allow(&[target])).await;
+    let with = |settings: &str| {
+        let table = format!("[agent.penalties]\n{settings}\n[audit]");
+        move |text: String| text.replace("[audit]", &table)
+    };
+    // Left out, this host's own addresses are exempt; an empty list exempts nobody.
+    let taken = bastion.reload(&listening(HERE), with("exempt = []")).await;
+    assert_eq!(taken, "config.reloaded: changed: penalties");
+    eventually("the address is turned away", async || {
+        let mut stream = connect(bastion.address).await;
+        drop(stream.write_all(b"garbage\r\n\r\n").await);
+        // A reset, where it is not even listened to.
+        drop(within("the end", stream.read_to_end(&mut Vec::new())).await);
+        bastion.trail().iter().any(|record| record["reason"] == "too_many_failures").then_some(())
+    })
+    .await;
+    let taken = bastion.reload(&listening(HERE), with("enabled = false")).await;
+    assert_eq!(taken, "config.reloaded: changed: penalties");
+    let (program, local) = bastion.our_forwards("own", &[], &[target]).await;
+    echoes(connect(local[0]).await, b"served").await;
+    drop(program);
+    let wrong = bastion.reload(&listening(HERE), with("exempt = [\"everybody\"]")).await;
+    assert!(wrong.starts_with("config.rejected: "), "{wrong}");
+    bastion.stop().await;
+}
