@@ -66,7 +66,7 @@ use crate::systemd::Supervisor;
 use crate::target::{Host, Target, normal};
 use crate::task::{Crew, CrewError, Load, Tasks};
 use crate::tunnel;
-use crate::tunnel::admit::penalty::Penalties;
+use crate::tunnel::admit::penalty::{Penalties, Terms};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::Egress;
 use crate::tunnel::connect::url::Ways;
@@ -98,6 +98,8 @@ pub struct Config {
     pub resolver: resolve::Config,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+    /// What is held against addresses that nobody logs in from there.
+    pub penalties: Terms,
     /// Where its health and metrics can be asked for, if at all.
     pub health: crate::health::Config,
     /// Whether its gateways may ask what the doctor finds at its targets.

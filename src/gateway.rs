@@ -103,42 +103,9 @@ pub struct Config {
     /// How much anybody may have.
     pub limits: Limits,
     /// What is held against addresses that nobody logs in from.
-    pub penalties: Penalties,
+    pub penalties: penalty::Terms,
     /// Where its health and metrics can be asked for, if at all.
     pub health: crate::health::Config,
-}
-
-/// Whether, and to whom, an address is barred after too many failures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Penalties {
-    /// Whether at all.
-    pub enabled: bool,
-    /// To whom nothing is held.
-    pub exempt: Exempt,
-}
-
-/// Addresses that nothing is held against.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Exempt {
-    /// This host's own: what comes through a tunnel or a proxy on it is not its fault.
-    Loopback,
-    /// These, and not even loopback if it is not among them.
-    Networks(Option<Networks>),
-}
-
-impl Exempt {
-    fn contain(&self, address: IpAddr) -> bool {
-        match self {
-            Self::Loopback => address.to_canonical().is_loopback(),
-            Self::Networks(networks) => networks.as_ref().is_some_and(|networks| networks.contain(address)),
-        }
-    }
-}
-
-impl Default for Penalties {
-    fn default() -> Self {
-        Self { enabled: true, exempt: Exempt::Loopback }
-    }
 }
 
 /// Where agents and clients connect, and what holds for those who do it there.

@@ -129,8 +129,8 @@ pub struct Outbound {
     pub without_certificate: bool,
     /// The authorities that count, as they were read; the system's, if there are none.
     pub authorities: Option<Arc<[u8]>>,
-    /// The client's end, by what is spoken inside: nothing said, HTTP, SSH.
-    pub configs: [Arc<tls::ClientConfig>; 3],
+    /// The client's end, by what is spoken inside: nothing said, HTTP, SSH, HTTP/2.
+    pub configs: [Arc<tls::ClientConfig>; 4],
 }
 
 impl PartialEq for Outbound {

@@ -44,7 +44,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("hyper_util", &["proxy", "health", "audit::sink", "telemetry::otlp"]),
     ("http_body_util", &["proxy", "health", "audit::sink", "telemetry::otlp"]),
     ("prometheus_client", &["metrics"]),
-    ("aws_lc_rs", &["audit::chain", "tls"]),
+    ("aws_lc_rs", &["audit::chain", "client::pin", "tls"]),
     ("ratatui", &["cli::top"]),
     ("indicatif", &["cli"]),
     ("clap_mangen", &["cli"]),

@@ -110,7 +110,8 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, withdrawn: Cancellatio
             agent.trail.stranger(refused(address), "source_network");
             continue;
         }
-        if !address.ip().is_loopback() && !agent.penalties.admits(address.ip(), Instant::now().into_std()) {
+        let blamed = agent.state.current().blames(address.ip());
+        if blamed && !agent.penalties.admits(address.ip(), Instant::now().into_std()) {
             debug!("turned a connection away: its address has failed too often");
             agent.trail.stranger(refused(address), "too_many_failures");
             continue;
@@ -125,9 +126,9 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, withdrawn: Cancellatio
     }
 }
 
-/// Holds something against an address; not against this host's own, where it would be everybody's behind a tunnel.
+/// Holds something against an address, unless the operator has it exempt.
 fn blame(agent: &Agent, address: SocketAddr, fault: Fault) {
-    if address.ip().is_loopback() {
+    if !agent.state.current().blames(address.ip()) {
         return;
     }
     if let Some(bar) = agent.penalties.blame(address.ip(), fault, Instant::now().into_std()) {

@@ -613,3 +613,93 @@ async fn an_agents_own_listener_takes_certificates_of_its_orchestrators_ca() {
     site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "good", "reason": "revoked"})).await;
     site.stop().await;
 }
+
+#[tokio::test]
+async fn our_client_shows_a_certificate_and_tells_of_one_that_is_of_no_use() {
+    let target = echo().await;
+    let world = Certified::start(Site::plan().allow(target)).await;
+    let (site, dir) = (&world.site, world.site.path().to_owned());
+    let always = ["-V", "always:forever"];
+    for (name, arguments) in [
+        ("good", &["-n", "provisioner"][..]),
+        ("stranger", &["-n", "nobody-there"]),
+        ("unfit", &["-n", "Some_Body"]),
+        ("host", &["-h", "-n", "provisioner"]),
+        ("late", &["-n", "provisioner", "-V", "20200101:20200102"]),
+        ("early", &["-n", "provisioner", "-V", "20990101:20990102"]),
+        ("closed", &["-n", "provisioner", "-O", "no-port-forwarding"]),
+    ] {
+        let time = if arguments.contains(&"-V") { &[][..] } else { &always };
+        sign(&dir, "ca", "holder", name, &[arguments, time].concat()).await;
+    }
+    let pin = fingerprint(&site.public("gateway"));
+    let forward = |gateway: SocketAddr, identity: &str, certificate: Option<&str>| {
+        let mut command = caponier();
+        command.args(["forward", "--agent", AGENT, "--host-key-fingerprint", &pin, "-L", &format!("0:{target}")]);
+        command.arg("--gateway").arg(format!("ssh://{gateway}")).arg("--identity").arg(dir.join(identity));
+        if let Some(certificate) = certificate {
+            command.arg("--certificate").arg(dir.join(certificate));
+        }
+        command
+    };
+    let door = SocketAddr::from(([127, 0, 0, 1], world.port));
+    // Nobody is there: nothing is dialled.
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    for (identity, certificate, words) in [
+        ("holder", "late-cert.pub", "it has expired, at 2020-01-0"),
+        ("holder", "early-cert.pub", "it is not valid yet, before 20"),
+        ("holder", "host-cert.pub", "it is a host's"),
+        ("holder", "unfit-cert.pub", "names nobody who could be a principal"),
+        ("holder", "closed-cert.pub", "does not permit port forwarding"),
+        ("provisioner", "good-cert.pub", "it serves no other key"),
+        ("holder", "holder.pub", "it is a plain key"),
+        ("holder", "nothing", "nothing"),
+    ] {
+        let said = run(&mut forward(nowhere, identity, Some(certificate))).await;
+        assert_eq!((said.code(), said.stdout.as_str()), (2, ""), "{certificate}: {said:?}");
+        assert!(said.stderr.contains(words), "{certificate}: {said:?}");
+    }
+    // One that lies beside the key, and is of no use, is told and does not keep the key from being shown.
+    let said = run(&mut forward(door, "late", None)).await;
+    assert_eq!(said.code(), 1, "{said:?}");
+    assert!(said.stderr.contains("warning: passed over") && said.stderr.contains("did not let key"), "{said:?}");
+    // What only the gateway knows, it keeps to itself; what was shown is said.
+    let said = run(&mut forward(door, "stranger", None)).await;
+    assert_eq!(said.code(), 1, "{said:?}");
+    let shown = "nor with the certificate \"stranger\" for nobody-there, by the CA ";
+    assert!(said.stderr.contains(&format!("{shown}{}", fingerprint(&site.public("ca")))), "{said:?}");
+    site.record(Side::Gateway, json!({"event": "auth.refused", "reason": "certificate_principal"})).await;
+
+    for (name, identity, certificate) in [("given", "holder", Some("good-cert.pub")), ("beside", "good", None)] {
+        let mut program = site.background(name, forward(door, identity, certificate));
+        let line = program.says("listening 127.").await;
+        let listens = line.split_once("listening ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        let listens: SocketAddr = listens.expect("an address");
+        echoes(connect(listens).await, b"by certificate").await;
+        let like = json!({"event": "forward.ended", "key_id": "good", "principal": "provisioner"});
+        eventually("its record", async || site.records(Side::Gateway, &like).pop()).await;
+        if certificate.is_none() {
+            continue;
+        }
+        // It is replaced under the session, which then ends: the next one is made with the new one.
+        sign(&dir, "ca", "holder", "renewed", &["-n", "provisioner", "-V", "always:forever"]).await;
+        let (new, old) = (dir.join("renewed-cert.pub"), dir.join("good-cert.pub"));
+        let kept = fs::read(&old).expect("a certificate");
+        fs::rename(&new, &old).expect("renamed");
+        site.registry().about_key(CA, "ca", "principals = [\"prov*\"]\nrevoked_key_ids = [\"good\"]");
+        let like = json!({"event": "forward.open", "key_id": "renewed"});
+        eventually("a forward by the new one", async || {
+            through(listens).await;
+            site.records(Side::Gateway, &like).pop()
+        })
+        .await;
+        site.registry().about_key(CA, "ca", "principals = [\"prov*\"]");
+        fs::write(&old, kept).expect("written");
+        let reloads = json!({"event": "registry.reloaded"});
+        eventually("both changes are taken over", async || {
+            (site.records(Side::Gateway, &reloads).len() > 1).then_some(())
+        })
+        .await;
+    }
+    world.site.stop().await;
+}

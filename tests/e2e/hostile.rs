@@ -87,7 +87,7 @@ impl Site {
             }],
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
-            penalties: gateway::Penalties::default(),
+            penalties: caponier::tunnel::admit::penalty::Terms::default(),
             audit: Sinks::file(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
@@ -287,6 +287,7 @@ impl Linked {
             key: PrivateKey::generate(Algorithm::Ed25519),
             egress: Egress::default(),
             remote_doctor: false,
+            penalties: caponier::tunnel::admit::penalty::Terms::default(),
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
