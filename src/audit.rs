@@ -72,7 +72,7 @@ pub use sink::{Content, Fsync, Rotation, SinkConfig, SinkKind, Sinks};
 use forward::Running;
 use head::{Countersigned, Head, Seal, Signer};
 use prepare::Prepared;
-use record::{DENIED, OPEN, Record, text, unsafe_to_show};
+use record::{DENIED, OPEN, text, unsafe_to_show};
 use sink::{Connect, Heads, Means};
 use strangers::Strangers;
 use writer::Message;
@@ -246,17 +246,18 @@ impl Trail {
         let mut record = opening.record(self.shared.side, DENIED);
         record.reason = text(reason);
         record.detail = text(detail);
-        self.write(&record).await
+        self.write(record.line()).await
     }
 
     /// Records an event that is not a forward's, and returns once that write has returned.
     ///
     /// # Errors
     /// If the record was not accepted.
-    pub async fn note(&self, event: Event) -> Result<(), TrailError> {
+    pub fn note(&self, event: Event) -> impl Future<Output = Result<(), TrailError>> {
+        // Before the wait, which then has room for a line alone: those who note things wait for much else, for hours.
         let record = event.stamped(self.shared.side);
         tally::happened(&record);
-        self.write(&record).await
+        self.write(record.line())
     }
 
     /// Records an event that an unauthenticated peer caused. Never waits: within the budget of [`STRANGER_RECORDS`] per
@@ -323,8 +324,7 @@ impl Trail {
         }
     }
 
-    async fn write(&self, record: &Record) -> Result<(), TrailError> {
-        let line = record.line();
+    async fn write(&self, line: Vec<u8>) -> Result<(), TrailError> {
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
             Ok(Ok(())) => self.shared.accepted(answered).await,
