@@ -23,6 +23,7 @@ mod arrive;
 mod broker;
 pub mod doctor;
 mod door;
+mod examination;
 mod expiries;
 mod forwards;
 mod health;
@@ -320,6 +321,8 @@ struct Gateway {
     room: Room,
     penalties: penalty::Penalties,
     handshakes: Handshakes,
+    /// Agents that look at their targets for somebody at the admin socket.
+    examinations: examination::Examinations,
     drain: Drain,
     /// The tasks that accept.
     accepting: Count,
@@ -400,6 +403,7 @@ pub async fn run(
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         penalties: penalty::Penalties::default(),
         handshakes: Handshakes::new(workers),
+        examinations: examination::Examinations::default(),
         drain: Drain::new(),
         accepting: Count::default(),
         rejected: Mutex::default(),

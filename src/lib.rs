@@ -45,6 +45,7 @@
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | `delegate` | streams that are another stream and a little more |
 //! | 0 | [`diagnosis`] | what an examination has found, for people and for programs |
 //! | 0 | [`chain`], [`task`], [`metrics`], [`trace`] | printing causes; owning tasks; what the process counts about itself, and traces on their way out |
 //!
@@ -214,6 +215,7 @@ pub mod chain;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod delegate;
 pub mod diagnosis;
 pub mod document;
 pub mod drain;

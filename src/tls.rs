@@ -27,6 +27,7 @@ mod issuer;
 pub mod judge;
 pub mod names;
 mod peer;
+mod proof;
 mod roots;
 mod server;
 mod stream;

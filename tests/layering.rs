@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: each row only from those before it. The lowest row of the design has three steps here: what needs
 /// nothing, the keys that need bounds and secrets, the reader of documents that hold ids.
 const ROWS: &[(&str, &[&str])] = &[
-    ("0", &["target", "secret", "limits", "backoff", "rate", "network", "chain", "task", "diagnosis"]),
+    ("0", &["target", "secret", "limits", "backoff", "rate", "network", "chain", "task", "delegate", "diagnosis"]),
     ("0, second step", &["identity", "systemd", "metrics"]),
     ("0, third step", &["document", "drain", "trace"]),
     ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),

@@ -2,17 +2,16 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::io::{AsyncReadExt, DuplexStream};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::identity::{Algorithm, PrivateKey, PublicKey};
 use crate::task::{Crew, Tasks, Threads, Worker};
-use crate::tunnel::ssh::{Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
+use crate::tunnel::ssh::{self, Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
 use crate::tunnel::transport::Control;
 use crate::tunnel::wire;
 
