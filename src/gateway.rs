@@ -23,6 +23,7 @@ mod arrive;
 mod broker;
 pub mod doctor;
 mod door;
+mod examination;
 mod expiries;
 mod forwards;
 mod health;
@@ -311,6 +312,8 @@ struct Gateway {
     room: Room,
     penalties: penalty::Penalties,
     handshakes: Handshakes,
+    /// Agents that look at their targets for somebody at the admin socket.
+    examinations: examination::Examinations,
     drain: Drain,
     /// The tasks that accept.
     accepting: Count,
@@ -387,6 +390,7 @@ pub async fn run(
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         penalties: penalty::Penalties::default(),
         handshakes: Handshakes::new(workers),
+        examinations: examination::Examinations::default(),
         drain: Drain::new(),
         accepting: Count::default(),
         rejected: Mutex::default(),

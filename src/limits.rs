@@ -619,6 +619,10 @@ pub const VERIFY_FINDINGS_MAX: usize = 1_000;
 /// Anchors and heads from elsewhere that a trail is verified against: a head a minute for four months, and 32 MiB.
 pub const VERIFY_ANCHORS_MAX: usize = 262_144;
 
+/// Trails that other places have seen and that are told apart: those of all agents that a gateway holds links to, with a restart of
+/// each.
+pub const VERIFY_TRAILS_MAX: usize = 16_384;
+
 /// Heads of a trail that a countersignature may still come for: an answer is awaited for far less.
 pub const VERIFY_HEADS: usize = 4_096;
 
@@ -1065,6 +1069,12 @@ pub const EXAMINED_REMOTE: Duration = Duration::from_secs(120);
 
 /// How many findings a report over a link has: a finding is less than 256 bytes, and the report has to fit in a message.
 pub const EXAMINED_REPORT: usize = 128;
+
+/// Examinations of agents that a gateway has under way at once: each holds a question at the admin socket for as long as its
+/// agent takes, and most of those have to stay free for health and for whoever looks at what goes on.
+pub const EXAMINATIONS: usize = 4;
+
+const _: () = assert!(EXAMINATIONS * 2 <= ADMIN_CONNECTIONS, "most are for other questions");
 
 /// How much of a registry the doctor goes through to see how its files' times stand to the clock: far more than any folder has.
 pub const REGISTRY_ENTRIES: usize = 100_000;

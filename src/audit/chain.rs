@@ -49,6 +49,10 @@ impl TrailId {
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
+
+    /// The first and the last of all, in their order.
+    pub(super) const FIRST: Self = Self([0; 16]);
+    pub(super) const LAST: Self = Self([u8::MAX; 16]);
 }
 
 impl fmt::Display for TrailId {

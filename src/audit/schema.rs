@@ -444,9 +444,27 @@ pub const EVENTS: &[Event] = &[
         name: "agent.examined",
         sides: LINKED,
         meaning: "An agent was looked at by `caponier doctor`: by its owner, whom the gateway let in and who wanted no link, or \
-                  over its link; the detail says which.",
+                  over its link; the detail says which, and at the gateway how many targets are in order.",
         always: &[&["organisation", "agent"]],
         maybe: &[&["replica", "key", "client", "detail"]],
+        since: 1,
+    },
+    Event {
+        name: "agent.examination_asked",
+        sides: GATEWAY,
+        meaning: "Somebody at the admin socket has an agent asked over its link what it finds at its targets; what came of it is \
+                  `agent.examined` or `agent.examination_failed`.",
+        always: &[&["organisation", "agent"]],
+        maybe: &[&["replica", "key", "detail"]],
+        since: 1,
+    },
+    Event {
+        name: "agent.examination_failed",
+        sides: GATEWAY,
+        meaning: "An agent that was asked over its link gave no report: `empty`, `nonsense`, `too_long`, `nothing_examined`, \
+                  `silent`, `link_lost`, `busy`, or `given_up` because whoever asked had gone.",
+        always: &[&["organisation", "agent", "reason"]],
+        maybe: &[&["replica", "key", "detail"]],
         since: 1,
     },
     Event {

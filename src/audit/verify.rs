@@ -2,7 +2,7 @@
 //!
 //! Promised: whatever was done to a trail between its first and last record shows, with the place, unless whoever did it could make
 //! the chain anew; that shows by the signed heads to whoever has not the key that signs them; and that of whoever has it shows by
-//! what other places have kept ([`Anchors`]). What no head covers yet, and what nobody else has seen, is told apart. Memory
+//! what other places have kept ([`Anchors`]), which also shows where a whole trail was put in another's place. What no head covers yet, and what nobody else has seen, is told apart. Memory
 //! does not grow with the trail.
 //!
 //! Every record has its digest made and is held to be JSON; only what the trail says of itself is read further.
@@ -10,6 +10,7 @@
 //! Not promised: that what was recorded is true. Nor that records are missed that were taken off the end and that no other place
 //! knows of.
 
+mod absent;
 mod anchors;
 mod fields;
 mod judge;
@@ -25,7 +26,7 @@ use super::chain::{Linked, TrailId};
 use crate::identity::{Fingerprint, PublicKey};
 
 pub use anchors::Anchors;
-pub use report::{Finding, Kind, Range, Report, Trail};
+pub use report::{Absent, Finding, Kind, Range, Report, Trail};
 
 use judge::Judge;
 use lines::Lines;

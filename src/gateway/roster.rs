@@ -157,6 +157,12 @@ impl Examination {
         self.permitted.get_or_init(|| ());
     }
 
+    /// Whether the agent may be asked, and nobody waits for its answer.
+    pub(super) fn is_free(&self) -> bool {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        self.permitted.get().is_some() && waiting.as_ref().is_none_or(oneshot::Sender::is_closed)
+    }
+
     /// Has the agent asked; `None` where it may not be, or somebody waits for its answer already.
     pub(super) fn ask(&self) -> Option<oneshot::Receiver<Report>> {
         self.permitted.get()?;

@@ -622,7 +622,7 @@ async fn a_signed_url_serves_clients_of_https_proxies() {
     command.args(["-e", node]).arg(site.path()).arg(target.to_string()).env("HTTPS_PROXY", url);
     assert_eq!(run(&mut command).await.done().trim(), hello);
 
-    // Python's own client speaks to proxies in clear alone, which is taken on loopback.
+    // Python's own client speaks to proxies in clear alone, which is taken on loopback. The next test has clients for TLS.
     let python = "import ssl, sys, urllib.request as r\n\
                   context = ssl.create_default_context(cafile=sys.argv[1])\n\
                   opener = r.build_opener(r.ProxyHandler(), r.HTTPSHandler(context=context))\n\
@@ -668,6 +668,55 @@ async fn a_signed_url_serves_clients_of_https_proxies() {
             assert!(!text.contains(signature.as_str()), "{} has a token", entry.path().display());
         }
     }
+    site.stop().await;
+}
+
+#[tokio::test]
+async fn python_takes_a_signed_url_over_tls() {
+    let (plan, target) = tls_plan().await;
+    let key = register(&plan, TOKEN_KEYS, "signer", "prov*");
+    let site = plan.start().await;
+    let url = |claims: &Claims| format!("https://caponier:{}@localhost:{}", signed(claims, &key), site.address.port());
+    // One set of CAs for both legs is all that the environment can say, so that the file has both.
+    let authorities = ["gateway-ca.pem", "target-ca.pem"].map(|name| fs::read_to_string(site.path().join(name)));
+    let both = site.path().join("both-cas.pem");
+    fs::write(&both, authorities.map(|text| text.expect("a CA")).concat()).expect("written");
+    let requests = "import sys, requests\n\
+                    try: print(requests.get(sys.argv[1], timeout=30).text)\n\
+                    except requests.exceptions.RequestException as error: sys.exit(str(error))";
+    let pools = "import os, ssl, sys, urllib3\n\
+                 url, folder = urllib3.util.parse_url(os.environ['HTTPS_PROXY']), sys.argv[2]\n\
+                 pool = urllib3.ProxyManager(url.url, ca_certs=folder + '/target-ca.pem', timeout=30, retries=False,\n\
+                 proxy_ssl_context=ssl.create_default_context(cafile=folder + '/gateway-ca.pem'),\n\
+                 proxy_headers=urllib3.make_headers(proxy_basic_auth=url.auth))\n\
+                 print(pool.request('GET', sys.argv[1]).data.decode())";
+    let ask = async |script: &str, authorities: &Path, url: &str| {
+        let mut command = Command::new("/usr/bin/python3");
+        command.args(["-c", script, &format!("https://{target}/")]).arg(site.path());
+        command.env("HTTPS_PROXY", url).env("REQUESTS_CA_BUNDLE", authorities);
+        for name in ["NO_PROXY", "no_proxy", "https_proxy", "ALL_PROXY", "all_proxy", "CURL_CA_BUNDLE"] {
+            command.env_remove(name);
+        }
+        run(&mut command).await
+    };
+    let late = {
+        let (hour, claims) = (SignedDuration::from_hours(2), claims());
+        Claims { issued: claims.issued - hour, begins: claims.begins - hour, expires: claims.expires - hour, ..claims }
+    };
+
+    // A gateway whose certificate is by nobody that it knows never sees the token.
+    let said = ask(requests, &site.path().join("target-ca.pem"), &url(&claims())).await;
+    assert!(said.code() != 0 && said.stderr.contains("CERTIFICATE_VERIFY_FAILED"), "{said:?}");
+    let said = ask(requests, &both, &url(&late)).await;
+    assert!(said.code() != 0 && said.stderr.contains("407"), "{said:?}");
+    site.record(Side::Gateway, json!({"event": "auth.refused", "reason": "token_expired"})).await;
+    assert_eq!(site.records(Side::Gateway, &json!({"event": "forward.open"})).len(), 0);
+
+    for script in [requests, pools] {
+        assert_eq!(ask(script, &both, &url(&claims())).await.done().trim(), "hello through the tunnel");
+    }
+    let open = site.records(Side::Gateway, &json!({"event": "forward.open", "door": "connect"}));
+    assert_eq!(open.len(), 2, "{open:?}");
     site.stop().await;
 }
 

@@ -1,4 +1,5 @@
-//! What other places have kept of trails: the other side's trail, or a copy of the heads on another mount.
+//! What is known of trails beside their own files: what other places have kept (the other side's trail, or a copy of the heads on
+//! another mount), and what the caller knows of the files.
 //!
 //! Promised: memory bounded by [`crate::limits::VERIFY_ANCHORS_MAX`]; what cannot be read in such a file is passed over, since that
 //! file is not what is being verified.
@@ -6,19 +7,23 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read};
 
+use super::absent::{Held, Sightings};
 use super::fields::{self, Fields};
 use super::lines::Lines;
+use super::report::Absent;
 use crate::audit::chain::{Link, Linked, TrailId};
 use crate::audit::head::Anchor;
 use crate::limits::VERIFY_ANCHORS_MAX;
 
-/// What is known from elsewhere.
+/// What is known beside the files.
 #[derive(Debug, Default)]
 pub struct Anchors {
     seen: Vec<Seen>,
     by_anchor: HashMap<Anchor, usize>,
     copies: BTreeMap<TrailId, Vec<Copied>>,
     sources: Vec<String>,
+    sightings: Sightings,
+    sink: Option<String>,
     full: bool,
 }
 
@@ -62,7 +67,7 @@ impl Anchors {
             }
             let Ok(fields) = serde_json::from_slice::<Fields<'_>>(line.bytes) else { continue };
             let at = (source, line.number);
-            count += match event {
+            let held = match event {
                 b"trail.anchored" => usize::from(self.anchored(&fields, at)),
                 b"trail.head" => {
                     last = fields.trail.as_deref().and_then(TrailId::parse);
@@ -70,11 +75,35 @@ impl Anchors {
                 }
                 _ => usize::from(self.copied(last, line.bytes, at)),
             };
+            count += held;
+            if held > 0 && event != b"trail.countersigned" {
+                self.full |= !self.sightings.add(event, &fields, source, (line.number, line.offset));
+            }
         }
         for copies in self.copies.values_mut() {
             copies.sort_by_key(|copied| copied.seq);
         }
         Ok(count)
+    }
+
+    /// Takes note that a trail is kept elsewhere, or was given up in order: that the files do not hold it is no finding.
+    pub fn elsewhere(&mut self, trail: TrailId) {
+        self.sightings.elsewhere(trail);
+    }
+
+    /// Takes note whose copy the files are: what the trail says of other sinks' losses accounts for nothing.
+    pub fn copy_of(&mut self, sink: &str) {
+        self.sink = Some(sink.to_owned());
+    }
+
+    /// Whose copy the files are, if that is known.
+    pub(super) fn sink(&self) -> Option<&str> {
+        self.sink.as_deref()
+    }
+
+    /// What other places have seen beside the trails that are here, each with the line and the byte where it was seen first.
+    pub(super) fn absent(&self, held: &[Held]) -> Vec<((u64, u64), Absent)> {
+        self.sightings.absent(held, |source| self.source(source).to_owned())
     }
 
     /// Whether nothing is known from elsewhere.

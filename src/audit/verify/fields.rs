@@ -13,6 +13,14 @@ pub(super) struct Fields<'a> {
     #[serde(borrow)]
     pub(super) side: Option<Cow<'a, str>>,
     #[serde(borrow)]
+    pub(super) organisation: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) agent: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) replica: Option<Cow<'a, str>>,
+    #[serde(borrow)]
+    pub(super) detail: Option<Cow<'a, str>>,
+    #[serde(borrow)]
     pub(super) trail: Option<Cow<'a, str>>,
     pub(super) covers: Option<u64>,
     #[serde(borrow)]

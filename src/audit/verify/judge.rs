@@ -10,6 +10,7 @@
 use std::collections::VecDeque;
 
 use super::Keys;
+use super::absent::{Held, Whose};
 use super::anchors::Anchors;
 use super::fields::{self, Fields};
 use super::lines::Line;
@@ -146,6 +147,10 @@ pub(super) struct Judge<'a> {
     /// The last line, if it is not whole.
     cut: Option<Place>,
     side: Option<String>,
+    /// Whose the trail is, if it is an agent's.
+    whose: Vec<Whose>,
+    /// The trails that are over.
+    held: Vec<Held>,
 }
 
 impl<'a> Judge<'a> {
@@ -161,6 +166,8 @@ impl<'a> Judge<'a> {
             stood_for: Vec::new(),
             cut: None,
             side: None,
+            whose: Vec::new(),
+            held: Vec::new(),
         }
     }
 
@@ -183,7 +190,7 @@ impl<'a> Judge<'a> {
             self.found(Kind::Unreadable, place, Some(seq), None, "the record is not JSON".to_owned());
         }
         let event = fields::event(line.bytes);
-        let own = event.filter(|event| event.starts_with(b"trail.") || *event == b"sink.works");
+        let own = event.filter(|event| event.starts_with(b"trail.") || matches!(*event, b"sink.works" | b"link.up"));
         let own = own.and_then(|event| self.own(event, line.bytes));
         let record = Record { seq, prev, digest: Link::of(line.bytes), place, time: fields::time(line.bytes), own };
         self.take(record);
@@ -195,6 +202,7 @@ impl<'a> Judge<'a> {
         if self.report.trails.is_empty() {
             self.nothing();
         }
+        self.judge_absent();
         for (_, place, whole) in std::mem::take(&mut self.torn) {
             if whole || self.cut != Some(place) {
                 self.found(Kind::Unreadable, place, None, None, NO_RECORD.to_owned());
@@ -254,6 +262,11 @@ impl<'a> Judge<'a> {
         if let Some(side) = fields.side.as_deref().filter(|side| self.side.as_deref() != Some(*side)) {
             self.side = Some(side.to_owned());
         }
+        if fields.side.as_deref() == Some("agent")
+            && let Some(whose) = Whose::agent(&fields)
+        {
+            whose.add_to(&mut self.whose);
+        }
         let text = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
         let link =
             |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().and_then(|text| Link::parse(text.as_bytes()));
@@ -292,6 +305,13 @@ impl<'a> Judge<'a> {
             if begins && here != Some(*trail) {
                 self.finish_trail();
             }
+        }
+        // A file that a rotation has begun, of another trail than the files before: these are over.
+        if let Some(Own::Continued { trail: Some(trail), .. }) = record.own.as_deref()
+            && record.place.line == 1
+            && self.current.as_ref().and_then(|current| current.trail).is_some_and(|here| here != *trail)
+        {
+            self.finish_trail();
         }
         let Some(current) = &mut self.current else { return self.begin(record) };
         let Some(held) = current.held.take() else { return self.step(record) };
@@ -362,7 +382,7 @@ impl<'a> Judge<'a> {
             gaps: Vec::new(),
             copied,
             accounted: Vec::new(),
-            sinks: None,
+            sinks: self.anchors.sink().map(str::to_owned),
             copy_of: None,
         });
         self.says(&record);
@@ -551,6 +571,7 @@ impl<'a> Judge<'a> {
                     current.unsigned_since = record.time;
                     if let Own::Continued { sinks, .. } = own
                         && record.place.line == 1
+                        && self.anchors.sink().is_none()
                     {
                         current.sinks = Some(sinks.clone());
                     }
@@ -769,7 +790,37 @@ impl<'a> Judge<'a> {
             self.judge_tail(&current);
         }
         self.judge_anchors(&current);
-        self.report.trails.push(Trail { side: self.side.clone(), ..current.report });
+        let (side, whose) = (self.side.clone(), std::mem::take(&mut self.whose));
+        let Trail { from, until, .. } = current.report.clone();
+        self.held.push(Held { trail: current.trail, side: side.clone(), whose, from, until });
+        self.report.trails.push(Trail { side, ..current.report });
+    }
+
+    /// What others have seen of whole trails that are not here.
+    fn judge_absent(&mut self) {
+        let mut absent = self.anchors.absent(&self.held);
+        absent.sort_by_key(|(_, absent)| !absent.missed);
+        for ((line, offset), absent) in &absent {
+            if !absent.missed {
+                break;
+            }
+            let text = format!(
+                "{absent}, and it is not in these files: it was deleted or begun anew, or its files were not given \
+                 (--elsewhere {} if it is known where it is)",
+                absent.trail
+            );
+            if self.findings.len() >= VERIFY_FINDINGS_MAX {
+                self.report.more_findings += 1;
+                continue;
+            }
+            // Behind whatever was found in the files.
+            let place = Place { file: usize::MAX, line: *line, offset: *offset };
+            let (file, line, offset) = (absent.by.clone(), *line, *offset);
+            let finding = Finding { kind: Kind::Absent, file, line, offset, seq: None, last_seq: None, text };
+            self.findings.push(Some((place, finding)));
+        }
+        self.report.more_absent = absent.len().saturating_sub(VERIFY_FINDINGS_MAX) as u64;
+        self.report.absent = absent.into_iter().take(VERIFY_FINDINGS_MAX).map(|(_, absent)| absent).collect();
     }
 
     /// What no signed head covers: there may be a little of that at the end, and no more.

@@ -17,6 +17,11 @@ pub struct Report {
     pub more_findings: u64,
     /// What is unusual and accounts for itself.
     pub notes: Vec<Finding>,
+    /// Trails of the same side that other places have seen and that are not here; the first
+    /// [`crate::limits::VERIFY_FINDINGS_MAX`], those that are missed before the others.
+    pub absent: Vec<Absent>,
+    /// How many there are beyond those.
+    pub more_absent: u64,
     /// Records that were read.
     pub records: u64,
     /// Bytes that were read.
@@ -65,6 +70,29 @@ pub struct Range {
     pub by: String,
     /// Whether that is one of the keys that were given.
     pub known: bool,
+}
+
+/// A trail that another place has seen and that is not here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Absent {
+    /// Its id.
+    pub trail: String,
+    /// Who writes it.
+    pub side: String,
+    /// Which of these, as the other place has it.
+    pub whose: Vec<String>,
+    /// Who has seen it.
+    pub by: String,
+    /// How often.
+    pub anchors: u64,
+    /// Since when, by that place's clock.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub from: Option<String>,
+    /// Up to when.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+    /// Whether it may be of whom one of the trails here is, so that it should be here as well.
+    pub missed: bool,
 }
 
 /// Something at a place.
@@ -122,6 +150,8 @@ pub enum Kind {
     Rewritten,
     /// Another place has seen more of the trail than there is.
     Truncated,
+    /// Another place has seen a trail of the same writer's that is not here.
+    Absent,
     /// A countersignature that does not hold, or of something that is not in the trail.
     CountersignatureForged,
     /// A line that a crash has left incomplete, as the next start has recorded.
@@ -152,11 +182,29 @@ impl Kind {
             Self::HeadMissing => "head_missing",
             Self::Rewritten => "rewritten",
             Self::Truncated => "truncated",
+            Self::Absent => "absent",
             Self::CountersignatureForged => "countersignature_forged",
             Self::Recovered => "recovered",
             Self::Lost => "lost",
             Self::BeginsLater => "begins_later",
         }
+    }
+}
+
+impl fmt::Display for Absent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { trail, side, whose, by, anchors, from, until, .. } = self;
+        write!(f, "trail {trail}")?;
+        match whose.first() {
+            Some(whose) => write!(f, " of the {whose}")?,
+            None => write!(f, " of {} {side}", if side == "agent" { "an" } else { "a" })?,
+        }
+        let heads = if *anchors == 1 { "a head".to_owned() } else { format!("{anchors} heads") };
+        write!(f, ": {by} has seen {heads} of it")?;
+        if let Some((from, until)) = from.as_ref().zip(until.as_ref()) {
+            write!(f, ", from {from} to {until}")?;
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,7 @@
 //! Trails made by the chain, and what can be done to them.
 
+mod absent;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -11,6 +13,9 @@ use crate::identity::{Algorithm, PrivateKey};
 #[derive(Clone)]
 struct Made {
     trail: TrailId,
+    side: &'static str,
+    /// When it begins, in milliseconds of Unix time.
+    since: i64,
     chain: Chain,
     lines: Vec<Vec<u8>>,
     signer: Option<Signer>,
@@ -19,9 +24,13 @@ struct Made {
 
 impl Made {
     fn begin(signer: Option<&Signer>) -> Self {
-        let trail = TrailId::parse("000102030405060708090a0b0c0d0e0f").expect("an id");
-        let chain = Chain::begin(&trail);
-        let mut made = Self { trail, chain, lines: Vec::new(), signer: signer.cloned(), anchors: Vec::new() };
+        Self::begin_as("000102030405060708090a0b0c0d0e0f", "agent", 1_790_000_000_000, signer)
+    }
+
+    fn begin_as(trail: &str, side: &'static str, since: i64, signer: Option<&Signer>) -> Self {
+        let trail = TrailId::parse(trail).expect("an id");
+        let (chain, signer) = (Chain::begin(&trail), signer.cloned());
+        let mut made = Self { trail, side, since, chain, lines: Vec::new(), signer, anchors: Vec::new() };
         made.add("trail.started", &format!("\"trail\":\"{trail}\",\"version\":\"0.1.0\",\"pid\":1"));
         made
     }
@@ -29,14 +38,15 @@ impl Made {
     fn add(&mut self, event: &str, members: &str) {
         let time = format!("{:.3}", jiff::Timestamp::from_millisecond(self.time()).expect("a time"));
         let more = if members.is_empty() { String::new() } else { format!(",{members}") };
-        let line = format!("{{\"v\":1,\"time\":\"{time}\",\"event\":\"{event}\",\"side\":\"agent\"{more}}}\n");
+        let side = self.side;
+        let line = format!("{{\"v\":1,\"time\":\"{time}\",\"event\":\"{event}\",\"side\":\"{side}\"{more}}}\n");
         let mut line = line.into_bytes();
         self.chain.link(&mut line);
         self.lines.push(line);
     }
 
     fn time(&self) -> i64 {
-        1_790_000_000_000 + i64::try_from(self.chain.next()).expect("few") * 10
+        self.since + i64::try_from(self.chain.next()).expect("few") * 10
     }
 
     fn forwards(mut self, count: usize) -> Self {
@@ -526,6 +536,28 @@ fn what_another_sink_has_lost_accounts_for_nothing() {
         made.lines.drain(6..10);
         let report = look(&made.lines[before..].concat(), &keys);
         assert_eq!(report.intact, intact, "{sink}: {report:#?}");
+    }
+}
+
+/// Of a file that no rotation has begun, the caller can say whose it is.
+#[test]
+fn what_another_sink_has_lost_accounts_for_nothing_where_it_is_said_whose_copy_it_is() {
+    let (signer, keys) = signer();
+    let mut made = Made::begin(Some(&signer)).forwards(9);
+    made.add("sink.works", "\"sink\":\"siem\",\"lost\":4");
+    let mut made = made.head().stop();
+    made.lines.drain(3..7);
+    for (sink, kinds) in [(None, vec![]), (Some("siem"), vec![]), (Some("file"), vec![Kind::Missing])] {
+        let mut anchors = Anchors::default();
+        if let Some(sink) = sink {
+            anchors.copy_of(sink);
+        }
+        let report = verify_inputs(vec![("trail", &made.bytes()[..])], &keys, &mut anchors).expect("read");
+        assert_eq!(
+            report.findings.iter().map(|finding| finding.kind).collect::<Vec<_>>(),
+            kinds,
+            "{sink:?} {report:#?}"
+        );
     }
 }
 

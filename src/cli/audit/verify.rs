@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::audit::chain::TrailId;
 use crate::audit::compare::{self, Comparison};
 use crate::audit::verify::{self, Anchors, Keys, Range, Report, Trail};
 use crate::cli::{Exit, ExitWith, print};
@@ -33,6 +34,13 @@ What is vouched for and what is not is told apart: records at the end that no he
 Nor are a line that a crash has left incomplete, if the next start has recorded it, or records that a copy has lost, if the \
 trail says so: these are notes.
 
+A trail of this side's that another place has seen and that is not among the files is reported with its id, how many of its \
+heads were seen, and from when to when. If it may be the same writer's (an agent's, by the agent and replica that the gateway's \
+trail names; a gateway's, by the address at which the agent's trail has it, unless both ran at the same time; any, by a copy of \
+heads that holds both), then this copy does not hold it, and that is a finding: it was deleted and begun anew, or its files were \
+not given. Give them, or say with --elsewhere that you know where it is. Others', as other agents' in a gateway's trail, are \
+counted only.
+
 --compare holds the trail of a gateway and that of its agent against each other, forward by forward: who, for what, how it \
 ended, how many bytes. The gateway's forwards of other agents do not count. Verify the other trail as well.
 
@@ -47,6 +55,12 @@ pub struct Args {
     /// What another place has kept: the other side's trail, or a copy of this one's heads; copied before the trail itself.
     #[arg(long, value_name = "FILE", num_args = 1)]
     anchors: Vec<PathBuf>,
+    /// The id of a trail of which it is known where it is, or that it was given up in order: that it is not here is no finding.
+    #[arg(long, value_name = "TRAIL", num_args = 1, value_parser = trail_id)]
+    elsewhere: Vec<TrailId>,
+    /// The sink whose copy the files are: that others have lost records, as the trail says, does not excuse what is missing here.
+    #[arg(long, value_name = "SINK")]
+    sink: Option<String>,
     /// The other side's trail, to be compared forward by forward; repeated for its rotated files.
     #[arg(long, value_name = "OTHER")]
     compare: Vec<PathBuf>,
@@ -82,6 +96,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     }
     let mut anchors = Anchors::default();
+    args.elsewhere.iter().for_each(|trail| anchors.elsewhere(*trail));
+    if let Some(sink) = &args.sink {
+        anchors.copy_of(sink);
+    }
     for path in &args.anchors {
         let read = fs::File::open(path).and_then(|file| anchors.read(&path.display().to_string(), file));
         let count = read.with_context(|| format!("could not read {}", path.display())).exit_with(Exit::Usage)?;
@@ -116,6 +134,10 @@ pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if report.intact && agree { Exit::Done } else { Exit::Failed }.into())
 }
 
+fn trail_id(text: &str) -> Result<TrailId, &'static str> {
+    TrailId::parse(text).ok_or("not the id of a trail, which is 32 digits of 0-9 a-f")
+}
+
 fn warn(text: &str) {
     let _ = writeln!(io::stderr(), "caponier: warning: {text}");
 }
@@ -140,6 +162,7 @@ fn told(report: &Report, comparison: Option<&Comparison>, keys: &Keys, files: us
     for note in &report.notes {
         let _ = writeln!(text, "note: {note}");
     }
+    tell_absent(&mut text, report);
     for finding in &report.findings {
         let _ = writeln!(text, "{finding}");
     }
@@ -181,6 +204,21 @@ fn tell(text: &mut String, trail: &Trail) {
     ranges(text, "signed", &trail.signed, trail.unsigned_tail);
     ranges(text, "anchored", &trail.anchored, trail.unanchored_tail);
 }
+
+/// Trails that are not here and need not be; those that are missed are findings.
+fn tell_absent(text: &mut String, report: &Report) {
+    let others: Vec<_> = report.absent.iter().filter(|absent| !absent.missed).collect();
+    for absent in others.iter().take(ABSENT_SHOWN) {
+        let _ = writeln!(text, "not here: {absent}; as far as can be told, another writer's");
+    }
+    let more = others.len().saturating_sub(ABSENT_SHOWN) as u64 + report.more_absent;
+    if more > 0 {
+        let _ = writeln!(text, "not here: {more} more of others");
+    }
+}
+
+/// How many trails of others' are shown one by one.
+const ABSENT_SHOWN: usize = 8;
 
 fn tell_comparison(text: &mut String, comparison: &Comparison) {
     for difference in &comparison.differences {
