@@ -102,7 +102,8 @@
 //! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, numbers all that is in it, writes it to the
 //! required sinks of this machine and waits for those over a network, then answers everybody who waits. It is the last to
 //! end. Each sink that is not required has a thread (`audit::lane`) or task (`audit::sink`), which waits for its own queue and for
-//! the sink; a thread that hangs in a write is left behind at the end. Beside the writer one task wakes it every
+//! the sink; a thread that hangs in a write is left behind at the end. A file that is synchronised at intervals has a thread
+//! for that while it lasts (`audit::syncer`), so that nobody waits for the disk. Beside the writer one task wakes it every
 //! [`limits::TRAIL_RETRY`], has forwards that last say how far they are, and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
 //!

@@ -559,6 +559,18 @@ pub const SINK_RETRY_FIRST: Duration = Duration::from_millis(250);
 /// The longest pause between two attempts to reach a collector: where it is required, nothing opens meanwhile.
 pub const SINK_RETRY_CAP: Duration = Duration::from_secs(5);
 
+/// How long a new connection to a collector waits for its token and certificates to be read again: a disk takes milliseconds, and
+/// what was read before will do.
+pub const SINK_FILES: Duration = Duration::from_secs(5);
+
+/// How often a collector must refuse a record by itself until a sink that is not required goes on without it: what stands before a
+/// collector may refuse once what it takes the next time.
+pub const SINK_REFUSALS: u32 = 3;
+
+/// How many requests a collector must have taken, after one that was too much for it, until twice as much is tried again: its
+/// limit costs one refusal in so many then, and one record that it refused does not keep requests small.
+pub const SINK_TAKEN_BEFORE_MORE: u32 = 32;
+
 /// Records that are written to a syslog collector at once.
 pub const SYSLOG_RECORDS: usize = 1_024;
 

@@ -29,7 +29,7 @@ impl State for Program {
             Some(why) => Part::failing("links", why, "do something").of("acme").since(Some(Timestamp::UNIX_EPOCH)),
             None => Part::ready("links").of("acme"),
         };
-        vec![links, Part::trail(None), Part::drain(None)]
+        vec![links, Part::trail(None, None), Part::drain(None)]
     }
 }
 

@@ -32,13 +32,13 @@ async fn ready(place: SocketAddr) -> (u16, Value) {
 }
 
 /// The part of this name.
-fn part<'a>(report: &'a Value, name: &str) -> &'a Value {
+pub(crate) fn part<'a>(report: &'a Value, name: &str) -> &'a Value {
     let parts = report["parts"].as_array().expect("parts");
     parts.iter().find(|part| part["part"] == name).unwrap_or_else(|| panic!("{name}: {report}"))
 }
 
 /// Waits until a part is in order, or not.
-async fn becomes(place: SocketAddr, name: &str, good: bool) -> Value {
+pub(crate) async fn becomes(place: SocketAddr, name: &str, good: bool) -> Value {
     let what = format!("{name} becomes {good}");
     eventually(&what, async || {
         let (status, report) = ready(place).await;
