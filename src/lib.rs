@@ -37,6 +37,7 @@
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
 //! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs and the export of traces, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
+//! | 3 | [`service`], above [`tunnel`] | what the programs that run for long have in common: beginning, reloading, ending |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice, heads of trails that go over a link |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail, its collectors, and reading and verifying it; who exists, who certifies, what expires, how keys come and go; databases and roles |
 //! | 2 | [`health`] | whether a program lives and is ready, its metrics, over HTTP and in a file |
@@ -235,6 +236,7 @@ pub mod registry;
 pub mod reload;
 pub mod resolve;
 pub mod secret;
+pub mod service;
 pub mod systemd;
 pub mod target;
 pub mod task;

@@ -21,6 +21,7 @@ const ROWS: &[(&str, &[&str])] = &[
     ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),
     ("2", &["audit", "registry", "provision", "health"]),
     ("3", &["tunnel"]),
+    ("3, second step", &["service"]),
     ("4", &["agent", "gateway", "proxy", "client"]),
     ("5", &["config", "telemetry"]),
     ("6", &["cli"]),

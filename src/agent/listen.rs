@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -290,24 +290,17 @@ async fn serve(
                 break;
             }
             () = stop.cancelled() => break,
-            () = spent(&agent, &forwards) => {
+            () = agent.drain.spent(&forwards) => {
                 goodbye = true;
                 break;
             }
         }
     }
-    if goodbye && server.disconnect("the agent goes away").await {
-        // The client hangs up when it has read that; if it does not, the cut does.
-        drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
+    if goodbye {
+        server.farewell("the agent goes away").await;
     }
     switch.cut();
     server.misconduct.record(&agent.trail, event).await;
-}
-
-/// Waits until the agent drains and the session's last forward has ended.
-async fn spent(agent: &Agent, forwards: &Count) {
-    agent.drain.begun().cancelled().await;
-    forwards.none().await;
 }
 
 #[derive(Default)]
