@@ -9,8 +9,9 @@ pub const LOGIN_GRACE: Duration = Duration::from_secs(20);
 /// How long the gateway waits for the peer's identification string before it sends its own: clients that wait for the
 /// server's line (ssh-keyscan, which waits for 5 s) are served, agents and ordinary clients speak at once. On the same
 /// port come clients of TLS and HTTP, to whom that line is garbage: it has to be later than a first word that was lost
-/// on the way and sent again, which is a second after the first (RFC 6298), or that a busy host is slow to make.
-pub const IDENTIFICATION_PATIENCE: Duration = Duration::from_millis(1_500);
+/// on the way and sent again, which is a second after the first (RFC 6298) and a round trip, or that a busy host is slow
+/// to make.
+pub const IDENTIFICATION_PATIENCE: Duration = Duration::from_secs(3);
 
 /// The longest identification string, with its line end (RFC 4253 §4.2).
 pub const IDENTIFICATION_MAX: usize = 255;
