@@ -517,8 +517,12 @@ async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<
             Err(faults) => Err(faults.to_string()),
         };
         let event = match taken {
-            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes),
+            Ok(changes) => {
+                gateway.forwards.tell("config.reloaded", None, &changes.to_string());
+                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
+            }
             Err(why) => {
+                gateway.forwards.tell("config.rejected", None, &why);
                 error!("the configuration cannot be taken over, so that nothing that changed in it holds: {why}");
                 Event::new(Kind::ConfigRejected).detail(why)
             }

@@ -706,7 +706,7 @@ pub const FILE_MAX: u64 = 1024 * 1024;
 /// machine sleeps, which no timer notices. So a time is noticed at most this late.
 pub const CLOCK_LOOK: Duration = Duration::from_secs(1);
 
-/// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
+/// Addresses of its own gateways, proxy and collectors that an agent remembers, to keep forwards away from them.
 pub const WAYS_OUT: usize = 1_024;
 
 /// Links of one agent that are held at once, over all its replicas, replaced ones that still carry forwards included: what

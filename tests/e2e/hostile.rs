@@ -287,6 +287,7 @@ impl Linked {
             key: PrivateKey::generate(Algorithm::Ed25519),
             egress: Egress::default(),
             remote_doctor: false,
+            traces: None,
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),
