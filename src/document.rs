@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
@@ -40,6 +40,7 @@ pub use table::Table;
 use tree::{Lines, Node, Origin, Step, TableNode, Value, written};
 
 use crate::limits::FILE_MAX;
+use crate::secret::{self, Secret};
 
 /// A document with the faults found in it so far.
 pub struct Document {
@@ -278,6 +279,21 @@ pub fn read_text_if(file: &Path, accept: impl FnOnce(&Metadata) -> Result<(), St
         faults.add(Fault { line: Some(line), ..Faults::whole(file, "not UTF-8 text") });
         faults
     })
+}
+
+/// As [`read_text`], of a file that keeps others out.
+///
+/// # Errors
+/// As [`read_text`], or if others can read it.
+pub fn read_secret(file: &Path) -> Result<Secret<String>, Faults> {
+    let private = |metadata: &Metadata| {
+        let (path, mode) = (file.display(), metadata.mode() & 0o7777);
+        if secret::is_private(metadata) {
+            return Ok(());
+        }
+        Err(format!("can be read by others (mode {mode:04o}): run `chmod 600 {path}`"))
+    };
+    read_text_if(file, private).map(Secret::new)
 }
 
 /// Appends a key to a dotted path; a key that could not be written bare is quoted.

@@ -56,6 +56,9 @@ pub const ALPN_SSH: &[u8] = b"caponier/1";
 /// HTTP, which leads on to WebSocket or CONNECT.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
 
+/// HTTP/2, which nothing of ours speaks: for those whose bytes are passed on as they are.
+pub const ALPN_HTTP2: &[u8] = b"h2";
+
 /// Whether a certificate could carry `name`: a DNS name or a literal address.
 #[must_use]
 pub fn is_server_name(name: &str) -> bool {

@@ -24,6 +24,7 @@ use crate::reload::Changes;
 use crate::resolve::Resolver;
 use crate::target::Target;
 use crate::tls::Identity;
+use crate::tunnel::admit::penalty::Terms;
 use crate::tunnel::connect::Egress;
 use crate::tunnel::dial::{Tls, Way};
 
@@ -47,6 +48,8 @@ pub(super) struct State {
     pub(super) remote_doctor: bool,
     /// The listener, if there is one.
     listen: Option<Listen>,
+    /// What is held against those who come there.
+    penalties: Terms,
     organisations: HashMap<OrganisationId, Served>,
 }
 
@@ -102,6 +105,7 @@ impl State {
             resolver,
             remote_doctor: config.remote_doctor,
             listen: config.listen.clone(),
+            penalties: config.penalties.clone(),
             organisations,
         }
     }
@@ -115,6 +119,11 @@ impl State {
     /// Whether the agent has a listener, which accepts from there.
     pub(super) fn listens_to(&self, client: IpAddr) -> bool {
         self.listen.as_ref().is_some_and(|listen| listen.accepts(client))
+    }
+
+    /// Whether faults are held against an address.
+    pub(super) fn blames(&self, client: IpAddr) -> bool {
+        self.penalties.hold(client)
     }
 
     /// What lets somebody log in, and when: the orchestrators' keys and CAs.
@@ -369,6 +378,7 @@ pub(super) fn changes(old: &Config, new: &Config) -> Changes {
     single(&mut changes, &format!("replica {}", new.replica), old.replica != new.replica);
     single(&mut changes, "proxy", old.egress != new.egress);
     single(&mut changes, "limits", old.limits != new.limits);
+    single(&mut changes, "penalties", old.penalties != new.penalties);
     single(&mut changes, "resolver", old.resolver != new.resolver);
     single(&mut changes, "drain_s", old.drain != new.drain);
     single(&mut changes, "remote_doctor", old.remote_doctor != new.remote_doctor);

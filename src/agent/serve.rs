@@ -515,7 +515,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
                     Control::Drain(Drain { deadline_s: drain.left_s() })
                 }
                 Some(report) = found.recv() => Control::Examined(report),
-                Some(message) = said.recv() => message,
+                Some(message) = said.recv() => *message,
                 else => return std::future::pending::<()>().await,
             };
             if writer.send(message.encode()).await.is_err() {

@@ -1,13 +1,16 @@
-//! Comparing the trails of a gateway and of one of its agents, forward by forward.
+//! Comparing the trails of gateways and of their agents, forward by forward.
 //!
 //! Promised: each forward that both sides should know is found on both or named; where both know it, they agree on who, for what
-//! and how it ended, and on the bytes as far as its way of ending lets them. The two trails are read once to see what they hold,
-//! and once together by time. Memory is bounded by the forwards that live at once and those that have ended within the
+//! and how it ended, and on the bytes as far as its way of ending lets them. The trails are read once to see what they hold, and
+//! once together by time. Memory is bounded by the forwards that live at once and those that have ended within the
 //! tolerance for clocks; where even those are too many, the oldest are counted as not compared.
 //!
 //! A trail should be [verified](super::verify) before: what was tampered with is compared as it stands.
 //!
-//! Not promised: anything about forwards of other agents, of other gateways, or of guests of an agent that listens.
+//! An agent's trail has the forwards of all gateways that it is linked to. Those for organisations of which the gateways' trails
+//! here know nothing are counted apart; of several gateways for one organisation, all trails have to be given.
+//!
+//! Not promised: anything about forwards of other agents, or of guests of an agent that listens.
 
 mod pair;
 mod stream;
@@ -23,7 +26,7 @@ use super::verify::{self, VerifyError};
 use crate::limits::{COMPARE_FORWARDS, VERIFY_FINDINGS_MAX};
 
 use pair::{Half, Pair};
-use stream::{Happening, Step, Stream, Survey};
+use stream::{Happening, Step, Streams, Surveys};
 
 /// How two trails compare.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
@@ -40,6 +43,8 @@ pub struct Comparison {
     pub live: u64,
     /// Forwards of times that the other trail does not cover.
     pub outside: u64,
+    /// Forwards of the agent for organisations of which the gateways' trails know nothing, so that they are other gateways'.
+    pub elsewhere: u64,
     /// Forwards that were too many to be held until the other side's came.
     pub not_compared: u64,
     /// How many differences there are of each category.
@@ -116,11 +121,11 @@ pub enum CompareError {
     #[error(transparent)]
     Read(#[from] VerifyError),
     /// Not a gateway's and an agent's.
-    #[error("one trail has to be a gateway's and the other an agent's; these are {0} and {1}")]
+    #[error("on one side have to be gateways' trails and on the other agents'; these are {0} and {1}")]
     Sides(String, String),
 }
 
-/// Compares the trail that stands in `ours` with the one in `theirs`; which of them is the gateway's shows. `skew` is by how much
+/// Compares the trails that stand in `ours` with those in `theirs`; which of them are the gateways' shows. `skew` is by how much
 /// their clocks may differ. `progress` is told of the bytes that were read since it was told last; each file is read twice.
 ///
 /// # Errors
@@ -131,40 +136,44 @@ pub fn compare(
     skew: Duration,
     mut progress: impl FnMut(u64),
 ) -> Result<Comparison, CompareError> {
-    let (ours, theirs) = (verify::in_order(ours)?, verify::in_order(theirs)?);
-    let first = Survey::of(&ours, &mut progress)?;
-    let second = Survey::of(&theirs, &mut progress)?;
-    let ((gateway, at_gateway), (agent, at_agent)) = match (first.side.as_deref(), second.side.as_deref()) {
-        (Some("gateway"), Some("agent")) => ((ours, first), (theirs, second)),
-        (Some("agent"), Some("gateway")) => ((theirs, second), (ours, first)),
+    let (ours, theirs) = (verify::by_trail(ours)?, verify::by_trail(theirs)?);
+    let first = Surveys::of(&ours, &mut progress)?;
+    let second = Surveys::of(&theirs, &mut progress)?;
+    let ((gateway, at_gateway), (agent, at_agent)) = match (first.side(), second.side()) {
+        (Ok(Some("gateway")), Ok(Some("agent"))) => ((ours, first), (theirs, second)),
+        (Ok(Some("agent")), Ok(Some("gateway"))) => ((theirs, second), (ours, first)),
         (ours, theirs) => {
-            let said = |side: Option<&str>| side.unwrap_or("nobody's").to_owned();
+            let said = |side: Result<Option<&str>, &str>| match side {
+                Ok(side) => side.unwrap_or("nobody's").to_owned(),
+                Err(other) => format!("several sides', also a trail of the {other}'s"),
+            };
             return Err(CompareError::Sides(said(ours), said(theirs)));
         }
     };
     let skew = i64::try_from(skew.as_millis()).unwrap_or(i64::MAX / 4);
     let mut matching = Matching {
         skew,
+        apart: at_gateway.share_an_agent_with(&at_agent),
         at_gateway,
         at_agent,
         pairs: HashMap::new(),
         due: VecDeque::new(),
         result: Comparison::default(),
     };
-    let (mut gateway, mut agent) = (Stream::new(gateway), Stream::new(agent));
-    let mut next = (gateway.next(&mut progress)?, agent.next(&mut progress)?);
+    let mut gateway = Streams::new(gateway, &mut progress)?;
+    let mut agent = Streams::new(agent, &mut progress)?;
     loop {
-        let at_gateway = match &next {
-            (Some(gateway), Some(agent)) => gateway.time <= agent.time,
+        let at_gateway = match (gateway.time(), agent.time()) {
+            (Some(gateway), Some(agent)) => gateway <= agent,
             (Some(_), None) => true,
             (None, Some(_)) => false,
             (None, None) => break,
         };
         if at_gateway {
-            let Some(happening) = std::mem::replace(&mut next.0, gateway.next(&mut progress)?) else { break };
+            let Some(happening) = gateway.next(&mut progress)? else { break };
             matching.at_gateway(happening);
         } else {
-            let Some(happening) = std::mem::replace(&mut next.1, agent.next(&mut progress)?) else { break };
+            let Some(happening) = agent.next(&mut progress)? else { break };
             matching.at_agent(happening);
         }
     }
@@ -173,8 +182,10 @@ pub fn compare(
 
 struct Matching {
     skew: i64,
-    at_gateway: Survey,
-    at_agent: Survey,
+    at_gateway: Surveys,
+    at_agent: Surveys,
+    /// Whether the gateways know an agent that the agent's trail is of: then those that they do not know are other gateways'.
+    apart: bool,
     /// By the gateway's id.
     pairs: HashMap<Box<str>, Pair>,
     /// When a forward that only one side has closed is to be judged, in the order of time.
@@ -185,7 +196,7 @@ struct Matching {
 impl Matching {
     fn at_gateway(&mut self, happening: Happening) {
         let time = happening.time;
-        let ours = self.at_agent.is_of(happening.organisation.as_deref(), happening.agent.as_deref());
+        let ours = self.at_agent.is_of(happening.organisation.as_deref().zip(happening.agent.as_deref()));
         if ours && let Some(id) = happening.forward.clone() {
             let pair = self.pair(&id, time);
             if happening.step == Step::Attempt {
@@ -261,19 +272,25 @@ impl Matching {
         match (&pair.gateway, &pair.agent) {
             (Some(gateway), Some(agent)) => self.judge_both(id, pair, gateway, agent),
             (Some(gateway), None) if !gateway.must_be_known() => self.result.never_asked += 1,
-            (Some(gateway), None) if !self.at_agent.covers(gateway, self.skew) => self.result.outside += 1,
+            (Some(gateway), None) if !self.at_agent.cover(gateway, self.skew) => self.result.outside += 1,
             (Some(gateway), None) if !gateway.is_closed() => self.without_end(id, pair),
             (Some(gateway), None) => {
                 let said = (gateway.outcome_in_words(), "nothing".to_owned());
                 self.differ(Category::MissingAtAgent, id, pair, said);
             }
-            (None, Some(agent)) if !self.at_gateway.covers(agent, self.skew) => self.result.outside += 1,
+            (None, Some(agent)) if self.is_elsewhere(agent) => self.result.elsewhere += 1,
+            (None, Some(agent)) if !self.at_gateway.cover(agent, self.skew) => self.result.outside += 1,
             (None, Some(agent)) => {
                 let said = ("nothing".to_owned(), agent.outcome_in_words());
                 self.differ(Category::MissingAtGateway, id, pair, said);
             }
             (None, None) => {}
         }
+    }
+
+    /// Whether a forward of the agent's is another gateway's.
+    fn is_elsewhere(&self, agent: &Half) -> bool {
+        self.apart && agent.whose().is_some() && !self.at_gateway.is_of(agent.whose())
     }
 
     fn judge_both(&mut self, id: &str, pair: &Pair, gateway: &Half, agent: &Half) {
@@ -295,8 +312,9 @@ impl Matching {
 
     /// One side has it open at its trail's end.
     fn without_end(&mut self, id: &str, pair: &Pair) {
-        let open = |half: &Option<Half>, survey: &Survey| {
-            half.as_ref().is_some_and(|half| !half.is_closed()) && survey.has_ended(self.skew, pair.closed())
+        let open = |half: &Option<Half>, surveys: &Surveys| {
+            let open = half.as_ref().filter(|half| !half.is_closed());
+            open.is_some_and(|half| surveys.has_ended(half, self.skew, pair.closed()))
         };
         if open(&pair.gateway, &self.at_gateway) || open(&pair.agent, &self.at_agent) {
             let said = |half: &Option<Half>| half.as_ref().map_or_else(|| "nothing".to_owned(), Half::outcome_in_words);
@@ -311,7 +329,7 @@ impl Matching {
         if self.result.differences.len() >= VERIFY_FINDINGS_MAX {
             return;
         }
-        let at = |half: &Option<Half>, survey: &Survey| half.as_ref().map(|half| survey.place(half.place));
+        let at = |half: &Option<Half>, surveys: &Surveys| half.as_ref().map(|half| surveys.place(half.place));
         self.result.differences.push(Difference {
             category,
             forward: id.to_owned(),

@@ -536,7 +536,7 @@ pub const EVENTS: &[Event] = &[
         sides: LINKED,
         meaning: "The other side's head was seen here and countersigned.",
         always: &[&["peer_trail", "peer_digest"]],
-        maybe: &[&["organisation", "agent", "replica", "key", "signature"]],
+        maybe: &[&["organisation", "agent", "replica", "detail", "key", "signature"]],
         since: 1,
     },
     Event {
@@ -544,13 +544,13 @@ pub const EVENTS: &[Event] = &[
         sides: LINKED,
         meaning: "The other side has countersigned a head of this trail.",
         always: &[&["covers", "digest", "signed", "key", "signature"]],
-        maybe: &[&["organisation", "agent", "replica", "trail"]],
+        maybe: &[&["organisation", "agent", "replica", "detail", "trail"]],
         since: 1,
     },
     Event {
         name: "sink.failed",
         sides: ALL,
-        meaning: "A sink that is not required does not take records; they are counted as lost.",
+        meaning: "A sink that is not required does not take records; what it will never get is counted.",
         always: &[&["sink"]],
         maybe: &[&["reason", "detail"]],
         since: 1,
@@ -651,8 +651,18 @@ pub const FIELDS: &[Field] = &[
     of("peer_trail", Form::TrailId, "The id of the other side's trail."),
     of("peer_digest", Form::Digest, "The digest of the other side's head."),
     of("signature", Form::Base64, "The SSH signature (SSHSIG, namespace `audit@caponier`)."),
-    of("seq", Form::Number, "The record's place in the trail, from 0 without a gap."),
-    of("prev", Form::Digest, "The digest of the line before, its newline included."),
+    of(
+        "seq",
+        Form::Number,
+        "The record's place in the trail, from 0 without a gap. Alone it is no key: a collector that gets a record again \
+         knows it by the trail's id (`trail`), `seq` and `prev` together.",
+    ),
+    of(
+        "prev",
+        Form::Digest,
+        "The digest of the line before, its newline included. The same `seq` with another `prev` is no repeat, but a record \
+         of another trail, or of a forged one.",
+    ),
 ];
 
 #[cfg(test)]

@@ -133,7 +133,12 @@ pub fn verify_inputs<R: Read>(inputs: Vec<(&str, R)>, keys: &Keys, anchors: &mut
 /// The files in the order in which they were written: by the number of the first record that can be read. What belongs to
 /// one trail stays together, in the order in which the trails are given. An index that is named with its file (by a `*`, say) is
 /// passed over.
-pub(in crate::audit) fn in_order(paths: &[PathBuf]) -> Result<Vec<PathBuf>, VerifyError> {
+fn in_order(paths: &[PathBuf]) -> Result<Vec<PathBuf>, VerifyError> {
+    Ok(by_trail(paths)?.into_iter().flatten().collect())
+}
+
+/// The same, each trail's by themselves.
+pub(in crate::audit) fn by_trail(paths: &[PathBuf]) -> Result<Vec<Vec<PathBuf>>, VerifyError> {
     let mut known: Vec<TrailId> = Vec::new();
     let mut placed = Vec::new();
     for path in paths.iter().filter(|path| !is_index(path, paths)) {
@@ -143,10 +148,13 @@ pub(in crate::audit) fn in_order(paths: &[PathBuf]) -> Result<Vec<PathBuf>, Veri
         }
         placed.push((begins, path));
     }
-    let rank =
-        |trail: Option<TrailId>| trail.and_then(|trail| known.iter().position(|known| *known == trail)).unwrap_or(0);
-    placed.sort_by_key(|((trail, seq), _)| (rank(*trail), *seq));
-    Ok(placed.into_iter().map(|(_, path)| path.clone()).collect())
+    let mut trails: Vec<Vec<(u64, PathBuf)>> = vec![Vec::new(); known.len().max(1)];
+    for ((trail, seq), path) in placed {
+        let at = trail.and_then(|trail| known.iter().position(|known| *known == trail)).unwrap_or(0);
+        trails[at].push((seq, path.clone()));
+    }
+    trails.iter_mut().for_each(|files| files.sort_by_key(|(seq, _)| *seq));
+    Ok(trails.into_iter().map(|files| files.into_iter().map(|(_, path)| path).collect()).collect())
 }
 
 /// Whether that is the index of another of these files.

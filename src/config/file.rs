@@ -32,6 +32,7 @@ use crate::identity::{Certificate, ID_MAX, OrganisationId, PrivateKey, ReplicaId
 use crate::network::{Network, Networks};
 use crate::target::Target;
 use crate::tls::ClientOptions;
+use crate::tunnel::admit::penalty::{Exempt, Terms};
 use crate::tunnel::connect::url::{GatewayUrl, Ways};
 use crate::{agent, gateway};
 
@@ -61,6 +62,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         .collect();
     let listen = optional(listen, |item| listener(&item.table()?));
     let limits = agent_limits(&table);
+    let penalties = penalties(&table);
     let remote_doctor = optional(table.optional("remote_doctor"), |item| item.boolean());
     let resolver = resolver(&table);
     let organisations: Option<Vec<_>> = organisations.into_iter().collect();
@@ -82,6 +84,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         limits: limits?,
         resolver: resolver?,
         listen: listen?,
+        penalties: penalties?,
         health: health?,
         remote_doctor: remote_doctor?.unwrap_or_default(),
         traces: log.traces.clone(),
@@ -185,20 +188,17 @@ fn admin_socket(item: &Item<'_>) -> Option<PathBuf> {
 }
 
 /// What is held against addresses that nobody logs in from.
-fn penalties(table: &Table<'_>) -> Option<gateway::Penalties> {
-    let defaults = gateway::Penalties::default();
+fn penalties(table: &Table<'_>) -> Option<Terms> {
+    let defaults = Terms::default();
     let Some(item) = table.optional("penalties") else { return Some(defaults) };
     let table = item.table()?;
     let enabled = optional(table.optional("enabled"), |item| item.boolean());
     // Written out, an empty list exempts nobody.
     let exempt = optional(table.optional("exempt"), |item| {
         let networks: Option<Vec<_>> = item.items().iter().map(Item::parse::<Network>).collect();
-        networks.map(|networks| gateway::Exempt::Networks(Networks::new(networks)))
+        networks.map(|networks| Exempt::Networks(Networks::new(networks)))
     });
-    Some(gateway::Penalties {
-        enabled: enabled?.unwrap_or(defaults.enabled),
-        exempt: exempt?.unwrap_or(defaults.exempt),
-    })
+    Some(Terms { enabled: enabled?.unwrap_or(defaults.enabled), exempt: exempt?.unwrap_or(defaults.exempt) })
 }
 
 /// The system's resolver cannot be asked for services, so that rules for them would never allow anything.

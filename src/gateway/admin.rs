@@ -351,7 +351,7 @@ fn rows(gateway: &Gateway, draining: bool) -> Vec<AgentRow> {
 
 /// The replicas that are not linked: those that were until lately, and where none is linked at all, at least the last one.
 fn missing<'a>(record: &'a Record, linked: &[&ReplicaId], now: Timestamp) -> Vec<&'a Seen> {
-    let absent = || record.replicas.values().filter(|seen| !linked.contains(&&seen.peer.replica));
+    let absent = || record.replicas.values().map(Box::as_ref).filter(|seen| !linked.contains(&&seen.peer.replica));
     // Whoever has said goodbye is not missed as long as others are there.
     let left = |seen: &&Seen| seen.lapse.as_ref().is_some_and(|lapse| lapse.reason == AGENT_DRAINED);
     let lately = |seen: &&Seen| now.duration_since(seen.at).unsigned_abs() < limits::ABSENT_LISTED && !left(seen);

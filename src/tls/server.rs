@@ -148,6 +148,14 @@ impl Acceptor {
         Self(Arc::new(config))
     }
 
+    /// Agrees on this too, with clients that want nothing of what is agreed on otherwise.
+    #[must_use]
+    pub fn at_last(self, alpn: &[u8]) -> Self {
+        let mut config = Arc::unwrap_or_clone(self.0);
+        config.alpn_protocols.push(alpn.to_vec());
+        Self(Arc::new(config))
+    }
+
     /// Shakes hands with a client over a stream. Waits for it without a deadline, which is the caller's; may be dropped.
     ///
     /// # Errors

@@ -157,3 +157,6 @@ fn shown(der: &CertificateDer<'_>, host: &Host) -> Option<Shown> {
 fn address(bytes: &[u8]) -> Option<IpAddr> {
     <[u8; 4]>::try_from(bytes).map(IpAddr::from).or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
+
+#[cfg(test)]
+mod tests;

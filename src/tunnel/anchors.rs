@@ -31,7 +31,9 @@ pub struct Flood;
 /// The half that hears the peer.
 #[derive(Debug)]
 pub struct Ear {
-    heard: mpsc::Sender<Heard>,
+    /// In boxes, as what is said: a queue makes room for 32 of what goes through it as soon as it is there, and this one is
+    /// empty for hours, on every link.
+    heard: mpsc::Sender<Box<Heard>>,
     willing: CancellationToken,
     anchors: Allowance,
     answers: Allowance,
@@ -42,8 +44,8 @@ pub struct Ear {
 pub struct Exchange<F> {
     trail: Trail,
     event: F,
-    heard: mpsc::Receiver<Heard>,
-    said: mpsc::Sender<Control>,
+    heard: mpsc::Receiver<Box<Heard>>,
+    said: mpsc::Sender<Box<Control>>,
     willing: CancellationToken,
     heads: watch::Receiver<Option<Head>>,
     allowance: Allowance,
@@ -59,7 +61,7 @@ enum Heard {
 }
 
 /// Both halves of an end, and what is to be sent. `event` makes a record that says who the peer is.
-pub fn exchange<F: Fn(Kind) -> Event>(trail: &Trail, event: F) -> (Ear, Exchange<F>, mpsc::Receiver<Control>) {
+pub fn exchange<F: Fn(Kind) -> Event>(trail: &Trail, event: F) -> (Ear, Exchange<F>, mpsc::Receiver<Box<Control>>) {
     let (heard, hears) = mpsc::channel(ANCHORS_WAITING);
     let (said, says) = mpsc::channel(1);
     let willing = CancellationToken::new();
@@ -113,7 +115,7 @@ impl Ear {
     }
 
     fn hear(&self, heard: Heard) {
-        if self.heard.try_send(heard).is_err() {
+        if self.heard.try_send(Box::new(heard)).is_err() {
             debug!("the trail is behind with what the peer says of its own");
         }
     }
@@ -126,7 +128,8 @@ impl<F: Fn(Kind) -> Event> Exchange<F> {
             let may = self.allowance.next();
             let message = tokio::select! {
                 heard = self.heard.recv() => match heard {
-                    Some(heard) => self.record(heard).await,
+                    // Once in a while, and so not part of what waits.
+                    Some(heard) => Box::pin(self.record(*heard)).await,
                     // The ear is gone, and the link with it.
                     None => std::future::pending().await,
                 },
@@ -142,7 +145,7 @@ impl<F: Fn(Kind) -> Event> Exchange<F> {
                 }
             };
             if let Some(message) = message
-                && self.said.send(message).await.is_err()
+                && self.said.send(Box::new(message)).await.is_err()
             {
                 return;
             }
@@ -294,7 +297,7 @@ mod tests {
             {
                 carried += 1;
                 let ear = if to_agent { &mut agents_ear } else { &mut gateways_ear };
-                match message {
+                match *message {
                     Control::Anchor(anchor) => ear.anchor(anchor).expect("not too many"),
                     Control::Anchored(anchored) => ear.anchored(anchored).expect("not too many"),
                     other => panic!("{other:?}"),

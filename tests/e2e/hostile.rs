@@ -33,7 +33,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -87,7 +87,7 @@ impl Site {
             }],
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
-            penalties: gateway::Penalties::default(),
+            penalties: caponier::tunnel::admit::penalty::Terms::default(),
             audit: Sinks::file(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
@@ -287,6 +287,7 @@ impl Linked {
             key: PrivateKey::generate(Algorithm::Ed25519),
             egress: Egress::default(),
             remote_doctor: false,
+            penalties: caponier::tunnel::admit::penalty::Terms::default(),
             traces: None,
             listen: None,
             organisations: vec![agent::Organisation {

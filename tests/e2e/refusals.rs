@@ -23,7 +23,7 @@ use tokio::net::TcpStream;
 use tokio::process::Command;
 
 use crate::connect_door;
-use crate::harness::{LISTENING, caponier, connect, echoes, eventually, run, within};
+use crate::harness::{LISTENING, caponier, connect, echoes, eventually, free_port, run, within};
 use crate::kinds;
 use crate::raw::{GATEWAY_LINE, LOGIN_FAILURE, Peer};
 use crate::yard::{Counted, Yard};
@@ -796,7 +796,7 @@ impl World {
         let counted = Counted::new();
         let mut ports = [0; 9];
         for port in &mut ports {
-            *port = counted.listen("127.0.0.1", 0).await;
+            *port = counted.listen("127.0.0.1", free_port()).await;
         }
         let [echo, named, outside, others, closed, theirs, early, late, denied] = ports;
         counted.listen("127.0.0.2", echo).await;

@@ -72,6 +72,7 @@ pub(in crate::agent) fn config(organisations: Vec<Organisation>) -> Config {
         listen: None,
         health: crate::health::Config::default(),
         remote_doctor: false,
+        penalties: Terms::default(),
         traces: None,
     }
 }

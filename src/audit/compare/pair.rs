@@ -68,6 +68,11 @@ impl Half {
         self.closed.is_some()
     }
 
+    /// Whose it is: the organisation, and the agent in it.
+    pub(super) fn whose(&self) -> Option<(&str, &str)> {
+        self.organisation.as_deref().zip(self.agent.as_deref())
+    }
+
     /// When it was opened and closed.
     pub(super) fn times(&self) -> (i64, Option<i64>) {
         (self.opened, self.closed)

@@ -11,12 +11,19 @@ struct Side {
     chain: Chain,
     bytes: Vec<u8>,
     clock: i64,
+    organisation: String,
 }
 
 impl Side {
     fn new(side: &'static str) -> Self {
         let trail = TrailId::generate().expect("an id");
-        let mut made = Self { side, chain: Chain::begin(&trail), bytes: Vec::new(), clock: 1_790_000_000_000 };
+        let mut made = Self {
+            side,
+            chain: Chain::begin(&trail),
+            bytes: Vec::new(),
+            clock: 1_790_000_000_000,
+            organisation: "acme".to_owned(),
+        };
         made.add("trail.started", &format!("\"trail\":\"{trail}\""));
         if side == "agent" {
             made.add("link.up", "\"organisation\":\"acme\",\"agent\":\"prod\",\"replica\":\"r1\"");
@@ -42,10 +49,10 @@ impl Side {
         } else {
             format!("\"forward\":\"g{number}\",\"peer_forward\":\"a{number}\"")
         };
-        let known = "\"organisation\":\"acme\",\"agent\":\"prod\",\"replica\":\"r1\"";
+        let known = format!("\"organisation\":\"{}\",\"agent\":\"prod\",\"replica\":\"r1\"", self.organisation);
         let who = "\"principal\":\"ci\",\"target\":\"db:5432\"";
         let who = if more.contains("\"principal\"") || more.contains("\"target\"") { "" } else { who };
-        let parts: Vec<_> = [&ids[..], known, who, more].into_iter().filter(|part| !part.is_empty()).collect();
+        let parts: Vec<_> = [&ids[..], &known, who, more].into_iter().filter(|part| !part.is_empty()).collect();
         self.add(&format!("forward.{event}"), &parts.join(","));
     }
 
@@ -62,11 +69,79 @@ fn compared(gateway: &Side, agent: &Side) -> Comparison {
         std::fs::File::create(path).and_then(|mut file| file.write_all(&side.bytes)).expect("written");
     }
     let [gateway, agent] = paths.map(|path| vec![path]);
+    of_files(&gateway, &agent)
+}
+
+fn of_files(gateways: &[PathBuf], agents: &[PathBuf]) -> Comparison {
     let skew = Duration::from_secs(5);
-    let result = compare(&gateway, &agent, skew, |_| {}).expect("compared");
+    let result = compare(gateways, agents, skew, |_| {}).expect("compared");
     // Whichever of them is ours.
-    assert_eq!(compare(&agent, &gateway, skew, |_| {}).expect("compared"), result);
+    assert_eq!(compare(agents, gateways, skew, |_| {}).expect("compared"), result);
     result
+}
+
+/// One agent, two gateways, and what is to be seen of its forwards with one of their trails or both.
+fn at_two_gateways(organisations: [&str; 2]) -> [Comparison; 3] {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mut agent = Side::new("agent");
+    let mut gateways = [Side::new("gateway"), Side::new("gateway")];
+    for (gateway, organisation) in gateways.iter_mut().zip(organisations) {
+        organisation.clone_into(&mut gateway.organisation);
+        gateway.add("link.up", &format!("\"organisation\":\"{organisation}\",\"agent\":\"prod\",\"replica\":\"r1\""));
+    }
+    for number in 0..20 {
+        let at = number % 2;
+        for side in [&mut gateways[at], &mut agent] {
+            organisations[at].clone_into(&mut side.organisation);
+            side.clock = 1_790_000_001_000 + i64::try_from(number).expect("few") * 60_000;
+            side.whole(number);
+        }
+    }
+    let [first, second] = &gateways;
+    let paths = ["first", "second", "agent"].map(|name| dir.path().join(name));
+    for (path, side) in paths.iter().zip([first, second, &agent]) {
+        std::fs::write(path, &side.bytes).expect("written");
+    }
+    let [first, second, agent] = paths;
+    let agent = [agent];
+    [
+        of_files(std::slice::from_ref(&first), &agent),
+        of_files(std::slice::from_ref(&second), &agent),
+        of_files(&[second, first], &agent),
+    ]
+}
+
+#[test]
+fn forwards_of_an_agents_other_gateways_are_not_missed_at_this_one() {
+    let [first, second, both] = at_two_gateways(["acme", "globex"]);
+    for one in [&first, &second] {
+        assert!(one.agree, "{one:#?}");
+        assert_eq!((one.agreed, one.elsewhere), (10, 10), "{one:#?}");
+    }
+    assert!(both.agree, "{both:#?}");
+    assert_eq!((both.agreed, both.elsewhere, both.outside), (20, 0, 0));
+}
+
+#[test]
+fn two_gateways_of_one_organisation_are_compared_together() {
+    let [first, _, both] = at_two_gateways(["acme", "acme"]);
+    assert!(both.agree, "{both:#?}");
+    assert_eq!((both.agreed, both.elsewhere, both.outside), (20, 0, 0));
+    // Whose they are does not show; those after the trail's end are outside of it.
+    assert!(!first.agree, "{first:#?}");
+    assert_eq!((first.agreed, first.elsewhere), (10, 0), "{first:#?}");
+    assert!(first.categories.contains_key(&Category::MissingAtGateway), "{first:#?}");
+}
+
+/// A gateway's trail that knows nothing of the agent at all is no excuse.
+#[test]
+fn a_trail_that_knows_nothing_of_the_agent_misses_all_its_forwards() {
+    let (mut gateway, mut agent) = both();
+    agent.whole(1);
+    gateway.add("trail.stopped", "");
+    agent.add("trail.stopped", "");
+    let result = compared(&gateway, &agent);
+    assert_eq!((result.elsewhere, result.categories), (0, BTreeMap::from([(Category::MissingAtGateway, 1)])));
 }
 
 fn both() -> (Side, Side) {

@@ -42,7 +42,9 @@ not given. Give them, or say with --elsewhere that you know where it is. Others'
 counted only.
 
 --compare holds the trail of a gateway and that of its agent against each other, forward by forward: who, for what, how it \
-ended, how many bytes. The gateway's forwards of other agents do not count. Verify the other trail as well.
+ended, how many bytes. The gateway's forwards of other agents do not count, and the agent's for organisations of which the \
+gateway's trail knows nothing are counted as other gateways'. Of an agent with several gateways for one organisation, give all \
+their trails. Verify the other trails as well.
 
 Exit code 0 if all is in order, 1 if not, 2 if a file cannot be read.")]
 pub struct Args {
@@ -61,7 +63,8 @@ pub struct Args {
     /// The sink whose copy the files are: that others have lost records, as the trail says, does not excuse what is missing here.
     #[arg(long, value_name = "SINK")]
     sink: Option<String>,
-    /// The other side's trail, to be compared forward by forward; repeated for its rotated files.
+    /// The other side's trail, to be compared forward by forward; repeated for its rotated files, and for other gateways' or
+    /// agents' trails.
     #[arg(long, value_name = "OTHER")]
     compare: Vec<PathBuf>,
     /// By how many seconds the two sides' clocks may differ.
@@ -241,11 +244,11 @@ fn tell_comparison(text: &mut String, comparison: &Comparison) {
     for (category, count) in &comparison.categories {
         let _ = writeln!(text, "  {}: {count}", category.as_str());
     }
-    let Comparison { agreed, explained, never_asked, live, outside, not_compared, .. } = comparison;
+    let Comparison { agreed, explained, never_asked, live, outside, elsewhere, not_compared, .. } = comparison;
     let _ = writeln!(
         text,
         "{}: {agreed} forward(s) agree, {explained} differ as their end explains, {never_asked} never came to the agent, {live} \
-         live, {outside} outside of the other trail, {not_compared} not compared",
+         live, {outside} outside of the other trail, {elsewhere} other gateways', {not_compared} not compared",
         if comparison.agree { "reconciled" } else { "not reconciled" },
     );
 }

@@ -2,19 +2,17 @@
 
 use std::collections::HashMap;
 use std::fmt::Display;
-use std::fs::Metadata;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
 
 use ipnet::IpNet;
 
 use crate::chain::Chain;
-use crate::document::{Item, Place, read_text_if};
+use crate::document::{Item, Place, read_secret};
 use crate::identity::{Fingerprint, PrivateKey, PublicKey};
 use crate::network::{self, Network, Networks};
 use crate::policy::pattern::{HostPattern, HostPatternError};
-use crate::secret::{self, Secret};
+use crate::secret::Secret;
 use crate::target::TargetError;
 
 /// Networks, at least one.
@@ -24,16 +22,8 @@ pub(in crate::config) fn networks(item: &Item<'_>) -> Option<Networks> {
 
 /// Reads a file that only its owner can read. `what` says what is in it.
 pub(in crate::config) fn secret_file(item: &Item<'_>, what: &str) -> Option<Secret<String>> {
-    let path = item.file()?;
-    let private = |metadata: &Metadata| {
-        let (path, mode) = (path.display(), metadata.mode() & 0o7777);
-        if secret::is_private(metadata) {
-            return Ok(());
-        }
-        Err(format!("can be read by others (mode {mode:04o}): run `chmod 600 {path}`"))
-    };
-    match read_text_if(&path, private) {
-        Ok(text) => Some(Secret::new(text)),
+    match read_secret(&item.file()?) {
+        Ok(text) => Some(text),
         Err(faults) => item.reject(format!("{what} file {faults}")),
     }
 }
