@@ -76,14 +76,17 @@ pub fn export() -> Option<mpsc::Receiver<Forward>> {
     EXPORT.set(sender).ok().map(|()| receiver)
 }
 
-/// Notes the addresses that the collector has, for whoever keeps forwards away from it.
+/// Notes the addresses that the collector has, for whoever keeps forwards away from it. Earlier ones stay as long as there is
+/// room: it may move back.
 pub fn reached(addresses: &[SocketAddr]) {
     let mut held = COLLECTOR.lock().unwrap_or_else(PoisonError::into_inner);
-    held.clear();
-    held.extend(addresses.iter().take(WAYS_OUT));
+    held.retain(|known| !addresses.contains(known));
+    held.extend(addresses);
+    let over = held.len().saturating_sub(WAYS_OUT);
+    held.drain(..over);
 }
 
-/// The addresses that the collector had when it was last dialled.
+/// The addresses that the collector has had, the latest last.
 #[must_use]
 pub fn collector() -> Vec<SocketAddr> {
     COLLECTOR.lock().unwrap_or_else(PoisonError::into_inner).clone()

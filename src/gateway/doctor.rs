@@ -444,7 +444,7 @@ mod tests {
     #[tokio::test]
     async fn what_hangs_is_left_behind_and_said_so() {
         let tasks = Tasks::new();
-        let (release, held) = std::sync::mpsc::channel::<()>();
+        let (release, held) = std::sync::mpsc::sync_channel::<()>(1);
         let hung = tasks.aside(Duration::from_millis(20), move || held.recv()).await;
         assert!(hung.is_none(), "it is waited for");
         // Others are not held up by it.

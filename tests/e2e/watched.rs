@@ -11,7 +11,7 @@ use tokio::process::Command;
 
 use crate::harness::{
     AGENT, PATIENCE, Plan, Program, Side, Site, caponier, connect, echo, echoes, eventually, free_port, listen,
-    read_to_end, within,
+    read_to_end, run_for, within,
 };
 use crate::network_proxy::place::{Place, ask};
 use crate::pki;
@@ -165,7 +165,8 @@ async fn alerts_are_tested_and_each_says_what_to_do() {
     let deploy = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy");
     for arguments in [["check", "rules", "alerts.yml"], ["test", "rules", "alerts.test.yml"]] {
         let mut promtool = Command::new("promtool");
-        crate::harness::run(promtool.args(arguments).current_dir(deploy)).await.done();
+        // It computes for a quarter of a minute where nothing else does.
+        run_for(5 * PATIENCE, promtool.args(arguments).current_dir(deploy)).await.done();
     }
     let read = |file: &str| std::fs::read_to_string(format!("{deploy}/{file}")).expect(file);
     let (alerts, tests, readme) = (read("alerts.yml"), read("alerts.test.yml"), read("../README.md"));

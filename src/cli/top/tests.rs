@@ -9,6 +9,7 @@ use super::model::{Model, Next};
 use super::view::{bytes, clean};
 use super::{picture, size, take};
 use crate::gateway::{Carrier, ForwardRow, Happened, Status, Totals};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 fn carrier(agent: &str, replica: Option<&str>, state: &str, live: usize, to_target: u64) -> Carrier {
@@ -198,14 +199,20 @@ fn a_panic_gives_the_terminal_back() {
          stty -a > after",
         own.display()
     );
-    let said = std::process::Command::new("script")
-        .args(["--quiet", "--return", "--command", &inner, "typescript"])
+    let mut script = std::process::Command::new("timeout")
+        .args(["300", "script", "--quiet", "--return", "--command", &inner, "typescript"])
         .current_dir(dir.path())
-        .stdin(std::process::Stdio::null())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .env("SHELL", "/bin/sh")
         .env("TERM", "xterm")
-        .output()
-        .expect("script (bsdutils) is there");
+        .spawn()
+        .expect("timeout (coreutils) is there");
+    // Open until the end: versions of script differ in what an end of their input does to what they run.
+    let input = script.stdin.take();
+    let said = script.wait_with_output().expect("its output");
+    drop(input);
     let read = |name: &str| {
         std::fs::read_to_string(dir.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}: {said:?}"))
     };
