@@ -48,7 +48,7 @@ use listen::Listening;
 use live::State;
 use usage::Usage;
 
-use crate::audit::{self, Side, Trail};
+use crate::audit::{self, Side, SinkKind, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::certificate::Revocations;
@@ -66,12 +66,15 @@ use crate::service::{self, Service, ServiceError, Taken, Unrecorded};
 use crate::systemd::Supervisor;
 use crate::target::{Host, Target, normal};
 use crate::task::{Crew, Load, Tasks};
+use crate::trace;
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{Penalties, Terms};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::Egress;
+use crate::tunnel::connect::proxy::Proxy;
 use crate::tunnel::connect::url::Ways;
 use crate::tunnel::dial::Tls;
+use crate::tunnel::outlet::Telling;
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
 
@@ -104,6 +107,8 @@ pub struct Config {
     pub health: crate::health::Config,
     /// Whether its gateways may ask what the doctor finds at its targets.
     pub remote_doctor: bool,
+    /// Who gets traces of its forwards, if anybody does.
+    pub traces: Option<Target>,
 }
 
 impl Config {
@@ -178,8 +183,8 @@ pub struct Organisation {
 }
 
 impl Config {
-    /// Its own gateways and proxy as they are written, and its listeners (also those for health and metrics), where they have
-    /// an address. No forward may reach them.
+    /// Its own gateways and proxy as they are written, the collectors of its trail and its traces with their proxies, and its
+    /// listeners (also those for health and metrics), where they have an address. No forward may reach them.
     #[must_use]
     pub fn ways_out(&self) -> HashSet<Target> {
         let gateways = self.organisations.iter().flat_map(|organisation| &organisation.gateways);
@@ -191,7 +196,25 @@ impl Config {
             .flatten()
             .filter(|address| !address.ip().is_unspecified())
             .map(|address| Target { host: Host::Address(normal(address.ip())), port: address.port() });
-        gateways.chain(self.egress.proxy().map(|proxy| proxy.endpoint.clone())).chain(listeners).collect()
+        gateways
+            .chain(self.egress.proxy().map(|proxy| proxy.endpoint.clone()))
+            .chain(listeners)
+            .chain(self.collectors())
+            .collect()
+    }
+
+    /// The collectors of its trail, with the proxies on the way to them, and that of its traces.
+    fn collectors(&self) -> impl Iterator<Item = Target> {
+        let places = self.audit.list.iter().filter_map(|sink| match &sink.kind {
+            SinkKind::Syslog(syslog) => Some(&syslog.place),
+            SinkKind::Https(https) => Some(&https.place),
+            SinkKind::File { .. } | SinkKind::Stdout => None,
+        });
+        let collectors = places.flat_map(|place| {
+            let proxy = place.proxy.as_ref().and_then(|proxy| proxy.expose().parse::<Proxy>().ok());
+            [Some(place.to.clone()), proxy.map(|proxy| proxy.endpoint)].into_iter().flatten()
+        });
+        collectors.chain(self.traces.clone())
     }
 }
 
@@ -303,14 +326,14 @@ struct Agent {
     /// What is held against addresses that come to the listener.
     penalties: Penalties,
     handshakes: Handshakes,
-    ways_out: Mutex<WaysOut>,
+    ways_out: Arc<Mutex<WaysOut>>,
     /// How it stands with its gateways.
     standings: health::Standings,
     /// Fires for all forwards that run when the trail has failed for too long.
     unrecorded: Unrecorded,
 }
 
-/// Addresses that the agent's own gateways and proxy have, or have had: no forward may reach them.
+/// Addresses that the agent's own gateways and proxy and its trail's collectors have, or have had: no forward may reach them.
 #[derive(Default)]
 struct WaysOut {
     /// The one that was learnt last stands last.
@@ -335,7 +358,12 @@ pub async fn run(
     // At a listener there may be any number of sessions.
     let sessions = if config.listen.is_some() { limits::WORKERS_MAX } else { links };
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(sessions).min(limits::WORKERS_MAX);
-    let service = Service::start(Side::Agent, config.audit.clone(), workers, supervisor).await?;
+    let ways_out = Arc::new(Mutex::new(WaysOut::default()));
+    let outlet = Telling({
+        let ways_out = Arc::clone(&ways_out);
+        move |addresses: &[SocketAddr]| ways_out.lock().unwrap_or_else(PoisonError::into_inner).learn(addresses)
+    });
+    let service = Service::start(Side::Agent, config.audit.clone(), Arc::new(outlet), workers, supervisor).await?;
     let tasks = service.tasks.clone();
     let agent = Arc::new(Agent {
         id: config.id.clone(),
@@ -351,7 +379,7 @@ pub async fn run(
         penalties: Penalties::default(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         handshakes: Handshakes::new(workers),
-        ways_out: Mutex::default(),
+        ways_out,
         standings: health::Standings::default(),
         unrecorded: service.unrecorded.clone(),
     });
@@ -525,7 +553,8 @@ impl Agent {
     /// What keeps forwards away from the agent's own gateways, proxy and listener.
     fn guard(&self, state: &State) -> Guard {
         let ways_out = self.ways_out.lock().unwrap_or_else(PoisonError::into_inner);
-        Guard::new(state.ways_out.iter().cloned(), ways_out.addresses.iter().copied())
+        let collector = trace::collector();
+        Guard::new(state.ways_out.iter().cloned(), ways_out.addresses.iter().copied().chain(collector))
     }
 
     /// Remembers the addresses of a gateway or the proxy, all that its name has, whether or not they answer.

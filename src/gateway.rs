@@ -68,6 +68,7 @@ use crate::tls::{Certificates, ClientAuth, Trust};
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError};
@@ -341,7 +342,7 @@ pub async fn run(
     let health = crate::health::open(&config.health, tunnel::listen::bind).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = workers.clamp(limits::GATEWAY_WORKERS, limits::WORKERS_MAX);
-    let service = Service::start(Side::Gateway, config.audit.clone(), workers, supervisor).await?;
+    let service = Service::start(Side::Gateway, config.audit.clone(), Arc::new(Outlet), workers, supervisor).await?;
     let tasks = service.tasks.clone();
     let gateway = Arc::new(Gateway {
         state: Live::new(live::State::new(&config)),
@@ -435,6 +436,10 @@ async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<
             Ok(fresh) => take_over(&gateway, &mut config, fresh, &mut doors).map_err(|error| Chain(&error).to_string()),
             Err(faults) => Err(faults.to_string()),
         };
+        match &taken {
+            Ok(taken) => gateway.forwards.tell("config.reloaded", None, &taken.changes.to_string()),
+            Err(why) => gateway.forwards.tell("config.rejected", None, why),
+        }
         service::tell_of_reload(&gateway.trail, taken).await;
         reloads.settled();
     }

@@ -133,7 +133,7 @@
 //! it to end, to be worn, to be superseded by another process with its name, to be asked for anew by its gateway (which
 //! may be going away), or to be made with a key or name that is no longer the agent's; after a failure for a jittered
 //! time that grows to [`limits::RECONNECT_CAP`], or for another configuration. It ends when the agent drains; its link
-//! does so with the last forward.
+//! does so with the last forward. A link that was replaced has a task that counts it and waits for its end.
 //!
 //! **Agent: a link** (`agent::serve`), one per link: waits for opens from the session's queue, for the configuration to
 //! drop its gateway or its key, and for the stop. A link that is replaced goes on until the gateway ends it, after its

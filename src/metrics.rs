@@ -12,7 +12,7 @@ mod page;
 mod process;
 
 use std::borrow::Cow;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -100,6 +100,20 @@ impl<M: Clone + EncodeMetric + TypedMetric, const N: usize> EncodeMetric for Fam
         self.series.is_empty()
     }
 }
+
+/// Counts somebody who is not let in, for a reason in one of a fixed set of words.
+pub fn refuse(reason: impl Into<Cow<'static, str>>) {
+    REFUSED.fetch_add(1, Ordering::Relaxed);
+    AUTH_FAILURES.of([reason]).inc();
+}
+
+/// How many were not let in, for whatever reason.
+#[must_use]
+pub fn refused() -> u64 {
+    REFUSED.load(Ordering::Relaxed)
+}
+
+static REFUSED: AtomicU64 = AtomicU64::new(0);
 
 /// One of what a [`Level`] counts, until it is dropped.
 #[derive(Debug)]

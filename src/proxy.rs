@@ -62,6 +62,7 @@ use crate::tls::{self, ClientAuth, Identity, Trust};
 use crate::tunnel::admit::Room;
 use crate::tunnel::connect::Egress;
 use crate::tunnel::listen;
+use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 /// What a proxy is told by its owner.
@@ -283,7 +284,7 @@ pub async fn run(
     let prepared = listening.prepare(&config)?;
     let health = crate::health::open(&config.health, listen::bind).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(limits::WORKERS_MAX);
-    let service = Service::start(Side::Proxy, config.audit.clone(), workers, supervisor).await?;
+    let service = Service::start(Side::Proxy, config.audit.clone(), Arc::new(Outlet), workers, supervisor).await?;
     let tasks = service.tasks.clone();
     let proxy = Arc::new(Proxy {
         state: Live::new(State::default()),

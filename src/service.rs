@@ -14,6 +14,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
+use crate::audit::sink::Connect;
 use crate::audit::{self, Event, Kind, Side, Sinks, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
@@ -21,7 +22,6 @@ use crate::limits;
 use crate::reload::Changes;
 use crate::systemd::Supervisor;
 use crate::task::{Crew, CrewError, Tasks, Threads};
-use crate::tunnel::outlet::Outlet;
 
 /// Why a program could not run, whichever it is.
 #[derive(Debug, thiserror::Error)]
@@ -64,13 +64,14 @@ pub(crate) struct Service {
 }
 
 impl Service {
-    /// Begins, with so many threads that work.
+    /// Begins, with so many threads that work, and with the way to the collectors of its trail.
     ///
     /// # Errors
     /// If the threads or the trail cannot be started.
     pub(crate) async fn start(
         side: Side,
         sinks: Sinks,
+        outlet: Arc<dyn Connect>,
         workers: usize,
         supervisor: &Supervisor,
     ) -> Result<Self, ServiceError> {
@@ -78,7 +79,7 @@ impl Service {
             .map_err(|source| ServiceError::Crew { side: side.as_str(), source })?;
         supervisor.watch(crew.clone());
         let (tasks, writer) = (Tasks::new(), Tasks::new());
-        let trail = Trail::start(sinks, side, Arc::new(Outlet), &writer).await.map_err(ServiceError::Trail)?;
+        let trail = Trail::start(sinks, side, outlet, &writer).await.map_err(ServiceError::Trail)?;
         let unrecorded = Unrecorded::default();
         let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
             let unrecorded = unrecorded.clone();

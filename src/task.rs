@@ -120,6 +120,16 @@ impl Tasks {
         self.tracker.spawn_blocking(work)
     }
 
+    /// Does `work` on a thread where it may block, and waits for that for so long; `None` where it comes to no end within it.
+    /// The thread is then left behind, with whatever it waits for: a mount whose server is away lets nobody go.
+    pub async fn aside<F, T>(&self, limit: Duration, work: F) -> Option<T>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        tokio::time::timeout(limit, self.spawn_blocking(work)).await.ok()?.ok()
+    }
+
     /// The group's stop token.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {

@@ -5,13 +5,14 @@
 //! address.
 
 use std::borrow::Cow;
-use std::sync::OnceLock;
+use std::net::SocketAddr;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::limits::TRACE_QUEUE;
+use crate::limits::{TRACE_QUEUE, WAYS_OUT};
 use crate::metrics;
 
 /// When a forward was asked for.
@@ -74,6 +75,24 @@ pub fn export() -> Option<mpsc::Receiver<Forward>> {
     let (sender, receiver) = mpsc::channel(TRACE_QUEUE);
     EXPORT.set(sender).ok().map(|()| receiver)
 }
+
+/// Notes the addresses that the collector has, for whoever keeps forwards away from it. Earlier ones stay as long as there is
+/// room: it may move back.
+pub fn reached(addresses: &[SocketAddr]) {
+    let mut held = COLLECTOR.lock().unwrap_or_else(PoisonError::into_inner);
+    held.retain(|known| !addresses.contains(known));
+    held.extend(addresses);
+    let over = held.len().saturating_sub(WAYS_OUT);
+    held.drain(..over);
+}
+
+/// The addresses that the collector has had, the latest last.
+#[must_use]
+pub fn collector() -> Vec<SocketAddr> {
+    COLLECTOR.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+static COLLECTOR: Mutex<Vec<SocketAddr>> = Mutex::new(Vec::new());
 
 /// Tells of a forward, if somebody exports. `forward` is not called otherwise.
 pub fn tell(forward: impl FnOnce() -> Forward) {

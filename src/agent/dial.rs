@@ -62,7 +62,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                     Next::Replace(why, at_once) => {
                         metrics::LINK_RECONNECTS.of(["replaced"]).inc();
                         info!(organisation = %post.name.organisation, gateway = %gateway, "replacing the link: {why}");
-                        keep(&mut replaced, switch, gateway);
+                        keep(&agent, &mut replaced, switch, gateway);
                         if at_once {
                             backoff.reset();
                             continue;
@@ -78,7 +78,7 @@ pub(super) async fn keep_linked(agent: Arc<Agent>, post: Arc<Post>) {
                             "another process of this agent, started later, has the same replica name and gets the forwards; \
                              give each process a `replica` of its own"
                         );
-                        keep(&mut replaced, switch, gateway);
+                        keep(&agent, &mut replaced, switch, gateway);
                         let extra = f64::from(secret::random_u32()) / f64::from(u32::MAX) / 2.0;
                         let wait = limits::SUPERSEDED_WAIT.mul_f64(1.0 + extra);
                         tokio::select! {
@@ -182,9 +182,17 @@ impl Failures {
     }
 }
 
-/// Keeps a link that has been replaced, which ends with its last forward.
-fn keep(replaced: &mut VecDeque<Switch>, switch: Switch, gateway: &GatewayUrl) {
+/// Keeps a link that has been replaced, which ends with its last forward. It is counted as retired until then.
+fn keep(agent: &Agent, replaced: &mut VecDeque<Switch>, switch: Switch, gateway: &GatewayUrl) {
     replaced.retain(|switch| !switch.gone().is_cancelled());
+    let (gone, stop) = (switch.gone().clone(), agent.tasks.stopping().clone());
+    agent.tasks.spawn(async move {
+        let _counted = Held::one_of(&metrics::LINKS.of(["retired"]));
+        tokio::select! {
+            () = gone.cancelled() => {}
+            () = stop.cancelled() => {}
+        }
+    });
     replaced.push_back(switch);
     if replaced.len() > limits::REPLACED_LINKS
         && let Some(oldest) = replaced.pop_front()

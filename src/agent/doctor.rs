@@ -103,6 +103,14 @@ pub async fn examine(config: &Config, asked: &Asked, examination: &mut Examinati
         let said = "the agent only listens: orchestrators come to it, and there is no gateway to reach";
         examination.add(Finding::new("gateway", "none", Verdict::Skipped, said));
     }
+    // An agent that runs knows them from dialling them.
+    for Target { host, port } in config.collectors() {
+        if let Host::Name(name) = host
+            && let Ok(Ok(found)) = timeout(asked.patience, resolve::lookup(&name)).await
+        {
+            learnt.extend(found.into_iter().map(|address| SocketAddr::new(address, port)));
+        }
+    }
     let guard = Guard::new(config.ways_out(), learnt);
     targets(config, asked, &resolver, &guard, examination).await;
     tasks.drain(limits::STOP_GRACE).await;
@@ -618,7 +626,13 @@ async fn targets(
     examination: &mut Examination<'_>,
 ) {
     let writer = Tasks::new();
-    let (trail, place) = match trail(config, asked, &writer).await {
+    let opening = timeout(asked.patience, trail(config, asked, &writer)).await;
+    let (trail, place) = match opening.unwrap_or_else(|_| {
+        let Fault { evidence, .. } = late(asked.patience);
+        let next = "see whether the file system of the trail answers: a network mount whose server is away holds up whoever asks \
+                    it; or name another file: --trail FILE";
+        Err(("-".to_owned(), Fault::new(evidence, next)))
+    }) {
         Ok(trail) => trail,
         Err((subject, Fault { evidence, next })) => {
             examination.add(Finding::new("trail", &subject, Verdict::Broken, &evidence).advising(&next));
@@ -626,7 +640,12 @@ async fn targets(
             return examination.add(Finding::new("target", "all", Verdict::Skipped, why));
         }
     };
-    examination.add(Finding::new("trail", &place, Verdict::Ok, "the dials of this examination are recorded there"));
+    let uid = rustix::process::geteuid().as_raw();
+    let recorded = format!(
+        "the dials of this examination are recorded there, by uid {uid}; whether the agent's user can write the agent's own was \
+         not tried"
+    );
+    examination.add(Finding::new("trail", &place, Verdict::Ok, &recorded));
     for organisation in &config.organisations {
         let site = Site {
             organisation: &organisation.id,
@@ -640,8 +659,11 @@ async fn targets(
         };
         target::examine(&site, &asked.targets, |outcome| examination.add(outcome.told())).await;
     }
-    if let Err(error) = trail.close().await {
-        let evidence = Chain(&error).to_string();
+    let closed = match timeout(asked.patience, trail.close()).await {
+        Ok(closed) => closed.map_err(|error| Chain(&error).to_string()),
+        Err(_) => Err(late(asked.patience).evidence),
+    };
+    if let Err(evidence) = closed {
         let next = "see that the disk of the trail has room and can be written";
         examination.add(Finding::new("trail", &place, Verdict::Broken, &evidence).advising(next));
     }
@@ -667,7 +689,10 @@ async fn trail(config: &Config, asked: &Asked, writer: &Tasks) -> Result<(Trail,
         return Err(("none".to_owned(), fault));
     };
     let subject = path.display().to_string();
-    if config.audit.files().any(|own| is_same(own, &path)) {
+    let (owns, wanted): (Vec<_>, _) = (config.audit.files().map(PathBuf::from).collect(), path.clone());
+    let own = writer.spawn_blocking(move || owns.iter().any(|own| is_same(own, &wanted))).await;
+    // Where that cannot be told, it is taken for the agent's.
+    if own.unwrap_or(true) {
         let next = "name another file: --trail FILE, or leave it out";
         return Err((subject, Fault::new("that is the agent's own trail, which the agent alone writes", next)));
     }

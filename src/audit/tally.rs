@@ -101,7 +101,7 @@ pub(super) fn happened(record: &Record) {
     } else if is(Kind::AuthAccepted) {
         metrics::LOGINS.inc();
     } else if is(Kind::AuthRefused) {
-        metrics::AUTH_FAILURES.of([reason()]).inc();
+        metrics::refuse(reason());
     } else if is(Kind::PeerViolation) {
         metrics::VIOLATIONS.inc();
     } else if is(Kind::ForwardAttempt) {

@@ -12,6 +12,7 @@ use crate::diagnosis::{Examination, Finding, Report, Style, Verdict};
 use crate::identity::AgentName;
 use crate::limits;
 use crate::target::Target;
+use crate::task::Tasks;
 use crate::{agent, gateway};
 
 /// Look stage by stage at what an agent or a gateway needs, and say which stage is the first that is broken, and what to do.
@@ -92,13 +93,23 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Some(path) = &args.config else { return Err(anyhow::anyhow!("give --config FILE")).exit_with(Exit::Usage) };
     let mut examination = Examination::new(tell);
     let subject = path.display().to_string();
-    let loaded = match config::load(path) {
+    // Its files may lie on a mount that does not answer, or be pipes.
+    let file = path.clone();
+    let loading = running::block_on(async |_| Ok(Tasks::new().aside(patience, move || config::load(&file)).await))?;
+    let fault = match loading {
+        Some(Ok(loaded)) => Ok(loaded),
+        Some(Err(faults)) => Err((
+            faults.to_string().replace('\n', "; "),
+            format!("correct what stands at each of these places, until caponier check {subject} finds it in order"),
+        )),
+        None => Err((
+            format!("it, or a file that it names, could not be read within {} s", args.timeout),
+            "see that each file that it names is a regular one, and that the mount where it lies answers".to_owned(),
+        )),
+    };
+    let loaded = match fault {
         Ok(loaded) => loaded,
-        Err(faults) => {
-            let evidence = faults.to_string().replace('\n', "; ");
-            let next = format!(
-                "correct what stands at each of these places, until caponier check {subject} finds it in order"
-            );
+        Err((evidence, next)) => {
             examination.add(Finding::new("configuration", &subject, Verdict::Broken, &evidence).advising(&next));
             let of = if args.gateway { "gateway" } else { "agent" };
             return finish(&examination.report(of), &args, style, Exit::Usage);

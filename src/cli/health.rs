@@ -24,8 +24,9 @@ Example:
   caponier health --url http://127.0.0.1:9465 --live
   caponier health --file /run/caponier/agent.health --json
 
-Where to ask is what the program's configuration opens for that: [health] (listen, socket or file), [metrics] (listen), and the \
-admin socket of a gateway. --config takes the first of these that its file has. To be run as the program's user, or as root.
+Where to ask is what the program's configuration opens for that. --config takes the first of these that its file has: the socket \
+of [health], the admin socket of a gateway, listen of [health] or else of [metrics], the file of [health]. To be run as the \
+program's user, or as root.
 
 Ready is an agent of which each organisation has a link that gets forwards, a gateway that accepts, a proxy whose upstreams answer; \
 each with a trail that can be written, and not going away. What is not in order is named, with since when and what to do.
@@ -127,21 +128,19 @@ fn configured(file: &Path) -> anyhow::Result<Where> {
             return Err(anyhow::anyhow!("{} configures no program that runs", file.display())).exit_with(Exit::Usage);
         }
     };
-    let Config { listen, socket, file: written, metrics } = health;
-    if let Some(path) = socket {
-        return Ok(Where::Socket(path));
-    }
-    if let Some(path) = admin {
-        return Ok(Where::Admin(path));
-    }
-    if let Some(address) = listen.or(metrics).filter(|address| address.port() != 0) {
-        return Ok(at(address));
-    }
-    if let Some(path) = written {
-        return Ok(Where::File(path));
+    if let Some(first) = first(health, admin) {
+        return Ok(first);
     }
     let problem = "opens nothing that could be asked: give [health] with file = \"…\", socket = \"…\" or listen = \"127.0.0.1:9465\"";
     Err(anyhow::anyhow!("{} {problem}", file.display())).exit_with(Exit::Usage)
+}
+
+/// Where to ask of all that is open, in the order that the help tells. A port that the system chooses is not known here.
+fn first(health: Config, admin: Option<PathBuf>) -> Option<Where> {
+    let Config { listen, socket, file, metrics } = health;
+    let address = [listen, metrics].into_iter().flatten().find(|address| address.port() != 0);
+    let socket = socket.map(Where::Socket);
+    socket.or(admin.map(Where::Admin)).or(address.map(at)).or(file.map(Where::File))
 }
 
 /// An address to connect to, for one that is listened on.
@@ -207,6 +206,38 @@ fn told(report: &Report, now: Timestamp) -> String {
 mod tests {
     use super::*;
     use crate::health::Part;
+
+    #[test]
+    fn places_are_taken_in_the_order_that_the_help_tells() {
+        let at = |port| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        let mut health = Config { listen: at(1), socket: Some("s".into()), file: Some("f".into()), metrics: at(2) };
+        let mut admin = Some(PathBuf::from("a"));
+        let port = |port| Some(Where::Port("127.0.0.1".to_owned(), port));
+        let mut places = Vec::new();
+        places.push(first(health.clone(), admin.clone()));
+        health.socket = None;
+        places.push(first(health.clone(), admin.clone()));
+        admin = None;
+        places.push(first(health.clone(), admin.clone()));
+        health.listen = at(0);
+        places.push(first(health.clone(), admin.clone()));
+        health.metrics = None;
+        places.push(first(health.clone(), admin.clone()));
+        health.file = None;
+        places.push(first(health, admin));
+        let socket = Some(Where::Socket("s".into()));
+        let wanted = [socket, Some(Where::Admin("a".into())), port(1), port(2), Some(Where::File("f".into())), None];
+        assert_eq!(places, wanted);
+        let help = <Args as clap::Args>::augment_args(clap::Command::new("health")).render_long_help().to_string();
+        let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+        let (_, order) = help.split_once("the first of these").expect("the order");
+        let told: Vec<_> =
+            ["the socket of [health]", "the admin socket", "listen of [health]", "of [metrics]", "the file of"]
+                .into_iter()
+                .map(|words| order.find(words).unwrap_or_else(|| panic!("{words}: {order}")))
+                .collect();
+        assert!(told.is_sorted(), "{told:?}");
+    }
 
     #[test]
     fn urls_are_http_with_a_port() {

@@ -15,9 +15,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use ratatui::{DefaultTerminal, Terminal};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -124,6 +124,11 @@ fn picture(model: &mut Model, (columns, lines): (u16, u16)) -> anyhow::Result<St
     Ok(text)
 }
 
+/// Takes the terminal, until the guard is dropped or something panics.
+fn take() -> io::Result<(DefaultTerminal, Restore)> {
+    Ok((ratatui::try_init()?, Restore))
+}
+
 /// Gives the terminal back; a panic does so by a hook of the library.
 struct Restore;
 
@@ -157,8 +162,7 @@ impl Ends {
 
 async fn watch(socket: &Path, model: &mut Model) -> anyhow::Result<()> {
     let mut ends = Ends::new().context("could not listen for signals")?;
-    let mut terminal = ratatui::try_init().context("could not use the terminal")?;
-    let _restore = Restore;
+    let (mut terminal, _restore) = take().context("could not use the terminal")?;
     let mut due = Instant::now();
     let mut asking = None;
     loop {

@@ -72,6 +72,7 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
     let (audit, health, log) = (audit(root), health(root), log(root));
     signs_alone(root, audit.as_ref(), &mut keys);
     tls?;
+    let log = log?;
     let config = agent::Config {
         id: id?,
         replica: replica?,
@@ -86,8 +87,9 @@ pub(super) fn agent(root: &Table<'_>) -> Option<(agent::Config, Log)> {
         penalties: penalties?,
         health: health?,
         remote_doctor: remote_doctor?.unwrap_or_default(),
+        traces: log.traces.clone(),
     };
-    Some((config, log?))
+    Some((config, log))
 }
 
 /// What the trail is signed with is no other key of the configuration: nothing that a peer chooses is signed by it.

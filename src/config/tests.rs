@@ -1054,6 +1054,20 @@ fn a_gateway_may_have_several_ways_none_of_which_a_forward_may_take() {
 }
 
 #[test]
+fn collectors_are_out_of_reach_of_forwards() {
+    let place = Place::new();
+    let more = "[[audit.sink]]\nname = \"far\"\nkind = \"syslog\"\nto = \"tcp://logs.example:601\"\n\
+                proxy = \"http://way.example:3128\"\n[traces]\notlp = \"http://traces.example:4318\"\n\
+                [health]\nlisten = \"127.0.0.1:9464\"\n";
+    let text = format!("{}\n{more}", place.agent());
+    let Ok(Loaded::Agent(config, _)) = place.load(&text, &[]) else { panic!("a good configuration") };
+    let ways_out = config.ways_out();
+    for way in ["logs.example:601", "way.example:3128", "traces.example:4318", "127.0.0.1:9464"] {
+        assert!(ways_out.contains(&way.parse().expect("a target")), "{way}: {ways_out:?}");
+    }
+}
+
+#[test]
 fn variables_that_set_nothing_are_faults() {
     let place = Place::new();
     for (variable, problem) in [

@@ -116,6 +116,9 @@ pub struct Totals {
     pub from_target: u64,
     /// Denials, by the reason that the trail gives.
     pub denied: BTreeMap<String, u64>,
+    /// Logins and connections that were not let in.
+    #[serde(default)]
+    pub refused: u64,
 }
 
 impl Forwards {

@@ -11,6 +11,7 @@ use super::forwards::{ForwardRow, Happened, Totals};
 use super::roster::Standing;
 use crate::identity::AgentName;
 use crate::limits;
+use crate::metrics;
 use crate::registry::Registry;
 
 /// How a gateway is at a moment.
@@ -83,6 +84,7 @@ pub(super) async fn status(gateway: &Gateway, wanted: &Wanted) -> Status {
         .await;
     let mut links = gateway.roster.list();
     totals.links = links.len();
+    totals.refused = metrics::refused();
     let draining = gateway.drain.begun().is_cancelled();
     let linked: HashSet<AgentName> = links.iter().map(|link| link.peer.name.clone()).collect();
     let snapshot = gateway.registry.current();

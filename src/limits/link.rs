@@ -78,7 +78,7 @@ pub const CLOSE_PATIENCE: Duration = Duration::from_millis(500);
 /// How long we wait for the other end to hang up after goodbye.
 pub const GOODBYE_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Addresses of its own gateways and proxy that an agent remembers, to keep forwards away from them.
+/// Addresses of its own gateways, proxy and collectors that an agent remembers, to keep forwards away from them.
 pub const WAYS_OUT: usize = 1_024;
 
 /// Links of one agent that are held at once, over all its replicas, replaced ones that still carry forwards included:

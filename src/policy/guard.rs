@@ -5,8 +5,9 @@
 //! lies wholly inside of the reserved range, so that it cannot have been written for any other purpose: `0.0.0.0/0`
 //! never reaches `127.0.0.1`, `127.0.0.0/8` does.
 //!
-//! The agent's own gateways, its upstream proxy and its listeners (also for health and metrics) are not reachable at all: through the former a principal
-//! could go on to places that no rule has seen, and at the latter come from the agent's own address. A listener on all
+//! The agent's own gateways, its upstream proxy, the collectors of its trail and its traces, and its listeners (also for health
+//! and metrics) are not reachable at all: through the former a principal could go on to places that no rule has seen, at a
+//! collector write what passes for the agent's own, and at a listener come from the agent's own address. A listener on all
 //! addresses is not known here by any of them; that is for rules not to open.
 
 use std::collections::HashSet;

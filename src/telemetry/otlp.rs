@@ -18,7 +18,7 @@ use hyper::header::{CONNECTION, CONTENT_TYPE, HOST};
 use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -123,7 +123,10 @@ impl Exporter {
             Host::Name(name) => name.to_string(),
             Host::Address(address) => address.to_string(),
         };
-        let stream = TcpStream::connect((host.as_str(), self.collector.port)).await.map_err(ExportError::Connect)?;
+        let found = lookup_host((host.as_str(), self.collector.port)).await.map_err(ExportError::Connect)?;
+        let addresses: Vec<_> = found.collect();
+        trace::reached(&addresses);
+        let stream = TcpStream::connect(&addresses[..]).await.map_err(ExportError::Connect)?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(ExportError::Http)?;
         let request = Request::builder()
             .method(Method::POST)

@@ -649,3 +649,66 @@ async fn examinations_leave_the_admin_socket_to_others() {
     drop(silent);
     site.stop().await;
 }
+
+/// Who could reach a collector of the agent's trail could write there what passes for the agent's own.
+#[tokio::test]
+async fn collectors_are_no_targets_by_name_or_address() {
+    let collector = listen(|mut stream: TcpStream| async move {
+        let mut read = [0; 4096];
+        while stream.read(&mut read).await.is_ok_and(|read| read > 0) {}
+    })
+    .await;
+    let port = collector.port();
+    let named = format!("localhost:{port}");
+    let sink = format!("[[audit.sink]]\nname = \"far\"\nkind = \"syslog\"\nto = \"tcp://{named}\"");
+    let rule = format!("name = \"named\"\nhosts = [\"localhost\"]\nwithin = [\"127.0.0.0/8\"]\nports = [{port}]");
+    let plan = Site::plan().allow(collector).rule(&rule).door(collector).door(&named).audit_setting(&sink);
+    let site = plan.start().await;
+    for (door, target) in [(site.doors[1], named), (site.doors[0], collector.to_string())] {
+        let denied = json!({"event": "forward.denied", "reason": "own_gateway", "target": target});
+        // The address is known once the agent has dialled it for the first time.
+        eventually("the agent keeps forwards away", async || {
+            drop(connect(door).await);
+            (!site.records(Side::Agent, &denied).is_empty()).then_some(())
+        })
+        .await;
+    }
+    let (code, report) = doctor(&site.config(Side::Agent), &[]).await;
+    assert_eq!(code, 1, "{report:#}");
+    let targets = report["stages"].as_array().expect("stages").iter().filter(|one| one["stage"] == "target");
+    for target in targets {
+        assert!(target["evidence"].as_str().is_some_and(|told| told.contains("own_gateway")), "{target:#}");
+    }
+    assert_eq!(verdict(&report, "target"), ["broken", "broken"], "{report:#}");
+    site.stop().await;
+}
+
+/// Files that do not answer, of which a pipe is the one that can be had: nobody waits for them without end.
+#[tokio::test]
+async fn pipes_in_the_place_of_files_hold_nobody_up() {
+    let site = Site::plan().start_gateway().await;
+    let pipe = |path: PathBuf| {
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .expect("a pipe");
+    };
+    pipe(site.path().join("ca.pem"));
+    let gateway = format!("tls://localhost:{}", site.address.port());
+    let settings = "tls_ca_file = \"ca.pem\"".to_owned();
+    let file = Patient { settings, gateway, ..Patient::of(&site) }.write(site.path());
+    let (code, told) = doctor(&file, &["--timeout", "2"]).await;
+    assert_eq!((code, told["stages"][0]["stage"].as_str()), (2, Some("configuration")), "{told:#}");
+    // One in the place of a key, and of a trail.
+    pipe(site.registry().folder("acme/agents/prod-eu").join("late.pub"));
+    fs::rename(site.path().join("gateway.jsonl"), site.path().join("old.jsonl")).expect("moved");
+    pipe(site.path().join("gateway.jsonl"));
+    let told = doctor(&site.config(Side::Gateway), &["--gateway"]).await;
+    assert_eq!(
+        (told.0, verdict(&told.1, "registry"), verdict(&told.1, "trail")),
+        (1, vec!["broken".to_owned()], vec!["broken".to_owned()]),
+        "{told:#?}"
+    );
+    fs::remove_file(site.path().join("gateway.jsonl")).expect("removed");
+    fs::rename(site.path().join("old.jsonl"), site.path().join("gateway.jsonl")).expect("moved");
+    fs::remove_file(site.registry().folder("acme/agents/prod-eu").join("late.pub")).expect("removed");
+    site.stop().await;
+}

@@ -288,6 +288,7 @@ impl Linked {
             egress: Egress::default(),
             remote_doctor: false,
             penalties: caponier::tunnel::admit::penalty::Terms::default(),
+            traces: None,
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),

@@ -73,6 +73,7 @@ pub(in crate::agent) fn config(organisations: Vec<Organisation>) -> Config {
         health: crate::health::Config::default(),
         remote_doctor: false,
         penalties: Terms::default(),
+        traces: None,
     }
 }
 

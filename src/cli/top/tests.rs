@@ -7,8 +7,9 @@ use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::model::{Model, Next};
 use super::view::{bytes, clean};
-use super::{picture, size};
+use super::{picture, size, take};
 use crate::gateway::{Carrier, ForwardRow, Happened, Status, Totals};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 fn carrier(agent: &str, replica: Option<&str>, state: &str, live: usize, to_target: u64) -> Carrier {
@@ -40,6 +41,7 @@ fn status(to_target: u64) -> Status {
             to_target,
             from_target: 0,
             denied: BTreeMap::from([("no_grant".to_owned(), 3)]),
+            refused: 12,
         },
         agents: vec![
             carrier("acme/prod-eu", Some("host-1"), "active", 2, to_target),
@@ -181,4 +183,42 @@ fn numbers_and_sizes() {
     for wrong in ["80", "x", "0x0", "80x24x1", "-1x5", "70000x24", "80x2"] {
         assert!(size(wrong).is_err(), "{wrong}");
     }
+}
+
+/// A panic gives the terminal back before it says anything. This test is its own child, on a terminal that `script` makes.
+#[test]
+fn a_panic_gives_the_terminal_back() {
+    if std::env::var_os("CAPONIER_TEST_PANICS").is_some() {
+        let (_terminal, _restore) = take().expect("a terminal");
+        panic!("on purpose");
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let own = std::env::current_exe().expect("this program");
+    let inner = format!(
+        "stty -a > before; CAPONIER_TEST_PANICS=1 '{}' --exact --nocapture cli::top::tests::a_panic_gives_the_terminal_back; \
+         stty -a > after",
+        own.display()
+    );
+    let mut script = std::process::Command::new("timeout")
+        .args(["300", "script", "--quiet", "--return", "--command", &inner, "typescript"])
+        .current_dir(dir.path())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .env("SHELL", "/bin/sh")
+        .env("TERM", "xterm")
+        .spawn()
+        .expect("timeout (coreutils) is there");
+    // Open until the end: versions of script differ in what an end of their input does to what they run.
+    let input = script.stdin.take();
+    let said = script.wait_with_output().expect("its output");
+    drop(input);
+    let read = |name: &str| {
+        std::fs::read_to_string(dir.path().join(name)).unwrap_or_else(|error| panic!("{name}: {error}: {said:?}"))
+    };
+    let (before, after, shown) = (read("before"), read("after"), read("typescript"));
+    assert!(before.contains("speed") && before == after, "{before}\n{after}");
+    let at = |what: &str| shown.find(what).unwrap_or_else(|| panic!("no {what:?} in {shown:?}"));
+    let (entered, left, spoke) = (at("\u{1b}[?1049h"), at("\u{1b}[?1049l"), at("on purpose"));
+    assert!(entered < left && left < spoke, "{shown:?}");
 }

@@ -93,7 +93,7 @@ fn denied(status: &Status) -> Line<'static> {
     reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
     let reasons: Vec<_> = reasons.iter().map(|(reason, count)| format!("{} {count}", clean(reason))).collect();
     let list = if reasons.is_empty() { String::new() } else { format!(": {}", reasons.join(", ")) };
-    Line::from(format!("denied {sum}{list}"))
+    Line::from(format!("logins refused {}  denied {sum}{list}", status.totals.refused))
 }
 
 fn agents(frame: &mut Frame<'_>, model: &Model, area: Rect) {
