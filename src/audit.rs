@@ -61,7 +61,9 @@ use tracing::{error, info};
 
 use crate::identity::signature::SignatureError;
 use crate::identity::{OrganisationId, PrivateKey};
-use crate::limits::{FORWARD_ID_MAX, PROGRESS_BATCH, PROGRESS_LOOK, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY};
+use crate::limits::{
+    FORWARD_ID_MAX, PROGRESS_BATCH, PROGRESS_LOOK, TRAIL_PATIENCE, TRAIL_QUEUE, TRAIL_RETRY, TRAIL_SYNC,
+};
 use crate::task::Tasks;
 
 pub use event::{Event, Kind};
@@ -221,7 +223,7 @@ impl Trail {
         let mut entry = Entry { shared, running, place: Some(place), peer, abandoned: "cancelled" };
         let (answer, answered) = oneshot::channel();
         room.send(Message::Open { forward, line, answer });
-        match self.shared.accepted(answered).await {
+        match self.shared.accepted(answered, TRAIL_PATIENCE).await {
             Ok(()) => {
                 entry.abandoned = "dropped";
                 Ok(entry)
@@ -318,7 +320,7 @@ impl Trail {
         let _ = tokio::time::timeout(TRAIL_PATIENCE, self.shared.quiet()).await;
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Stop { answer })).await {
-            Ok(Ok(())) => self.shared.accepted(answered).await,
+            Ok(Ok(())) => self.shared.accepted(answered, TRAIL_SYNC).await,
             Ok(Err(_)) => Err(TrailError::Closed),
             Err(_) => Err(TrailError::Slow),
         }
@@ -327,7 +329,7 @@ impl Trail {
     async fn write(&self, line: Vec<u8>) -> Result<(), TrailError> {
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
-            Ok(Ok(())) => self.shared.accepted(answered).await,
+            Ok(Ok(())) => self.shared.accepted(answered, TRAIL_PATIENCE).await,
             Ok(Err(_)) => Err(TrailError::Closed),
             Err(_) => Err(TrailError::Full),
         }
@@ -506,8 +508,12 @@ impl Shared {
         }
     }
 
-    async fn accepted(&self, answered: oneshot::Receiver<Result<(), Arc<io::Error>>>) -> Result<(), TrailError> {
-        match tokio::time::timeout(TRAIL_PATIENCE, answered).await {
+    async fn accepted(
+        &self,
+        answered: oneshot::Receiver<Result<(), Arc<io::Error>>>,
+        patience: Duration,
+    ) -> Result<(), TrailError> {
+        match tokio::time::timeout(patience, answered).await {
             Ok(Ok(answer)) => answer.map_err(TrailError::Write),
             Ok(Err(_)) => Err(TrailError::Closed),
             Err(_) => Err(TrailError::Slow),

@@ -16,7 +16,7 @@ use super::record::{Record, SINK_FAILED, SINK_WORKS, Side, milliseconds, text};
 use super::sink::{Batch, Batches, Content, Feed, Fsync, Losses, Order, Output, Progress, Rotation, SinkConfig};
 use super::syncer::UnderWay;
 use crate::chain::Chain;
-use crate::limits::{TRAIL_PATIENCE, TRAIL_RETRY, TRAIL_ROTATION_RETRY};
+use crate::limits::{TRAIL_RETRY, TRAIL_ROTATION_RETRY, TRAIL_SYNC};
 use crate::metrics;
 
 /// One sink, as the writer sees it.
@@ -410,7 +410,7 @@ impl Hand {
         if let Some(syncing) = &self.syncing {
             let Some(outcome) = syncing.outcome() else {
                 let lasts = syncing.lasts();
-                if lasts < TRAIL_PATIENCE {
+                if lasts < TRAIL_SYNC {
                     return Ok(());
                 }
                 let told = format!("the disk has been synchronising the file for {} s", lasts.as_secs());
@@ -719,7 +719,7 @@ mod tests {
         let mut hand = Hand::new(Box::new(disk), Fsync::Interval(Duration::ZERO), false);
         hand.owed.push_back(order(0));
         hand.push().expect("written");
-        hand.syncing.as_mut().expect("under way").begun_before(TRAIL_PATIENCE);
+        hand.syncing.as_mut().expect("under way").begun_before(TRAIL_SYNC);
         for number in 1..3 {
             hand.owed.push_back(order(number));
             let error = hand.push().expect_err("it hangs");

@@ -12,6 +12,10 @@ pub const TRAIL_BATCH: usize = 4_096;
 /// sink that takes longer (a full pipe that nobody reads) is a failed sink.
 pub const TRAIL_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How long a disk may take to synchronise a file beside the writer, and how long the end of a trail, which synchronises
+/// it too, is waited for: a disk that others keep busy takes seconds, and meanwhile nobody waits for a forward.
+pub const TRAIL_SYNC: Duration = Duration::from_secs(20);
+
 /// How often the trail looks whether a failed sink works again, and whether a write hangs.
 pub const TRAIL_RETRY: Duration = Duration::from_secs(1);
 
