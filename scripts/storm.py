@@ -122,19 +122,30 @@ LINK = re.compile(rb',"seq":(0|[1-9]\d*),"prev":"([\w-]{43})"}\n$')
 
 
 def trail(path):
-    """The records of a trail, and what is wrong with it."""
+    """The records of a trail, and what is wrong with it: it is one unbroken chain from its very first record, in however many
+    files, each of which begins as a file does."""
     records, faults, torn, before = [], [], [], None
     for name in files(path):
+        first = True
         for line in open(name, "rb"):
             link = LINK.search(line)
             if not link:
                 torn.append(digest(line.rstrip(b"\n")))
                 continue
             seq, prev = int(link[1]), link[2].decode()
-            if before and (seq, prev) != (before[0] + 1, before[1]):
-                faults.append("%s: %d follows %d, and does not name it" % (name, seq, before[0]))
-            before = seq, digest(line)
             record = json.loads(line)
+            if before is None:
+                # Nothing was before the storm: the first one names nothing, and says that a trail begins.
+                if (seq, prev) != (0, digest(b"")):
+                    faults.append("%s: begins with record %d: those before it are missing" % (name, seq))
+                if record["event"] != "trail.started":
+                    faults.append("%s: begins with %s" % (name, record["event"]))
+            elif (seq, prev) != (before[0] + 1, before[1]):
+                faults.append("%s: %d follows %d, and does not name it" % (name, seq, before[0]))
+            elif first and record["event"] not in ("trail.started", "trail.continued"):
+                faults.append("%s: a file begins with %s" % (name, record["event"]))
+            first = False
+            before = seq, digest(line)
             records.append(record)
             if record.get("torn") in torn:
                 torn.remove(record["torn"])

@@ -41,14 +41,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::info;
 
 pub use listen::Listen;
 use listen::Listening;
 use live::State;
 use usage::Usage;
 
-use crate::audit::{self, Event, Kind, Side, Trail};
+use crate::audit::{self, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::identity::certificate::Revocations;
@@ -62,16 +62,16 @@ use crate::policy::{Denial, Reason};
 use crate::registry::expiry::{Left, Stage};
 use crate::reload::{Fresh, Live, Reloads};
 use crate::resolve::{self, Resolver};
+use crate::service::{self, Service, ServiceError, Taken, Unrecorded};
 use crate::systemd::Supervisor;
 use crate::target::{Host, Target, normal};
-use crate::task::{Crew, CrewError, Load, Tasks};
+use crate::task::{Crew, Load, Tasks};
 use crate::tunnel;
-use crate::tunnel::admit::penalty::Penalties;
+use crate::tunnel::admit::penalty::{Penalties, Terms};
 use crate::tunnel::admit::{Handshakes, Room};
 use crate::tunnel::connect::Egress;
 use crate::tunnel::connect::url::Ways;
 use crate::tunnel::dial::Tls;
-use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 use crate::tunnel::wire::InstanceId;
 
@@ -98,6 +98,8 @@ pub struct Config {
     pub resolver: resolve::Config,
     /// Where it listens itself, if at all.
     pub listen: Option<Listen>,
+    /// What is held against addresses that nobody logs in from there.
+    pub penalties: Terms,
     /// Where its health and metrics can be asked for, if at all.
     pub health: crate::health::Config,
     /// Whether its gateways may ask what the doctor finds at its targets.
@@ -252,12 +254,6 @@ pub struct OrchestratorAuthority {
 /// Why an agent could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Threads.
-    #[error("the agent's threads failed")]
-    Crew(#[source] CrewError),
-    /// No trail.
-    #[error("could not start the audit trail")]
-    Trail(#[source] audit::StartError),
     /// The listener.
     #[error("could not listen on {address}")]
     Listen {
@@ -281,12 +277,9 @@ pub enum RunError {
     /// Health or metrics.
     #[error(transparent)]
     Health(#[from] crate::health::OpenError),
-    /// The trail could not be completed.
-    #[error("could not close the audit trail")]
-    Close(#[source] audit::TrailError),
-    /// Tasks were left.
-    #[error("tasks were still running {} s after the stop", limits::STOP_GRACE.as_secs())]
-    Drain,
+    /// Its threads, its tasks or its trail.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
 }
 
 /// What the tasks of one agent share.
@@ -314,7 +307,7 @@ struct Agent {
     /// How it stands with its gateways.
     standings: health::Standings,
     /// Fires for all forwards that run when the trail has failed for too long.
-    unrecorded: Mutex<CancellationToken>,
+    unrecorded: Unrecorded,
 }
 
 /// Addresses that the agent's own gateways and proxy have, or have had: no forward may reach them.
@@ -342,20 +335,16 @@ pub async fn run(
     // At a listener there may be any number of sessions.
     let sessions = if config.listen.is_some() { limits::WORKERS_MAX } else { links };
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(sessions).min(limits::WORKERS_MAX);
-    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
-    supervisor.watch(crew.clone());
-    let tasks = Tasks::new();
-    let writer = Tasks::new();
-    let trail =
-        Trail::start(config.audit.clone(), Side::Agent, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
+    let service = Service::start(Side::Agent, config.audit.clone(), workers, supervisor).await?;
+    let tasks = service.tasks.clone();
     let agent = Arc::new(Agent {
         id: config.id.clone(),
         instance: InstanceId::random(),
         started: u64::try_from(Timestamp::now().as_millisecond()).unwrap_or_default(),
         state: Live::new(State::new(&config, Arc::new(Resolver::new(&config.resolver, &tasks)))),
-        trail: trail.clone(),
+        trail: service.trail.clone(),
         tasks: tasks.clone(),
-        crew: crew.clone(),
+        crew: service.crew.clone(),
         drain: Drain::new(),
         usage: Usage::default(),
         examined: Mutex::default(),
@@ -364,7 +353,7 @@ pub async fn run(
         handshakes: Handshakes::new(workers),
         ways_out: Mutex::default(),
         standings: health::Standings::default(),
-        unrecorded: Mutex::default(),
+        unrecorded: service.unrecorded.clone(),
     });
     metrics::start();
     let _levels = levels::refresh(&agent);
@@ -372,53 +361,17 @@ pub async fn run(
     let mut posts = Posts::default();
     posts.fit(&agent, &config);
     listening.fit(&agent, config.listen.as_ref(), prepared);
-    health.serve(&agent, &crew, &tasks);
+    health.serve(&agent, &service.crew, &tasks);
     tasks.spawn(follow(agent.clone(), config, reloads, posts, listening));
     tasks.spawn(keep_time(agent.clone()));
     tasks.spawn(expiries::watch(agent.clone()));
-    let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
-        let agent = agent.clone();
-        move || {
-            error!("the audit trail has failed for {} s: ending all forwards", limits::TRAIL_FAILURE_GRACE.as_secs());
-            std::mem::take(&mut *agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
-        }
-    }));
     supervisor.ready(way);
-    tokio::select! {
-        () = stop.drain().cancelled() => {}
-        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
-    }
+    service.until_stop(&stop).await;
     let grace = agent.state.current().drain;
     agent.drain.begin(grace);
-    let outcome = drain(&agent, grace, &stop, supervisor).await;
-    let drained = tasks.drain(limits::STOP_GRACE).await;
-    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
-    let ended = threads.end(limits::STOP_GRACE).await;
-    watch.abort();
-    drop(agent);
-    trail.close().await.map_err(RunError::Close)?;
-    writer.drain(limits::STOP_GRACE).await;
-    ended.map_err(RunError::Crew)?;
-    if drained { Ok(outcome) } else { Err(RunError::Drain) }
-}
-
-/// From the beginning of the drain to the end of the last forward, and what is recorded of it.
-async fn drain(agent: &Agent, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
-    let (forwards, links) = (agent.drain.forwards(), agent.drain.sessions());
-    info!(forwards, links, "stopping: nothing new is taken on, and what runs may go on for {} s", grace.as_secs());
-    let note = async |event: Event| {
-        if let Err(error) = agent.trail.note(event).await {
-            error!(error = %Chain(&error), "could not record the drain");
-        }
-    };
-    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
-    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
-    let outcome = agent.drain.finish(stop.now(), "agent_stopped", supervisor).await;
-    // Whatever is left by now, for whatever reason, has no more time.
-    agent.drain.cut_all("agent_stopped");
-    info!(ended = outcome.ended, cut = outcome.cut, "drained");
-    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
-    outcome
+    let outcome = service.drain(&agent.drain, grace, Some(agent.drain.sessions()), &stop, supervisor).await;
+    service.end(agent).await?;
+    Ok(outcome)
 }
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.
@@ -441,7 +394,7 @@ async fn follow(
                 listening.prepare(fresh.config.listen.as_ref()).map_err(|error| Chain(&error).to_string())?;
             Ok((fresh, prepared))
         });
-        let event = match read {
+        let taken = match read {
             Ok((Fresh { config: mut new, mut restart }, prepared)) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
@@ -455,20 +408,11 @@ async fn follow(
                 agent.state.replace(State::new(&config, resolver));
                 posts.fit(&agent, &config);
                 listening.fit(&agent, config.listen.as_ref(), prepared);
-                info!("the configuration was read again and is in force: {changes}");
-                if !restart.is_empty() {
-                    warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
-                }
-                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
+                Ok(Taken { changes, restart })
             }
-            Err(faults) => {
-                error!("the configuration has faults, so that nothing that changed in it holds: {faults}");
-                Event::new(Kind::ConfigRejected).detail(faults)
-            }
+            Err(why) => Err(why),
         };
-        if let Err(error) = agent.trail.note(event).await {
-            error!(error = %Chain(&error), "could not record a change of the configuration");
-        }
+        service::tell_of_reload(&agent.trail, taken).await;
         reloads.settled();
     }
 }

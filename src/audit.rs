@@ -42,6 +42,7 @@ mod recover;
 pub mod schema;
 pub mod sink;
 mod strangers;
+mod syncer;
 mod tally;
 pub mod verify;
 mod writer;
@@ -71,8 +72,8 @@ pub use sink::{Content, Fsync, Rotation, SinkConfig, SinkKind, Sinks};
 use forward::Running;
 use head::{Countersigned, Head, Seal, Signer};
 use prepare::Prepared;
-use record::{DENIED, OPEN, Record, text, unsafe_to_show};
-use sink::{Connect, Heads};
+use record::{DENIED, OPEN, text, unsafe_to_show};
+use sink::{Connect, Heads, Means};
 use strangers::Strangers;
 use writer::Message;
 
@@ -187,13 +188,14 @@ impl Trail {
         let mut feeds = Vec::new();
         for config in &sinks.list {
             let (feed, batches, progress) = sink::pipe();
-            let (connect, over) = (Arc::clone(&connect), over.clone());
+            let means = Means { connect: Arc::clone(&connect), tasks: tasks.clone() };
+            let (required, over) = (config.required, over.clone());
             match config.kind.clone() {
                 SinkKind::Syslog(config) => {
-                    tasks.spawn(sink::syslog::run(config, batches, progress, connect, over));
+                    tasks.spawn(sink::syslog::run(config, batches, progress, means, over));
                 }
                 SinkKind::Https(config) => {
-                    tasks.spawn(sink::https::run(config, batches, progress, connect, over));
+                    tasks.spawn(sink::https::run(config, batches, progress, means, required, over));
                 }
                 SinkKind::File { .. } | SinkKind::Stdout => continue,
             }
@@ -244,17 +246,18 @@ impl Trail {
         let mut record = opening.record(self.shared.side, DENIED);
         record.reason = text(reason);
         record.detail = text(detail);
-        self.write(&record).await
+        self.write(record.line()).await
     }
 
     /// Records an event that is not a forward's, and returns once that write has returned.
     ///
     /// # Errors
     /// If the record was not accepted.
-    pub async fn note(&self, event: Event) -> Result<(), TrailError> {
+    pub fn note(&self, event: Event) -> impl Future<Output = Result<(), TrailError>> {
+        // Before the wait, which then has room for a line alone: those who note things wait for much else, for hours.
         let record = event.stamped(self.shared.side);
         tally::happened(&record);
-        self.write(&record).await
+        self.write(record.line())
     }
 
     /// Records an event that an unauthenticated peer caused. Never waits: within the budget of [`STRANGER_RECORDS`] per
@@ -294,6 +297,12 @@ impl Trail {
         Ok(*self.shared.heads.borrow())
     }
 
+    /// The sink because of which it fails, if it does: of several the first one. None where a write hangs.
+    #[must_use]
+    pub fn culprit(&self) -> Option<Culprit> {
+        lock(&self.shared.culprit).clone()
+    }
+
     /// The newest head that is in the trail, and each that comes.
     #[must_use]
     pub fn heads(&self) -> watch::Receiver<Option<Head>> {
@@ -330,8 +339,7 @@ impl Trail {
         }
     }
 
-    async fn write(&self, record: &Record) -> Result<(), TrailError> {
-        let line = record.line();
+    async fn write(&self, line: Vec<u8>) -> Result<(), TrailError> {
         let (answer, answered) = oneshot::channel();
         match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Record { line, answer })).await {
             Ok(Ok(())) => self.shared.accepted(answered).await,
@@ -353,6 +361,7 @@ impl Trail {
             ended: Notify::new(),
             strangers: Mutex::default(),
             failed: watch::Sender::new(None),
+            culprit: Mutex::new(None),
             writing: Mutex::new(None),
             over,
             heads: watch::Sender::new(None),
@@ -422,6 +431,23 @@ pub async fn watch_failure(mut failed: watch::Receiver<Option<Instant>>, stop: C
     }
 }
 
+/// The required sink because of which a trail cannot be written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Culprit {
+    /// What the configuration calls it.
+    pub sink: String,
+    /// One of the words that `sink.failed` has, or `write`.
+    pub reason: &'static str,
+}
+
+impl Culprit {
+    /// The sink, and why it fails.
+    #[must_use]
+    pub fn words(&self) -> (&str, &str) {
+        (&self.sink, self.reason)
+    }
+}
+
 /// What handles, entries, the writer and its watcher share.
 #[derive(Debug)]
 struct Shared {
@@ -433,6 +459,8 @@ struct Shared {
     ended: Notify,
     strangers: Mutex<Strangers>,
     failed: watch::Sender<Option<Instant>>,
+    /// The sink that failed at the last attempt.
+    culprit: Mutex<Option<Culprit>>,
     /// Since when a write has been under way.
     writing: Mutex<Option<Instant>>,
     /// Fires when the writer has ended.

@@ -45,6 +45,8 @@ pub enum Exit {
     Usage = 2,
     /// A policy refused it.
     Refused = 3,
+    /// What was to be looked at was not, or not all of it: nothing is known of how it is.
+    Unexamined = 4,
 }
 
 impl From<Exit> for ExitCode {

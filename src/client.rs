@@ -6,9 +6,12 @@
 //! well; what the server opens toward us is refused; a server that is none of ours is spoken to as any stock client does,
 //! with the same list of algorithms.
 //!
+//! With a [`Certified`] key its certificate is shown first, and the plain key where that is not taken, as `ssh` does.
+//!
 //! What waits on what: a [`Session`] is one task of the SSH library. Each listener of [`forward`] has a task that accepts,
 //! and each connection one that moves its bytes; all end with the stop token.
 
+mod certified;
 mod forward;
 mod front;
 mod keeper;
@@ -21,6 +24,7 @@ use crate::identity::PrivateKey;
 use crate::tunnel::connect::Egress;
 use crate::tunnel::dial::Tls;
 
+pub use certified::{Certified, CertifiedError, doubt};
 pub use forward::{Forward, forward};
 pub use front::Front;
 pub use pin::{Pin, PinError};
@@ -34,6 +38,8 @@ pub struct Config {
     pub server: Server,
     /// Our key.
     pub key: PrivateKey,
+    /// A CA's certificate for it, which is shown before the plain key.
+    pub certificate: Option<Certified>,
     /// The server's host keys, of which it must show one.
     pub pin: Pin,
     /// Directly, or through a proxy.

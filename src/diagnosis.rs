@@ -10,6 +10,9 @@ use std::fmt::Write;
 
 use serde::{Deserialize, Serialize};
 
+/// The stage that stands for the examination itself, where there is something to say of that.
+pub const DOCTOR: &str = "doctor";
+
 /// The version of the JSON form. Fields may be added; none changes its meaning while this stays.
 pub const VERSION: u32 = 1;
 
@@ -144,6 +147,12 @@ impl Report {
     #[must_use]
     pub fn broken(&self) -> Option<&Finding> {
         self.stages.get(self.first_broken?)
+    }
+
+    /// The finding that says that not all was looked at, if there is one.
+    #[must_use]
+    pub fn left_out(&self) -> Option<&Finding> {
+        self.stages.iter().find(|finding| finding.stage == DOCTOR && finding.verdict == Verdict::Skipped)
     }
 
     /// The summary for a terminal, with a line break at the end.

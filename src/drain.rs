@@ -231,6 +231,12 @@ impl Drain {
         self.0.opening.none().await;
     }
 
+    /// Waits until the drain has begun and none of these `forwards`, which are a session's, is left.
+    pub async fn spent(&self, forwards: &Count) {
+        self.0.begun.cancelled().await;
+        forwards.none().await;
+    }
+
     /// Waits until forwards are cut. Returns why they are.
     pub async fn cut(&self) -> &'static str {
         self.0.cut.cancelled().await;

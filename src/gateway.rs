@@ -23,6 +23,7 @@ mod arrive;
 mod broker;
 pub mod doctor;
 mod door;
+mod examination;
 mod expiries;
 mod forwards;
 mod health;
@@ -58,15 +59,15 @@ use crate::metrics;
 use crate::network::Networks;
 use crate::registry::file::{Files, Reload, writable_by_others};
 use crate::registry::{Registry, Snapshot, changes};
-use crate::reload::{Changes, Fresh, Live, Reloads};
+use crate::reload::{Fresh, Live, Reloads};
+use crate::service::{self, Service, ServiceError, Taken, Unrecorded};
 use crate::systemd::Supervisor;
 use crate::target::Target;
-use crate::task::{Crew, CrewError, Tasks};
+use crate::task::{Crew, Tasks};
 use crate::tls::{Certificates, ClientAuth, Trust};
 use crate::tunnel;
 use crate::tunnel::admit::penalty::{self, Fault};
 use crate::tunnel::admit::{Handshakes, Room};
-use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 pub use admin::{AgentRow, AgentsError, Barred, HandshakeCount, LastError};
@@ -102,42 +103,9 @@ pub struct Config {
     /// How much anybody may have.
     pub limits: Limits,
     /// What is held against addresses that nobody logs in from.
-    pub penalties: Penalties,
+    pub penalties: penalty::Terms,
     /// Where its health and metrics can be asked for, if at all.
     pub health: crate::health::Config,
-}
-
-/// Whether, and to whom, an address is barred after too many failures.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Penalties {
-    /// Whether at all.
-    pub enabled: bool,
-    /// To whom nothing is held.
-    pub exempt: Exempt,
-}
-
-/// Addresses that nothing is held against.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Exempt {
-    /// This host's own: what comes through a tunnel or a proxy on it is not its fault.
-    Loopback,
-    /// These, and not even loopback if it is not among them.
-    Networks(Option<Networks>),
-}
-
-impl Exempt {
-    fn contain(&self, address: IpAddr) -> bool {
-        match self {
-            Self::Loopback => address.to_canonical().is_loopback(),
-            Self::Networks(networks) => networks.as_ref().is_some_and(|networks| networks.contain(address)),
-        }
-    }
-}
-
-impl Default for Penalties {
-    fn default() -> Self {
-        Self { enabled: true, exempt: Exempt::Loopback }
-    }
 }
 
 /// Where agents and clients connect, and what holds for those who do it there.
@@ -287,21 +255,12 @@ pub enum RunError {
         #[source]
         source: io::Error,
     },
-    /// Threads.
-    #[error("the gateway's threads failed")]
-    Crew(#[source] CrewError),
-    /// No trail.
-    #[error("could not start the audit trail")]
-    Trail(#[source] audit::StartError),
     /// Health or metrics.
     #[error(transparent)]
     Health(#[from] crate::health::OpenError),
-    /// The trail could not be completed.
-    #[error("could not close the audit trail")]
-    Close(#[source] audit::TrailError),
-    /// Tasks were left.
-    #[error("tasks were still running {} s after the stop", limits::STOP_GRACE.as_secs())]
-    Drain,
+    /// Its threads, its tasks or its trail.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
 }
 
 /// What the tasks of one gateway share.
@@ -320,13 +279,15 @@ struct Gateway {
     room: Room,
     penalties: penalty::Penalties,
     handshakes: Handshakes,
+    /// Agents that look at their targets for somebody at the admin socket.
+    examinations: examination::Examinations,
     drain: Drain,
     /// The tasks that accept.
     accepting: Count,
     /// When the registry was refused for its faults, if what it holds now was.
     rejected: Mutex<Option<Timestamp>>,
     /// Fires for all forwards that run when the trail has failed for too long.
-    unrecorded: Mutex<CancellationToken>,
+    unrecorded: Unrecorded,
 }
 
 /// A loopback door that is open.
@@ -380,12 +341,8 @@ pub async fn run(
     let health = crate::health::open(&config.health, tunnel::listen::bind).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get);
     let workers = workers.clamp(limits::GATEWAY_WORKERS, limits::WORKERS_MAX);
-    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
-    supervisor.watch(crew.clone());
-    let writer = Tasks::new();
-    let trail =
-        Trail::start(config.audit.clone(), Side::Gateway, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
-    let tasks = Tasks::new();
+    let service = Service::start(Side::Gateway, config.audit.clone(), workers, supervisor).await?;
+    let tasks = service.tasks.clone();
     let gateway = Arc::new(Gateway {
         state: Live::new(live::State::new(&config)),
         registry: registry.clone(),
@@ -394,16 +351,17 @@ pub async fn run(
         forwards: forwards::Forwards::default(),
         started: Timestamp::now(),
         quotas: quota::Quotas::default(),
-        trail: trail.clone(),
+        trail: service.trail.clone(),
         tasks: tasks.clone(),
-        crew: crew.clone(),
+        crew: service.crew.clone(),
         room: Room::new(limits::UNAUTHENTICATED_MAX, limits::UNAUTHENTICATED_PER_ADDRESS),
         penalties: penalty::Penalties::default(),
         handshakes: Handshakes::new(workers),
+        examinations: examination::Examinations::default(),
         drain: Drain::new(),
         accepting: Count::default(),
         rejected: Mutex::default(),
-        unrecorded: Mutex::default(),
+        unrecorded: service.unrecorded.clone(),
     });
     metrics::start();
     let _levels = levels::refresh(&gateway);
@@ -422,52 +380,17 @@ pub async fn run(
     if let Some((listener, guard)) = admin {
         tasks.spawn(admin::serve(gateway.clone(), listener, guard));
     }
-    health.serve(&gateway, &crew, &tasks);
-    tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
-        let gateway = gateway.clone();
-        move || {
-            error!("the audit trail has failed for {} s: ending all forwards", limits::TRAIL_FAILURE_GRACE.as_secs());
-            std::mem::take(&mut *gateway.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
-        }
-    }));
+    health.serve(&gateway, &service.crew, &tasks);
     info!(key = %host_key, listen = ?main, "gateway started");
     ready(&main, &doors);
-    tokio::select! {
-        () = stop.drain().cancelled() => {}
-        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
-    }
+    service.until_stop(&stop).await;
     let grace = gateway.state.current().drain;
     gateway.drain.begin(grace);
     // Before anything is counted: what they have accepted is a forward by then, or on its way to the login.
     gateway.accepting.none().await;
-    let outcome = drain(&gateway, grace, &stop, supervisor).await;
-    let drained = tasks.drain(limits::STOP_GRACE).await;
-    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
-    let ended = threads.end(limits::STOP_GRACE).await;
-    drop(gateway);
-    trail.close().await.map_err(RunError::Close)?;
-    writer.drain(limits::STOP_GRACE).await;
-    ended.map_err(RunError::Crew)?;
-    if drained { Ok(outcome) } else { Err(RunError::Drain) }
-}
-
-/// From the end of the listeners to that of the last forward, and what is recorded of it.
-async fn drain(gateway: &Gateway, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
-    let (forwards, links) = (gateway.drain.forwards(), gateway.roster.list().len());
-    info!(forwards, links, "stopping: nothing new is accepted, and what runs may go on for {} s", grace.as_secs());
-    let note = async |event: Event| {
-        if let Err(error) = gateway.trail.note(event).await {
-            error!(error = %Chain(&error), "could not record the drain");
-        }
-    };
-    let began = Event::new(Kind::DrainBegan).count("forwards", forwards).count("links", links);
-    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
-    let outcome = gateway.drain.finish(stop.now(), "gateway_stopped", supervisor).await;
-    // Whatever is left by now, for whatever reason, has no more time.
-    gateway.drain.cut_all("gateway_stopped");
-    info!(ended = outcome.ended, cut = outcome.cut, "drained");
-    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
-    outcome
+    let outcome = service.drain(&gateway.drain, grace, Some(gateway.roster.list().len()), &stop, supervisor).await;
+    service.end(gateway).await?;
+    Ok(outcome)
 }
 
 impl Gateway {
@@ -512,16 +435,7 @@ async fn follow(gateway: Arc<Gateway>, mut config: Config, mut reloads: Reloads<
             Ok(fresh) => take_over(&gateway, &mut config, fresh, &mut doors).map_err(|error| Chain(&error).to_string()),
             Err(faults) => Err(faults.to_string()),
         };
-        let event = match taken {
-            Ok(changes) => Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes),
-            Err(why) => {
-                error!("the configuration cannot be taken over, so that nothing that changed in it holds: {why}");
-                Event::new(Kind::ConfigRejected).detail(why)
-            }
-        };
-        if let Err(error) = gateway.trail.note(event).await {
-            error!(error = %Chain(&error), "could not record a change of the configuration");
-        }
+        service::tell_of_reload(&gateway.trail, taken).await;
         reloads.settled();
     }
 }
@@ -531,7 +445,7 @@ fn take_over(
     config: &mut Config,
     Fresh { config: mut new, mut restart }: Fresh<Config>,
     doors: &mut Vec<OpenDoor>,
-) -> Result<Changes, RunError> {
+) -> Result<Taken, RunError> {
     restart.extend(live::keep(config, &mut new));
     let mut changes = live::changes(config, &new);
     let running: Vec<_> = doors.iter().map(|door| (door.bound, &door.local)).collect();
@@ -566,11 +480,7 @@ fn take_over(
     }
     doors.retain(|door| !door.withdrawn.is_cancelled());
     *config = new;
-    info!("the configuration was read again and is in force: {changes}");
-    if !restart.is_empty() {
-        warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
-    }
-    Ok(changes)
+    Ok(Taken { changes, restart })
 }
 
 impl OpenDoor {

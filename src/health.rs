@@ -143,18 +143,27 @@ impl Part {
         }
     }
 
-    /// The trail, by since when it fails.
+    /// The trail, by since when it fails, and because of which of its sinks, in a word of the trail's.
     #[must_use]
-    pub fn trail(failed: Option<tokio::time::Instant>) -> Self {
-        match failed {
-            None => Self::ready("trail"),
-            Some(instant) => Self::failing(
-                "trail",
-                "the audit trail cannot be written, so that nothing opens",
-                "look whether its disk is full or its sink away; the log says why",
-            )
-            .since(Timestamp::now().checked_sub(instant.elapsed()).ok()),
-        }
+    pub fn trail(failed: Option<tokio::time::Instant>, because: Option<(&str, &str)>) -> Self {
+        let Some(instant) = failed else { return Self::ready("trail") };
+        let detail = "the audit trail cannot be written, so that nothing opens";
+        let detail = because.map_or_else(|| detail.to_owned(), |(sink, why)| format!("{detail}: sink {sink}, {why}"));
+        let advice = match because.map(|(_, why)| why) {
+            Some("refused") => {
+                "its collector answers, and does not take the records: the log has its answer, and its own log says why. \
+                 Mend it there; if it cannot be mended, give the sink `required = false` and restart"
+            }
+            Some("unauthorised") => "renew its token or certificate: the files are read again, without a restart",
+            Some("redirected") => "give the sink the URL that its collector points to, and restart",
+            Some("tls_failed") => "look whether its collector's certificate is good for the host, and from its ca_file",
+            Some(
+                "connect_failed" | "connection_lost" | "timed_out" | "too_slow" | "server_failed" | "too_many_requests"
+                | "protocol",
+            ) => "look whether its collector runs, keeps up and can be reached; the log says why",
+            _ => "look whether its disk is full or its sink away; the log says why",
+        };
+        Self::failing("trail", detail, advice).since(Timestamp::now().checked_sub(instant.elapsed()).ok())
     }
 
     /// The drain, by since when there is one.

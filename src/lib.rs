@@ -37,6 +37,7 @@
 //! | 6 | [`cli`] | one file per command; exit codes; the only place for `anyhow` and `clap` |
 //! | 5 | [`config`], [`telemetry`] | configuration files into the `Config`s of the parts; logs and the export of traces, set up once |
 //! | 4 | [`agent`], [`gateway`], [`client`], [`proxy`] | the four programs; none imports another |
+//! | 3 | [`service`], above [`tunnel`] | what the programs that run for long have in common: beginning, reloading, ending |
 //! | 3 | [`tunnel`] | TCP, CONNECT and the PROXY protocol, first bytes and heads of HTTP, admission, SSH in both roles, the wire, the splice, heads of trails that go over a link |
 //! | 2 | [`audit`], [`registry`], [`provision`] | the trail, its collectors, and reading and verifying it; who exists, who certifies, what expires, how keys come and go; databases and roles |
 //! | 2 | [`health`] | whether a program lives and is ready, its metrics, over HTTP and in a file |
@@ -45,6 +46,7 @@
 //! | 0 | [`document`], above [`identity`] | reading TOML with all its faults; ids, keys and OpenSSH certificates |
 //! | 0 | [`drain`], beside [`document`]; [`systemd`], beside [`identity`] | the stages of a stop; telling the service manager |
 //! | 0 | [`target`], [`network`], [`secret`], [`limits`], [`backoff`], [`rate`] | the rest of the vocabulary |
+//! | 0 | `delegate` | streams that are another stream and a little more |
 //! | 0 | [`diagnosis`] | what an examination has found, for people and for programs |
 //! | 0 | [`chain`], [`task`], [`metrics`], [`trace`] | printing causes; owning tasks; what the process counts about itself, and traces on their way out |
 //!
@@ -100,7 +102,8 @@
 //! **The trail's writer** (`audit::writer`), a blocking task: waits for its queue, numbers all that is in it, writes it to the
 //! required sinks of this machine and waits for those over a network, then answers everybody who waits. It is the last to
 //! end. Each sink that is not required has a thread (`audit::lane`) or task (`audit::sink`), which waits for its own queue and for
-//! the sink; a thread that hangs in a write is left behind at the end. Beside the writer one task wakes it every
+//! the sink; a thread that hangs in a write is left behind at the end. A file that is synchronised at intervals has a thread
+//! for that while it lasts (`audit::syncer`), so that nobody waits for the disk. Beside the writer one task wakes it every
 //! [`limits::TRAIL_RETRY`], has forwards that last say how far they are, and notices a write that hangs; another (`audit::watch_failure`) waits for the sink
 //! to have failed for [`limits::TRAIL_FAILURE_GRACE`], and then cuts the forwards that run.
 //!
@@ -214,6 +217,7 @@ pub mod chain;
 pub mod cli;
 pub mod client;
 pub mod config;
+mod delegate;
 pub mod diagnosis;
 pub mod document;
 pub mod drain;
@@ -232,6 +236,7 @@ pub mod registry;
 pub mod reload;
 pub mod resolve;
 pub mod secret;
+pub mod service;
 pub mod systemd;
 pub mod target;
 pub mod task;

@@ -166,6 +166,7 @@ families! {
     AUDIT_SINK_LAG: Family<Level, 1> = Family::by(["sink"]), "audit_sink_lag_records", "Records of the trail that a sink has not taken yet";
     AUDIT_SINK_LOST: Family<Count, 1> = Family::by(["sink"]), "audit_sink_lost_records", "Records of the trail that a sink, which is not required, will never get";
     AUDIT_SINK_FAILING: Family<Level, 1> = Family::by(["sink"]), "audit_sink_failing", "1 while a sink does not work";
+    AUDIT_SINK_FAILURES: Family<Count, 2> = Family::by(["sink", "reason"]), "audit_sink_failures", "Times that a sink of the trail began to fail, by why";
     CERTIFICATE_EXPIRY: Family<Level, 1> = Family::by(["certificate"]), "certificate_expiry_timestamp" in Seconds, "When the first certificate of a kind ends, in seconds since 1970";
     KEY_EXPIRY: Family<Level, 1> = Family::by(["holder"]), "key_expiry_timestamp" in Seconds, "When the first key of a kind of holder ends, in seconds since 1970";
     REGISTRY_LOADS: Family<Count, 1> = Family::by(["outcome"]), "registry_loads", "Times that the registry was read again, by whether the new state is in force";

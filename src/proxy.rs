@@ -35,19 +35,18 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZero;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ipnet::IpNet;
-use tokio_util::sync::CancellationToken;
-use tracing::{error, info, warn};
+use tracing::info;
 
 use intake::Listening;
 use live::State;
 use outward::Standings;
 use places::Places;
 
-use crate::audit::{self, Event, Kind, Side, Trail};
+use crate::audit::{self, Side, Trail};
 use crate::chain::Chain;
 use crate::drain::{Drain, Outcome, Stop};
 use crate::limits;
@@ -55,14 +54,14 @@ use crate::metrics;
 use crate::network::Networks;
 use crate::rate::Rates;
 use crate::reload::{Fresh, Live, Reloads};
+use crate::service::{self, Service, ServiceError, Taken, Unrecorded};
 use crate::systemd::Supervisor;
 use crate::target::{Host, Target};
-use crate::task::{Crew, CrewError, Tasks};
+use crate::task::{Crew, Tasks};
 use crate::tls::{self, ClientAuth, Identity, Trust};
 use crate::tunnel::admit::Room;
 use crate::tunnel::connect::Egress;
 use crate::tunnel::listen;
-use crate::tunnel::outlet::Outlet;
 use crate::tunnel::splice::Bounds;
 
 /// What a proxy is told by its owner.
@@ -129,8 +128,8 @@ pub struct Outbound {
     pub without_certificate: bool,
     /// The authorities that count, as they were read; the system's, if there are none.
     pub authorities: Option<Arc<[u8]>>,
-    /// The client's end, by what is spoken inside: nothing said, HTTP, SSH.
-    pub configs: [Arc<tls::ClientConfig>; 3],
+    /// The client's end, by what is spoken inside: nothing said, HTTP, SSH, HTTP/2.
+    pub configs: [Arc<tls::ClientConfig>; 4],
 }
 
 impl PartialEq for Outbound {
@@ -220,12 +219,6 @@ impl Listener {
 /// Why a proxy could not run.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Threads.
-    #[error("the proxy's threads failed")]
-    Crew(#[source] CrewError),
-    /// No trail.
-    #[error("could not start the audit trail")]
-    Trail(#[source] audit::StartError),
     /// A listener.
     #[error("could not listen on {address}")]
     Listen {
@@ -249,12 +242,9 @@ pub enum RunError {
     /// Health or metrics.
     #[error(transparent)]
     Health(#[from] crate::health::OpenError),
-    /// The trail could not be completed.
-    #[error("could not close the audit trail")]
-    Close(#[source] audit::TrailError),
-    /// Tasks were left.
-    #[error("tasks were still running {} s after the stop", limits::STOP_GRACE.as_secs())]
-    Drain,
+    /// Its threads, its tasks or its trail.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
 }
 
 /// What the tasks of one proxy share.
@@ -274,14 +264,7 @@ struct Proxy {
     /// How upstreams answered lately.
     standings: Standings,
     /// Fires for all that runs when the trail has failed for too long.
-    unrecorded: Mutex<CancellationToken>,
-}
-
-impl Proxy {
-    /// Fires when what begins now has to end because the trail has failed for too long.
-    fn unrecorded(&self) -> CancellationToken {
-        self.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
+    unrecorded: Unrecorded,
 }
 
 /// Runs a proxy until `stop`. Returns how the drain went.
@@ -300,73 +283,33 @@ pub async fn run(
     let prepared = listening.prepare(&config)?;
     let health = crate::health::open(&config.health, listen::bind).await?;
     let workers = std::thread::available_parallelism().map_or(1, NonZero::get).min(limits::WORKERS_MAX);
-    let (crew, threads) = Crew::start("caponier", workers, limits::RESOLVE_TIMEOUT).map_err(RunError::Crew)?;
-    supervisor.watch(crew.clone());
-    let tasks = Tasks::new();
-    let writer = Tasks::new();
-    let trail =
-        Trail::start(config.audit.clone(), Side::Proxy, Arc::new(Outlet), &writer).await.map_err(RunError::Trail)?;
+    let service = Service::start(Side::Proxy, config.audit.clone(), workers, supervisor).await?;
+    let tasks = service.tasks.clone();
     let proxy = Arc::new(Proxy {
         state: Live::new(State::default()),
-        trail: trail.clone(),
+        trail: service.trail.clone(),
         tasks: tasks.clone(),
-        crew: crew.clone(),
+        crew: service.crew.clone(),
         drain: Drain::new(),
         room: Room::new(limits::PROXY_SEATS, limits::PROXY_SEATS_PER_ADDRESS),
         places: Places::default(),
         denials: Mutex::default(),
         standings: Standings::default(),
-        unrecorded: Mutex::default(),
+        unrecorded: service.unrecorded.clone(),
     });
     metrics::start();
     let _levels = levels::refresh(&proxy);
     info!("proxy started");
     listening.fit(&proxy, &config, prepared);
-    health.serve(&proxy, &crew, &tasks);
+    health.serve(&proxy, &service.crew, &tasks);
     tasks.spawn(follow(proxy.clone(), config, reloads, listening));
-    let watch = tasks.spawn(audit::watch_failure(trail.failed(), tasks.stopping().clone(), {
-        let proxy = proxy.clone();
-        move || {
-            error!("the audit trail has failed for {} s: ending all that runs", limits::TRAIL_FAILURE_GRACE.as_secs());
-            std::mem::take(&mut *proxy.unrecorded.lock().unwrap_or_else(PoisonError::into_inner)).cancel();
-        }
-    }));
     supervisor.ready("listening");
-    tokio::select! {
-        () = stop.drain().cancelled() => {}
-        () = crew.broken().cancelled() => error!("stopping, because a thread has ended that nobody asked to"),
-    }
+    service.until_stop(&stop).await;
     let grace = proxy.state.current().drain();
     proxy.drain.begin(grace);
-    let outcome = drain(&proxy, grace, &stop, supervisor).await;
-    let drained = tasks.drain(limits::STOP_GRACE).await;
-    // Before the trail is closed: what is still left on a thread ends with it, and the endings are recorded.
-    let ended = threads.end(limits::STOP_GRACE).await;
-    watch.abort();
-    drop(proxy);
-    trail.close().await.map_err(RunError::Close)?;
-    writer.drain(limits::STOP_GRACE).await;
-    ended.map_err(RunError::Crew)?;
-    if drained { Ok(outcome) } else { Err(RunError::Drain) }
-}
-
-/// From the beginning of the drain to the end of the last connection, and what is recorded of it.
-async fn drain(proxy: &Proxy, grace: Duration, stop: &Stop, supervisor: &Supervisor) -> Outcome {
-    let forwards = proxy.drain.forwards();
-    info!(forwards, "stopping: nothing new is taken on, and what runs may go on for {} s", grace.as_secs());
-    let note = async |event: Event| {
-        if let Err(error) = proxy.trail.note(event).await {
-            error!(error = %Chain(&error), "could not record the drain");
-        }
-    };
-    let began = Event::new(Kind::DrainBegan).count("forwards", forwards);
-    note(began.detail(format!("what runs is cut after {} s", grace.as_secs()))).await;
-    let outcome = proxy.drain.finish(stop.now(), "proxy_stopped", supervisor).await;
-    // Whatever is left by now, for whatever reason, has no more time.
-    proxy.drain.cut_all("proxy_stopped");
-    info!(ended = outcome.ended, cut = outcome.cut, "drained");
-    note(Event::new(Kind::DrainEnded).count("ended", outcome.ended).count("cut", outcome.cut)).await;
-    outcome
+    let outcome = service.drain(&proxy.drain, grace, None, &stop, supervisor).await;
+    service.end(proxy).await?;
+    Ok(outcome)
 }
 
 /// Takes over each configuration that is read anew, whole or not at all, until the stop.
@@ -382,27 +325,18 @@ async fn follow(proxy: Arc<Proxy>, mut config: Config, mut reloads: Reloads<Conf
             let prepared = listening.prepare(&fresh.config).map_err(|error| Chain(&error).to_string())?;
             Ok((fresh, prepared))
         });
-        let event = match read {
+        let taken = match read {
             Ok((Fresh { config: mut new, mut restart }, prepared)) => {
                 restart.extend(live::keep(&config, &mut new));
                 let changes = live::changes(&config, &new);
                 config = new;
                 // The state, by which what runs judges itself, is in force before anything new is accepted.
                 listening.fit(&proxy, &config, prepared);
-                info!("the configuration was read again and is in force: {changes}");
-                if !restart.is_empty() {
-                    warn!("these settings have changed too, and need a restart: {}", restart.join(", "));
-                }
-                Event::new(Kind::ConfigReloaded).detail(&changes).changes(&changes)
+                Ok(Taken { changes, restart })
             }
-            Err(faults) => {
-                error!("the configuration has faults, so that nothing that changed in it holds: {faults}");
-                Event::new(Kind::ConfigRejected).detail(faults)
-            }
+            Err(why) => Err(why),
         };
-        if let Err(error) = proxy.trail.note(event).await {
-            error!(error = %Chain(&error), "could not record a change of the configuration");
-        }
+        service::tell_of_reload(&proxy.trail, taken).await;
         reloads.settled();
     }
 }

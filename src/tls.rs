@@ -27,6 +27,7 @@ mod issuer;
 pub mod judge;
 pub mod names;
 mod peer;
+mod proof;
 mod roots;
 mod server;
 mod stream;
@@ -54,6 +55,9 @@ pub const ALPN_SSH: &[u8] = b"caponier/1";
 
 /// HTTP, which leads on to WebSocket or CONNECT.
 pub const ALPN_HTTP: &[u8] = b"http/1.1";
+
+/// HTTP/2, which nothing of ours speaks: for those whose bytes are passed on as they are.
+pub const ALPN_HTTP2: &[u8] = b"h2";
 
 /// Whether a certificate could carry `name`: a DNS name or a literal address.
 #[must_use]

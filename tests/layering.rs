@@ -15,12 +15,13 @@ use std::path::{Path, PathBuf};
 /// Who may import whom: each row only from those before it. The lowest row of the design has three steps here: what needs
 /// nothing, the keys that need bounds and secrets, the reader of documents that hold ids.
 const ROWS: &[(&str, &[&str])] = &[
-    ("0", &["target", "secret", "limits", "backoff", "rate", "network", "chain", "task", "diagnosis"]),
+    ("0", &["target", "secret", "limits", "backoff", "rate", "network", "chain", "task", "delegate", "diagnosis"]),
     ("0, second step", &["identity", "systemd", "metrics"]),
     ("0, third step", &["document", "drain", "trace"]),
     ("1", &["policy", "postgres", "tls", "resolve", "token", "reload"]),
     ("2", &["audit", "registry", "provision", "health"]),
     ("3", &["tunnel"]),
+    ("3, second step", &["service"]),
     ("4", &["agent", "gateway", "proxy", "client"]),
     ("5", &["config", "telemetry"]),
     ("6", &["cli"]),
@@ -44,7 +45,7 @@ const FENCES: &[(&str, &[&str])] = &[
     ("hyper_util", &["proxy", "health", "audit::sink", "telemetry::otlp"]),
     ("http_body_util", &["proxy", "health", "audit::sink", "telemetry::otlp"]),
     ("prometheus_client", &["metrics"]),
-    ("aws_lc_rs", &["audit::chain", "tls"]),
+    ("aws_lc_rs", &["audit::chain", "client::pin", "tls"]),
     ("ratatui", &["cli::top"]),
     ("indicatif", &["cli"]),
     ("clap_mangen", &["cli"]),

@@ -5,7 +5,6 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::PoisonError;
 
 use jiff::Timestamp;
 use tokio::time::{Instant, timeout_at};
@@ -138,7 +137,7 @@ pub(super) async fn forward(session: &Session, opening: Opening, over: Option<&'
     refusal.record.rule = Some(permit.rule().to_owned());
     refusal.record.refused = permit.refused().iter().map(on_record).collect();
 
-    let unrecorded = agent.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let unrecorded = agent.unrecorded.token();
     let mut entry = match agent.trail.open(refusal.record.clone()).await {
         Ok(entry) => entry,
         // The trail holds the gateway's ids of the live forwards, by organisation.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::serve::{Link, Session};
 use super::{Agent, Post};
+use crate::audit::Culprit;
 use crate::health::{Part, State};
 use crate::identity::OrganisationId;
 
@@ -173,7 +174,7 @@ impl State for Agent {
 
     async fn parts(&self) -> Vec<Part> {
         let mut parts = self.standings.parts();
-        parts.push(Part::trail(*self.trail.failed().borrow()));
+        parts.push(Part::trail(*self.trail.failed().borrow(), self.trail.culprit().as_ref().map(Culprit::words)));
         parts.push(Part::drain(self.drain.since()));
         parts
     }

@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use bytes::Bytes;
 use jiff::Timestamp;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -110,7 +110,8 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, withdrawn: Cancellatio
             agent.trail.stranger(refused(address), "source_network");
             continue;
         }
-        if !address.ip().is_loopback() && !agent.penalties.admits(address.ip(), Instant::now().into_std()) {
+        let blamed = agent.state.current().blames(address.ip());
+        if blamed && !agent.penalties.admits(address.ip(), Instant::now().into_std()) {
             debug!("turned a connection away: its address has failed too often");
             agent.trail.stranger(refused(address), "too_many_failures");
             continue;
@@ -125,9 +126,9 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, withdrawn: Cancellatio
     }
 }
 
-/// Holds something against an address; not against this host's own, where it would be everybody's behind a tunnel.
+/// Holds something against an address, unless the operator has it exempt.
 fn blame(agent: &Agent, address: SocketAddr, fault: Fault) {
-    if address.ip().is_loopback() {
+    if !agent.state.current().blames(address.ip()) {
         return;
     }
     if let Some(bar) = agent.penalties.blame(address.ip(), fault, Instant::now().into_std()) {
@@ -289,24 +290,17 @@ async fn serve(
                 break;
             }
             () = stop.cancelled() => break,
-            () = spent(&agent, &forwards) => {
+            () = agent.drain.spent(&forwards) => {
                 goodbye = true;
                 break;
             }
         }
     }
-    if goodbye && server.disconnect("the agent goes away").await {
-        // The client hangs up when it has read that; if it does not, the cut does.
-        drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
+    if goodbye {
+        server.farewell("the agent goes away").await;
     }
     switch.cut();
     server.misconduct.record(&agent.trail, event).await;
-}
-
-/// Waits until the agent drains and the session's last forward has ended.
-async fn spent(agent: &Agent, forwards: &Count) {
-    agent.drain.begun().cancelled().await;
-    forwards.none().await;
 }
 
 #[derive(Default)]

@@ -1,17 +1,21 @@
 //! One link of the agent, from the dial to its end; and what a session of whoever may open forwards has, at the end of a link or
 //! at the listener.
 
+mod login;
+
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use jiff::Timestamp;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+
+pub(super) use login::Coming;
 
 use super::forward::forward;
 use super::live::{self, Case, REVOKED, State};
@@ -20,19 +24,14 @@ use crate::audit::{Event, Kind, TrailError};
 use crate::chain::Chain;
 use crate::diagnosis::Report;
 use crate::drain::{Count, Departure};
-use crate::identity::{
-    AgentName, Certificate, Credential, Fingerprint, OrganisationId, PrivateKey, PublicKey, ReplicaId,
-};
+use crate::identity::{Credential, Fingerprint, OrganisationId, ReplicaId};
 use crate::limits;
-use crate::task::{Tasks, reached};
+use crate::task::reached;
 use crate::tunnel::admit::{self, GreetError};
 use crate::tunnel::anchors::{self, Ear};
 use crate::tunnel::connect::url::{GatewayUrl, Transport};
 use crate::tunnel::dial::{self, DialError, Dialled};
-use crate::tunnel::ssh::{
-    self, ControlChannel, Flow, HandshakeError, Login, Misconduct, Opening, Over, Public, RunError, Running, Server,
-    ServerOptions,
-};
+use crate::tunnel::ssh::{self, ControlChannel, Flow, HandshakeError, Misconduct, Opening, Over, Public, Running};
 use crate::tunnel::stream::Stream;
 use crate::tunnel::transport::Control as Switch;
 use crate::tunnel::wire::{self, Control, Drain, ForwardId, Hello, Originator, Peer, RefusalCode};
@@ -252,166 +251,6 @@ pub(super) async fn introduce(
         return Err(LinkError::NotAGateway { gateway: gateway.clone() });
     }
     Ok(greeted.head)
-}
-
-/// An agent that has said who it is, and waits for the gateway's login.
-pub(super) struct Coming<'a> {
-    pub(super) name: &'a AgentName,
-    pub(super) gateway: &'a GatewayUrl,
-    /// What it has said.
-    pub(super) line: String,
-    /// What the gateway has said.
-    pub(super) head: Bytes,
-    /// The host key.
-    pub(super) key: &'a PrivateKey,
-    /// How many channels there may be, and how many of them that are still being opened.
-    pub(super) bounds: (usize, usize),
-    pub(super) deadline: Instant,
-}
-
-impl Coming<'_> {
-    /// Shakes hands and waits for the login, which is judged by what holds at that moment. Yields what the gateway has logged in
-    /// with. The session is cut where there is none.
-    pub(super) async fn log_in(
-        self,
-        stream: Stream,
-        current: impl Fn() -> Arc<State> + Send + 'static,
-        tasks: &Tasks,
-    ) -> Result<(Server, Credential), LinkError> {
-        let Self { name, gateway, line, head, key, bounds: (channels, opens), deadline } = self;
-        let logins = Arc::new(Mutex::new(Logins::default()));
-        let organisation = name.organisation.clone();
-        let login = OrchestratorLogin { current: Box::new(current), organisation, logins: logins.clone() };
-        let options = ServerOptions {
-            line,
-            said: true,
-            head,
-            key: key.clone(),
-            certificate: None,
-            control_channel: true,
-            keepalive: limits::LINK_KEEPALIVE,
-            keepalive_max: 1,
-            flow: Flow::Credit,
-            channels,
-            opens,
-        };
-        let server = ssh::serve(stream, options, login, tasks)
-            .await
-            .map_err(|source| LinkError::Handshake { gateway: gateway.clone(), source })?;
-        let (logged_in, switch) = (server.logged_in.clone(), server.control.clone());
-        let cut = switch.cut_on_drop();
-        let ended = tokio::select! {
-            outcome = timeout_at(deadline, logged_in.cancelled()) => match outcome {
-                Ok(()) => false,
-                Err(_) => return Err(LinkError::LoginTimeout { gateway: gateway.clone() }),
-            },
-            () = switch.gone().cancelled() => true,
-        };
-        {
-            let logins = logins.lock().unwrap_or_else(PoisonError::into_inner);
-            match (&logins.accepted, &logins.refused) {
-                (Some(orchestrator), _) if !ended => {
-                    let accepted = orchestrator.clone();
-                    drop(logins);
-                    cut.disarm();
-                    return Ok((server, accepted));
-                }
-                (_, Some((reason, key))) => {
-                    return Err(LinkError::LoginRefused {
-                        gateway: gateway.clone(),
-                        organisation: name.organisation.to_string(),
-                        reason,
-                        key: key.clone(),
-                    });
-                }
-                _ => {}
-            }
-        }
-        let (_, _, running) = server.split();
-        Err(match timeout(limits::GOODBYE_PATIENCE, running.ended()).await {
-            Ok(Err(RunError::Ssh(source))) => {
-                LinkError::Handshake { gateway: gateway.clone(), source: HandshakeError::Ssh(source) }
-            }
-            _ => LinkError::KeyNotAccepted {
-                gateway: gateway.clone(),
-                key: key.public().fingerprint(),
-                agent: name.to_string(),
-            },
-        })
-    }
-}
-
-#[derive(Default)]
-struct Logins {
-    /// What the orchestrator has logged in with.
-    accepted: Option<Credential>,
-    /// Why the last login was refused, and which key it was.
-    refused: Option<(&'static str, String)>,
-}
-
-struct OrchestratorLogin {
-    /// What holds at the moment.
-    current: Box<dyn Fn() -> Arc<State> + Send>,
-    organisation: OrganisationId,
-    logins: Arc<Mutex<Logins>>,
-}
-
-impl OrchestratorLogin {
-    fn knows(&self, user: &str, credential: &Credential) -> bool {
-        let organisation = &self.organisation;
-        let reason = if user == organisation.as_str() {
-            // Behind a proxy nobody can tell where the gateway is.
-            match (self.current)().orchestrator(organisation, credential, None, Timestamp::now()) {
-                Ok(_) => return true,
-                Err(reason) => reason,
-            }
-        } else {
-            "other_organisation"
-        };
-        self.refuse(reason, credential.key().to_string());
-        false
-    }
-
-    fn lets_in(&self, user: &str, credential: Credential) -> bool {
-        let known = self.knows(user, &credential);
-        if known {
-            self.logins.lock().unwrap_or_else(PoisonError::into_inner).accepted = Some(credential);
-        }
-        known
-    }
-
-    /// A gateway shows the bare key after the certificate; what was wrong with that tells more.
-    fn refuse(&self, reason: &'static str, key: String) {
-        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        let certified = logins
-            .refused
-            .as_ref()
-            .is_some_and(|(last, shown)| last.starts_with("certificate_") && *shown == key && reason == "unknown_key");
-        if !certified {
-            logins.refused = Some((reason, key));
-        }
-    }
-}
-
-impl Login for OrchestratorLogin {
-    fn offered(&mut self, user: &str, key: &PublicKey) -> bool {
-        let organisation = &self.organisation;
-        // The key may turn out to be that of a certificate.
-        let certifiable = user == organisation.as_str() && (self.current)().has_authority(organisation);
-        certifiable || self.knows(user, &Credential::Key(key.fingerprint()))
-    }
-
-    fn verified(&mut self, user: &str, key: &PublicKey) -> bool {
-        self.lets_in(user, Credential::Key(key.fingerprint()))
-    }
-
-    fn certified(&mut self, user: &str, certificate: &Certificate) -> bool {
-        self.lets_in(user, Credential::Certificate(certificate.clone()))
-    }
-
-    fn unfit(&mut self, _user: &str, why: &'static str) {
-        self.refuse(why, "not given".to_owned());
-    }
 }
 
 impl Link {
@@ -682,7 +521,7 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
                     Control::Drain(Drain { deadline_s: drain.left_s() })
                 }
                 Some(report) = found.recv() => Control::Examined(report),
-                Some(message) = said.recv() => message,
+                Some(message) = said.recv() => *message,
                 else => return std::future::pending::<()>().await,
             };
             if writer.send(message.encode()).await.is_err() {

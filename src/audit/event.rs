@@ -34,8 +34,12 @@ pub enum Kind {
     RegistryReloaded,
     /// `registry.rejected`: a new state of the registry has faults, and the last good one stays in force.
     RegistryRejected,
-    /// `agent.examined`: an agent was looked at by `caponier doctor`; the detail says from where.
+    /// `agent.examined`: an agent was looked at by `caponier doctor`; the detail says from where, and what came of it.
     AgentExamined,
+    /// `agent.examination_asked`: the gateway is about to ask an agent over its link.
+    ExaminationAsked,
+    /// `agent.examination_failed`: it was asked, and gave no report.
+    ExaminationFailed,
     /// `drain.began`: nothing new is taken on; `counts` says what there is.
     DrainBegan,
     /// `drain.ended`: `counts` says how many forwards ended by themselves, and how many were cut.
@@ -64,6 +68,8 @@ impl Kind {
             Self::RegistryReloaded => "registry.reloaded",
             Self::RegistryRejected => "registry.rejected",
             Self::AgentExamined => "agent.examined",
+            Self::ExaminationAsked => "agent.examination_asked",
+            Self::ExaminationFailed => "agent.examination_failed",
             Self::DrainBegan => "drain.began",
             Self::DrainEnded => "drain.ended",
             Self::ConfigReloaded => "config.reloaded",

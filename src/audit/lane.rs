@@ -4,6 +4,7 @@
 //! thread or task of its own; so a sink that is not required and hangs keeps nobody waiting, not even the end of the
 //! process. What such a sink does not take is counted here, and told in the trail at most once a look.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::time::{Duration, Instant};
@@ -12,9 +13,10 @@ use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::record::{Record, SINK_FAILED, SINK_WORKS, Side, milliseconds, text};
-use super::sink::{Batch, Batches, Content, Feed, Fsync, Order, Output, Progress, Rotation, SinkConfig};
+use super::sink::{Batch, Batches, Content, Feed, Fsync, Losses, Order, Output, Progress, Rotation, SinkConfig};
+use super::syncer::UnderWay;
 use crate::chain::Chain;
-use crate::limits::{TRAIL_RETRY, TRAIL_ROTATION_RETRY};
+use crate::limits::{TRAIL_PATIENCE, TRAIL_RETRY, TRAIL_ROTATION_RETRY};
 use crate::metrics;
 
 /// One sink, as the writer sees it.
@@ -27,6 +29,8 @@ pub(super) struct Lane {
     trouble: Trouble,
     /// Whether it is required, and did not take what is owed to it the last time.
     stuck: bool,
+    /// Why it fails, as far as that is counted.
+    counted: Option<&'static str>,
 }
 
 enum Way {
@@ -46,6 +50,9 @@ pub(super) struct Turning {
     /// Not before, because it has just failed.
     pub(super) not_before: Option<Instant>,
 }
+
+/// Why a sink fails that says nothing itself.
+const TOO_SLOW: &str = "too_slow";
 
 /// What a sink that is not required has not taken.
 #[derive(Debug, Default)]
@@ -75,7 +82,8 @@ impl Lane {
             // What grows for the first time is not seen to grow where it was not there before.
             metrics::AUDIT_SINK_LOST.of([name.clone()]).inc_by(0);
         }
-        Self { name, required: config.required, only, turning, way, trouble: Trouble::default(), stuck: false }
+        let (trouble, stuck, counted) = (Trouble::default(), false, None);
+        Self { name, required: config.required, only, turning, way, trouble, stuck, counted }
     }
 
     pub(super) fn name(&self) -> &str {
@@ -158,7 +166,25 @@ impl Lane {
             self.stuck = settled.is_err();
             metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(self.stuck.into());
         }
+        let reason = settled.is_err().then(|| self.reason());
+        self.count(reason);
         settled
+    }
+
+    /// Why it does not take what is owed to it, in one of a fixed set of words.
+    pub(super) fn reason(&self) -> &'static str {
+        match &self.way {
+            Way::Inline(_) => "write",
+            Way::Apart { feed, .. } => feed.failure().map_or(TOO_SLOW, |failure| failure.reason),
+        }
+    }
+
+    /// Counts a failure when it begins, and when it becomes another.
+    fn count(&mut self, reason: Option<&'static str>) {
+        if let Some(reason) = reason.filter(|reason| self.counted != Some(*reason)) {
+            metrics::AUDIT_SINK_FAILURES.of([self.name.clone().into(), Cow::Borrowed(reason)]).inc();
+        }
+        self.counted = reason;
     }
 
     fn settle_owed(&mut self, until: Instant) -> io::Result<()> {
@@ -208,16 +234,22 @@ impl Lane {
         if self.required {
             return None;
         }
+        let refused = self.hear_losses();
         let trouble = &mut self.trouble;
         let losing = trouble.lost > trouble.seen;
         trouble.seen = trouble.lost;
-        let record = |event| Record { sink: text(&self.name), ..Record::own(side, event) };
+        let name = self.name.clone();
+        let record = |event| Record { sink: text(&name), ..Record::own(side, event) };
         match trouble.told {
             None if failure.is_some() || losing => {
                 let since = failure.as_ref().map_or_else(Instant::now, |failure| failure.since.into_std());
                 trouble.told = Some(since);
-                let reason = failure.as_ref().map_or("too_slow", |failure| failure.reason);
-                let detail = failure.map(|failure| failure.detail).unwrap_or_default();
+                let (reason, detail) = match (failure, refused) {
+                    (_, Some(losses)) => (losses.reason, losses.detail),
+                    (Some(failure), None) => (failure.reason, failure.detail),
+                    (None, None) => (TOO_SLOW, String::new()),
+                };
+                self.count(Some(reason));
                 metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(1);
                 tracing::warn!(sink = self.name, reason, detail, "a sink of the audit trail does not work");
                 Some(Record { reason: text(reason), detail: text(detail), ..record(SINK_FAILED) })
@@ -226,6 +258,7 @@ impl Lane {
             Some(since) if failure.is_none() && !losing && !full => {
                 let lost = trouble.lost;
                 *trouble = Trouble::default();
+                self.count(None);
                 metrics::AUDIT_SINK_FAILING.of([self.name.clone()]).set(0);
                 tracing::info!(sink = self.name, lost, "a sink of the audit trail works again");
                 let lasted = milliseconds(since.elapsed());
@@ -233,6 +266,15 @@ impl Lane {
             }
             _ => None,
         }
+    }
+
+    /// Counts what it would not take since this was done last.
+    fn hear_losses(&mut self) -> Option<Losses> {
+        let Way::Apart { feed, .. } = &self.way else { return None };
+        let losses = feed.losses()?;
+        self.trouble.lost += losses.records;
+        metrics::AUDIT_SINK_LOST.of([self.name.clone()]).inc_by(losses.records);
+        Some(losses)
     }
 
     fn complain(name: &str, hand: &mut Hand, turning: Option<&mut Turning>, side: Side) -> Option<Record> {
@@ -252,11 +294,17 @@ impl Lane {
     /// # Errors
     /// If something is left that a required sink should have.
     pub(super) fn close(&mut self, until: Instant) -> io::Result<()> {
+        let closed = match &mut self.way {
+            Way::Inline(hand) => return hand.finish(),
+            Way::Apart { feed, .. } => feed.close(until),
+        };
+        // The trail has ended, and cannot tell of them any more.
+        let refused = self.hear_losses().map_or(0, |losses| losses.records);
         match &mut self.way {
-            Way::Inline(hand) => hand.finish(),
-            Way::Apart { feed, .. } if feed.close(until) => Ok(()),
+            Way::Inline(_) => Ok(()),
+            Way::Apart { .. } if closed && refused == 0 => Ok(()),
             Way::Apart { feed, .. } => {
-                let records = feed.waiting();
+                let records = feed.waiting() + refused;
                 tracing::warn!(sink = self.name, records, "a sink of the audit trail has not got all of it");
                 if !self.required {
                     return Ok(());
@@ -268,6 +316,9 @@ impl Lane {
 }
 
 /// Writes to a sink of this machine what is owed to it, in order and without leaving anything out.
+///
+/// At intervals it is synchronised beside the writing, once at a time; a failure of that is one of the sink, and after it
+/// nothing is in order before the disk has said so to whoever writes. A rotation and the end wait for it.
 pub(super) struct Hand {
     output: Box<dyn Output>,
     owed: VecDeque<Order>,
@@ -277,6 +328,10 @@ pub(super) struct Hand {
     /// Something was written since the last synchronisation, which was then.
     dirty: bool,
     synced: Instant,
+    /// What is being synchronised on another thread.
+    syncing: Option<UnderWay>,
+    /// The last synchronisation failed.
+    doubtful: bool,
     /// The last record that was written.
     written: Option<u64>,
     /// Why the last rotation failed, until that is told.
@@ -301,6 +356,8 @@ impl Hand {
             fsync,
             dirty: false,
             synced: Instant::now(),
+            syncing: None,
+            doubtful: false,
             written: None,
             unturned: None,
             length: so_far.0,
@@ -320,22 +377,72 @@ impl Hand {
                     self.written = Some(batch.last);
                 }
                 Order::Mend => self.write(b"\n")?,
-                Order::Rotate(first) => match self.output.rotate(*first) {
-                    Ok(()) => (self.length, self.begun, self.dirty) = (0, Timestamp::now(), false),
-                    Err(error) => {
-                        tracing::warn!(error = %Chain(&error), "could not rotate the audit trail's file; it goes on");
-                        self.unturned = Some(error);
+                Order::Rotate(first) => {
+                    let first = *first;
+                    // Whether the old file is whole is told by the one under way, and by nothing after it.
+                    self.await_sync()?;
+                    match self.output.rotate(first) {
+                        Ok(()) => {
+                            (self.length, self.begun) = (0, Timestamp::now());
+                            (self.dirty, self.doubtful) = (false, false);
+                        }
+                        Err(error) => {
+                            tracing::warn!(
+                                error = %Chain(&error),
+                                "could not rotate the audit trail's file; it goes on"
+                            );
+                            self.unturned = Some(error);
+                        }
                     }
-                },
+                }
             }
             self.owed.pop_front();
             self.at = 0;
         }
-        let due = match self.fsync {
-            Fsync::Each => true,
-            Fsync::Interval(interval) => self.synced.elapsed() >= interval,
-        };
-        if due { self.sync() } else { Ok(()) }
+        match self.fsync {
+            Fsync::Each => self.sync(),
+            Fsync::Interval(interval) => self.sync_beside(interval),
+        }
+    }
+
+    /// Sees to it that the file is synchronised when it is time for that, and waits for nothing unless that failed before.
+    fn sync_beside(&mut self, interval: Duration) -> io::Result<()> {
+        if let Some(syncing) = &self.syncing {
+            let Some(outcome) = syncing.outcome() else {
+                let lasts = syncing.lasts();
+                if lasts < TRAIL_PATIENCE {
+                    return Ok(());
+                }
+                let told = format!("the disk has been synchronising the file for {} s", lasts.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, told));
+            };
+            self.syncing = None;
+            self.judge_sync(outcome)?;
+        }
+        if self.doubtful {
+            return self.sync();
+        }
+        if self.synced.elapsed() < interval {
+            return Ok(());
+        }
+        if self.dirty {
+            // Without the means to do it elsewhere it is done here.
+            let begun = self.output.syncing().and_then(|syncing| syncing.map(UnderWay::begin).transpose());
+            let Ok(Some(under_way)) = begun else { return self.sync() };
+            (self.syncing, self.dirty) = (Some(under_way), false);
+        }
+        self.synced = Instant::now();
+        Ok(())
+    }
+
+    /// Waits for the synchronisation that is under way, if there is one.
+    fn await_sync(&mut self) -> io::Result<()> {
+        let Some(syncing) = self.syncing.take() else { return Ok(()) };
+        self.judge_sync(syncing.wait())
+    }
+
+    fn judge_sync(&mut self, outcome: io::Result<()>) -> io::Result<()> {
+        outcome.inspect_err(|_| (self.dirty, self.doubtful) = (true, true))
     }
 
     fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
@@ -351,17 +458,20 @@ impl Hand {
     }
 
     fn sync(&mut self) -> io::Result<()> {
+        self.await_sync()?;
         if self.dirty {
             self.output.sync()?;
             self.dirty = false;
         }
-        self.synced = Instant::now();
+        (self.synced, self.doubtful) = (Instant::now(), false);
         Ok(())
     }
 
     fn finish(&mut self) -> io::Result<()> {
+        let so_far = self.await_sync();
         self.push()?;
-        self.sync()
+        self.sync()?;
+        so_far
     }
 
     /// How many records are owed.
@@ -447,4 +557,191 @@ pub(super) fn work(hand: Option<Hand>, mut open: Opener, mut batches: Batches, p
 pub(super) fn work_apart(hand: Option<Hand>, open: Opener, batches: Batches, progress: Progress) -> io::Result<()> {
     std::thread::Builder::new().name("trail-sink".to_owned()).spawn(move || work(hand, open, batches, &progress))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// A disk that synchronises when a test says so, and how that goes.
+    struct Disk {
+        written: Arc<Mutex<Vec<String>>>,
+        /// What is asked for on another thread waits for its outcome here.
+        outcomes: Arc<Mutex<Receiver<io::Result<()>>>>,
+        begun: Arc<AtomicUsize>,
+        /// What is asked for at once fails so often.
+        fails: Arc<AtomicUsize>,
+    }
+
+    struct Held {
+        written: Arc<Mutex<Vec<String>>>,
+        outcomes: SyncSender<io::Result<()>>,
+        begun: Arc<AtomicUsize>,
+        fails: Arc<AtomicUsize>,
+    }
+
+    impl Disk {
+        fn new() -> (Self, Held) {
+            let (sender, receiver) = sync_channel(8);
+            let disk = Self {
+                written: Arc::default(),
+                outcomes: Arc::new(Mutex::new(receiver)),
+                begun: Arc::default(),
+                fails: Arc::default(),
+            };
+            let held = Held {
+                written: Arc::clone(&disk.written),
+                outcomes: sender,
+                begun: Arc::clone(&disk.begun),
+                fails: Arc::clone(&disk.fails),
+            };
+            (disk, held)
+        }
+
+        fn note(&self, what: &str) {
+            self.written.lock().expect("a list").push(what.to_owned());
+        }
+    }
+
+    impl Output for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.note(std::str::from_utf8(bytes).expect("text").trim_end());
+            Ok(bytes.len())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            self.note("sync");
+            let failing = self.fails.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1));
+            if failing.is_ok() { Err(io::Error::other("the disk is gone")) } else { Ok(()) }
+        }
+
+        fn syncing(&self) -> io::Result<Option<super::super::sink::Syncing>> {
+            self.begun.fetch_add(1, Ordering::Relaxed);
+            let outcomes = Arc::clone(&self.outcomes);
+            Ok(Some(Box::new(move || outcomes.lock().expect("outcomes").recv().expect("an outcome"))))
+        }
+
+        fn rotate(&mut self, _first: u64) -> io::Result<()> {
+            self.note("rotate");
+            Ok(())
+        }
+    }
+
+    impl Held {
+        fn written(&self) -> Vec<String> {
+            self.written.lock().expect("a list").clone()
+        }
+    }
+
+    fn order(number: u64) -> Order {
+        let bytes = Bytes::from(format!("{number}\n"));
+        Order::Write(Batch { bytes, first: number, last: number, records: 1, times: (0, 0) })
+    }
+
+    /// Pushes until the synchronisation under way has been heard of.
+    fn hear(hand: &mut Hand) -> io::Result<()> {
+        let until = Instant::now() + Duration::from_secs(60);
+        while hand.syncing.is_some() && Instant::now() < until {
+            hand.push()?;
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn what_is_synchronised_at_intervals_is_written_meanwhile_and_once_at_a_time() {
+        let (disk, held) = Disk::new();
+        let mut hand = Hand::new(Box::new(disk), Fsync::Interval(Duration::ZERO), false);
+        for number in 0..5 {
+            hand.owed.push_back(order(number));
+            hand.push().expect("written");
+        }
+        assert_eq!(held.written(), ["0", "1", "2", "3", "4"]);
+        assert_eq!(held.begun.load(Ordering::Relaxed), 1);
+        held.outcomes.send(Ok(())).expect("heard");
+        held.outcomes.send(Ok(())).expect("heard");
+        hear(&mut hand).expect("synchronised");
+        // Again, for what came since; and not for nothing.
+        assert_eq!(held.begun.load(Ordering::Relaxed), 2);
+        hand.push().expect("in order");
+        assert_eq!((held.begun.load(Ordering::Relaxed), hand.dirty), (2, false));
+        assert!(!held.written().contains(&"sync".to_owned()));
+    }
+
+    #[test]
+    fn a_failed_synchronisation_is_a_failure_until_the_disk_has_said_that_it_is_whole() {
+        let (disk, held) = Disk::new();
+        held.fails.store(1, Ordering::Relaxed);
+        let mut hand = Hand::new(Box::new(disk), Fsync::Interval(Duration::ZERO), false);
+        hand.owed.push_back(order(0));
+        hand.push().expect("written");
+        held.outcomes.send(Err(io::Error::other("a bad sector"))).expect("heard");
+        let error = hear(&mut hand).expect_err("it failed");
+        assert_eq!(error.to_string(), "a bad sector");
+        // Nothing is under way any more: whoever asks waits for the disk itself.
+        let error = hand.push().expect_err("it still fails");
+        assert_eq!(error.to_string(), "the disk is gone");
+        hand.push().expect("it works again");
+        assert_eq!((held.written(), hand.doubtful), (vec!["0".into(), "sync".into(), "sync".into()], false));
+        assert_eq!(held.begun.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_rotation_and_the_end_wait_for_what_is_under_way_and_hear_how_it_went() {
+        let (disk, held) = Disk::new();
+        let mut hand = Hand::new(Box::new(disk), Fsync::Interval(Duration::ZERO), false);
+        hand.owed.push_back(order(0));
+        hand.push().expect("written");
+        held.outcomes.send(Err(io::Error::other("a bad sector"))).expect("told");
+        hand.owed.extend([Order::Rotate(1), order(1)]);
+        let error = hand.push().expect_err("no rotation of what may not be there");
+        assert_eq!(error.to_string(), "a bad sector");
+        assert_eq!(held.written(), ["0"]);
+        held.outcomes.send(Ok(())).expect("told");
+        hand.push().expect("rotated, which synchronises");
+        assert_eq!(held.written(), ["0", "rotate", "1"]);
+        assert!(hand.syncing.is_some());
+        // One for what is under way, and one for what comes after it.
+        held.outcomes.send(Ok(())).expect("told");
+        hand.owed.push_back(order(2));
+        hand.finish().expect("the end");
+        assert!(hand.syncing.is_none() && !hand.dirty);
+        assert_eq!(held.written()[..4], ["0", "rotate", "1", "2"]);
+    }
+
+    #[test]
+    fn a_disk_that_hangs_is_a_failure_of_the_sink_and_no_thread_more() {
+        let (disk, held) = Disk::new();
+        let mut hand = Hand::new(Box::new(disk), Fsync::Interval(Duration::ZERO), false);
+        hand.owed.push_back(order(0));
+        hand.push().expect("written");
+        hand.syncing.as_mut().expect("under way").begun_before(TRAIL_PATIENCE);
+        for number in 1..3 {
+            hand.owed.push_back(order(number));
+            let error = hand.push().expect_err("it hangs");
+            assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        }
+        // What is to be written is written all the same.
+        assert_eq!(held.written(), ["0", "1", "2"]);
+        assert_eq!(held.begun.load(Ordering::Relaxed), 1);
+        held.outcomes.send(Ok(())).expect("heard");
+        held.outcomes.send(Ok(())).expect("heard");
+        hand.finish().expect("it gets on");
+    }
+
+    #[test]
+    fn where_each_record_is_to_be_durable_it_is_waited_for() {
+        let (disk, held) = Disk::new();
+        let mut hand = Hand::new(Box::new(disk), Fsync::Each, false);
+        for number in 0..2 {
+            hand.owed.push_back(order(number));
+            hand.push().expect("written");
+        }
+        assert_eq!(held.written(), ["0", "sync", "1", "sync"]);
+        assert_eq!(held.begun.load(Ordering::Relaxed), 0);
+    }
 }

@@ -115,6 +115,8 @@ fn place(event: &str) -> Option<Place> {
         "registry.reloaded" | "config.reloaded" => (ENTITY, 3, "Update", LOW, Some(true)),
         "registry.rejected" | "config.rejected" => (ENTITY, 3, "Update", HIGH, Some(false)),
         "agent.examined" => (APPLICATION, 99, "Examine", INFORMATIONAL, Some(true)),
+        "agent.examination_asked" => (APPLICATION, 99, "Examine", INFORMATIONAL, None),
+        "agent.examination_failed" => (APPLICATION, 99, "Examine", LOW, Some(false)),
         "drain.began" => (APPLICATION, 4, "Stop", INFORMATIONAL, None),
         "drain.ended" => (APPLICATION, 4, "Stop", INFORMATIONAL, Some(true)),
         "trail.started" => (EVENT_LOG, 6, "Start", INFORMATIONAL, Some(true)),

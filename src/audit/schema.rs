@@ -444,9 +444,27 @@ pub const EVENTS: &[Event] = &[
         name: "agent.examined",
         sides: LINKED,
         meaning: "An agent was looked at by `caponier doctor`: by its owner, whom the gateway let in and who wanted no link, or \
-                  over its link; the detail says which.",
+                  over its link; the detail says which, and at the gateway how many targets are in order.",
         always: &[&["organisation", "agent"]],
         maybe: &[&["replica", "key", "client", "detail"]],
+        since: 1,
+    },
+    Event {
+        name: "agent.examination_asked",
+        sides: GATEWAY,
+        meaning: "Somebody at the admin socket has an agent asked over its link what it finds at its targets; what came of it is \
+                  `agent.examined` or `agent.examination_failed`.",
+        always: &[&["organisation", "agent"]],
+        maybe: &[&["replica", "key", "detail"]],
+        since: 1,
+    },
+    Event {
+        name: "agent.examination_failed",
+        sides: GATEWAY,
+        meaning: "An agent that was asked over its link gave no report: `empty`, `nonsense`, `too_long`, `nothing_examined`, \
+                  `silent`, `link_lost`, `busy`, or `given_up` because whoever asked had gone.",
+        always: &[&["organisation", "agent", "reason"]],
+        maybe: &[&["replica", "key", "detail"]],
         since: 1,
     },
     Event {
@@ -532,7 +550,7 @@ pub const EVENTS: &[Event] = &[
     Event {
         name: "sink.failed",
         sides: ALL,
-        meaning: "A sink that is not required does not take records; they are counted as lost.",
+        meaning: "A sink that is not required does not take records; what it will never get is counted.",
         always: &[&["sink"]],
         maybe: &[&["reason", "detail"]],
         since: 1,
@@ -633,8 +651,18 @@ pub const FIELDS: &[Field] = &[
     of("peer_trail", Form::TrailId, "The id of the other side's trail."),
     of("peer_digest", Form::Digest, "The digest of the other side's head."),
     of("signature", Form::Base64, "The SSH signature (SSHSIG, namespace `audit@caponier`)."),
-    of("seq", Form::Number, "The record's place in the trail, from 0 without a gap."),
-    of("prev", Form::Digest, "The digest of the line before, its newline included."),
+    of(
+        "seq",
+        Form::Number,
+        "The record's place in the trail, from 0 without a gap. Alone it is no key: a collector that gets a record again \
+         knows it by the trail's id (`trail`), `seq` and `prev` together.",
+    ),
+    of(
+        "prev",
+        Form::Digest,
+        "The digest of the line before, its newline included. The same `seq` with another `prev` is no repeat, but a record \
+         of another trail, or of a forged one.",
+    ),
 ];
 
 #[cfg(test)]

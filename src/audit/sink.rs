@@ -16,6 +16,7 @@ pub mod deliver;
 pub(in crate::audit) mod file;
 pub mod https;
 mod queue;
+mod renewed;
 pub mod syslog;
 
 use std::fmt;
@@ -25,6 +26,7 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -32,9 +34,10 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::identity::PrivateKey;
 use crate::limits::{HEAD_EVERY, HEAD_RECORDS, PROGRESS_EVERY, TRAIL_FSYNC};
 use crate::target::Target;
+use crate::task::Tasks;
 
 pub use queue::{Batch, Batches, Progress};
-pub(in crate::audit) use queue::{Feed, Order, pipe};
+pub(in crate::audit) use queue::{Feed, Losses, Order, pipe};
 
 /// All that a trail is told: where it goes, how often it is signed, and what it says of long forwards.
 #[derive(Debug, Clone)]
@@ -180,6 +183,9 @@ impl SinkConfig {
     }
 }
 
+/// Makes a file durable, and blocks until then.
+pub type Syncing = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
 /// A sink of this machine, as far as whoever writes to it knows it. It blocks.
 pub trait Output: Send {
     /// Writes some of `bytes`, and returns how many.
@@ -193,6 +199,14 @@ pub trait Output: Send {
     /// # Errors
     /// If that is not certain.
     fn sync(&mut self) -> io::Result<()>;
+
+    /// What makes durable, on another thread, what was written until then. None where that is nothing to wait for.
+    ///
+    /// # Errors
+    /// If there are no means for it; [`Output::sync`] does it then.
+    fn syncing(&self) -> io::Result<Option<Syncing>> {
+        Ok(None)
+    }
 
     /// Puts what there is away under another name and begins anew; `first` is the number of the record that comes next.
     /// Nothing where there are no files.
@@ -222,6 +236,15 @@ pub type Connecting<'a> = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>
 pub trait Connect: fmt::Debug + Send + Sync {
     /// A TCP stream to `to`, through the proxy of that URL where there is one.
     fn connect<'a>(&'a self, to: &'a Target, proxy: Option<&'a str>) -> Connecting<'a>;
+}
+
+/// What a network sink works with.
+#[derive(Debug, Clone)]
+pub struct Means {
+    /// How its collector is reached.
+    pub connect: Arc<dyn Connect>,
+    /// Whose threads read its files.
+    pub tasks: Tasks,
 }
 
 /// Reaches nothing.

@@ -27,7 +27,7 @@ use super::record::{
     CONTINUED, HEAD, RESUMED, Record, STOPPED, STRANGERS, event_of, milliseconds, moment, text, time_of,
 };
 use super::sink::{Batch, Heads};
-use super::{Shared, StartError, lock};
+use super::{Culprit, Shared, StartError, lock};
 use crate::chain::Chain as Causes;
 use crate::limits::{TRAIL_BATCH, TRAIL_PATIENCE, TRAIL_RETRY, TRAIL_SINK_GRACE};
 use crate::metrics;
@@ -113,6 +113,8 @@ struct Failing {
     since: Instant,
     /// The first required sink that failed.
     sink: String,
+    /// Why the last one did.
+    reason: &'static str,
     lost: u64,
 }
 
@@ -281,9 +283,9 @@ impl Writer {
     fn write_out(&mut self) -> Result<(), Arc<io::Error>> {
         if let Some(failing) = &self.failing {
             let since = failing.since;
-            if let Err((sink, error)) = self.settle(Instant::now() + TRAIL_RETRY / 4) {
+            if let Err((culprit, error)) = self.settle(Instant::now() + TRAIL_RETRY / 4) {
                 let error = Arc::new(error);
-                self.fails(sink, &error);
+                self.fails(culprit, &error);
                 self.refuse(&error);
                 return Err(error);
             }
@@ -381,10 +383,13 @@ impl Writer {
         if items.is_empty() {
             // A file may be due to be synchronised.
             return match self.settle(Instant::now() + TRAIL_PATIENCE) {
-                Ok(()) => self.works(),
-                Err((sink, error)) => {
+                Ok(()) => {
+                    self.works();
+                    Ok(())
+                }
+                Err((culprit, error)) => {
                     let error = Arc::new(error);
-                    self.fails(sink, &error);
+                    self.fails(culprit, &error);
                     Err(error)
                 }
             };
@@ -448,6 +453,8 @@ impl Writer {
         metrics::AUDIT_WRITE_SECONDS.observe(begun.elapsed().as_secs_f64());
         match settled {
             Ok(()) => {
+                // Before anybody hears of it: to whoever was told that a record is in the trail, the sinks work.
+                self.works();
                 for (_, answer) in answers {
                     // Nobody waiting means that the caller gave up; its entry ends itself.
                     let _ = answer.send(Ok(()));
@@ -455,11 +462,11 @@ impl Writer {
                 if let Some(head) = self.heads.made.take_if(|head| head.seq < last) {
                     self.shared.heads.send_replace(Some(head));
                 }
-                self.works()
+                Ok(())
             }
-            Err((sink, error)) => {
+            Err((culprit, error)) => {
                 let error = Arc::new(error);
-                self.fails(sink, &error);
+                self.fails(culprit, &error);
                 let required = self.lanes.iter().filter(|lane| lane.required());
                 let taken = required.map(|lane| lane.taken(&batch)).min().flatten();
                 for (number, answer) in answers {
@@ -474,31 +481,40 @@ impl Writer {
     }
 
     /// Sees to it that every required sink has all that was given to it, as far as that can be had until `until`.
-    fn settle(&mut self, until: Instant) -> Result<(), (String, io::Error)> {
+    fn settle(&mut self, until: Instant) -> Result<(), (Culprit, io::Error)> {
         let mut result = Ok(());
         // Each gets its own, whatever becomes of the others.
         for lane in &mut self.lanes {
             if let Err(error) = lane.settle(until) {
-                result = result.and(Err((lane.name().to_owned(), error)));
+                result = result.and(Err((Culprit { sink: lane.name().to_owned(), reason: lane.reason() }, error)));
             }
         }
         result
     }
 
-    fn works(&mut self) -> Result<(), Arc<io::Error>> {
+    fn works(&mut self) {
+        *lock(&self.shared.culprit) = None;
         self.shared.failed.send_if_modified(|failed| failed.take().is_some());
-        Ok(())
     }
 
-    fn fails(&mut self, sink: String, error: &Arc<io::Error>) {
+    fn fails(&mut self, culprit: Culprit, error: &Arc<io::Error>) {
+        let (sink, reason) = (culprit.sink.clone(), culprit.reason);
+        *lock(&self.shared.culprit) = Some(culprit);
         let failing = self.failing.get_or_insert_with(|| {
             tracing::error!(
                 sink,
                 error = %Causes(error.as_ref()),
                 "the audit trail cannot be written: nothing opens until it can"
             );
-            Failing { since: Instant::now(), sink, lost: 0 }
+            Failing { since: Instant::now(), sink: sink.clone(), reason, lost: 0 }
         });
+        if std::mem::replace(&mut failing.reason, reason) != reason {
+            tracing::error!(
+                sink,
+                error = %Causes(error.as_ref()),
+                "the audit trail cannot be written, now for another reason"
+            );
+        }
         let since = tokio::time::Instant::from_std(failing.since);
         self.shared.failed.send_if_modified(|failed| failed.is_none() && failed.replace(since).is_none());
     }

@@ -34,7 +34,8 @@ that of --trail.
 
 ORG/AGENT, at the gateway, asks an agent over its link; it answers only where its owner has set agent.remote_doctor.
 
-Exit codes: 0 nothing is broken, 1 something is, 2 usage or configuration.")]
+Exit codes: 0 nothing is broken, 1 something is, 2 usage or configuration, 4 (of ORG/AGENT) the agent was not examined, or \
+not all of it: nobody answers, it was asked a moment ago, or its report is empty or makes no sense.")]
 pub struct Args {
     /// An agent to be asked over its link to the gateway behind --socket.
     #[arg(value_name = "ORG/AGENT", conflicts_with_all = ["config", "gateway", "target", "trail"], required_unless_present = "config")]
@@ -78,9 +79,15 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         }
     };
     if let Some(agent) = &args.agent {
-        let report = running::block_on(async |_| Ok(gateway::examined(&args.socket, agent).await?))?;
+        let asking = async |_| gateway::examined(&args.socket, agent).await.exit_with(Exit::Unexamined);
+        let report = running::block_on(asking)?;
         report.stages.iter().for_each(tell);
-        return finish(&report, &args, style, Exit::Failed);
+        let code = finish(&report, &args, style, Exit::Failed)?;
+        let left_out = report.left_out().filter(|_| report.broken().is_none());
+        return match left_out {
+            Some(left_out) => Err(anyhow::anyhow!("{agent}: {}", left_out.evidence)).exit_with(Exit::Unexamined),
+            None => Ok(code),
+        };
     }
     let Some(path) = &args.config else { return Err(anyhow::anyhow!("give --config FILE")).exit_with(Exit::Usage) };
     let mut examination = Examination::new(tell);

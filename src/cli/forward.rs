@@ -10,11 +10,12 @@ mod stdio;
 use std::ffi::OsString;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use clap::ArgGroup;
+use jiff::Timestamp;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,8 @@ use self::inside::Signals;
 use self::listen::{Bind, Listen};
 use self::stdio::Stdio;
 use super::{Exit, ExitWith, egress, print, running};
-use crate::client::{self, Config, Forward, Front, OpenError, Pin, Server, Session, User};
+use crate::chain::Chain;
+use crate::client::{self, Certified, Config, Forward, Front, OpenError, Pin, Server, Session, User};
 use crate::identity::{AgentName, Fingerprint, PrincipalId, PrivateKey};
 use crate::limits;
 use crate::target::{Host, Target};
@@ -53,6 +55,7 @@ The ways to the server and to trust it are left out of these (…):
   caponier forward … --http-proxy 8118 -- kubectl --context prod get pods     # see caponier kubeconfig
   caponier forward … --socks 1080                     # curl --proxy socks5h://127.0.0.1:1080 https://wiki.internal
   caponier forward … --forwards databases.txt -- sh -c 'psql -h 127.0.0.1 -p ${CAPONIER_LISTEN_1##*:} orders'
+  caponier forward … --certificate ~/.ssh/provisioner-cert.pub -L 5432:orders.db.internal:5432
   ssh -o ProxyCommand='caponier forward … --stdio %h:%p' admin@host.internal
 
 When it is ready, standard output says where it listens, and then so; with --json, as an object in each line:
@@ -95,6 +98,10 @@ pub struct Args {
     /// Your private key file.
     #[arg(long, short, value_name = "FILE")]
     identity: PathBuf,
+    /// An OpenSSH certificate for it (`ssh-keygen -s`), which is shown before the plain key; left out, the one that lies beside
+    /// it as KEY-cert.pub, if there is one. It is read again at each login.
+    #[arg(long, value_name = "FILE")]
+    certificate: Option<PathBuf>,
     /// An OpenSSH known_hosts file that has the server's host key, or a CA that vouches for it (@cert-authority).
     #[arg(long, value_name = "FILE")]
     known_hosts: Option<PathBuf>,
@@ -153,8 +160,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             return Err(anyhow::anyhow!(problem)).exit_with(Exit::Usage);
         }
     };
+    let certificate = certificate(args.certificate, &args.identity, &key, &server)?;
     let (egress, tls) = (args.egress.egress()?, args.egress.tls(&server)?);
-    let config = Config { server, key, pin, egress, tls };
+    let config = Config { server, key, certificate, pin, egress, tls };
     let mut wanted: Vec<(Bind, Front)> = Vec::new();
     let from_file = args.forwards.as_deref().map(listen::read).transpose().exit_with(Exit::Usage)?.unwrap_or_default();
     let fixed = args.listen.into_iter().chain(from_file);
@@ -170,6 +178,30 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
         Some(target) => over_stdio(&config, &target),
         None if args.command.is_empty() => until_stopped(config, &wanted, args.json),
         None => around(config, &wanted, &args.command),
+    }
+}
+
+/// The certificate to show. One that is of no use is a fault where it was asked for, and only told where it lies beside the key.
+fn certificate(
+    given: Option<PathBuf>,
+    identity: &Path,
+    key: &PrivateKey,
+    server: &Server,
+) -> anyhow::Result<Option<Certified>> {
+    let asked_for = given.is_some();
+    let Some(certified) = given.map(Certified::at).or_else(|| Certified::beside(identity)) else { return Ok(None) };
+    match certified.read(&key.public(), server, Timestamp::now()) {
+        Ok(certificate) => {
+            if let Some(doubt) = client::doubt(&certificate, server) {
+                eprintln!("caponier: warning: {doubt}");
+            }
+            Ok(Some(certified))
+        }
+        Err(error) if asked_for => Err(error).exit_with(Exit::Usage),
+        Err(error) => {
+            eprintln!("caponier: warning: passed over, and the plain key shown: {}", Chain(&error));
+            Ok(None)
+        }
     }
 }
 

@@ -47,7 +47,7 @@ Example:
   caponier keys generate --algorithm rsa-4096 --output agent.key
   caponier keys generate --output audit.key --comment 'signs the heads of the trail'
 
-A key has one use: host key, login key, or the signing_key of [audit], which has to be an Ed25519 key.")]
+A key has one use: host key, login key, the signing_key of [audit], or signing tokens; the last two want an Ed25519 key.")]
 struct Generate {
     /// The kind of key.
     #[arg(long, value_enum, default_value_t = Algorithm::Ed25519)]

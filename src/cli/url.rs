@@ -28,6 +28,7 @@ Example:
 
   HTTPS_PROXY=$(caponier url acme/prod-eu --gateway gateway.example.com --principal ci --key token.key) terraform apply
   curl --proxy-cacert gateway-ca.pem --proxy \"$(caponier url …)\" https://api.internal:6443/version
+  HTTPS_PROXY=$(caponier url …) REQUESTS_CA_BUNDLE=both-cas.pem python3 job.py   # requests; urllib would not use TLS
 
 The URL is a secret: whoever reads it can use it until it expires or is revoked. Keep it out of command lines, logs and \
 histories. The registry has the public half of --key in organisations/ORG/token-keys, with the principals that it may sign \

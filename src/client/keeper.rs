@@ -146,7 +146,9 @@ impl Keeper {
                     // says what has to be mended.
                     let final_word = matches!(
                         error,
-                        SessionError::HostKey { .. } | SessionError::Login { source: LoginError::Refused { .. }, .. }
+                        SessionError::HostKey { .. }
+                            | SessionError::Certificate { .. }
+                            | SessionError::Login { source: LoginError::Refused { .. }, .. }
                     );
                     if final_word {
                         return Err(held.failed.clone());

@@ -6,6 +6,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use jiff::Timestamp;
 
 use crate::identity::certificate::{Revocations, Trust, Use};
@@ -88,12 +91,13 @@ impl Pin {
             .map(|key| key.fingerprint())
             .filter(|fingerprint| !revoked.contains(fingerprint))
             .collect();
+        let host = target.host.to_string();
         let authorities: Vec<PublicKey> = text
             .lines()
             .filter_map(|line| line.trim_start().strip_prefix("@cert-authority"))
             .filter_map(|rest| {
                 let mut words = rest.split_whitespace();
-                let named = names(words.next()?, &target.host.to_string(), target.port);
+                let named = names(words.next()?, &host, target.port);
                 let key = format!("{} {}", words.next()?, words.next()?);
                 PublicKey::parse(&key).ok().filter(|key| named && !revoked.contains(&key.fingerprint()))
             })
@@ -101,7 +105,7 @@ impl Pin {
         if pinned.is_empty() && authorities.is_empty() {
             return Err(PinError::Unknown { path: path.to_owned(), server: target.clone() });
         }
-        Ok(Self { keys: pinned, authorities, revoked, host: target.host.to_string() })
+        Ok(Self { keys: pinned, authorities, revoked, host })
     }
 
     pub(super) fn holds(&self, key: &PublicKey) -> bool {
@@ -123,13 +127,27 @@ impl Pin {
 }
 
 /// Whether the patterns of a line in `known_hosts` (sshd(8), "SSH_KNOWN_HOSTS FILE FORMAT") name a host. One that is negated
-/// stands against all others. Hashed names have no patterns, and are not read here.
+/// stands against all others. A hashed name stands alone, and for itself.
 fn names(patterns: &str, host: &str, port: u16) -> bool {
     let name = if port == 22 { host.to_owned() } else { format!("[{host}]:{port}") };
-    let matched =
-        |pattern: &str| matches(pattern.to_ascii_lowercase().as_bytes(), name.to_ascii_lowercase().as_bytes());
+    let name = name.to_ascii_lowercase();
+    if let Some(hashed) = patterns.strip_prefix("|1|") {
+        return is_hashed(hashed, &name);
+    }
+    let matched = |pattern: &str| matches(pattern.to_ascii_lowercase().as_bytes(), name.as_bytes());
     let (negated, named): (Vec<_>, Vec<_>) = patterns.split(',').partition(|pattern| pattern.starts_with('!'));
     named.into_iter().any(matched) && !negated.into_iter().any(|pattern| matched(&pattern[1..]))
+}
+
+/// Whether `SALT|HASH` is the name's, as `ssh` hashes it (HMAC-SHA1 with the salt as the key): to hide whose keys are there, which
+/// asks less of a hash than a signature does.
+fn is_hashed(hashed: &str, name: &str) -> bool {
+    let decoded = |part: &str| BASE64_STANDARD.decode(part).ok();
+    let parts = hashed.split_once('|').and_then(|(salt, hash)| Some((decoded(salt)?, decoded(hash)?)));
+    parts.is_some_and(|(salt, hash)| {
+        let key = hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, &salt);
+        hmac::verify(&key, name.as_bytes(), &hash).is_ok()
+    })
 }
 
 /// `*` stands for any characters, `?` for one. Takes at most as many steps as both lengths multiplied.
@@ -206,6 +224,51 @@ mod tests {
             ("*a*b*c*", "xaxcxbx", 22, false),
         ] {
             assert_eq!(names(patterns, host, port), named, "{patterns} {host} {port}");
+        }
+    }
+
+    #[test]
+    fn hashed_names_are_those_of_ssh_keygen_for_keys_and_for_cas() {
+        let key = || PrivateKey::generate(Algorithm::Ed25519).public();
+        let (ours, other) = (key(), key());
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("known_hosts");
+        let plain = format!("[gateway.example]:443 {0}\nother.example {1}\n", ours.to_openssh(), other.to_openssh());
+        std::fs::write(&path, plain).expect("written");
+        let hashed = std::process::Command::new("ssh-keygen").args(["-q", "-H", "-f"]).arg(&path).output();
+        assert!(hashed.expect("ssh-keygen runs").status.success());
+        let hashed = std::fs::read_to_string(&path).expect("read");
+        assert!(hashed.lines().count() == 2 && hashed.lines().all(|line| line.starts_with("|1|")), "{hashed}");
+        // It leaves lines with a mark as they are; ssh reads hashed ones all the same.
+        let marked: String = hashed.lines().map(|line| format!("@cert-authority {line}\n")).collect();
+        let pin = |text: &str, target: &str| {
+            std::fs::write(&path, text).expect("written");
+            Pin::known_hosts(&path, &target.parse().expect("a target"))
+        };
+        for (target, key) in
+            [("gateway.example:443", &ours), ("Gateway.Example:443", &ours), ("other.example:22", &other)]
+        {
+            let keys = pin(&hashed, target).expect("pinned");
+            assert!(keys.holds(key) && !keys.has_authorities(), "{target}");
+            let authorities = pin(&marked, target).expect("pinned");
+            assert_eq!(
+                (authorities.authorities.as_slice(), authorities.keys.len()),
+                (&[key.clone()][..], 0),
+                "{target}"
+            );
+        }
+        for target in ["gateway.example:22", "other.example:443", "third.example:443"] {
+            for text in [&hashed, &marked] {
+                assert!(matches!(pin(text, target), Err(PinError::Unknown { .. })), "{target}");
+            }
+        }
+        // Nor does what is no hash name anybody.
+        let (salt, hash) =
+            hashed["|1|".len()..].split_once(' ').and_then(|(both, _)| both.split_once('|')).expect("parts");
+        for broken in
+            [format!("{salt}|"), format!("|{hash}"), salt.to_owned(), format!("{hash}|{salt}"), "*|*".to_owned()]
+        {
+            assert!(!names(&format!("|1|{broken}"), "gateway.example", 443), "{broken}");
         }
     }
 

@@ -8,6 +8,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
+use super::certified::{self, CertifiedError};
 use super::{Config, Server};
 use crate::audit::Counters;
 use crate::identity::{Certificate, Fingerprint};
@@ -65,18 +66,30 @@ pub enum SessionError {
     },
     /// The login.
     #[error(
-        "{server} did not let key {key} in as {user}; it does not say why: ask its operator, whose trail or log does"
+        "{server} did not let key {key} in as {user}{}; it does not say why: ask its operator, whose trail or log does",
+        certified_too(.certificate)
     )]
     Login {
         /// Which.
         server: Server,
         /// With which key.
         key: Fingerprint,
+        /// With which certificate besides.
+        certificate: Option<String>,
         /// As whom.
         user: String,
         /// Why.
         #[source]
         source: LoginError,
+    },
+    /// Our certificate.
+    #[error("no certificate to show {server}")]
+    Certificate {
+        /// Whom.
+        server: Server,
+        /// Why.
+        #[source]
+        source: Box<CertifiedError>,
     },
     /// A stock server, where one of ours is needed.
     #[error("{server} is no caponier agent: nobody's principal can be claimed there")]
@@ -142,6 +155,10 @@ pub enum OpenError {
     },
 }
 
+fn certified_too(certificate: &Option<String>) -> String {
+    certificate.as_ref().map(|words| format!(", nor with the {words}")).unwrap_or_default()
+}
+
 fn decides(server: &Server) -> String {
     match server {
         Server::Gateway { .. } => "the gateway's registry or the agent's own rules: their trails say why".to_owned(),
@@ -177,6 +194,7 @@ pub struct Session {
 /// If any step fails or all together take too long.
 pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionError> {
     let server = config.server.clone();
+    let certificate = certificate(config, tasks).await?;
     let way = Way { egress: config.egress.clone(), tls: config.tls.clone() };
     let dialled = match &server {
         Server::Gateway { url, .. } => dial::dial(url, &way, |_| ()).await,
@@ -184,12 +202,31 @@ pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionE
     };
     let dialled = dialled.map_err(|source| SessionError::Dial { server: server.clone(), source })?;
     let deadline = Instant::now() + limits::LOGIN_GRACE;
-    timeout_at(deadline, log_in(config, dialled, deadline, tasks))
+    timeout_at(deadline, log_in(config, certificate, dialled, deadline, tasks))
         .await
         .map_err(|_| SessionError::Timeout { server })?
 }
 
-async fn log_in(config: &Config, dialled: Dialled, deadline: Instant, tasks: &Tasks) -> Result<Session, SessionError> {
+/// Our certificate, as it is now.
+async fn certificate(config: &Config, tasks: &Tasks) -> Result<Option<Certificate>, SessionError> {
+    let Some(certified) = config.certificate.clone() else { return Ok(None) };
+    let (key, server) = (config.key.public(), config.server.clone());
+    let read = tasks.spawn_blocking(move || certified.read(&key, &server, Timestamp::now())).await;
+    match read {
+        Ok(Ok(certificate)) => Ok(Some(certificate)),
+        Ok(Err(source)) => Err(SessionError::Certificate { server: config.server.clone(), source: Box::new(source) }),
+        // The runtime is being shut down.
+        Err(_) => Ok(None),
+    }
+}
+
+async fn log_in(
+    config: &Config,
+    certificate: Option<Certificate>,
+    dialled: Dialled,
+    deadline: Instant,
+    tasks: &Tasks,
+) -> Result<Session, SessionError> {
     let server = &config.server;
     let Dialled { mut stream, head } = dialled;
     let greet = |source: GreetError| {
@@ -236,14 +273,16 @@ async fn log_in(config: &Config, dialled: Dialled, deadline: Instant, tasks: &Ta
         },
         source => SessionError::Handshake { server: server.clone(), source },
     })?;
-    let client = stranger.login(&server.user(), &config.key, tasks, limits::PENDING_OPENS_PER_SESSION).await.map_err(
-        |source| SessionError::Login {
-            server: server.clone(),
-            key: config.key.public().fingerprint(),
-            user: server.user(),
-            source,
-        },
-    )?;
+    let shown = certificate.as_ref().map(certified::described);
+    let stranger = stranger.with_certificate(certificate);
+    let login = stranger.login(&server.user(), &config.key, tasks, limits::PENDING_OPENS_PER_SESSION).await;
+    let client = login.map_err(|source| SessionError::Login {
+        server: server.clone(),
+        key: config.key.public().fingerprint(),
+        certificate: shown,
+        user: server.user(),
+        source,
+    })?;
     Ok(Session { client, server: server.clone(), streams: tasks.child() })
 }
 

@@ -1,14 +1,12 @@
 //! Reads where audit collectors are and how they are spoken to: `[[audit.sink]]` of the kinds `syslog` and `https`.
 
-use super::file::{optional, secret_file};
-use crate::audit::sink::deliver::{Place, Tls};
+use super::file::optional;
+use crate::audit::sink::deliver::{Place, Tls, TlsFiles, TlsFilesError};
 use crate::audit::sink::{https, syslog};
 use crate::chain::Chain;
 use crate::document::{Item, Table};
 use crate::limits;
-use crate::secret::Secret;
 use crate::target::Target;
-use crate::tls::{ClientOptions, Identity};
 use crate::tunnel::connect::proxy::Proxy;
 
 /// A sink of the kind `syslog`.
@@ -38,12 +36,7 @@ pub(super) fn https(table: &Table<'_>, required: bool) -> Option<https::Config> 
         Err(error) => item.reject(error.to_string()),
     });
     let token = optional(table.optional("token_file"), |item| {
-        let text = secret_file(item, "token")?;
-        let token = Secret::new(text.expose().trim_end_matches(['\r', '\n']).to_owned());
-        if !https::is_token(token.expose()) {
-            return item.reject(format!("token file {} must hold one line, the token alone", item.path()?.display()));
-        }
-        Some(token)
+        https::Token::read(item.file()?).map_or_else(|error| item.reject(error.to_string()), Some)
     });
     let formats = [("caponier", https::Format::Caponier), ("ocsf", https::Format::Ocsf)];
     let format = optional(table.optional("format"), |item| item.choice(&formats));
@@ -89,15 +82,9 @@ fn place(table: &Table<'_>, to: Option<(Target, bool)>, secured: &str) -> Option
         }
         return Some(Place { to, tls: None, proxy: proxy? });
     }
-    let identity = match (chain, key, files) {
+    let identity = match (&chain, &key, files) {
         (None, None, _) => None,
-        (Some(chain), Some(key), (Some(Some(chain_file)), Some(Some(key_file)))) => {
-            match Identity::read(&chain_file, &key_file) {
-                Ok(identity) => Some(identity),
-                Err(error) if error.file() == key_file => return key.reject(Chain(&error).to_string()),
-                Err(error) => return chain.reject(Chain(&error).to_string()),
-            }
-        }
+        (Some(_), Some(_), (Some(Some(chain_file)), Some(Some(key_file)))) => Some((chain_file, key_file)),
         (Some(_), None, _) => {
             table.fault("key", "a certificate without its key: give both, or neither");
             return None;
@@ -108,10 +95,15 @@ fn place(table: &Table<'_>, to: Option<(Target, bool)>, secured: &str) -> Option
         }
         (Some(_), Some(_), _) => return None,
     };
-    let ca_files = ca_file?.into_iter().collect();
-    match Tls::new(ClientOptions { ca_files, identity, alpn: &[] }) {
+    let files = TlsFiles { ca_file: ca_file?, identity };
+    match Tls::read(files.clone()) {
         Ok(tls) => Some(Place { to, tls: Some(tls), proxy: proxy? }),
-        Err(error) => {
+        Err(TlsFilesError::Identity(error)) => {
+            let is_key = files.identity.is_some_and(|(_, key_file)| error.file() == key_file);
+            let item = if is_key { key } else { chain };
+            item?.reject(Chain(&error).to_string())
+        }
+        Err(TlsFilesError::Authorities(error)) => {
             table.fault("ca_file", Chain(&error).to_string());
             None
         }

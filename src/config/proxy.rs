@@ -113,10 +113,10 @@ fn outbound(
     ca: Option<PathBuf>,
     without_certificate: bool,
 ) -> Option<Outbound> {
-    const OFFERED: [&[&[u8]]; 3] = [&[], &[tls::ALPN_HTTP], &[tls::ALPN_SSH]];
+    const OFFERED: [&[&[u8]]; 4] = [&[], &[tls::ALPN_HTTP], &[tls::ALPN_SSH], &[tls::ALPN_HTTP2]];
     let options = |alpn| ClientOptions { ca_files: ca.iter().cloned().collect(), identity: identity.clone(), alpn };
     let built: Result<Vec<_>, _> = OFFERED.into_iter().map(|alpn| options(alpn).build()).collect();
-    let configs = built.map(<[_; 3]>::try_from);
+    let configs = built.map(<[_; 4]>::try_from);
     let authorities = ca.as_ref().map(std::fs::read).transpose();
     match (configs, authorities) {
         (Ok(Ok(configs)), Ok(authorities)) => {

@@ -61,7 +61,10 @@ fn provision(table: &Table<'_>) -> Provision {
         "-" => Some(Output::Stdout),
         _ => item.path().map(Output::File),
     });
-    let config = || Some(client::Config { server: server?, key: key?, pin: pin?, egress: egress?, tls: tls? });
+    let config = || {
+        let (server, key, pin) = (server?, key?, pin?);
+        Some(client::Config { server, key, certificate: None, pin, egress: egress?, tls: tls? })
+    };
     (config(), id, output)
 }
 

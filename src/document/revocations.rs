@@ -1,6 +1,7 @@
 //! Lists of certificates that count no more, as a registry and an agent's configuration write them.
 
-use super::{Item, Table, Value};
+use super::tree::Value;
+use super::{Item, Table};
 use crate::identity::certificate::Revocations;
 
 impl Table<'_> {

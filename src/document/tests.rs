@@ -1,6 +1,7 @@
 //! Tests of the module above.
 
 use super::*;
+use crate::limits::FAULTS_MAX;
 use crate::target::Target;
 use proptest::prelude::*;
 

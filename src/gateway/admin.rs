@@ -15,12 +15,11 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use tracing::{debug, warn};
 
-use super::Gateway;
 use super::lapses::{AGENT_DRAINED, Lapse, Record, Seen};
 use super::roster::{Link, Peer, Standing};
 use super::status::{self, Status, Wanted};
-use crate::audit::{Event, Kind};
-use crate::diagnosis::{Finding, Report};
+use super::{Gateway, examination};
+use crate::diagnosis::Report;
 use crate::health::{self, socket};
 use crate::identity::{AgentName, ReplicaId};
 use crate::limits;
@@ -271,8 +270,8 @@ pub(super) async fn serve(gateway: Arc<Gateway>, listener: UnixListener, guard: 
         let gateway = gateway.clone();
         let tasks = gateway.tasks.clone();
         tasks.spawn(async move {
-            // What is asked is read in less, and most is answered at once.
-            let patience = limits::EXAMINED_REMOTE + limits::ADMIN_TIMEOUT;
+            // What is asked is read in less, and most is answered at once; an examination has its record to write after it.
+            let patience = limits::EXAMINED_REMOTE + limits::ADMIN_TIMEOUT * 2;
             let answered = timeout(patience, answer(&gateway, stream)).await;
             if !matches!(answered, Ok(Ok(()))) {
                 debug!(?answered, "an admin question was not answered");
@@ -305,48 +304,17 @@ async fn answer(gateway: &Gateway, stream: UnixStream) -> io::Result<()> {
             let rows = rows(gateway, draining);
             serde_json::to_vec(&rows)?
         }
-        Question::Examine { agent } => serde_json::to_vec(&examine(gateway, &agent).await)?,
+        Question::Examine { agent } => {
+            // Whoever asks says nothing more, and is there as long as its half is open.
+            let gone = async { while matches!(stream.read(&mut [0; 64]).await, Ok(1..)) {} };
+            serde_json::to_vec(&match examination::examine(gateway, &agent, gone).await {
+                Ok(report) => Examined::Report(report),
+                Err(why) => Examined::Unanswered(why),
+            })?
+        }
     };
     stream.write_all(&answer).await?;
     stream.shutdown().await
-}
-
-/// Has an agent look at its targets, on one of its links.
-async fn examine(gateway: &Gateway, agent: &str) -> Examined {
-    let unanswered = |why: String| Examined::Unanswered(why);
-    let Ok(name) = agent.parse::<AgentName>() else {
-        return unanswered(format!("{agent:?} is no name of an agent, such as acme/prod-eu"));
-    };
-    let links: Vec<_> = gateway.roster.list().into_iter().filter(|link| link.peer.name == name).collect();
-    if links.is_empty() {
-        return unanswered(format!(
-            "{name} is not linked to this gateway; run there: caponier doctor --config agent.toml"
-        ));
-    }
-    let asked = links.iter().filter(|link| link.standing() == Standing::Active);
-    let asked = asked.filter_map(|link| Some((link, link.examination().ask()?))).next();
-    let Some((link, answer)) = asked else {
-        let why = "its owner has not set agent.remote_doctor, or it is being examined already";
-        return unanswered(format!("{name} does not let itself be examined over its link: {why}"));
-    };
-    let Peer { name, replica, key, .. } = &link.peer;
-    let event = Event::new(Kind::AgentExamined).organisation(&name.organisation).agent(&name.agent);
-    let event = event.replica(replica).key(key).detail("over its link, asked for at the admin socket");
-    if gateway.trail.note(event).await.is_err() {
-        return unanswered("it could not be recorded, and was given up".to_owned());
-    }
-    let gone = link.client().control().gone();
-    let answered = tokio::select! {
-        answered = timeout(limits::EXAMINED_REMOTE, answer) => answered,
-        () = gone.cancelled() => return unanswered(format!("the link of {name} was lost meanwhile")),
-    };
-    match answered {
-        Ok(Ok(Report { stages, .. })) => {
-            let stages = stages.into_iter().take(limits::EXAMINED_REPORT).map(Finding::tidied).collect();
-            Examined::Report(Report::new("remote", stages))
-        }
-        _ => unanswered(format!("{name} has not answered within {} s", limits::EXAMINED_REMOTE.as_secs())),
-    }
 }
 
 /// Every link, and every registered agent or remembered replica that has none. Of a gateway that drains, all links do.
@@ -383,7 +351,7 @@ fn rows(gateway: &Gateway, draining: bool) -> Vec<AgentRow> {
 
 /// The replicas that are not linked: those that were until lately, and where none is linked at all, at least the last one.
 fn missing<'a>(record: &'a Record, linked: &[&ReplicaId], now: Timestamp) -> Vec<&'a Seen> {
-    let absent = || record.replicas.values().filter(|seen| !linked.contains(&&seen.peer.replica));
+    let absent = || record.replicas.values().map(Box::as_ref).filter(|seen| !linked.contains(&&seen.peer.replica));
     // Whoever has said goodbye is not missed as long as others are there.
     let left = |seen: &&Seen| seen.lapse.as_ref().is_some_and(|lapse| lapse.reason == AGENT_DRAINED);
     let lately = |seen: &&Seen| now.duration_since(seen.at).unsigned_abs() < limits::ABSENT_LISTED && !left(seen);

@@ -116,7 +116,8 @@ impl Arriving<'_> {
         let mut transport = "ssh";
         if first.protocol == Protocol::Tls {
             let alpn;
-            (stream, alpn) = self.secure(stream, first.head).await?;
+            // In boxes, as what HTTP takes: most connections need neither, and room for both would be held for each.
+            (stream, alpn) = Box::pin(self.secure(stream, first.head)).await?;
             // Whoever has said that it speaks HTTP waits for no line.
             let line = (alpn.as_deref() != Some(ALPN_HTTP)).then_some(wire::DOOR_LINE);
             first = self.sniff(&mut stream, Bytes::new(), line).await?;
@@ -132,12 +133,12 @@ impl Arriving<'_> {
         }
         if first.protocol == Protocol::Http {
             let request;
-            (stream, request) = self.request(stream, first.head).await?;
+            (stream, request) = Box::pin(self.request(stream, first.head)).await?;
             if request.head.method() == "CONNECT" {
                 let said = Said::Connect(Box::new(request));
                 return Ok(Arrived { stream, client: self.client, transport: "http", tls: self.tls.take(), said });
             }
-            stream = self.websocket(stream, request).await?;
+            stream = Box::pin(self.websocket(stream, request)).await?;
             first = self.sniff(&mut stream, Bytes::new(), Some(wire::DOOR_LINE)).await?;
             if first.protocol != Protocol::Ssh {
                 return Err(self.refuse_for("other_protocol_than_agreed", Fault::Garbage));

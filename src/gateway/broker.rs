@@ -7,7 +7,7 @@
 //! not allowed is refused before any of this, and so learns nothing of who is linked.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use jiff::Timestamp;
@@ -154,7 +154,7 @@ pub(super) async fn forward(gateway: &Gateway, mut request: Request, answer: imp
         }
     };
 
-    let unrecorded = gateway.unrecorded.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let unrecorded = gateway.unrecorded.token();
     let mut entry = match gateway.trail.open(record).await {
         Ok(entry) => entry,
         Err(error) => {

@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use super::Gateway;
+use crate::audit::Culprit;
 use crate::health::{Part, State};
 
 impl State for Gateway {
@@ -26,6 +27,11 @@ impl State for Gateway {
                 format!("what was changed at {at} has faults, and is not in force; the state before it is");
             registry.advice = "mend the registry; the log names the faults".to_owned();
         }
-        vec![listeners, registry, Part::trail(*self.trail.failed().borrow()), Part::drain(self.drain.since())]
+        vec![
+            listeners,
+            registry,
+            Part::trail(*self.trail.failed().borrow(), self.trail.culprit().as_ref().map(Culprit::words)),
+            Part::drain(self.drain.since()),
+        ]
     }
 }

@@ -8,6 +8,7 @@
 //! thousand idle agents that come back after a restart shake hands where they hinder nobody, as far as there is such a thread.
 
 use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 
 use bytes::BytesMut;
@@ -107,13 +108,22 @@ fn hand_over(gateway: &Arc<Gateway>, stream: TcpStream, entrance: Entrance, seat
     let tasks = gateway.tasks.clone();
     worker.spawn(&tasks, async move {
         let _carried = carried;
-        match TcpStream::from_std(stream) {
-            Ok(stream) => greet(gateway, there, stream, entrance, deadline, seat).await,
-            Err(error) => warn!(%error, "could not hand a connection over to its thread"),
+        let stream = match TcpStream::from_std(stream) {
+            Ok(stream) => stream,
+            Err(error) => return warn!(%error, "could not hand a connection over to its thread"),
+        };
+        let life = Box::pin(greet(gateway, there, stream, entrance, deadline, seat)).await;
+        if let Some(life) = life {
+            life.await;
         }
     });
 }
 
+/// What a connection goes on as, for the rest of its life.
+type Life = Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Waits until it is known what a connection wants, and for an SSH session until it may shake hands. Yields what it goes on
+/// as, if anything: what comes before that is no part of it, since a link waits for most of its life, a thousand times over.
 async fn greet(
     gateway: Arc<Gateway>,
     worker: Worker,
@@ -121,61 +131,69 @@ async fn greet(
     entrance: Entrance,
     deadline: Instant,
     seat: Seat,
-) {
+) -> Option<Life> {
     let Entrance { listener, address, .. } = entrance;
     if let Err(error) = stream.set_nodelay(true) {
         debug!(%error, "a connection ended at once");
-        return;
+        return None;
     }
     let stop = gateway.tasks.stopping().clone();
-    // In boxes, what comes first too: a task is as large as the largest of what it may ever wait for, and a link waits for
-    // most of its life, a thousand times over.
-    let arriving = Box::pin(
-        Arriving { gateway: &gateway, worker: &worker, entrance, deadline, seat: &seat, client: address, tls: None }
-            .arrive(stream.into()),
-    );
+    let arriving =
+        Arriving { gateway: &gateway, worker: &worker, entrance, deadline, seat: &seat, client: address, tls: None };
     let arrived = tokio::select! {
-        arrived = arriving => arrived,
-        () = seat.lost().cancelled() => return turn_away(&gateway, address, "too_many_connections"),
-        () = stop.cancelled() => return,
+        arrived = arriving.arrive(stream.into()) => arrived?,
+        () = seat.lost().cancelled() => {
+            turn_away(&gateway, address, "too_many_connections");
+            return None;
+        }
+        () = stop.cancelled() => return None,
     };
-    let Some(Arrived { stream, client: address, transport, tls, said }) = arrived else { return };
+    let Arrived { stream, client: address, transport, tls, said } = arrived;
     let clear = tls.is_none() && mutual::refuses_clear(&gateway.state.current(), listener);
     let greeted = match said {
         Said::Ssh(greeted) => greeted,
-        Said::Connect(_) if clear => return turn_away(&gateway, address, Flaw::Missing.as_str()),
+        Said::Connect(_) if clear => {
+            turn_away(&gateway, address, Flaw::Missing.as_str());
+            return None;
+        }
         Said::Connect(request) => {
             let arrival = Arrival { address, listener, shown: tls.and_then(|tls| tls.peer), seat };
-            return Box::pin(door::connect::serve(gateway, stream, *request, arrival)).await;
+            return Some(Box::pin(door::connect::serve(gateway, stream, *request, arrival)));
         }
     };
     if clear {
         let reason = Flaw::Missing.as_str();
-        return match &greeted.peer {
+        match &greeted.peer {
             Peer::Agent { name, .. } => not_linked(&gateway, name, address, reason, "it came without TLS"),
             Peer::Client | Peer::Stock | Peer::Door => turn_away(&gateway, address, reason),
-        };
+        }
+        return None;
     }
     if greeted.peer == Peer::Door {
         debug!("turned away a gateway");
-        return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
+        gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "is_a_gateway");
+        return None;
     }
     // Not before: who says nothing costs a seat, and no place.
     let place = tokio::select! {
         place = timeout_at(deadline, gateway.handshakes.begin(worker.number(), address.ip())) => place,
-        () = seat.lost().cancelled() => return turn_away(&gateway, address, "too_many_connections"),
-        () = stop.cancelled() => return,
+        () = seat.lost().cancelled() => {
+            turn_away(&gateway, address, "too_many_connections");
+            return None;
+        }
+        () = stop.cancelled() => return None,
     };
     let Ok(place) = place else {
         debug!("turned a connection away: too many handshakes came before it");
-        return gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_handshakes");
+        gateway.trail.stranger(Event::new(Kind::AuthRefused).client(address), "too_many_handshakes");
+        return None;
     };
     let certificates = gateway.state.current().listener(listener).is_some_and(|listener| listener.certificates);
     let admitted = Admitted { address, listener, certificates, greeted, deadline, seat, place, transport, tls };
-    match admitted.greeted.peer.clone() {
-        Peer::Agent { name, replica } => Box::pin(link(gateway, worker, stream, admitted, (name, replica))).await,
-        Peer::Client | Peer::Stock | Peer::Door => Box::pin(door::ssh::serve(gateway, stream, admitted)).await,
-    }
+    Some(match admitted.greeted.peer.clone() {
+        Peer::Agent { name, replica } => Box::pin(link(gateway, worker, stream, admitted, (name, replica))),
+        Peer::Client | Peer::Stock | Peer::Door => Box::pin(door::ssh::serve(gateway, stream, admitted)),
+    })
 }
 
 /// A connection that may shake hands.
@@ -533,7 +551,7 @@ async fn speak(
     gateway: &Gateway,
     link: &Link,
     login: Credential,
-    (mut writer, mut said): (Writer, mpsc::Receiver<Control>),
+    (mut writer, mut said): (Writer, mpsc::Receiver<Box<Control>>),
     told: &CancellationToken,
     (leave, ending): (&Leave, &OnceLock<&'static str>),
 ) {
@@ -566,12 +584,13 @@ async fn speak(
                 Some(Control::Move)
             }
             notice = expiries::notice(gateway, link, &mut noticed) => Some(notice),
-            Some(message) = said.recv() => Some(message),
+            Some(message) = said.recv() => Some(*message),
             () = link.examination().asked() => Some(Control::Examine),
             () = &mut over, if drains => return,
         };
         let sent = match message {
-            Some(message) => writer.send(message.encode()).await,
+            // In a box: it is said once in hours, and room for it would be kept all that time.
+            Some(message) => Box::pin(writer.send(message.encode())).await,
             None => Ok(()),
         };
         if retires {

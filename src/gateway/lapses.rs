@@ -24,8 +24,8 @@ pub(super) struct Lapses(Mutex<HashMap<AgentName, Record>>);
 /// What is remembered of one agent.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Record {
-    /// Its replicas.
-    pub(super) replicas: BTreeMap<ReplicaId, Seen>,
+    /// Its replicas: in boxes, since the map has room for eleven as soon as there is one, and mostly there is one.
+    pub(super) replicas: BTreeMap<ReplicaId, Box<Seen>>,
     /// The last failure of a connection that has shown the agent's key, and did not become a link.
     pub(super) failed: Option<Lapse>,
     /// The last failure of a connection that claimed to be this agent and has not proved it.
@@ -103,7 +103,7 @@ impl Lapses {
             oldest.map(|oldest| record.replicas.remove(&oldest));
         }
         let seen = Seen { peer: peer.clone(), at: Timestamp::now(), lapse: lapse.or(earlier) };
-        record.replicas.insert(peer.replica.clone(), seen);
+        record.replicas.insert(peer.replica.clone(), Box::new(seen));
     }
 
     /// A connection of this agent did not become a link, or one that only claimed to be the agent's. The caller has made sure

@@ -9,13 +9,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
-use super::{Config, Limits, Listener, Local, Penalties};
+use super::{Config, Limits, Listener, Local};
 use crate::identity::{Certificate, Credential, OrganisationId, PrivateKey};
 use crate::network;
 use crate::registry::expiry::Stage;
 use crate::registry::mutual;
 use crate::reload::Changes;
 use crate::tls::{Certificates, Trust};
+use crate::tunnel::admit::penalty::Terms;
 
 /// What holds now. It does not change.
 pub(super) struct State {
@@ -23,7 +24,7 @@ pub(super) struct State {
     pub(super) host_key: PrivateKey,
     /// How much anybody may have.
     pub(super) limits: Limits,
-    penalties: Penalties,
+    penalties: Terms,
     /// The main listeners; each has one place in the list for good.
     listeners: Vec<Listener>,
     /// What clients of TLS are shown.
@@ -128,7 +129,7 @@ impl State {
             let balancers = [&listener.balancers, &listener.terminators];
             balancers.into_iter().flatten().any(|known| known.contain(address))
         };
-        self.penalties.enabled && !self.penalties.exempt.contain(address) && !self.listeners.iter().any(named)
+        self.penalties.hold(address) && !self.listeners.iter().any(named)
     }
 
     /// How an organisation's agents are logged in to.

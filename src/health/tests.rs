@@ -13,7 +13,7 @@ use super::ask::{self, Answer, AskError, Question};
 use super::*;
 use crate::task::Threads;
 
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(180);
 
 /// A program whose links are as it is told.
 #[derive(Default)]
@@ -29,7 +29,7 @@ impl State for Program {
             Some(why) => Part::failing("links", why, "do something").of("acme").since(Some(Timestamp::UNIX_EPOCH)),
             None => Part::ready("links").of("acme"),
         };
-        vec![links, Part::trail(None), Part::drain(None)]
+        vec![links, Part::trail(None, None), Part::drain(None)]
     }
 }
 

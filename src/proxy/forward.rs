@@ -89,7 +89,7 @@ pub(super) async fn open(proxy: &Proxy, request: &Request) -> Result<Open, Refus
     let upstream = pass.upstream().clone();
     let opening = Opening { target: upstream.to.to_string(), rule: Some(upstream.name.clone()), ..opening };
     // Before it is recorded: who fails after this looks at the token that was there then.
-    let unrecorded = proxy.unrecorded();
+    let unrecorded = proxy.unrecorded.token();
     let mut entry = match proxy.trail.open(opening).await {
         Ok(entry) => entry,
         Err(error) => {

@@ -8,6 +8,7 @@ use tokio::time::timeout;
 use super::Proxy;
 use super::live::State;
 use super::outward::{self, Found, Inside, Standing};
+use crate::audit::Culprit;
 use crate::health::{self, Part};
 use crate::limits;
 use crate::proxy::Upstream;
@@ -20,7 +21,10 @@ impl health::State for Proxy {
 
     async fn parts(&self) -> Vec<Part> {
         let state = self.state.current();
-        let mut parts = vec![Part::trail(*self.trail.failed().borrow()), Part::drain(self.drain.since())];
+        let mut parts = vec![
+            Part::trail(*self.trail.failed().borrow(), self.trail.culprit().as_ref().map(Culprit::words)),
+            Part::drain(self.drain.since()),
+        ];
         parts.extend(all(state.used().into_iter().map(|upstream| self.upstream(&state, upstream))).await);
         parts
     }

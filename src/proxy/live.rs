@@ -105,7 +105,10 @@ impl State {
                     ClientPolicy::Require(judge::gate(move |chain| trust.vouch(chain, Timestamp::now()).map(drop)))
                 }
             };
-            Some((*slot, Acceptor::new(tls.certificates.clone(), clients)))
+            let acceptor = Acceptor::new(tls.certificates.clone(), clients);
+            // The other modes read HTTP themselves. Whoever can do without HTTP/2 gets what he always got.
+            let passed_on = matches!(listener.mode, Mode::Mutual(_));
+            Some((*slot, if passed_on { acceptor.at_last(tls::ALPN_HTTP2) } else { acceptor }))
         });
         let upstreams = config.upstreams.iter().map(|upstream| (upstream.name.clone(), Arc::new(upstream.clone())));
         Self {

@@ -123,6 +123,8 @@ pub(super) enum Inside {
     Http,
     /// SSH in TLS, as links and sessions of ours have it.
     Ssh,
+    /// HTTP/2 in TLS, of which nothing is read here.
+    Http2,
 }
 
 impl Inside {
@@ -131,6 +133,7 @@ impl Inside {
         match spoken {
             Some(tls::ALPN_HTTP) => Self::Http,
             Some(tls::ALPN_SSH) => Self::Ssh,
+            Some(tls::ALPN_HTTP2) => Self::Http2,
             _ => Self::Tls,
         }
     }
@@ -156,11 +159,12 @@ pub(super) async fn reach(pass: Pass, inside: Inside, found: &mut Found) -> Resu
 }
 
 async fn secure(tls: &Outbound, inside: Inside, stream: Stream) -> Result<Stream, OutwardError> {
-    let [said_nothing, http, ssh] = &tls.configs;
+    let [said_nothing, http, ssh, http2] = &tls.configs;
     let config = match inside {
         Inside::Theirs | Inside::Tls => said_nothing,
         Inside::Http => http,
         Inside::Ssh => ssh,
+        Inside::Http2 => http2,
     };
     let name = &tls.server_name;
     let failed = |source| OutwardError::Tls { name: name.clone(), source };

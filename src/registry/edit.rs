@@ -1,8 +1,8 @@
 //! Changes to a registry in folders, made by a program: a key more, a key withdrawn.
 //!
 //! Promised: nothing is changed in a registry that does not load, and what was written is loaded again before it is said to
-//! be done, else taken back. No file is ever overwritten but a key's own `.toml`, of which all but `revoked` stays as it
-//! stands, comments included. Each file appears whole or not at all and is on disk when this returns. They come in such an
+//! be done, else taken back. No file is ever overwritten but a key's own `.toml`, of which all but `revoked` or `expires` stays as
+//! it stands, comments included; and `expires` is only ever brought forward. Each file appears whole or not at all and is on disk when this returns. They come in such an
 //! order that whoever is killed between two of them leaves a registry that loads, in which the key is not there yet or counts
 //! as was said, never for longer ([`waiting`]). One program at a time: the folder is locked.
 //!
@@ -72,8 +72,21 @@ pub enum EditError {
         organisations: String,
     },
     /// A sidecar that is written in a way that cannot be changed safely.
-    #[error("{} cannot be changed by a program as it is written: write revoked = true there yourself", .0.display())]
-    Unwritable(PathBuf),
+    #[error("{} cannot be changed by a program as it is written: write {} there yourself", .path.display(), .wanted)]
+    Unwritable {
+        /// Which.
+        path: PathBuf,
+        /// What is to stand there.
+        wanted: String,
+    },
+    /// No key that signs tokens has this name.
+    #[error("{organisation} has no key {name} that signs tokens now: `caponier keys add … token-key` registers one")]
+    NoSigner {
+        /// In which organisation.
+        organisation: OrganisationId,
+        /// The name.
+        name: String,
+    },
     /// The file system.
     #[error("could not write {}", .path.display())]
     Write {
@@ -177,6 +190,26 @@ pub struct Addition {
     pub comment: Option<String>,
     /// Whether the holder, and its organisation, may be new; then a principal may use these agents.
     pub new: Option<Vec<Pattern>>,
+    /// Of a key that signs tokens: what it is called, and for whom it signs.
+    pub signs: Option<Signs>,
+}
+
+/// What is said of a key that signs tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Signs {
+    /// The name of its file; those that replace it have a date behind that.
+    pub name: String,
+    /// For which principals it may sign.
+    pub principals: Vec<Pattern>,
+}
+
+/// A key that signs tokens in the place of others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Succession {
+    /// Where it lies, unless it was registered before.
+    pub file: Option<PathBuf>,
+    /// Those that it replaces, and until when each still counts.
+    pub replaced: Vec<(Fingerprint, Timestamp)>,
 }
 
 /// What became of a revocation.
@@ -242,18 +275,30 @@ impl Editor {
 
     /// What is made for a new key, one after the other, and the file that it lies in then.
     fn steps(&self, addition: &Addition, now: Timestamp) -> Result<(PathBuf, Vec<Step>), EditError> {
-        let Addition { organisation, role, key, .. } = addition;
-        let (kind, name) = match role {
-            Role::Agent(id) => ("agents", id.as_str()),
-            Role::Principal(id) => ("principals", id.as_str()),
-            Role::Authority => {
+        let Addition { organisation, role, .. } = addition;
+        let date = now.strftime("%Y-%m-%d").to_string();
+        let within = self.dir.join("organisations").join(organisation.as_str());
+        let (kind, name) = match (role, &addition.signs) {
+            (Role::Agent(id), _) => ("agents", id.as_str()),
+            (Role::Principal(id), _) => ("principals", id.as_str()),
+            (Role::Authority, _) => {
                 return Err(EditError::Unfit("a user CA is registered by hand, with what it may certify"));
             }
-            Role::TokenKey => {
-                return Err(EditError::Unfit("a key for tokens is registered by hand, with whom it may sign for"));
+            (Role::TokenKey, None) => {
+                return Err(EditError::Unfit("of a key for tokens its name is wanted, and whom it may sign for"));
+            }
+            (Role::TokenKey, Some(signs)) => {
+                let folder = within.join(TOKEN_KEYS);
+                let stem = match is_free(&folder, &signs.name) {
+                    true => signs.name.clone(),
+                    false => free_stem(&folder, &format!("{}-{date}", signs.name)),
+                };
+                let mut steps = vec![Step::Folder(folder.clone())];
+                let file = key_steps(&mut steps, &folder, &stem, addition);
+                return Ok((file, steps));
             }
         };
-        let members = self.dir.join("organisations").join(organisation.as_str()).join(kind);
+        let members = within.join(kind);
         let folder = members.join(name);
         let mut steps = vec![Step::Folder(members.clone())];
         if let (Role::Principal(_), Some(agents)) = (role, &addition.new)
@@ -264,15 +309,70 @@ impl Editor {
             steps.push(Step::File(members.join(format!("{name}.toml")), format!("agents = [{}]\n", quoted.join(", "))));
         }
         steps.push(Step::Folder(folder.clone()));
-        let stem = free_stem(&folder, &now.strftime("%Y-%m-%d").to_string());
-        let (about, file) = (about(addition), folder.join(format!("{stem}.pub")));
-        let text = format!("{}\n", key.to_openssh());
-        if !about.is_empty() {
-            steps.push(Step::File(waiting(&file), text.clone()));
-            steps.push(Step::File(file.with_extension("toml"), about));
-        }
-        steps.push(Step::File(file.clone(), text));
+        let stem = free_stem(&folder, &date);
+        let file = key_steps(&mut steps, &folder, &stem, addition);
         Ok((file, steps))
+    }
+
+    /// Registers a key that signs tokens in the place of those of one name, for the same principals. They count until `until`
+    /// and no longer, where they do not end sooner; what they have signed does with them. Whoever is interrupted can do it
+    /// again, and so can whoever wants them to end sooner.
+    ///
+    /// # Errors
+    /// If there are none, they sign for different principals, the key may not be registered, or the file system refuses; then
+    /// both count as before.
+    pub fn succeed(
+        &mut self,
+        addition: &Addition,
+        name: &str,
+        until: Timestamp,
+        now: Timestamp,
+    ) -> Result<Succession, EditError> {
+        let Addition { organisation, key, .. } = addition;
+        let unknown = || EditError::NoSigner { organisation: organisation.clone(), name: name.to_owned() };
+        let mut ours = listed(&self.snapshot, &self.files);
+        ours.retain(|it| {
+            let stem = it.file.file_stem().unwrap_or_default().to_string_lossy();
+            it.role == Role::TokenKey && it.organisation == *organisation && is_of(&stem, name)
+        });
+        let present = ours.iter().position(|it| it.key.key == *key).map(|at| ours.remove(at));
+        if present.as_ref().is_some_and(|present| !present.key.counts(now)) {
+            return Err(EditError::Unfit("the new key is revoked, has expired, or does not count yet"));
+        }
+        ours.retain(|it| !it.key.revoked && it.key.expires.is_none_or(|expires| expires > now));
+        let held = self.snapshot.organisations().get(organisation).into_iter().flat_map(|held| &held.token_keys);
+        let mut principals: Vec<_> = held
+            .filter(|signer| ours.iter().any(|it| it.key.key == signer.registered.key))
+            .map(|signer| &signer.principals)
+            .collect();
+        principals.dedup();
+        let principals = match principals[..] {
+            [] => return Err(unknown()),
+            [principals] => principals.clone(),
+            _ => {
+                return Err(EditError::Unfit(
+                    "the keys that are to be replaced sign for different principals: add the new key with `caponier keys add`, \
+                     and revoke the old ones later",
+                ));
+            }
+        };
+        let file = match present {
+            Some(_) => None,
+            None => {
+                let signs = Some(Signs { name: name.to_owned(), principals });
+                Some(self.add(&Addition { signs, ..addition.clone() }, now)?)
+            }
+        };
+        let mut replaced = Vec::new();
+        for old in ours {
+            let ends = old.key.expires.map_or(until, |expires| expires.min(until));
+            if old.key.expires != Some(ends) {
+                let wanted = format!("expires = {}", moment(ends));
+                self.rewrite(&old, &wanted, |text, path| with_expires(path, text, ends))?;
+            }
+            replaced.push((old.key.key.fingerprint(), ends));
+        }
+        Ok(Succession { file, replaced })
     }
 
     /// Withdraws a key. The organisation need be given only where several know the key.
@@ -307,18 +407,29 @@ impl Editor {
 
     fn write_revoked(&mut self, key: &Listed) -> Result<(), EditError> {
         let path = key.file.with_extension("toml");
-        let unwritable = || EditError::Unwritable(path.clone());
         if !path.exists() {
             let mut made = Made::default();
-            made.step(&Step::File(path, "revoked = true\n".to_owned()))?;
+            made.step(&Step::File(path, format!("{REVOKED}\n")))?;
             (self.snapshot, self.files) = load_with_files(&self.dir).map_err(EditError::Broken)?;
             made.keep();
             return Ok(());
         }
+        self.rewrite(key, REVOKED, |text, path| with_revoked(path, text))
+    }
+
+    /// Changes what stands beside a key, to what `change` makes of it; where that is nothing, `wanted` is for people to write.
+    fn rewrite(
+        &mut self,
+        key: &Listed,
+        wanted: &str,
+        change: impl FnOnce(&str, &Path) -> Option<String>,
+    ) -> Result<(), EditError> {
+        let path = key.file.with_extension("toml");
+        let unwritable = || EditError::Unwritable { path: path.clone(), wanted: wanted.to_owned() };
         // Where the file really is: a link to it stays a link.
         let path = path.canonicalize().map_err(|source| EditError::Write { path: path.clone(), source })?;
         let text = read_text(&path).map_err(EditError::Faults)?;
-        let new = with_revoked(&path, &text).ok_or_else(unwritable)?;
+        let new = change(&text, &path).ok_or_else(unwritable)?;
         replace(&path, &new)?;
         match load_with_files(&self.dir) {
             Ok(loaded) => {
@@ -337,14 +448,27 @@ impl Editor {
             Role::Agent(id) => held.agents.contains_key(id),
             Role::Principal(id) => held.principals.contains_key(id),
             Role::Authority => !held.authorities.is_empty(),
-            Role::TokenKey => !held.token_keys.is_empty(),
+            // Whoever it signs for is said with it.
+            Role::TokenKey => true,
         })
     }
 
     fn judge(&self, addition: &Addition, now: Timestamp) -> Result<(), EditError> {
-        let Addition { organisation, role, key, not_before, expires, comment, new } = addition;
+        let Addition { organisation, role, key, not_before, expires, comment, new, signs } = addition;
         if !self.holds(organisation, role) && new.is_none() {
             return Err(EditError::UnknownHolder { organisation: organisation.clone(), role: role.clone() });
+        }
+        if *role == Role::TokenKey {
+            if key.ed25519().is_none() {
+                return Err(EditError::Unfit(
+                    "tokens are signed with Ed25519 keys alone (`caponier keys generate` makes one)",
+                ));
+            }
+            if signs.as_ref().is_none_or(|signs| signs.principals.is_empty()) {
+                return Err(EditError::Unfit(
+                    "a key for tokens that may sign for nobody is of no use: name principals",
+                ));
+            }
         }
         let fingerprint = key.fingerprint();
         let held = self.snapshot.organisations().get(organisation).into_iter().flat_map(|held| held.keys());
@@ -458,23 +582,53 @@ fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
+/// The files of a key, last that which has it count; where it lies then.
+fn key_steps(steps: &mut Vec<Step>, folder: &Path, stem: &str, addition: &Addition) -> PathBuf {
+    let (about, file) = (about(addition), folder.join(format!("{stem}.pub")));
+    let text = format!("{}\n", addition.key.to_openssh());
+    if !about.is_empty() {
+        steps.push(Step::File(waiting(&file), text.clone()));
+        steps.push(Step::File(file.with_extension("toml"), about));
+    }
+    steps.push(Step::File(file.clone(), text));
+    file
+}
+
 /// A name for a key that nothing in the folder has, in whatever form.
-fn free_stem(folder: &Path, date: &str) -> String {
-    let taken = |stem: &str| {
-        let file = |ending: &str| folder.join(format!("{stem}.{ending}"));
-        let names = [file("pub"), file("pem"), file("toml"), waiting(&file("pub"))];
-        names.iter().any(|path| path.symlink_metadata().is_ok())
-    };
-    let names = std::iter::once(date.to_owned()).chain((2_u32..).map(|number| format!("{date}-{number}")));
-    names.into_iter().find(|stem| !taken(stem)).unwrap_or_default()
+fn free_stem(folder: &Path, first: &str) -> String {
+    let names = std::iter::once(first.to_owned()).chain((2_u32..).map(|number| format!("{first}-{number}")));
+    names.into_iter().find(|stem| is_free(folder, stem)).unwrap_or_default()
+}
+
+fn is_free(folder: &Path, stem: &str) -> bool {
+    let file = |ending: &str| folder.join(format!("{stem}.{ending}"));
+    let names = [file("pub"), file("pem"), file("toml"), waiting(&file("pub"))];
+    names.iter().all(|path| path.symlink_metadata().is_err())
+}
+
+/// Whether a file has this name, or the name of what was registered in its place: with a date behind it, and perhaps a number.
+fn is_of(stem: &str, name: &str) -> bool {
+    let Some(rest) = stem.strip_prefix(name) else { return false };
+    let Some(rest) = rest.strip_prefix('-') else { return rest.is_empty() };
+    let Some((date, number)) = rest.split_at_checked("2026-11-21".len()) else { return false };
+    let number = number.strip_prefix('-').map_or(number.is_empty(), |number| number.parse::<u32>().is_ok());
+    number && date.parse::<jiff::civil::Date>().is_ok()
+}
+
+fn moment(at: Timestamp) -> String {
+    at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()
 }
 
 fn about(addition: &Addition) -> String {
     let mut text = String::new();
-    for (key, moment) in [("not_before", addition.not_before), ("expires", addition.expires)] {
-        if let Some(moment) = moment {
+    if let Some(signs) = &addition.signs {
+        let quoted: Vec<_> = signs.principals.iter().map(|pattern| string(pattern.as_str())).collect();
+        let _ = writeln!(text, "principals = [{}]", quoted.join(", "));
+    }
+    for (key, at) in [("not_before", addition.not_before), ("expires", addition.expires)] {
+        if let Some(at) = at {
             // Writing to a string cannot fail.
-            let _ = writeln!(text, "{key} = {}", moment.strftime("%Y-%m-%dT%H:%M:%SZ"));
+            let _ = writeln!(text, "{key} = {}", moment(at));
         }
     }
     if let Some(comment) = &addition.comment {
@@ -490,27 +644,60 @@ fn string(text: &str) -> String {
 
 /// The text of a sidecar with the key revoked and all else as it stands; `None` where that cannot be had.
 fn with_revoked(path: &Path, text: &str) -> Option<String> {
+    let value = |line: &str| {
+        let at = line.find('=').and_then(|at| line[at..].find("false").map(|value| at + value))?;
+        Some(at..at + "false".len())
+    };
+    with(path, text, ("revoked", "true"), value, |about| AboutKey { revoked: true, ..about })
+}
+
+/// As [`with_revoked`], with the key's end.
+fn with_expires(path: &Path, text: &str, ends: Timestamp) -> Option<String> {
+    // To the second, as it is written.
+    let ends = Timestamp::from_second(ends.as_second()).ok()?;
+    let value = |line: &str| {
+        let begins = line.find('=')? + 1;
+        let said = line[begins..].split(['#', '\n', '\r']).next()?;
+        let begins = begins + (said.len() - said.trim_start().len());
+        Some(begins..begins + said.trim().len())
+    };
+    with(path, text, ("expires", &moment(ends)), value, |about| AboutKey { expires: Some(ends), ..about })
+}
+
+/// The text of a sidecar in which one key has another value, that of its line which `value` finds; `None` where it would not say
+/// what is `wanted` then.
+fn with(
+    path: &Path,
+    text: &str,
+    (key, new): (&str, &str),
+    value: impl FnOnce(&str) -> Option<std::ops::Range<usize>>,
+    wanted: impl FnOnce(AboutKey) -> AboutKey,
+) -> Option<String> {
     let read = |text: &str| {
         let document = Document::parse(path, text).ok()?;
-        let line = document.root().optional("revoked").and_then(|item| item.place().fault("").line);
-        // Of a CA more is said there, which is left as it stands.
+        let line = document.root().optional(key).and_then(|item| item.place().fault("").line);
+        // Of a CA, or a key for tokens, more is said there, which is left as it stands.
         AboutKey::read(&document).map(|about| (about, line))
     };
     let (about, line) = read(text)?;
-    let new = match line {
+    let changed = match line {
         Some(line) => {
             let mut lines: Vec<String> = text.split_inclusive('\n').map(str::to_owned).collect();
             let this = lines.get_mut(line.checked_sub(1)?)?;
-            let value = this.find('=').and_then(|at| this[at..].find("false").map(|value| at + value))?;
-            this.replace_range(value..value + "false".len(), "true");
+            let value = value(this)?;
+            this.replace_range(value, new);
             lines.concat()
         }
-        None if text.is_empty() || text.ends_with('\n') => format!("{text}revoked = true\n"),
-        None => format!("{text}\nrevoked = true\n"),
+        None if text.is_empty() || text.ends_with('\n') => format!("{text}{key} = {new}\n"),
+        None => format!("{text}\n{key} = {new}\n"),
     };
     // Whatever the way it is written: it is to mean that, and all else as before.
-    (read(&new)?.0 == AboutKey { revoked: true, ..about }).then_some(new)
+    (read(&changed)?.0 == wanted(about)).then_some(changed)
 }
+
+const TOKEN_KEYS: &str = "token-keys";
+
+const REVOKED: &str = "revoked = true";
 
 const COMMENT_MAX: usize = 255;
 

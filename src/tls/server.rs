@@ -8,16 +8,15 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, ServerConfig};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, SignatureScheme};
+use rustls::{CertificateError, DistinguishedName};
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio_rustls::TlsAcceptor;
 
+use super::proof::proof;
 use super::stream::{TlsStream, out_from_under, under};
 use super::{ALPN_HTTP, ALPN_SSH, Identity, PeerChain, VERSIONS, provider};
 use crate::limits::TLS_HANDSHAKE_BYTES;
@@ -122,8 +121,7 @@ impl Acceptor {
     /// With these certificates, and this to ask of clients.
     #[must_use]
     pub fn new(certificates: Certificates, clients: ClientPolicy) -> Self {
-        let provider = provider();
-        let builder = ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(VERSIONS);
+        let builder = ServerConfig::builder_with_provider(provider()).with_protocol_versions(VERSIONS);
         #[expect(clippy::expect_used, reason = "both versions have suites among ours, which a test makes sure of")]
         let builder = builder.expect("suites for each version");
         let (mandatory, gate) = match clients {
@@ -132,7 +130,7 @@ impl Acceptor {
             ClientPolicy::Require(gate) => (Some(true), Some(gate)),
         };
         let builder = match mandatory {
-            Some(mandatory) => builder.with_client_cert_verifier(Arc::new(Possession { provider, mandatory, gate })),
+            Some(mandatory) => builder.with_client_cert_verifier(Arc::new(Possession { mandatory, gate })),
             None => builder.with_no_client_auth(),
         };
         let mut config = builder.with_cert_resolver(Arc::new(certificates));
@@ -147,6 +145,14 @@ impl Acceptor {
         config.send_half_rtt_data = false;
         config.cert_decompressors = Vec::new();
         config.cert_compressors = Vec::new();
+        Self(Arc::new(config))
+    }
+
+    /// Agrees on this too, with clients that want nothing of what is agreed on otherwise.
+    #[must_use]
+    pub fn at_last(self, alpn: &[u8]) -> Self {
+        let mut config = Arc::unwrap_or_clone(self.0);
+        config.alpn_protocols.push(alpn.to_vec());
         Self(Arc::new(config))
     }
 
@@ -191,7 +197,6 @@ fn failure(error: io::Error) -> AcceptError {
 /// Verifies that a client has the key of the certificate that it shows, and leaves the rest to its gate, or to others.
 #[derive(Debug)]
 struct Possession {
-    provider: Arc<CryptoProvider>,
     mandatory: bool,
     gate: Option<Arc<dyn Gate>>,
 }
@@ -219,27 +224,5 @@ impl ClientCertVerifier for Possession {
         Ok(ClientCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
-    }
+    proof!();
 }

@@ -22,13 +22,13 @@ fn names_are_dns_names_or_addresses() {
 }
 
 /// A folder with an authority, `ca.pem`, and what it has signed.
-struct Yard {
+pub(super) struct Yard {
     dir: tempfile::TempDir,
-    authority: CertifiedIssuer<'static, KeyPair>,
+    pub(super) authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Yard {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("params");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let authority =
@@ -38,7 +38,7 @@ impl Yard {
         yard
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 

@@ -38,7 +38,9 @@ pub struct Flood;
 /// The half that hears the peer.
 #[derive(Debug)]
 pub struct Ear {
-    heard: mpsc::Sender<Heard>,
+    /// In boxes, as what is said: a queue makes room for 32 of what goes through it as soon as it is there, and this one is
+    /// empty for hours, on every link.
+    heard: mpsc::Sender<Box<Heard>>,
     willing: CancellationToken,
     anchors: Allowance,
     answers: Allowance,
@@ -67,8 +69,8 @@ pub struct Exchange<F> {
     /// Whether this end goes away, or has been told that the other does.
     leaving: Box<dyn Fn() -> bool + Send + Sync>,
     leave: Leave,
-    heard: mpsc::Receiver<Heard>,
-    said: mpsc::Sender<Control>,
+    heard: mpsc::Receiver<Box<Heard>>,
+    said: mpsc::Sender<Box<Control>>,
     willing: CancellationToken,
     heads: watch::Receiver<Option<Head>>,
     allowance: Allowance,
@@ -116,7 +118,7 @@ enum Heard {
 }
 
 /// Both halves of an end, and what is to be sent. `event` makes a record that says who the peer is.
-pub fn exchange<F: Fn(Kind) -> Event>(trail: &Trail, event: F) -> (Ear, Exchange<F>, mpsc::Receiver<Control>) {
+pub fn exchange<F: Fn(Kind) -> Event>(trail: &Trail, event: F) -> (Ear, Exchange<F>, mpsc::Receiver<Box<Control>>) {
     let (heard, hears) = mpsc::channel(ANCHORS_WAITING);
     let (said, says) = mpsc::channel(1);
     let willing = CancellationToken::new();
@@ -173,7 +175,7 @@ impl Ear {
     }
 
     fn hear(&self, heard: Heard) {
-        if self.heard.try_send(heard).is_err() {
+        if self.heard.try_send(Box::new(heard)).is_err() {
             debug!("the trail is behind with what the peer says of its own");
         }
     }
@@ -202,10 +204,11 @@ impl<F: Fn(Kind) -> Event> Exchange<F> {
             let said = tokio::select! {
                 () = leave.wanted.cancelled(), if !leaves => {
                     leaves = true;
-                    self.say_all().await
+                    Box::pin(self.say_all()).await
                 }
                 heard = self.heard.recv() => match heard {
-                    Some(heard) => self.hear(heard).await,
+                    // Once in a while, and so not part of what waits.
+                    Some(heard) => Box::pin(self.hear(*heard)).await,
                     // The ear is gone, and the link with it.
                     None => return,
                 },
@@ -232,7 +235,7 @@ impl<F: Fn(Kind) -> Event> Exchange<F> {
             return false;
         }
         match self.record(heard).await {
-            Some(answer) => self.said.send(answer).await.is_ok(),
+            Some(answer) => self.said.send(Box::new(answer)).await.is_ok(),
             None => true,
         }
     }
@@ -261,7 +264,8 @@ impl<F: Fn(Kind) -> Event> Exchange<F> {
     async fn say(&mut self, head: Head) -> bool {
         self.last = Some(head);
         self.sent.add(&head, Instant::now());
-        self.said.send(Control::Anchor(TrailAnchor { trail: head.trail, anchor: head.anchor() })).await.is_ok()
+        let anchor = Control::Anchor(TrailAnchor { trail: head.trail, anchor: head.anchor() });
+        self.said.send(Box::new(anchor)).await.is_ok()
     }
 
     /// Puts what was heard on record, and returns what is to be answered.
@@ -408,7 +412,7 @@ mod tests {
             {
                 carried += 1;
                 let ear = if to_agent { &mut agents_ear } else { &mut gateways_ear };
-                match message {
+                match *message {
                     Control::Anchor(anchor) => ear.anchor(anchor).expect("not too many"),
                     Control::Anchored(anchored) => ear.anchored(anchored).expect("not too many"),
                     other => panic!("{other:?}"),
@@ -469,9 +473,10 @@ mod tests {
         ear.greeted(&hello(&["credit"]));
         assert!(!ear.willing.is_cancelled());
     }
+
     /// Carries what the two ends say to each other, until both are over.
     async fn carry(
-        (mut ears, mut said): ([Ear; 2], [mpsc::Receiver<Control>; 2]),
+        (mut ears, mut said): ([Ear; 2], [mpsc::Receiver<Box<Control>>; 2]),
         ends: impl Future<Output = ()>,
     ) -> usize {
         let [first, second] = &mut said;
@@ -484,7 +489,7 @@ mod tests {
                 () = &mut ends => return carried,
             };
             carried += 1;
-            match message {
+            match *message {
                 Control::Anchor(anchor) => ears[to].anchor(anchor).expect("not too many"),
                 Control::Anchored(anchored) => ears[to].anchored(anchored).expect("not too many"),
                 other => panic!("{other:?}"),

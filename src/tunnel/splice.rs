@@ -5,32 +5,36 @@
 //! what was sent, and all of it when both sides ended cleanly.
 //!
 //! **Where the two sides live on different threads**, each thread runs a splice of its own between its side and an end of a
-//! [`bridge`], made by [`across`]. Both together behave as one: the ending, the bytes counted and the credit given back are
+//! [`bridge`](super::bridge), made by [`across`]. Both together behave as one: the ending, the bytes counted and the credit given back are
 //! the same, because the principal's half ends only when the target's half has said how it ended, bytes are counted where
 //! they leave the process, and what is under way on the bridge is not given back as taken.
 
-use std::collections::VecDeque;
+mod across;
+mod inbox;
+mod leaving;
+mod side;
+
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::io::{self, IoSlice};
+use std::io;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf, ReadHalf, WriteHalf};
-use tokio::net::TcpStream;
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{Notify, SetOnce, oneshot};
+use tokio::sync::SetOnce;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::bridge::{self, Receipts};
-use super::pool::Buffer;
-use super::ssh::{self, Event, Returns};
-use super::stream::Stream;
-use super::wire;
+use across::Ours;
+pub use across::{Across, across};
+use inbox::{Inbox, Last};
+use leaving::Leaving;
+pub use leaving::Remains;
+pub use side::{Bridge, Side};
+use side::{Reader, Writer};
+
+use super::bridge::Receipts;
+use super::ssh::{Event, Returns};
 use crate::audit::Counters;
 use crate::limits;
 use crate::task::apart;
@@ -89,132 +93,6 @@ impl Bounds {
                 Some(next) => tokio::time::sleep_until(next).await,
                 None => std::future::pending().await,
             }
-        }
-    }
-}
-
-/// One side of a splice.
-pub enum Side {
-    /// A socket.
-    Tcp(TcpStream),
-    /// A channel.
-    Channel(ssh::Channel),
-    /// A connection in layers, or a pipe within the process.
-    Stream(Stream),
-    /// The way to another thread, where the other half of the forward is.
-    Bridge(Bridge),
-}
-
-/// An end of a bridge as a side of a splice.
-pub struct Bridge {
-    end: bridge::End,
-    /// What the principal's half knows of the target's.
-    rest: Option<Rest>,
-}
-
-enum Reader {
-    Tcp(OwnedReadHalf),
-    Channel(ssh::Reader),
-    Stream(ReadHalf<Stream>),
-    Bridge(bridge::Reader),
-}
-
-enum Writer {
-    Tcp(OwnedWriteHalf),
-    Channel(ssh::Writer),
-    Stream(WriteHalf<Stream>),
-    Bridge(bridge::Writer),
-}
-
-/// Parts a forward in two: the side that stands for the target in the principal's half, and the target's half, which is to
-/// [run](Across::run) on the thread of the target's side. Dropping either breaks the other.
-#[must_use]
-pub fn across(counters: Arc<Counters>) -> (Side, Across) {
-    let (near, far) = bridge::pair();
-    let (verdict, ended) = oneshot::channel();
-    let cut = CancellationToken::new();
-    let violated = CancellationToken::new();
-    let rest = Rest { leave: near.leave(), cut: cut.clone(), violated: violated.clone(), ended };
-    (Side::Bridge(Bridge { end: near, rest: Some(rest) }), Across { end: far, counters, cut, violated, verdict })
-}
-
-/// The target's half of a forward whose sides live on different threads.
-pub struct Across {
-    end: bridge::End,
-    counters: Arc<Counters>,
-    cut: CancellationToken,
-    violated: CancellationToken,
-    verdict: oneshot::Sender<End>,
-}
-
-impl Across {
-    /// Runs it to its end, and closes `far`.
-    pub async fn run(self, far: Side) {
-        let near = Side::Bridge(Bridge { end: self.end, rest: None });
-        let (end, remains) = splice(near, far, &self.counters, Bounds::default(), &self.cut).await;
-        if end == VIOLATED {
-            self.violated.cancel();
-        }
-        // If nobody waits for it any more, the other half has been dropped.
-        self.verdict.send(end).ok();
-        remains.leave().await;
-    }
-}
-
-/// The principal's hold on the target's half.
-struct Rest {
-    leave: bridge::Leave,
-    cut: CancellationToken,
-    /// Fires when the target's side has broken the rules: what it has sent before is not delivered any more.
-    violated: CancellationToken,
-    ended: oneshot::Receiver<End>,
-}
-
-impl Rest {
-    /// Ends the target's half after the principal's, and tells how both together ended. What was given to it is still
-    /// delivered, unless the forward was or is `cut`.
-    async fn end(
-        mut self,
-        ours: Ours,
-        mut moving: Pin<&mut impl Future<Output = Infallible>>,
-        cut: Pin<&mut impl Future<Output = End>>,
-    ) -> End {
-        self.leave.now();
-        let mut end = ours.end;
-        if !ours.cut {
-            tokio::select! {
-                biased;
-                theirs = &mut self.ended => return ours.with(theirs.ok()),
-                never = moving.as_mut() => match never {},
-                how = cut => end = how,
-            }
-        }
-        self.cut.cancel();
-        // Soon; after it nothing more is counted.
-        tokio::select! {
-            _ = self.ended => end,
-            never = moving => match never {},
-        }
-    }
-}
-
-/// How the principal's half ended, or a forward that has no other.
-struct Ours {
-    end: End,
-    /// Whether it was cut or given up, so that nothing is to be waited for.
-    cut: bool,
-    /// Whether all was done to deliver what the principal had sent; what goes wrong at the target since is not the reason.
-    delivered: bool,
-}
-
-impl Ours {
-    /// How both halves together ended. Without a word from the target's its thread is going down, and so is the program.
-    fn with(self, theirs: Option<End>) -> End {
-        match (self.end, theirs) {
-            (End::NearBroke(_), _) if self.delivered => self.end,
-            (_, Some(theirs @ (End::FarBroke(_) | End::Stalled))) => theirs,
-            // That the principal's side is gone is what it has been told by this one.
-            _ => self.end,
         }
     }
 }
@@ -626,299 +504,6 @@ impl Unsettled<'_> {
 impl Drop for Unsettled<'_> {
     fn drop(&mut self) {
         self.returns.write_off(self.receipts.rest());
-    }
-}
-
-/// What a channel has received and its sink has not taken. Credit, or the session's own count, bounds it.
-struct Inbox {
-    state: Mutex<InboxState>,
-    filled: Notify,
-    returns: Returns,
-}
-
-#[derive(Default)]
-struct InboxState {
-    waiting: VecDeque<Waiting>,
-    /// Set while the sender waits for credit.
-    starved: bool,
-    last: Option<Last>,
-}
-
-/// A message, of which the sink may have taken a part.
-struct Waiting {
-    left: Bytes,
-    /// What it had when it came, for which it is accounted.
-    length: usize,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Last {
-    /// Nothing for now, because the sender has no credit.
-    Starved,
-    Eof,
-    Broken(io::ErrorKind),
-}
-
-impl Inbox {
-    fn new(returns: Returns) -> Self {
-        Self { state: Mutex::default(), filled: Notify::new(), returns }
-    }
-
-    fn push(&self, bytes: Bytes) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        if state.last.is_some() {
-            // Data after EOF, which RFC 4254 §5.3 forbids.
-            return self.returns.dropped(bytes.len());
-        }
-        state.waiting.push_back(Waiting { length: bytes.len(), left: bytes });
-        self.filled.notify_one();
-    }
-
-    /// Says how the channel's data ended; only the first word counts.
-    fn end(&self, last: Last) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.last.get_or_insert(last);
-        self.filled.notify_one();
-    }
-
-    fn starve(&self) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).starved = true;
-        self.filled.notify_one();
-    }
-
-    /// What comes next: all that has come, up to so many `messages`. It stays here until it is [shifted](Inbox::shift) out, so
-    /// that it is accounted for whatever happens.
-    async fn front(&self, messages: usize) -> Result<Vec<Bytes>, Last> {
-        loop {
-            let filled = self.filled.notified();
-            {
-                let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-                if !state.waiting.is_empty() {
-                    return Ok(state.waiting.iter().take(messages).map(|waiting| waiting.left.clone()).collect());
-                }
-                if std::mem::take(&mut state.starved) {
-                    return Err(Last::Starved);
-                }
-                if let Some(last) = state.last {
-                    return Err(last);
-                }
-            }
-            filled.await;
-        }
-    }
-
-    /// Takes what waits, and all that comes, for nobody.
-    async fn discard(&self) {
-        // A sender without credit has it as soon as all is taken.
-        loop {
-            match self.front(usize::MAX).await {
-                Ok(batch) => {
-                    let sent = batch.iter().map(Bytes::len).sum();
-                    drop(batch);
-                    self.returns.repay(self.shift(sent)).await;
-                }
-                Err(Last::Starved) => {}
-                Err(Last::Eof | Last::Broken(_)) => return,
-            }
-        }
-    }
-
-    /// Counts `sent` bytes as taken by the sink, and tells the cost of the messages that are thereby done with.
-    fn shift(&self, mut sent: usize) -> usize {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut done = 0;
-        while let Some(first) = state.waiting.front_mut().filter(|_| sent > 0) {
-            let part = sent.min(first.left.len());
-            first.left.advance(part);
-            sent -= part;
-            if first.left.is_empty() {
-                done += wire::message_cost(first.length);
-                state.waiting.pop_front();
-            }
-        }
-        done
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        state.waiting.iter().for_each(|waiting| self.returns.dropped(waiting.length));
-    }
-}
-
-/// The two sides of a forward that is over.
-#[must_use = "sides that are not left properly look as if the forward had ended well"]
-pub struct Remains {
-    near: Leaving,
-    far: Leaving,
-}
-
-struct Leaving {
-    reader: Reader,
-    writer: Writer,
-    /// Whether the forward ended well.
-    clean: bool,
-    /// Whether this side has been told of the end of what it receives, which then was complete.
-    told: bool,
-}
-
-impl Remains {
-    /// Closes both sides: in order after a clean end, else so that each peer sees that something broke. May wait a little for
-    /// a peer to close first.
-    pub async fn leave(self) {
-        tokio::join!(self.near.leave(), self.far.leave());
-    }
-}
-
-impl Leaving {
-    async fn leave(self) {
-        match (self.reader, self.writer) {
-            (Reader::Tcp(reader), Writer::Tcp(writer)) => {
-                if !self.clean
-                    && !self.told
-                    && let Ok(stream) = reader.reunite(writer)
-                {
-                    // What is incomplete must not look complete: the peer gets a reset. One that was told of the end is left
-                    // in peace, since a reset would take from it what it has not read yet. If the socket is beyond even a
-                    // reset, there is nobody left to be told.
-                    drop(stream.set_zero_linger());
-                }
-            }
-            (Reader::Stream(reader), Writer::Stream(writer)) if !self.clean && !self.told => {
-                reader.unsplit(writer).reset();
-            }
-            (Reader::Channel(mut reader), Writer::Channel(mut writer)) => {
-                // The SSH library forgets a channel at once only if the peer closes it first. Whoever opened it does so.
-                let patient = self.clean && reader.opened_by_peer();
-                if patient && tokio::time::timeout(limits::CLOSE_PATIENCE, reader.closed()).await.is_ok() {
-                    writer.peer_closed();
-                } else {
-                    // First: saying so may take its time, and a channel that is there and not read holds up its session.
-                    drop(reader);
-                    writer.close().await;
-                }
-            }
-            // A stream or a bridge ends by being dropped, and a side has halves of one kind only.
-            _ => {}
-        }
-    }
-}
-
-impl Side {
-    fn split(self) -> (Reader, Writer) {
-        match self {
-            Self::Tcp(stream) => {
-                let (reader, writer) = stream.into_split();
-                (Reader::Tcp(reader), Writer::Tcp(writer))
-            }
-            Self::Channel(channel) => (Reader::Channel(channel.reader), Writer::Channel(channel.writer)),
-            Self::Stream(stream) => match stream.into_tcp() {
-                Ok(stream) => Self::Tcp(stream).split(),
-                Err(stream) => {
-                    let (reader, writer) = tokio::io::split(stream);
-                    (Reader::Stream(reader), Writer::Stream(writer))
-                }
-            },
-            Self::Bridge(bridge) => (Reader::Bridge(bridge.end.reader), Writer::Bridge(bridge.end.writer)),
-        }
-    }
-
-    fn rest(&mut self) -> Option<Rest> {
-        match self {
-            Self::Bridge(bridge) => bridge.rest.take(),
-            Self::Tcp(_) | Self::Channel(_) | Self::Stream(_) => None,
-        }
-    }
-}
-
-impl Reader {
-    /// Reads from what is a stream in itself; a channel and a bridge have readers of their own.
-    async fn read(&mut self) -> io::Result<Option<Bytes>> {
-        match self {
-            Self::Tcp(reader) => read_from(reader).await,
-            Self::Stream(reader) => read_from(reader).await,
-            Self::Channel(reader) => Ok(reader.bytes().await),
-            Self::Bridge(_) => Err(io::ErrorKind::Unsupported.into()),
-        }
-    }
-}
-
-async fn read_from(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
-    let read = poll_fn(|cx| {
-        // Given back at once where there is nothing to read: a connection that is silent needs no buffer. Not `try_read`,
-        // which would not take a short read as a sign that nothing is left, and look again.
-        let mut buffer = Buffer::take();
-        let mut read = ReadBuf::new(&mut buffer);
-        ready!(Pin::new(&mut *reader).poll_read(cx, &mut read))?;
-        let filled = read.filled().len();
-        Poll::Ready(io::Result::Ok(buffer.into_bytes(filled)))
-    });
-    Ok(Some(read.await?).filter(|bytes| !bytes.is_empty()))
-}
-
-impl Writer {
-    async fn send(&mut self, bytes: Bytes) -> io::Result<()> {
-        match self {
-            Self::Tcp(writer) => writer.write_all(&bytes).await,
-            Self::Channel(writer) => writer.send(bytes).await,
-            Self::Stream(writer) => {
-                writer.write_all(&bytes).await?;
-                writer.flush().await
-            }
-            Self::Bridge(writer) => writer.send(bytes).await,
-        }
-    }
-
-    /// How many messages it takes at once.
-    fn batch(&self) -> usize {
-        match self {
-            Self::Tcp(_) => limits::BATCH,
-            _ => 1,
-        }
-    }
-
-    /// Sends as much of `batch` as is taken at once, and tells how much that is; to a socket with one call.
-    async fn send_some(&mut self, batch: &[Bytes]) -> io::Result<usize> {
-        let Some(first) = batch.first() else { return Ok(0) };
-        let sent = match self {
-            Self::Tcp(writer) => {
-                let slices: [IoSlice<'_>; limits::BATCH] =
-                    std::array::from_fn(|n| IoSlice::new(batch.get(n).map_or(&[], |bytes| bytes)));
-                writer.write_vectored(&slices[..batch.len().min(limits::BATCH)]).await?
-            }
-            Self::Channel(writer) => {
-                writer.send(first.clone()).await?;
-                first.len()
-            }
-            Self::Stream(writer) => {
-                let sent = writer.write(first).await?;
-                // A layer may hold back what it was given; nobody would ask it for that later.
-                writer.flush().await?;
-                sent
-            }
-            Self::Bridge(writer) => {
-                writer.send(first.clone()).await?;
-                first.len()
-            }
-        };
-        if sent == 0 { Err(io::ErrorKind::WriteZero.into()) } else { Ok(sent) }
-    }
-
-    async fn finish(&mut self) -> io::Result<()> {
-        match self {
-            Self::Tcp(writer) => writer.shutdown().await,
-            Self::Channel(writer) => writer.finish().await,
-            Self::Stream(writer) => writer.shutdown().await,
-            Self::Bridge(writer) => writer.finish(),
-        }
-    }
-
-    fn receipts(&self) -> Option<Receipts> {
-        match self {
-            Self::Bridge(writer) => Some(writer.receipts()),
-            Self::Tcp(_) | Self::Channel(_) | Self::Stream(_) => None,
-        }
     }
 }
 

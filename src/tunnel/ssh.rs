@@ -699,8 +699,16 @@ pub const IDLE_FLOOD: &str = "idle_flood";
 pub const IDLE_FLOOD_TEXT: &str = "the session was cut for too many packets without any use";
 
 impl Server {
-    /// Says goodbye; the session ends soon after. Returns whether there was a session to say it on.
-    pub async fn disconnect(&self, words: &str) -> bool {
+    /// Says goodbye, and waits a little for the client to hang up when it has read that. If it does not, that is for the
+    /// caller to do.
+    pub async fn farewell(&self, words: &str) {
+        if self.disconnect(words).await {
+            drop(tokio::time::timeout(limits::GOODBYE_PATIENCE, self.control.gone().cancelled()).await);
+        }
+    }
+
+    /// Returns whether there was a session to say it on.
+    async fn disconnect(&self, words: &str) -> bool {
         let handle = self.running.handle();
         // Its queue is the session's own, which may be waiting for its peer: the caller must not.
         let said = handle.disconnect(russh::Disconnect::ByApplication, words.to_owned(), String::new());

@@ -185,7 +185,7 @@ async fn what_cannot_be_read_is_said() {
     // A file that is not for us: root can read it all the same, unless it lays that down before it
     // starts. (As another user it would be a copy of the program: one that another test's child,
     // forked while the copy was written, still holds open for writing cannot be started.)
-    fs::set_permissions(path("torn.jsonl"), std::os::unix::fs::PermissionsExt::from_mode(0)).expect("closed");
+    fs::set_permissions(path("torn.jsonl"), std::os::unix::fs::PermissionsExt::from_mode(0o000)).expect("closed");
     let query = audit(&["query", "torn.jsonl"]);
     let mut closed = Command::new("setpriv");
     if rustix::process::geteuid().is_root() {

@@ -667,3 +667,63 @@ async fn databases_are_provisioned_through_either_kind_of_bastion() {
     drop(stock);
     direct.stop().await;
 }
+
+#[tokio::test]
+async fn a_stock_sshd_takes_our_certificate_where_it_trusts_the_ca() {
+    let target = echo().await;
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = folder.path().join("user-ca");
+    let key = PrivateKey::generate(Algorithm::Ed25519);
+    key.write_new(&authority).expect("a key");
+    fs::write(folder.path().join("user-ca.pub"), format!("{}\n", key.public().to_openssh())).expect("written");
+    let settings = format!("TrustedUserCAKeys {}.pub\nAllowTcpForwarding yes", authority.display());
+    let stock = Bastion::stock(&settings).await;
+    let sign = async |principal: &str| {
+        let mut keygen = Command::new("ssh-keygen");
+        keygen.args(["-q", "-I", "speaker", "-V", "always:forever", "-n", principal, "-s"]).arg(&authority);
+        run(keygen.arg(stock.path("speaker.pub"))).await.done();
+    };
+    // For somebody else, which is told before the server says no.
+    sign("somebody-else").await;
+    let pin = ["--host-key-fingerprint", &stock.fingerprint("bastion")];
+    let said = run(stock.client("speaker").args(pin).args(["-L", "0:127.0.0.1:1"])).await;
+    assert_eq!(said.code(), 1, "{said:?}");
+    let told = format!("the certificate is for somebody-else, and not for {}", stock.user);
+    assert!(said.stderr.contains(&told) && said.stderr.contains("nor with the certificate \"speaker\""), "{said:?}");
+    sign(&stock.user).await;
+    let (_program, local) = stock.our_forwards("speaker", &[], &[target]).await;
+    echoes(connect(local[0]).await, b"by certificate").await;
+    // Another key has no use of it.
+    let certificate = stock.path("speaker-cert.pub").display().to_string();
+    let said = run(stock.client("own").args(pin).args(["-L", "0:127.0.0.1:1", "--certificate", &certificate])).await;
+    assert!(said.code() == 2 && said.stderr.contains("it serves no other key"), "{said:?}");
+}
+
+#[tokio::test]
+async fn who_fails_too_often_at_an_agent_is_turned_away_as_its_configuration_says() {
+    let target = echo().await;
+    let mut bastion = Bastion::agent(&allow(&[target])).await;
+    let with = |settings: &str| {
+        let table = format!("[agent.penalties]\n{settings}\n[audit]");
+        move |text: String| text.replace("[audit]", &table)
+    };
+    // Left out, this host's own addresses are exempt; an empty list exempts nobody.
+    let taken = bastion.reload(&listening(HERE), with("exempt = []")).await;
+    assert_eq!(taken, "config.reloaded: changed: penalties");
+    eventually("the address is turned away", async || {
+        let mut stream = connect(bastion.address).await;
+        drop(stream.write_all(b"garbage\r\n\r\n").await);
+        // A reset, where it is not even listened to.
+        drop(within("the end", stream.read_to_end(&mut Vec::new())).await);
+        bastion.trail().iter().any(|record| record["reason"] == "too_many_failures").then_some(())
+    })
+    .await;
+    let taken = bastion.reload(&listening(HERE), with("enabled = false")).await;
+    assert_eq!(taken, "config.reloaded: changed: penalties");
+    let (program, local) = bastion.our_forwards("own", &[], &[target]).await;
+    echoes(connect(local[0]).await, b"served").await;
+    drop(program);
+    let wrong = bastion.reload(&listening(HERE), with("exempt = [\"everybody\"]")).await;
+    assert!(wrong.starts_with("config.rejected: "), "{wrong}");
+    bastion.stop().await;
+}

@@ -12,9 +12,13 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use crate::harness::{
-    AGENT, Plan, Said, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run,
+    AGENT, Plan, SOON, Said, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run,
 };
 use crate::raw::{LOGIN_FAILURE, Peer, originator};
+
+/// How long a certificate holds at least that holds for 30 s, in whole seconds, when it is made: enough for what is done with
+/// it meanwhile on a busy machine.
+const BRIEF: Duration = Duration::from_secs(29);
 
 /// Where the registry has acme's CA.
 const CA: &str = "acme/user-ca";
@@ -209,7 +213,7 @@ async fn a_session_ends_with_its_certificate() {
     let world = Certified::start(Site::plan().allow(target)).await;
     let (site, dir) = (&world.site, world.site.path().to_owned());
     let begun = Instant::now();
-    let brief = ["-n", "provisioner", "-z", "1", "-V", "-1m:+20s"];
+    let brief = ["-n", "provisioner", "-z", "1", "-V", "-1m:+30s"];
     sign(&dir, "ca", "holder", "brief", &brief).await;
     for (name, serial) in [("revoked", "666"), ("other", "7")] {
         sign(&dir, "ca", "holder", name, &["-n", "provisioner", "-z", serial, "-V", "always:forever"]).await;
@@ -226,13 +230,13 @@ async fn a_session_ends_with_its_certificate() {
     let told = Instant::now();
     registry_revokes(site);
     assert_eq!(read_to_end(&mut revoked.1).await, b"");
-    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    assert!(told.elapsed() < SOON, "{:?}", told.elapsed());
     revoked.0.ended().await;
     site.record(Side::Gateway, json!({"event": "forward.ended", "key_id": "revoked", "reason": "revoked"})).await;
     echoes(&mut other.1, b"another serial number").await;
 
     assert_eq!(read_to_end(&mut brief.1).await, b"");
-    assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((BRIEF..BRIEF + SOON).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     brief.0.ended().await;
     site.record(Side::Gateway, json!({"event": "forward.ended", "key_id": "brief", "reason": "revoked"})).await;
     echoes(&mut other.1, b"another certificate").await;
@@ -266,7 +270,7 @@ async fn a_listener_that_takes_no_certificates_any_more_cuts_those_that_came_by_
     change(&mut world.site, Side::Gateway, "user_ca = true", "user_ca = false");
     let told = Instant::now();
     assert_eq!(read_to_end(&mut certified).await, b"");
-    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    assert!(told.elapsed() < SOON, "{:?}", told.elapsed());
     ssh.ended().await;
     let like = json!({"event": "forward.ended", "key_id": "good", "reason": "revoked"});
     world.site.record(Side::Gateway, like).await;
@@ -313,7 +317,7 @@ async fn a_gateway_logs_in_with_a_certificate_until_it_is_revoked() {
     change(&mut site, Side::Agent, &authority, &format!("{authority}revoked_serials = [3]\n"));
     let told = Instant::now();
     assert_eq!(read_to_end(&mut stream).await, b"");
-    assert!(told.elapsed() < Duration::from_secs(5), "{:?}", told.elapsed());
+    assert!(told.elapsed() < SOON, "{:?}", told.elapsed());
     site.record(Side::Agent, json!({"event": "link.down", "key_id": "login", "reason": "revoked"})).await;
     site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "login", "reason": "revoked"})).await;
     site.record(Side::Agent, json!({"event": "auth.refused", "reason": "certificate_revoked"})).await;
@@ -494,7 +498,7 @@ async fn an_agents_link_and_its_forwards_end_with_the_gateways_certificate() {
     let orchestrator = format!("[[organisation.orchestrator]]\nkey = \"{}\"\n", site.public("login-acme").trim());
     let authority = format!("[[organisation.orchestrator_ca]]\nkey = \"{}\"\n", site.public("agent-ca").trim());
     let begun = Instant::now();
-    sign(&dir, "agent-ca", "login-acme", "login", &["-n", "acme", "-z", "1", "-V", "-1m:+20s"]).await;
+    sign(&dir, "agent-ca", "login-acme", "login", &["-n", "acme", "-z", "1", "-V", "-1m:+30s"]).await;
     let key = "login_key = \"login-acme\"\n";
     change(&mut site, Side::Gateway, key, &format!("{key}login_certificate = \"login-cert.pub\"\n"));
     site.record(Side::Gateway, json!({"event": "config.reloaded"})).await;
@@ -503,7 +507,7 @@ async fn an_agents_link_and_its_forwards_end_with_the_gateways_certificate() {
     let mut stream = eventually("a forward on the new link", async || through(site.doors[0]).await).await;
 
     assert_eq!(read_to_end(&mut stream).await, b"");
-    assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((BRIEF..BRIEF + SOON).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     site.record(Side::Agent, json!({"event": "forward.ended", "serial": "1", "reason": "expired"})).await;
     site.record(Side::Agent, json!({"event": "link.down", "serial": "1", "reason": "expired"})).await;
     site.program(Side::Gateway).says("login_certificate of acme has expired").await;
@@ -590,22 +594,112 @@ async fn an_agents_own_listener_takes_certificates_of_its_orchestrators_ca() {
 
     // What came in by one ends with it, and with its CA.
     let begun = Instant::now();
-    sign(&dir, "agent-ca", "holder", "brief", &["-n", "acme", "-V", "-1m:+20s"]).await;
-    let (mut stays, mut brief) = (enter("good").await.0, enter("brief").await.0);
-    for peer in [&mut stays, &mut brief] {
+    sign(&dir, "agent-ca", "holder", "brief", &["-n", "acme", "-V", "-1m:+30s"]).await;
+    let (mut brief, mut stays) = (enter("brief").await.0, enter("good").await.0);
+    for peer in [&mut brief, &mut stays] {
         let opened = peer.gateway_forward(&originator("provisioner"), "127.0.0.1", target.port()).await;
         peer.echoes(&opened).await;
     }
     // Which it may notice while it is asked.
-    let end = brief.try_ask(json!({"do": "closed", "within": 40})).await;
+    let end = brief.try_ask(json!({"do": "closed", "within": 80})).await;
     assert!(end["closed"] == true || end["error"] == "EOFError: ", "{end}");
-    assert!((19..26).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    assert!((BRIEF..BRIEF + SOON).contains(&begun.elapsed()), "{:?}", begun.elapsed());
     site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "brief", "reason": "expired"})).await;
     let opened = stays.gateway_forward(&originator("provisioner"), "127.0.0.1", target.port()).await;
     stays.echoes(&opened).await;
     change(&mut site, Side::Agent, key.trim(), of_other.trim());
-    let end = stays.try_ask(json!({"do": "closed", "within": 10})).await;
+    let end = stays.try_ask(json!({"do": "closed", "within": 60})).await;
     assert!(end["closed"] == true || end["error"] == "EOFError: ", "{end}");
     site.record(Side::Agent, json!({"event": "forward.ended", "key_id": "good", "reason": "revoked"})).await;
     site.stop().await;
+}
+
+#[tokio::test]
+async fn our_client_shows_a_certificate_and_tells_of_one_that_is_of_no_use() {
+    let target = echo().await;
+    let world = Certified::start(Site::plan().allow(target)).await;
+    let (site, dir) = (&world.site, world.site.path().to_owned());
+    let always = ["-V", "always:forever"];
+    for (name, arguments) in [
+        ("good", &["-n", "provisioner"][..]),
+        ("stranger", &["-n", "nobody-there"]),
+        ("unfit", &["-n", "Some_Body"]),
+        ("host", &["-h", "-n", "provisioner"]),
+        ("late", &["-n", "provisioner", "-V", "20200101:20200102"]),
+        ("early", &["-n", "provisioner", "-V", "20990101:20990102"]),
+        ("closed", &["-n", "provisioner", "-O", "no-port-forwarding"]),
+    ] {
+        let time = if arguments.contains(&"-V") { &[][..] } else { &always };
+        sign(&dir, "ca", "holder", name, &[arguments, time].concat()).await;
+    }
+    let pin = fingerprint(&site.public("gateway"));
+    let forward = |gateway: SocketAddr, identity: &str, certificate: Option<&str>| {
+        let mut command = caponier();
+        command.args(["forward", "--agent", AGENT, "--host-key-fingerprint", &pin, "-L", &format!("0:{target}")]);
+        command.arg("--gateway").arg(format!("ssh://{gateway}")).arg("--identity").arg(dir.join(identity));
+        if let Some(certificate) = certificate {
+            command.arg("--certificate").arg(dir.join(certificate));
+        }
+        command
+    };
+    let door = SocketAddr::from(([127, 0, 0, 1], world.port));
+    // Nobody is there: nothing is dialled.
+    let nowhere = SocketAddr::from(([127, 0, 0, 1], free_port()));
+    for (identity, certificate, words) in [
+        ("holder", "late-cert.pub", "it has expired, at 2020-01-0"),
+        ("holder", "early-cert.pub", "it is not valid yet, before 20"),
+        ("holder", "host-cert.pub", "it is a host's"),
+        ("holder", "unfit-cert.pub", "names nobody who could be a principal"),
+        ("holder", "closed-cert.pub", "does not permit port forwarding"),
+        ("provisioner", "good-cert.pub", "it serves no other key"),
+        ("holder", "holder.pub", "it is a plain key"),
+        ("holder", "nothing", "nothing"),
+    ] {
+        let said = run(&mut forward(nowhere, identity, Some(certificate))).await;
+        assert_eq!((said.code(), said.stdout.as_str()), (2, ""), "{certificate}: {said:?}");
+        assert!(said.stderr.contains(words), "{certificate}: {said:?}");
+    }
+    // One that lies beside the key, and is of no use, is told and does not keep the key from being shown.
+    let said = run(&mut forward(door, "late", None)).await;
+    assert_eq!(said.code(), 1, "{said:?}");
+    assert!(said.stderr.contains("warning: passed over") && said.stderr.contains("did not let key"), "{said:?}");
+    // What only the gateway knows, it keeps to itself; what was shown is said.
+    let said = run(&mut forward(door, "stranger", None)).await;
+    assert_eq!(said.code(), 1, "{said:?}");
+    let shown = "nor with the certificate \"stranger\" for nobody-there, by the CA ";
+    assert!(said.stderr.contains(&format!("{shown}{}", fingerprint(&site.public("ca")))), "{said:?}");
+    site.record(Side::Gateway, json!({"event": "auth.refused", "reason": "certificate_principal"})).await;
+
+    for (name, identity, certificate) in [("given", "holder", Some("good-cert.pub")), ("beside", "good", None)] {
+        let mut program = site.background(name, forward(door, identity, certificate));
+        let line = program.says("listening 127.").await;
+        let listens = line.split_once("listening ").and_then(|(_, rest)| rest.split(' ').next()?.parse().ok());
+        let listens: SocketAddr = listens.expect("an address");
+        echoes(connect(listens).await, b"by certificate").await;
+        let like = json!({"event": "forward.ended", "key_id": "good", "principal": "provisioner"});
+        eventually("its record", async || site.records(Side::Gateway, &like).pop()).await;
+        if certificate.is_none() {
+            continue;
+        }
+        // It is replaced under the session, which then ends: the next one is made with the new one.
+        sign(&dir, "ca", "holder", "renewed", &["-n", "provisioner", "-V", "always:forever"]).await;
+        let (new, old) = (dir.join("renewed-cert.pub"), dir.join("good-cert.pub"));
+        let kept = fs::read(&old).expect("a certificate");
+        fs::rename(&new, &old).expect("renamed");
+        site.registry().about_key(CA, "ca", "principals = [\"prov*\"]\nrevoked_key_ids = [\"good\"]");
+        let like = json!({"event": "forward.open", "key_id": "renewed"});
+        eventually("a forward by the new one", async || {
+            through(listens).await;
+            site.records(Side::Gateway, &like).pop()
+        })
+        .await;
+        site.registry().about_key(CA, "ca", "principals = [\"prov*\"]");
+        fs::write(&old, kept).expect("written");
+        let reloads = json!({"event": "registry.reloaded"});
+        eventually("both changes are taken over", async || {
+            (site.records(Side::Gateway, &reloads).len() > 1).then_some(())
+        })
+        .await;
+    }
+    world.site.stop().await;
 }

@@ -8,6 +8,7 @@ mod server;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use caponier::limits;
 use caponier::task::Tasks;
@@ -16,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::time::Instant;
 
-use crate::harness::{PATIENCE, Said, Side, Site, eventually, run};
+use crate::harness::{PATIENCE, Said, Side, Site, eventually, free_port, run};
 use server::{A, AAAA, Dns, NOERROR, NXDOMAIN, REFUSED, Record, Reply, SERVFAIL, SRV, local};
 
 /// Places that say who they are.
@@ -29,10 +30,10 @@ struct Places {
 impl Places {
     async fn at(lasts: &[u8]) -> Self {
         let tasks = Tasks::new();
-        let (mut port, mut visits) = (0, Vec::new());
+        // On each address the same, and on those that a test puts something else on: one that the system gives nobody there.
+        let (port, mut visits) = (free_port(), Vec::new());
         for &last in lasts {
             let listener = TcpListener::bind((local(last), port)).await.expect("the same port on each address");
-            port = listener.local_addr().expect("its address").port();
             let count = Arc::<AtomicUsize>::default();
             visits.push((last, count.clone()));
             tasks.spawn(async move {
@@ -255,9 +256,7 @@ async fn names_that_nobody_answers_hold_up_nobody_else() {
     };
     let good = async {
         eventually("a question about the slow name", async || (dns.asked("slow.internal", A) > 0).then_some(())).await;
-        for _ in 0..3 {
-            led_to(&ask(&site, "good.internal", port).await, 1, port);
-        }
+        led_to(&ask(&site, "good.internal", port).await, 1, port);
         started.elapsed()
     };
     let ((outcome, slow), good) = tokio::join!(slow, good);
@@ -493,9 +492,11 @@ async fn an_address_that_is_silent_makes_room_for_the_next_and_one_that_answers_
     }
     let site = site(&[&dns], "family = \"ipv4\"", places.port, &["db.internal"]).await;
     dns.has("db.internal", &["127.0.0.1", "127.0.0.3"], 0);
-    let started = Instant::now();
-    led_to(&ask(&site, "db.internal", places.port).await, 3, places.port);
-    assert!(started.elapsed() < limits::CONNECT_TIMEOUT, "{:?}", started.elapsed());
+    let outcome = ask(&site, "db.internal", places.port).await;
+    led_to(&outcome, 3, places.port);
+    // By the record, because ssh and this test take their time too.
+    let took = outcome.1["duration_ms"].as_u64().map(Duration::from_millis);
+    assert!(took.is_some_and(|took| took < limits::CONNECT_TIMEOUT), "{took:?}");
     site.stop().await;
 }
 

@@ -10,10 +10,14 @@ use std::fmt::Display;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::ops::Range;
 use std::os::fd::OwnedFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as SocketAddress, UnixListener};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use caponier::identity::{Algorithm, PrivateKey};
@@ -26,7 +30,11 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 /// How long anything is waited for: ample on a machine that does much else at the time.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What counts as soon where five seconds are promised: on a machine that is ten times slower for a while, too. A timer that
+/// fires by mistake only, and a wait for somebody else's, are longer or have no end.
+pub(crate) const SOON: Duration = Duration::from_secs(50);
 
 /// The agent's name at the doors.
 pub(crate) const AGENT: &str = "acme/prod-eu";
@@ -115,9 +123,62 @@ pub(crate) fn caponier() -> Command {
     command
 }
 
-/// A port that is free now, for programs that cannot choose one themselves.
+/// A port that nobody takes but who is told of it here: for programs that cannot choose one themselves, for what comes back
+/// where it was before, and for places where nobody is to listen.
+///
+/// What the system chooses, for a listener on port 0 or for the near end of a connection, may at once become another's
+/// when it is given back. So these lie below what the system chooses from, each is given once, and every process of
+/// tests has a block of them to itself for as long as it runs.
 pub(crate) fn free_port() -> u16 {
-    StdListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a free port").port()
+    static PORTS: LazyLock<Mutex<Ports>> = LazyLock::new(|| Mutex::new(Ports::new()));
+    let mut ports = PORTS.lock().expect("the ports");
+    loop {
+        let port = ports.next();
+        // Another program of the machine may have a listener there.
+        if StdListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Ports in blocks, of which other processes take others.
+struct Ports {
+    /// The lowest port that the system chooses itself.
+    above: u16,
+    /// What is left of the block.
+    left: Range<u16>,
+    /// One for each block, for as long as the process runs: the name in the abstract namespace is of the same network as
+    /// the ports, can be held by one process only, and is free when that ends.
+    held: Vec<UnixListener>,
+}
+
+impl Ports {
+    const BLOCK: u16 = 500;
+    /// Below are ports of well-known services.
+    const LOWEST: u16 = 15_000;
+
+    fn new() -> Self {
+        let range = fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").expect("the range of ports");
+        let above = range.split_whitespace().next().and_then(|low| low.parse().ok()).expect("the lowest port");
+        Self { above, left: 0..0, held: Vec::new() }
+    }
+
+    fn next(&mut self) -> u16 {
+        if let Some(port) = self.left.next() {
+            return port;
+        }
+        // Where the system chooses from nearly all, the highest are not less likely to stay free than others.
+        let end = if self.above >= Self::LOWEST + 2 * Self::BLOCK { self.above } else { u16::MAX };
+        for begin in (Self::LOWEST..end - Self::BLOCK).step_by(usize::from(Self::BLOCK)) {
+            let name = SocketAddress::from_abstract_name(format!("caponier-tests-ports-{begin}")).expect("a name");
+            if let Ok(listener) = UnixListener::bind_addr(&name) {
+                self.held.push(listener);
+                self.left = begin + 1..begin + Self::BLOCK;
+                return begin;
+            }
+        }
+        panic!("other processes have all ports");
+    }
 }
 
 /// Connects once somebody listens.
@@ -635,17 +696,28 @@ impl Site {
 
     async fn start_gateway(&mut self) {
         let environment = self.plan.gateway_environment.clone();
-        self.gateway = Some(self.start_program(Side::Gateway, &environment));
         let expected = self.plan.doors.len();
-        let gateway = self.program(Side::Gateway);
         let said = |line: &str, words: &str| -> Option<SocketAddr> {
             line.split_once(words).map(|(_, address)| address.trim().parse().expect("an address"))
         };
-        let address = said(&gateway.says(LISTENING).await, LISTENING).expect("an address");
-        let mut doors = Vec::new();
-        eventually("the loopback doors", async || {
-            doors = gateway.log().lines().filter_map(|line| said(line, DOOR)).collect();
-            (doors.len() == expected).then_some(())
+        // The system may have given a port of the one before to another test meanwhile, which has it for as long as that lasts.
+        let (address, doors) = eventually("a gateway that listens", async || {
+            self.gateway = Some(self.start_program(Side::Gateway, &environment));
+            let gateway = self.program(Side::Gateway);
+            eventually("the gateway's listeners", async || {
+                // In this order: what it says last before it ends is not missed.
+                let ended = gateway.child.try_wait().expect("its status");
+                let log = gateway.log();
+                let address = log.lines().find_map(|line| said(line, LISTENING));
+                let doors: Vec<_> = log.lines().filter_map(|line| said(line, DOOR)).collect();
+                if let Some(address) = address.filter(|_| doors.len() == expected) {
+                    return Some(Some((address, doors)));
+                }
+                let taken = log.contains("Address already in use");
+                assert!(ended.is_none() || taken, "the gateway has ended ({ended:?}): {log}");
+                ended.is_some().then_some(None)
+            })
+            .await
         })
         .await;
         for door in &doors {

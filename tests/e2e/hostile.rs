@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::harness::checked_record;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
@@ -89,7 +89,7 @@ impl Site {
             }],
             drain: Duration::ZERO,
             limits: gateway::Limits::default(),
-            penalties: gateway::Penalties::default(),
+            penalties: caponier::tunnel::admit::penalty::Terms::default(),
             audit: Sinks::file(folder.path().join("trail")),
         };
         let (tasks, stop) = (Tasks::new(), Stop::new());
@@ -289,6 +289,7 @@ impl Linked {
             key: PrivateKey::generate(Algorithm::Ed25519),
             egress: Egress::default(),
             remote_doctor: false,
+            penalties: caponier::tunnel::admit::penalty::Terms::default(),
             listen: None,
             organisations: vec![agent::Organisation {
                 id: "acme".parse().expect("an id"),

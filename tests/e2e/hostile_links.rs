@@ -16,7 +16,7 @@ use crate::harness::{
 };
 
 /// How much longer than its deadline a drain may take: what a stop waits for its tasks, and a busy machine.
-const SLACK: Duration = Duration::from_secs(15);
+const SLACK: Duration = Duration::from_secs(60);
 
 /// A target that sends without an end.
 async fn flood() -> SocketAddr {
@@ -216,7 +216,7 @@ async fn a_hangup_during_a_drain_brings_nothing_back() {
         // Neither a door nor a link has come back.
         if side == Side::Gateway {
             for address in [site.doors[0], site.address] {
-                let refused = TcpStream::connect(address).await.expect_err("nobody listens");
+                let refused = eventually("nobody listens", async || TcpStream::connect(address).await.err()).await;
                 assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
             }
         } else {

@@ -91,13 +91,13 @@ pub(crate) async fn not_refused(
 ) -> Vec<String> {
     let mut faults = Vec::new();
     for (kind, body) in channels(port, folder) {
-        let answer = peer.ask(json!({"do": "open", "type": kind, "rest": body, "within": 5})).await;
+        let answer = peer.ask(json!({"do": "open", "type": kind, "rest": body})).await;
         if answer["message"] != 92 {
             faults.push(format!("channel {kind:?}: {answer}"));
         }
     }
     for (name, body) in globals(folder) {
-        let answer = peer.ask(json!({"do": "global", "name": name, "rest": body, "within": 5})).await;
+        let answer = peer.ask(json!({"do": "global", "name": name, "rest": body})).await;
         if answer["message"] != 82 {
             faults.push(format!("global request {name:?}: {answer}"));
         }
@@ -112,7 +112,7 @@ pub(crate) async fn not_refused(
     for (name, body) in requests(folder) {
         let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "reply": false});
         peer.ask(request).await;
-        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body, "within": 5});
+        let request = json!({"do": "request", "id": forward["id"], "name": name, "rest": body});
         let answer = peer.ask(request).await;
         if answer["message"] != 100 {
             faults.push(format!("request {name:?} on a forward: {answer}"));

@@ -346,7 +346,7 @@ async fn a_watch_that_is_idle_for_longer_than_a_link_may_be_silent_gets_its_next
 
 #[tokio::test]
 async fn logs_of_an_agent_that_drains_go_on_to_the_deadline_and_kubectl_says_that_they_were_cut() {
-    let mut world = World::start("drain", |plan| plan.drain(Side::Agent, 3)).await;
+    let mut world = World::start("drain", |plan| plan.drain(Side::Agent, 8)).await;
     let (_tunnel, proxy) = world.open(Way::Ssh).await;
     let config = world.configure(Way::Ssh, &proxy, "ca.pem").await;
     world.cluster.log("before");

@@ -353,15 +353,17 @@ async fn cut(stream: &mut TcpStream) -> Vec<u8> {
 #[tokio::test]
 async fn an_idle_forward_ends_and_a_busy_one_does_not() {
     for (side, gateway, agent, seen_by_other) in [
-        (Side::Gateway, "idle_s = 2", "", (Side::Agent, "client_gone")),
-        (Side::Agent, "", "idle_s = 2", (Side::Gateway, "target_broke")),
+        (Side::Gateway, "idle_s = 4", "", (Side::Agent, "client_gone")),
+        (Side::Agent, "", "idle_s = 4", (Side::Gateway, "target_broke")),
     ] {
         let (site, _) = site(gateway, agent).await;
         let mut idle = served(site.doors[0]).await;
         let mut busy = served(site.doors[0]).await;
+        // To the end of an echo: what is left of one would come before the next.
+        let over = std::cell::Cell::new(false);
         let tick = async {
             let mut tick = interval(Duration::from_millis(200));
-            loop {
+            while !over.get() {
                 tick.tick().await;
                 echoes(&mut busy, b"tick").await;
             }
@@ -372,11 +374,9 @@ async fn an_idle_forward_ends_and_a_busy_one_does_not() {
                 .await;
             let (other, reason) = seen_by_other;
             site.record(other, json!({"event": "forward.ended", "reason": reason, "to_target": 6})).await;
+            over.set(true);
         };
-        tokio::select! {
-            () = ends => {}
-            () = tick => {}
-        }
+        tokio::join!(ends, tick);
         echoes(&mut busy, b"still there").await;
         drop(busy);
         site.stop().await;

@@ -303,7 +303,11 @@ async fn twelve_thousand_short_forwards_leave_nothing_behind() {
             (descriptors(site.program(side)) <= idle + 2).then_some(())
         })
         .await;
-        let ended = site.records(side, &json!({"event": "forward.ended"}));
+        let ended = eventually(&format!("{side:?} has recorded all endings"), async || {
+            let ended = site.records(side, &json!({"event": "forward.ended"}));
+            (ended.len() >= all).then_some(ended)
+        })
+        .await;
         assert_eq!(ended.len(), all, "{side:?}");
         // A client that hangs up after both have said all they had ends it in order, whoever was first.
         let broken: Vec<_> = ended.iter().filter(|it| it["reason"] != "eof").collect();

@@ -375,7 +375,7 @@ async fn a_list_that_is_out_of_date_refuses_everybody_until_there_is_another() {
 #[tokio::test]
 async fn a_link_lives_no_longer_than_its_certificate() {
     let mut world = World::start("client_auth = \"strict\"", "", true).await;
-    world.corp.sign("agent", &Leaf::new(GOOD, 1).ending_in(Duration::from_secs(8)));
+    world.corp.sign("agent", &Leaf::new(GOOD, 1).ending_in(Duration::from_secs(16)));
     world.agent("one", "tls", Some("agent")).await;
     world.yard.links("gateway", 1).await;
     let down = world.yard.entry("gateway", 0, "the end of the link", |entry| entry["event"] == "link.down").await;

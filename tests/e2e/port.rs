@@ -19,7 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::harness::{
-    Plan, Said, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run, within,
+    Plan, SOON, Said, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run, within,
 };
 
 /// The name of the gateway's first certificate.
@@ -241,7 +241,7 @@ async fn stock_ssh_comes_in_by_tls_and_a_silent_client_gets_our_line_there_too()
     }
     // Whoever has said that it speaks HTTP gets nothing it has not asked for.
     let mut silent = secure(&site, &[ALPN_HTTP], dial(&site).await).await;
-    let nothing = tokio::time::timeout(limits::IDENTIFICATION_PATIENCE * 4, silent.read_u8()).await;
+    let nothing = tokio::time::timeout(limits::IDENTIFICATION_PATIENCE * 2, silent.read_u8()).await;
     assert!(nothing.is_err(), "{nothing:?}");
     drop((silent, stream, ssh));
     site.stop().await;
@@ -491,7 +491,7 @@ async fn who_dawdles_at_any_stage_is_hung_up_on_in_time_and_costs_little() {
         while let Some(ended) = dawdling.join_next().await {
             most = most.max(grown());
             let (what, after) = ended.expect("no panic");
-            let late = limits::LOGIN_GRACE + Duration::from_secs(10);
+            let late = limits::LOGIN_GRACE + SOON;
             assert!(after < late, "{what}: {after:?}");
         }
     })

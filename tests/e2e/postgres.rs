@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Write;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -13,6 +13,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 use tokio_postgres::NoTls;
+
+use crate::harness::{PATIENCE, free_port};
 
 /// The superuser's password.
 pub(crate) const SUPERUSER_PASSWORD: &str = "super-secret-of-the-test";
@@ -64,7 +66,7 @@ impl Postgres {
 
         // PostgreSQL cannot choose a port itself. Somebody may take the one that was free a moment ago: then another.
         for _ in 0..5 {
-            let address = TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr()).expect("a free port");
+            let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
             let log = fs::File::create(root.join("log")).expect("log file");
             let child = server_command(&bin.join("postgres"))
                 .arg("-D")
@@ -115,7 +117,7 @@ impl Server {
     /// Whether it came up; if not, its port was taken.
     async fn wait_until_ready(&mut self, root: &Path, address: SocketAddr) -> bool {
         let log = || fs::read_to_string(root.join("log")).expect("log");
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             if self.0.try_wait().expect("status").is_some() {
                 assert!(log().contains("could not bind"), "PostgreSQL ended: {}", log());
@@ -127,7 +129,7 @@ impl Server {
             // The server has no event to wait for; it is asked until it answers, under the deadline above.
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-        panic!("PostgreSQL is not ready after a minute: {}", log());
+        panic!("PostgreSQL is not ready: {}", log());
     }
 }
 
@@ -166,7 +168,7 @@ async fn local(
 ) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
     let mut config = tokio_postgres::Config::new();
     config.host_path(root.join("data")).port(address.port());
-    config.user("postgres").dbname(database).connect_timeout(Duration::from_secs(10));
+    config.user("postgres").dbname(database).connect_timeout(PATIENCE);
     let (client, connection) = config.connect(NoTls).await?;
     // It ends when the client is dropped.
     drop(caponier::task::Tasks::new().spawn(connection));

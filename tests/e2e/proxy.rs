@@ -147,7 +147,8 @@ async fn says_with_which_status_a_proxy_refuses() {
         is_told_nowhere(&mut site, WRONG_PASSWORD).await;
         assert_eq!(site.program(Side::Agent).stop().await, Some(0));
     }
-    assert!(squid.access().contains("TCP_DENIED/407"), "{}", squid.access());
+    eventually("the refusal in the proxy's log", async || squid.access().contains("TCP_DENIED/407").then_some(()))
+        .await;
 }
 
 /// A proxy that reads something, says this and hangs up.

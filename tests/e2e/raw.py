@@ -42,6 +42,9 @@ CREDIT_CODE = 0xFE000001
 CREDIT = 16 * 1024
 COST = 64
 
+# How long what happens at once is waited for, in seconds, on a busy machine.
+SOON = 30
+
 
 class Engine:
     """One direction of AES-GCM: the nonce's last eight bytes count the packets."""
@@ -269,7 +272,7 @@ class Peer:
         self.listeners[port] = self.listener
         return {"port": port}
 
-    def do_accept(self, within=10, port=None):
+    def do_accept(self, within=SOON, port=None):
         """A connection to the last listener, or to the one on this port."""
         self.drop()
         listener = self.listeners[port] if port else self.listener
@@ -278,7 +281,7 @@ class Peer:
         self.sock.settimeout(None)
         return {"from": peer[0]}
 
-    def do_connect(self, port, address="127.0.0.1", source=None, within=10):
+    def do_connect(self, port, address="127.0.0.1", source=None, within=SOON):
         self.drop()
         self.sock = socket.create_connection((address, port), within, (source, 0) if source else None)
         self.sock.settimeout(None)
@@ -306,7 +309,7 @@ class Peer:
             if what in offers:
                 setattr(self.ssh, "_preferred_" + what, tuple(offers[what]))
 
-    def do_client(self, identification="SSH-2.0-paramiko_2.12.0", within=15, **offers):
+    def do_client(self, identification="SSH-2.0-paramiko_2.12.0", within=SOON, **offers):
         """The key exchange, as its client."""
         self.start(identification, 50, offers)
         began = time.monotonic()
@@ -328,7 +331,7 @@ class Peer:
         }
 
     def do_server(
-        self, identification, key, admit=True, within=10, certificate=None, disguise=False, strict=True, **offers
+        self, identification, key, admit=True, within=SOON, certificate=None, disguise=False, strict=True, **offers
     ):
         """The key exchange, as its server, and a login; answers once that is there, or will not be."""
         self.start(identification, 80, offers)
@@ -368,7 +371,7 @@ class Peer:
         return {}
 
     def do_login(self, user, method="publickey", key=None, password=None, body=None, service="ssh-connection",
-                 within=10, algorithm=None, forge=False, certificate=None, probe=False):
+                 within=SOON, algorithm=None, forge=False, certificate=None, probe=False):
         """One attempt to log in, or with probe one question whether the key would do; answers every message of it, bytes
         and all."""
         if not getattr(self.ssh, "served", False):
@@ -409,7 +412,7 @@ class Peer:
             if kind in (51, 60, 61):
                 return {"ok": False, "answers": answers, "open": True, "seconds": time.monotonic() - began}
 
-    def do_probe(self, request, kind, blob, within=10):
+    def do_probe(self, request, kind, blob, within=SOON):
         """Asks whether a key might log in, without a signature; answers the kind of the message."""
         self.raw(bytes.fromhex(request) + string(kind) + string(base64.b64decode(blob)))
         message = self.take(time.monotonic() + within)
@@ -434,7 +437,7 @@ class Peer:
             self.raw(bytes.fromhex(hex))
         return {}
 
-    def do_pour(self, hex, most, within=60, rate=0, channel=None):
+    def do_pour(self, hex, most, within=160, rate=0, channel=None):
         """A message over and over, as fast as it goes or so many a second, until `most` are sent or the connection has
         ended. What comes back is read and forgotten. With a channel, the message is about that one."""
         data = bytes.fromhex(hex)
@@ -449,7 +452,8 @@ class Peer:
                     continue
                 self.ssh.packetizer.send_packet_again(data, min(batch, most - sent))
                 sent += batch
-                while self.pump(0):
+                # Without a wait: what is not there yet comes later, and the pace is what makes it a flood.
+                while not self.ssh.packetizer.taken.empty() and self.pump(0):
                     pass
                 self.waiting = []
         except Exception as error:
@@ -533,11 +537,11 @@ class Peer:
     def gone(self):
         return {"nothing": True, "open": self.ssh.is_active()}
 
-    def do_next(self, messages, within=10):
+    def do_next(self, messages, within=SOON):
         return self.wait(lambda m: m["message"] in messages, within) or self.gone()
 
     def do_open(self, type, host=None, port=0, originator="127.0.0.1", originator_port=1, host_hex=None, rest="",
-                within=10, answer=True, window=WINDOW, packet_size=32768):
+                within=SOON, answer=True, window=WINDOW, packet_size=32768):
         """Opens a channel; its answer is the peer's."""
         channel = Channel(self.next)
         self.channels[self.next] = channel
@@ -556,7 +560,7 @@ class Peer:
         m = self.wait(lambda m: m["message"] in (91, 92) and m["channel"] == id, within) or self.gone()
         return dict(m, id=id)
 
-    def do_open_many(self, count, host, port, within=10, originator="127.0.0.1"):
+    def do_open_many(self, count, host, port, within=SOON, originator="127.0.0.1"):
         """Opens many forwards without waiting for one; answers how each was answered, in their order."""
         ids = []
         for _ in range(count):
@@ -569,17 +573,17 @@ class Peer:
         self.waiting = [m for m in self.waiting if m["message"] not in (91, 92)]
         return {"ids": ids, "answers": [answers.get(id) for id in ids], "open": self.ssh.is_active()}
 
-    def do_opened(self, id, within=10):
+    def do_opened(self, id, within=SOON):
         return self.opened(id, within)
 
-    def do_request(self, id, name, reply=True, rest="", within=10):
+    def do_request(self, id, name, reply=True, rest="", within=SOON):
         """A request on a channel; the answer is the peer's reply, or the end of the channel."""
         self.raw(bytes([98]) + number(self.channels[id].theirs) + string(name) + bytes([reply]) + bytes.fromhex(rest))
         if not reply:
             return {}
         return self.wait(lambda m: m["message"] in (97, 99, 100) and m["channel"] == id, within) or self.gone()
 
-    def do_global(self, name, reply=True, rest="", within=10):
+    def do_global(self, name, reply=True, rest="", within=SOON):
         self.raw(bytes([80]) + string(name) + bytes([reply]) + bytes.fromhex(rest))
         if not reply:
             return {}
@@ -676,7 +680,7 @@ class Peer:
                 pass
         return {"begged": begged, "sent": sent, "messages": messages, "open": self.ssh.is_active()}
 
-    def do_receive(self, id, bytes_, within=10):
+    def do_receive(self, id, bytes_, within=SOON):
         channel, until = self.channels[id], time.monotonic() + within
         while len(channel.data) < bytes_ and not channel.closed and not channel.eof:
             if not self.pump(until):
@@ -685,7 +689,7 @@ class Peer:
         del channel.data[:bytes_]
         return {"data": data.hex(), "eof": channel.eof, "closed": channel.closed}
 
-    def do_close(self, id, within=10, wait=True):
+    def do_close(self, id, within=SOON, wait=True):
         channel = self.channels[id]
         if not channel.close_sent:
             channel.close_sent = True
@@ -718,7 +722,7 @@ class Peer:
         self.raw(bytes([99 if ok else 100]) + number(self.channels[id].theirs))
         return {}
 
-    def do_closed(self, within=10):
+    def do_closed(self, within=SOON):
         """Waits until the connection has ended."""
         until = time.monotonic() + within
         while self.ssh.is_active() and time.monotonic() < until:

@@ -2,17 +2,13 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use crate::harness::{Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run};
-
-/// How soon what is no longer allowed has ended.
-const SOON: Duration = Duration::from_secs(5);
+use crate::harness::{SOON, Side, Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run};
 
 /// Changes a side's configuration, and nothing else.
 fn edit(site: &Site, side: Side, change: impl FnOnce(String) -> String) {

@@ -210,6 +210,11 @@ async fn what_another_replica_may_do_better_is_tried_there_and_recorded() {
         let _over = Fake::link(&site, "far", Some(code as u32)).await;
         for _ in 0..2 {
             drop(open(site.doors[0]).await);
+            // One that has not quite ended yet would make its replica the more loaded one, and spoil the turns.
+            eventually("no forward to be left", async || {
+                rows(&site).await.iter().all(|row| row["live"] == 0).then_some(())
+            })
+            .await;
         }
         let attempt = site.record(Side::Gateway, json!({"event": "forward.attempt"})).await;
         assert_eq!((&attempt["replica"], &attempt["reason"]), (&json!("far"), &json!(reason)), "{attempt}");
@@ -279,7 +284,7 @@ async fn a_replica_that_answers_no_opens_gets_no_more_of_them() {
     for _ in 0..4 {
         drop(open(site.doors[0]).await);
     }
-    assert!(begun.elapsed() < limits::ANSWER_TIMEOUT / 2, "the silent one is asked again");
+    assert!(begun.elapsed() < limits::ANSWER_TIMEOUT, "the silent one is asked again");
     site.record(Side::Gateway, json!({"event": "link.down", "replica": "silent", "reason": "unanswering"})).await;
     within("the silent one is hung up on", over.cancelled()).await;
     let row = rows(&site).await.into_iter().find(|row| row["replica"] == "silent").expect("a row");
@@ -327,7 +332,8 @@ async fn two_replicas_share_the_load_and_a_killed_one_costs_only_what_it_carried
     site.record(Side::Gateway, json!({"event": "link.down", "replica": "two", "reason": "lost"})).await;
     let lost = json!({"event": "forward.ended", "replica": "two", "reason": "link_lost"});
     eventually("the endings of what it carried", async || (count(&site, lost.clone()) == 10).then_some(())).await;
-    assert!(killed.elapsed() < Duration::from_secs(5), "noticed after {:?}", killed.elapsed());
+    // By what the system tells, not by keepalives.
+    assert!(killed.elapsed() < limits::LINK_KEEPALIVE, "noticed after {:?}", killed.elapsed());
     let mut served = 0;
     for mut stream in streams {
         if stream.write_all(b"still there").await.is_ok() {
@@ -383,7 +389,7 @@ async fn of_two_processes_with_one_name_the_newest_is_active_and_the_other_takes
 
     newest.kill().await;
     site.record(Side::Gateway, json!({"event": "link.down", "reason": "lost", "replica": "one"})).await;
-    let patience = limits::SUPERSEDED_WAIT.mul_f64(1.5) + Duration::from_secs(30);
+    let patience = limits::SUPERSEDED_WAIT.mul_f64(1.5) + PATIENCE;
     let taken_over = async { listed(&site, &[("one", "superseded"), ("one", "active")]).await };
     tokio::time::timeout(patience, taken_over).await.expect("the older one takes over");
     echoes(open(site.doors[0]).await, b"served").await;

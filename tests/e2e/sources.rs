@@ -339,6 +339,17 @@ async fn garbage(from: &str, to: SocketAddr, header: &[u8]) {
 /// How many faults of this kind an address may have at once.
 const TOLERATED: usize = limits::PENALTY_TOLERANCE.as_secs() as usize / 5;
 
+/// Commits faults until the gateway turns `who` away. On a busy machine time forgives some of them meanwhile.
+async fn is_barred(site: &Site, who: &str, from: &str, to: SocketAddr, header: &[u8]) {
+    eventually(&format!("{who} is barred"), async || {
+        for _ in 0..=TOLERATED {
+            garbage(from, to, header).await;
+        }
+        barred(site).await.contains(&who.to_owned()).then_some(())
+    })
+    .await;
+}
+
 /// The addresses that the gateway turns away.
 async fn barred(site: &Site) -> Vec<String> {
     let mut command = caponier();
@@ -353,25 +364,17 @@ async fn an_address_that_fails_too_often_is_turned_away_for_a_while_and_nobody_e
     let (site, proxied, target) = balanced("").await;
     let attacker = "127.0.0.66";
     let began = Instant::now();
-    for _ in 0..=TOLERATED {
-        garbage(attacker, site.address, b"").await;
-    }
-    eventually("the address is barred", async || barred(&site).await.contains(&attacker.to_owned()).then_some(()))
-        .await;
+    is_barred(&site, attacker, attacker, site.address, b"").await;
     // Not even the line that a silent client gets.
     let early = Instant::now();
     assert_eq!(read_to_end(connect_from(attacker, site.address).await).await, b"");
-    assert!(early.elapsed() < limits::IDENTIFICATION_PATIENCE * 10, "it was kept");
+    assert!(early.elapsed() < limits::LOGIN_GRACE, "it was kept");
     let refused = site.record(Side::Gateway, json!({"event": "auth.refused", "reason": "too_many_failures"})).await;
     assert!(refused["client"].as_str().is_some_and(|client| client.starts_with(attacker)), "{refused}");
     let (_ssh, forward) = forwarding(&site, "neighbour", ELSEWHERE, target).await;
     echoes(connect(forward).await, b"served").await;
     // Behind a balancer it is the client that is turned away.
-    for _ in 0..=TOLERATED {
-        garbage(BALANCER, proxied, &v2([192, 0, 2, 66], 1)).await;
-    }
-    eventually("the client is barred", async || barred(&site).await.contains(&"192.0.2.66".to_owned()).then_some(()))
-        .await;
+    is_barred(&site, "192.0.2.66", BALANCER, proxied, &v2([192, 0, 2, 66], 1)).await;
     let mut stream = connect_from(BALANCER, proxied).await;
     stream.write_all(&v2([192, 0, 2, 66], 1)).await.expect("written");
     assert_eq!(read_to_end(stream).await, b"");
@@ -413,11 +416,7 @@ async fn penalties_can_be_turned_off_while_the_gateway_runs() {
     let setting = "[gateway.penalties]\nenabled = true\nexempt = []";
     let mut site = Site::plan().allow(target).gateway_setting(setting).start().await;
     let attacker = "127.0.0.68";
-    for _ in 0..=TOLERATED {
-        garbage(attacker, site.address, b"").await;
-    }
-    eventually("the address is barred", async || barred(&site).await.contains(&attacker.to_owned()).then_some(()))
-        .await;
+    is_barred(&site, attacker, attacker, site.address, b"").await;
     let config = fs::read_to_string(site.config(Side::Gateway)).expect("a configuration");
     fs::write(site.config(Side::Gateway), config.replace("enabled = true", "enabled = false")).expect("written");
     site.program(Side::Gateway).signal("HUP");
@@ -432,19 +431,25 @@ async fn seats_that_a_few_addresses_have_taken_are_given_to_whoever_comes_from_e
     let target = echo().await;
     let mut site = Site::plan().allow(target).door(target).start().await;
     let mut idle = Vec::new();
-    for host in 1..=4 {
-        for _ in 0..limits::UNAUTHENTICATED_PER_ADDRESS {
-            idle.push(connect_from(&format!("127.66.0.{host}"), site.address).await);
+    for attempt in 0.. {
+        for host in 1..=4 {
+            for _ in 0..limits::UNAUTHENTICATED_PER_ADDRESS {
+                idle.push(connect_from(&format!("127.66.0.{host}"), site.address).await);
+            }
         }
+        let began = Instant::now();
+        // A person, and an agent that comes back.
+        let (_ssh, forward) = forwarding(&site, &format!("person-{attempt}"), HERE, target).await;
+        echoes(connect(forward).await, b"a person").await;
+        assert_eq!(site.program(Side::Agent).stop().await, Some(0));
+        site.restart_agent().await;
+        site.program(Side::Agent).says(" linked ").await;
+        if began.elapsed() < limits::LOGIN_GRACE {
+            break;
+        }
+        // On a machine that is too busy to show it, the others may have had to go by then.
+        assert!(attempt < 5, "they got in because the others had to go");
     }
-    let began = Instant::now();
-    // A person, and an agent that comes back.
-    let (_ssh, forward) = forwarding(&site, "person", HERE, target).await;
-    echoes(connect(forward).await, b"a person").await;
-    assert_eq!(site.program(Side::Agent).stop().await, Some(0));
-    site.restart_agent().await;
-    site.program(Side::Agent).says(" linked ").await;
-    assert!(began.elapsed() < limits::LOGIN_GRACE, "they got in because the others had to go");
     echoes(connect(site.doors[0]).await, b"an agent").await;
     let like = json!({"event": "auth.refused", "reason": "too_many_connections"});
     let refused = site.record(Side::Gateway, like).await;

@@ -46,18 +46,23 @@ impl Screen {
     }
 
     async fn shows(&self, text: &str) -> String {
+        self.shows_all(&[text]).await
+    }
+
+    /// Waits until all of them stand there at once: a picture comes piece by piece.
+    async fn shows_all(&self, texts: &[&str]) -> String {
         let mut last = String::new();
         let found = tokio::time::timeout(crate::harness::PATIENCE, async {
             loop {
                 last = self.text().await;
-                if last.contains(text) {
+                if texts.iter().all(|text| last.contains(text)) {
                     return;
                 }
                 tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             }
         })
         .await;
-        assert!(found.is_ok(), "{text:?} is not shown: {last}");
+        assert!(found.is_ok(), "{texts:?} are not all shown: {last}");
         last
     }
 
@@ -107,19 +112,15 @@ async fn it_shows_agents_and_forwards_and_gives_the_terminal_back() {
     let before = screen.settings("before").await;
 
     screen.types(&command(&site.admin_socket())).await;
-    let text = screen.shows("acme/prod-eu").await;
-    for told in ["caponier top", "serving", "links 1  forwards 1", "LIVE", "OPENS/s", "active", "link.up", "q quit"] {
-        assert!(text.contains(told), "{told}: {text}");
-    }
+    let told = ["caponier top", "serving", "links 1  forwards 1", "LIVE", "OPENS/s", "active", "link.up", "q quit"];
+    let text = screen.shows_all(&[&told[..], &["acme/prod-eu"]].concat()).await;
     assert!(!text.contains(&target.to_string()), "targets are shown on request: {text}");
     // What is denied by the agent's owner shows.
     drop(connect(site.doors[1]).await);
     screen.shows("forward.denied").await;
     screen.keys(&["Enter"]).await;
-    let text = screen.shows(&target.to_string()).await;
-    for told in ["acme/prod-eu: 1 forwards", "provisioner", "PRINCIPAL", "200k"] {
-        assert!(text.contains(told), "{told}: {text}");
-    }
+    let target = target.to_string();
+    screen.shows_all(&["acme/prod-eu: 1 forwards", "provisioner", "PRINCIPAL", "200k", &target]).await;
     screen.keys(&["Escape"]).await;
     screen.shows("OPENS/s").await;
     // A larger window, and a small one.

@@ -603,7 +603,7 @@ struct Balancer {
 
 /// How long a balancer lets a connection idle, and how long nothing is said; longer than a keepalive in any case.
 fn idle() -> (u64, u64) {
-    if soaking() { (60, 150) } else { (22, 30) }
+    if soaking() { (60, 150) } else { (30, 36) }
 }
 
 impl Balancer {

@@ -16,14 +16,14 @@ use crate::harness::{
 use crate::network_proxy::place::{Place, ask};
 
 /// Where a program serves its metrics.
-async fn metrics_of(program: &mut Program) -> SocketAddr {
+pub(crate) async fn metrics_of(program: &mut Program) -> SocketAddr {
     let line = program.says("metrics and health on ").await;
     let (_, rest) = line.split_once("metrics and health on ").expect("an address");
     rest.split_whitespace().next().expect("an address").parse().expect("an address")
 }
 
 /// A page of metrics, in the older text format.
-async fn scrape(from: SocketAddr) -> String {
+pub(crate) async fn scrape(from: SocketAddr) -> String {
     let reply = ask(&mut connect(from).await, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await;
     let (head, body) = reply.split_once("\r\n\r\n").expect("a head");
     assert!(head.starts_with("HTTP/1.1 200 "), "{head}");

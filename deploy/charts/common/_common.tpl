@@ -10,6 +10,7 @@ link. What a chart adds is in its own _chart.tpl, under these names:
   chart.volumes    its own further volumes, and
   chart.mounts     where they are
   chart.ports      its own ports, as of a container
+  chart.mistakes   fails with a word about values that contradict each other
 */}}
 
 {{- define "caponier.program" -}}
@@ -66,12 +67,13 @@ labels:
 {{- range $key := keys $map | sortAlpha }}
 {{- $value := index $map $key }}
 {{- if not (or (kindIs "invalid" $value) (kindIs "map" $value) (eq (include "caponier.isTables" $value) "yes")) }}
-{{ $key }} = {{ include "caponier.tomlValue" (list $key $value) }}
+{{ include "caponier.tomlKey" $key }} = {{ include "caponier.tomlValue" (list $key $value) }}
 {{- end }}
 {{- end }}
 {{- range $key := keys $map | sortAlpha }}
 {{- $value := index $map $key }}
-{{- $name := ternary $key (printf "%s.%s" $path $key) (eq $path "") }}
+{{- $bare := include "caponier.tomlKey" $key }}
+{{- $name := ternary $bare (printf "%s.%s" $path $bare) (eq $path "") }}
 {{- if kindIs "map" $value }}
 
 [{{ $name }}]
@@ -84,6 +86,10 @@ labels:
 {{- end }}
 {{- end }}
 {{- end }}
+{{- end -}}
+
+{{- define "caponier.tomlKey" -}}
+{{- if regexMatch "^[A-Za-z0-9_-]+$" . }}{{ . }}{{ else }}{{ toJson . }}{{ end -}}
 {{- end -}}
 
 {{- define "caponier.isTables" -}}
@@ -103,6 +109,9 @@ labels:
 {{ $value | toJson }}
 {{- end -}}
 {{- else if kindIs "float64" $value -}}
+{{- if ne (float64 (int64 $value)) $value -}}
+{{- fail (printf "%s is %v: every number of the configuration is a whole one" $key $value) -}}
+{{- end -}}
 {{ int64 $value }}
 {{- else -}}
 {{ $value }}
@@ -144,7 +153,53 @@ metrics:
 {{- $text -}}
 {{- end -}}
 
+{{/*
+What a schema cannot say of values, and what a cluster would take, or refuse with other words, or never tell. What a chart adds is
+in its chart.mistakes.
+*/}}
+{{- define "caponier.mistakes" -}}
+{{- $config := include "caponier.config" . | fromYaml -}}
+{{- if not (regexMatch "^[a-z]" (include "caponier.fullname" .)) -}}
+{{- fail (printf "%s cannot be the name of a Service, which begins with a letter: give fullnameOverride" (include "caponier.fullname" .)) -}}
+{{- end -}}
+{{- if and .Values.audit.signingKey (not .Values.existingSecret) -}}
+{{- fail "audit.signingKey is a key of existingSecret, which is not given" -}}
+{{- end -}}
+{{- if and (or .Values.metrics.serviceMonitor.enabled .Values.metrics.prometheusRule.enabled) (not .Values.metrics.enabled) -}}
+{{- fail "metrics.serviceMonitor and metrics.prometheusRule are about metrics, and metrics.enabled is false" -}}
+{{- end -}}
+{{- range $label, $_ := .Values.podLabels -}}
+{{- if hasPrefix "app.kubernetes.io/" $label -}}
+{{- fail (printf "podLabels has %s, which is one of those by which pods are found" $label) -}}
+{{- end -}}
+{{- end -}}
+{{- range .Values.env -}}
+{{- if or (contains "PRIVATE KEY" (toString .value)) (regexMatch "://[^/\"' ]*@" (toString .value)) -}}
+{{- fail (printf "env has a private key or credentials in a URL as %s: put them into a Secret" .name) -}}
+{{- end -}}
+{{- end -}}
+{{- $named := include "chart.named" . | fromYaml -}}
+{{- $mounted := list -}}
+{{- range $named.secrets }}{{ $mounted = append $mounted (printf "/etc/caponier/secrets/%s" .) }}{{ end -}}
+{{- range $named.public }}{{ $mounted = append $mounted (printf "/etc/caponier/public/%s" .) }}{{ end -}}
+{{- range regexFindAll "/etc/caponier/(secrets|public)/[^/\" ]+" (toYaml $config) -1 | uniq -}}
+{{- if not (has . $mounted) -}}
+{{- fail (printf "the configuration names files in %s, where nothing is mounted: give %s" . (ternary "extraSecrets" "extraConfigMaps" (contains "/secrets/" .))) -}}
+{{- end -}}
+{{- end -}}
+{{- /* A pod that cannot reach a collector which its trail requires forwards nothing. */}}
+{{- if and .Values.networkPolicy.enabled (not .Values.networkPolicy.extraEgress) -}}
+{{- range $config.audit.sink -}}
+{{- if has .kind (list "https" "syslog") -}}
+{{- fail (printf "the trail goes to the sink %v, and the NetworkPolicy lets nothing out to it: say where it is in networkPolicy.extraEgress, with its port, and DNS where it has a name" (.name | default "without a name")) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- include "chart.mistakes" . -}}
+{{- end -}}
+
 {{- define "caponier.configmap" -}}
+{{- include "caponier.mistakes" . -}}
 apiVersion: v1
 kind: ConfigMap
 metadata:
@@ -157,6 +212,15 @@ data:
 {{- end -}}
 
 {{/* --- the pod ------------------------------------------------------------------------------------------ */}}
+
+{{/* A volume's name is a label: it has no '.', and not the length of a Secret's. */}}
+{{- define "caponier.volume" -}}
+{{- if and (le (len .) 63) (not (contains "." .)) -}}
+{{- . -}}
+{{- else -}}
+{{- printf "%s-%s" (replace "." "-" . | trunc 50 | trimSuffix "-") (sha256sum . | trunc 12) -}}
+{{- end -}}
+{{- end -}}
 
 {{- define "caponier.replicas" -}}
 {{- .Values.replicas | default 1 | int -}}
@@ -198,7 +262,7 @@ spec:
       imagePullSecrets:
         {{- toYaml . | nindent 8 }}
       {{- end }}
-      serviceAccountName: {{ .Values.serviceAccount.name | default (include "caponier.fullname" .) }}
+      serviceAccountName: {{ .Values.serviceAccount.name | default (ternary (include "caponier.fullname" .) "default" .Values.serviceAccount.create) }}
       # Nothing here talks to the API server.
       automountServiceAccountToken: false
       # Else a Service called caponier-… would put variables into the pod that look like settings.
@@ -305,12 +369,12 @@ spec:
             {{- end }}
             {{- $named := include "chart.named" . | fromYaml }}
             {{- range $named.secrets }}
-            - name: {{ printf "named-%s" . | trunc 63 | trimSuffix "-" }}
+            - name: {{ include "caponier.volume" (printf "named-%s" .) }}
               mountPath: /etc/caponier/secrets/{{ . }}
               readOnly: true
             {{- end }}
             {{- range $named.public }}
-            - name: {{ printf "public-%s" . | trunc 63 | trimSuffix "-" }}
+            - name: {{ include "caponier.volume" (printf "public-%s" .) }}
               mountPath: /etc/caponier/public/{{ . }}
               readOnly: true
             {{- end }}
@@ -340,13 +404,13 @@ spec:
             defaultMode: 0400
         {{- end }}
         {{- range $named.secrets }}
-        - name: {{ printf "named-%s" . | trunc 63 | trimSuffix "-" }}
+        - name: {{ include "caponier.volume" (printf "named-%s" .) }}
           secret:
             secretName: {{ . }}
             defaultMode: 0400
         {{- end }}
         {{- range $named.public }}
-        - name: {{ printf "public-%s" . | trunc 63 | trimSuffix "-" }}
+        - name: {{ include "caponier.volume" (printf "public-%s" .) }}
           configMap:
             name: {{ . }}
         {{- end }}

@@ -177,3 +177,6 @@ fn judge(target: &Target, shown: &Shown, what: &str) -> Answer {
 pub(super) fn ending(shown: &Shown, now: Timestamp) -> Option<String> {
     Stage::of(shown.ends, now).map(|_| Left { expires: shown.ends, now }.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,7 +14,7 @@ use tracing::{debug, info};
 use super::super::serve::Session;
 use super::target::{self, Site};
 use crate::audit::{Event, Kind};
-use crate::diagnosis::{Finding, Report, Verdict};
+use crate::diagnosis::{DOCTOR, Finding, Report, Verdict};
 use crate::limits;
 
 /// Examines the agent's targets for its gateway, where its owner has chosen so, and not again and again. Nobody hears more than
@@ -29,7 +29,7 @@ pub(in crate::agent) fn examine(session: &Arc<Session>, reports: &mpsc::Sender<R
         let mut examined = agent.examined.lock().unwrap_or_else(PoisonError::into_inner);
         if examined.is_some_and(|last| now.duration_since(last) < limits::EXAMINED_EVERY) {
             let why = "the agent was examined a moment ago; ask again in a minute";
-            let finding = Finding::new("doctor", "-", Verdict::Skipped, why);
+            let finding = Finding::new(DOCTOR, "-", Verdict::Skipped, why);
             // If there is no room, another answer is on its way.
             drop(reports.try_send(Report::new("remote", vec![finding])));
             return;
@@ -52,7 +52,11 @@ pub(in crate::agent) fn examine(session: &Arc<Session>, reports: &mpsc::Sender<R
 async fn targets(session: &Session) -> Report {
     let agent = &session.agent;
     let state = agent.state.current();
-    let mut findings = Vec::new();
+    let nothing = |verdict, stage: &str, why: &str| Report::new("remote", vec![Finding::new(stage, "-", verdict, why)]);
+    let served = state.orchestrator(&session.organisation, &session.orchestrator, session.from(), Timestamp::now());
+    let Ok((served, _)) = served else {
+        return nothing(Verdict::Skipped, DOCTOR, "no target was looked at: the login counts no more");
+    };
     let event = Event::new(Kind::AgentExamined)
         .organisation(&session.organisation)
         .agent(&agent.id)
@@ -60,38 +64,30 @@ async fn targets(session: &Session) -> Report {
         .credential(&session.orchestrator)
         .detail("over its link, as its configuration permits");
     if agent.trail.note(event).await.is_err() {
-        let why = "the agent could not record it";
-        return Report::new("remote", vec![Finding::new("trail", "-", Verdict::Broken, why)]);
+        return nothing(Verdict::Broken, "trail", "the agent could not record it");
     }
-    let served = state.orchestrator(&session.organisation, &session.orchestrator, session.from(), Timestamp::now());
-    if let Ok((served, _)) = served {
-        let site = Site {
-            organisation: &session.organisation,
-            agent: &agent.id,
-            replica: &session.replica,
-            allow: &served.allow,
-            resolver: &state.resolver,
-            guard: &agent.guard(&state),
-            trail: &agent.trail,
-            patience: limits::EXAMINED_TARGET,
-        };
-        let mut left_out = false;
-        let examining = target::examine(&site, &[], |outcome| match findings.len() + 1 < limits::EXAMINED_REPORT {
-            true => findings.push(outcome.hinted()),
-            false => left_out = true,
-        });
-        // The gateway waits no longer: what was found until then is told, and that it is not all.
-        let late = timeout(limits::EXAMINED_REMOTE / 2, examining).await.is_err();
-        if late || left_out {
-            findings.push(Finding::new("doctor", "-", Verdict::Skipped, "not all targets were looked at"));
-        }
-    } else {
-        findings.push(Finding::new(
-            "doctor",
-            "-",
-            Verdict::Skipped,
-            "no target was looked at: the login counts no more",
-        ));
+    let site = Site {
+        organisation: &session.organisation,
+        agent: &agent.id,
+        replica: &session.replica,
+        allow: &served.allow,
+        resolver: &state.resolver,
+        guard: &agent.guard(&state),
+        trail: &agent.trail,
+        patience: limits::EXAMINED_TARGET,
+    };
+    let (mut findings, mut left_out) = (Vec::new(), false);
+    let examining = target::examine(&site, &[], |outcome| match findings.len() + 1 < limits::EXAMINED_REPORT {
+        true => findings.push(outcome.hinted()),
+        false => left_out = true,
+    });
+    // The gateway waits no longer: what was found until then is told, and that it is not all.
+    let late = timeout(limits::EXAMINED_REMOTE / 2, examining).await.is_err();
+    if late || left_out {
+        findings.push(Finding::new(DOCTOR, "-", Verdict::Skipped, "not all targets were looked at"));
+    }
+    if findings.is_empty() {
+        return nothing(Verdict::Skipped, DOCTOR, "no target was looked at: the allowlist has no rule");
     }
     Report::new("remote", findings)
 }

@@ -3,13 +3,18 @@
 //!
 //! Promised: records go out in the order of the trail, and what is said to be written is what the collector has taken, as
 //! far as its protocol can tell. What was not taken is sent again after a failure, whole, so that a collector may get
-//! something twice but never out of order: `seq` says what it has already. Every wait has a deadline, a failure is told with
+//! something twice: the trail, `seq` and `prev` together say what it has already. Every wait has a deadline, a failure is told with
 //! its reason, and between attempts there is a pause that grows, with jitter.
+//!
+//! What a collector refuses because of what it is, and not because of when or by whom it was sent, is never sent again as it was:
+//! it goes in halves, down to one record. A record that is refused alone, [`SINK_REFUSALS`] times, is lost to a sink that is not
+//! required, which is counted, and what comes after it goes on; a sink that is required fails until the collector takes it.
 //!
 //! Waits for a batch, for the far end to hang up meanwhile, for a connection, for what is sent to be taken, for a pause to
 //! be over, and for the stop at any time.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,14 +23,18 @@ use bytes::Bytes;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{Batch, Batches, Connect, Progress, Stream};
+use super::renewed::{Renew, Renewed};
+use super::{Batch, Batches, Connect, Means, Progress, Stream};
 use crate::audit::chain::Linked;
 use crate::backoff::Backoff;
 use crate::chain::Chain;
-use crate::limits::{SINK_CONNECT, SINK_DELIVERY, SINK_GOODBYE, SINK_RETRY_CAP, SINK_RETRY_FIRST, TLS_TIMEOUT};
+use crate::limits::{
+    SINK_CONNECT, SINK_DELIVERY, SINK_GOODBYE, SINK_REFUSALS, SINK_RETRY_CAP, SINK_RETRY_FIRST, SINK_TAKEN_BEFORE_MORE,
+    TLS_TIMEOUT,
+};
 use crate::secret::{Secret, random_u32};
 use crate::target::Target;
-use crate::tls::{self, ClientConfig, ClientOptions, TlsError};
+use crate::tls::{self, ClientConfig, ClientOptions, Identity, IdentityError, TlsError};
 
 /// Why something was not taken.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,11 +45,13 @@ pub(super) struct Failure {
     pub(super) detail: String,
     /// How long the collector wants to be left alone, at the least.
     pub(super) pause: Duration,
+    /// Whether what was sent is refused for what it is: the same will be refused again, a part of it may not be.
+    pub(super) for_good: bool,
 }
 
 impl Failure {
     pub(super) fn new(reason: &'static str, detail: impl ToString) -> Self {
-        Self { reason, detail: detail.to_string(), pause: Duration::ZERO }
+        Self { reason, detail: detail.to_string(), pause: Duration::ZERO, for_good: false }
     }
 }
 
@@ -61,6 +72,20 @@ impl Portion {
     /// How many bytes they are.
     pub(super) fn len(&self) -> usize {
         self.bytes
+    }
+
+    /// Its first half and its second one; both hold something where there are two lines or more.
+    fn halves(self) -> (Self, Self) {
+        let most = Most { records: (self.records / 2).max(1), bytes: usize::MAX, linger: Duration::ZERO };
+        let (mut first, mut second) = (Self::default(), Self::default());
+        for part in self.parts {
+            let rest = if first.records < most.records { first.fill(part, most) } else { Some(part) };
+            if let Some(rest) = rest {
+                // All of it fits.
+                let _ = second.fill(rest, Most { records: usize::MAX, ..most });
+            }
+        }
+        (first, second)
     }
 
     /// How the first and the last of them are linked.
@@ -101,29 +126,28 @@ pub(super) trait Collector: Send + Sync {
     fn close(session: Self::Session) -> impl Future<Output = ()> + Send;
 }
 
-/// Delivers what there is until there will be no more, or `stop` fires.
-pub(super) async fn deliver<C: Collector>(collector: C, batches: Batches, progress: Progress, stop: CancellationToken) {
+/// Delivers what there is until there will be no more, or `stop` fires. Whether the sink is `required` decides what becomes of a
+/// record that the collector does not take.
+pub(super) async fn deliver<C: Collector>(
+    collector: C,
+    batches: Batches,
+    progress: Progress,
+    required: bool,
+    stop: CancellationToken,
+) {
     let mut delivery = Delivery {
         collector,
         batches,
+        progress,
+        required,
         rest: None,
         session: None,
         backoff: Backoff::new(SINK_RETRY_FIRST, SINK_RETRY_CAP),
+        fits: Fits::default(),
     };
     let working = async {
         while let Some(portion) = delivery.next().await {
-            let Some((_, last)) = portion.ends() else {
-                // Only the chain's own lines come here.
-                progress.failed("no_record", "a line without a number cannot be sent".to_owned());
-                continue;
-            };
-            while let Err(failure) = delivery.attempt(&portion).await {
-                let pause = delivery.backoff.fail(random_u32()).max(failure.pause);
-                progress.failed(failure.reason, failure.detail);
-                sleep(pause).await;
-            }
-            delivery.backoff.reset();
-            progress.written(last.seq);
+            delivery.bring(portion).await;
         }
         if let Some(session) = delivery.session.take() {
             // What was sent is on its way; whoever does not say goodbye in time has it all the same.
@@ -136,16 +160,94 @@ pub(super) async fn deliver<C: Collector>(collector: C, batches: Batches, progre
 struct Delivery<C: Collector> {
     collector: C,
     batches: Batches,
+    progress: Progress,
+    required: bool,
     /// What of a batch has not gone into a portion yet.
     rest: Option<Bytes>,
     session: Option<C::Session>,
     backoff: Backoff,
+    fits: Fits,
+}
+
+/// How many bytes the collector takes at once, as far as its refusals have told.
+#[derive(Debug, Default)]
+struct Fits {
+    most: Option<usize>,
+    /// How often it has taken something since.
+    taken: u32,
+}
+
+impl Fits {
+    /// Several records of so many bytes were too much.
+    fn refused(&mut self, bytes: usize) {
+        *self = Self { most: Some(bytes / 2), taken: 0 };
+    }
+
+    /// Something was taken. After a while more is tried: one record may have been to blame.
+    fn taken(&mut self) {
+        self.taken += 1;
+        if self.taken >= SINK_TAKEN_BEFORE_MORE {
+            let most = self.most.and_then(|most| most.checked_mul(2));
+            *self = Self { most, taken: 0 };
+        }
+    }
 }
 
 impl<C: Collector> Delivery<C> {
+    /// Sends a portion, however long that takes: whole, or in pieces that the collector takes.
+    async fn bring(&mut self, portion: Portion) {
+        // What is left of it, the last one first. Each is half of what was refused before it, so that they are few.
+        let mut left = vec![portion];
+        let mut refusals = 0;
+        while let Some(portion) = left.pop() {
+            let Some((_, last)) = portion.ends() else {
+                // Only the chain's own lines come here.
+                self.progress.failed("no_record", "a line without a number cannot be sent".to_owned());
+                continue;
+            };
+            let Err(failure) = self.attempt(&portion).await else {
+                self.backoff.reset();
+                self.fits.taken();
+                self.progress.written(last.seq);
+                refusals = 0;
+                continue;
+            };
+            let pause = self.backoff.fail(random_u32()).max(failure.pause);
+            if failure.for_good && portion.records > 1 {
+                // Nothing to be told yet: the pieces may be taken.
+                let (records, bytes) = (portion.records, portion.len());
+                tracing::debug!(records, bytes, detail = failure.detail, "a collector wants less at once");
+                self.fits.refused(bytes);
+                let (first, second) = portion.halves();
+                left.extend([second, first]);
+            } else if failure.for_good {
+                refusals += 1;
+                let (number, bytes) = (last.seq, portion.len());
+                let refused = format!("{} to record {number} alone ({bytes} bytes)", failure.detail);
+                if self.required {
+                    let next = "nothing opens before it takes it: its own log says what it does not like";
+                    self.progress.failed(failure.reason, format!("{refused}; {next}"));
+                    left.push(portion);
+                } else if refusals < SINK_REFUSALS {
+                    self.progress.failed(failure.reason, refused);
+                    left.push(portion);
+                } else {
+                    let next = "the record is lost to this sink: its own log says what it did not like";
+                    self.progress.lost(last.seq, failure.reason, format!("{refused}; {next}"));
+                    refusals = 0;
+                }
+            } else {
+                self.progress.failed(failure.reason, failure.detail);
+                left.push(portion);
+            }
+            sleep(pause).await;
+        }
+    }
+
     /// What goes out next; `None` when there will be nothing.
     async fn next(&mut self) -> Option<Portion> {
-        let most = self.collector.most();
+        let mut most = self.collector.most();
+        most.bytes = self.fits.most.map_or(most.bytes, |bytes| bytes.min(most.bytes));
         let mut portion = Portion::default();
         if self.rest.is_none() {
             self.rest = Some(self.wait().await?.bytes);
@@ -233,28 +335,58 @@ pub struct Place {
     pub proxy: Option<Secret<String>>,
 }
 
-/// How TLS is made with a collector: its certificate must be good for the host that is dialled. Two are equal if they were
-/// made of the same options.
+/// How TLS is made with a collector: its certificate must be good for the host that is dialled. Two are equal if they are made
+/// of the same files, whatever these hold.
 #[derive(Clone)]
 pub struct Tls {
-    options: ClientOptions,
+    files: TlsFiles,
     config: Arc<ClientConfig>,
 }
 
+/// The files of which it is made.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct TlsFiles {
+    /// The only authorities that count; without one the system's do.
+    pub ca_file: Option<PathBuf>,
+    /// What is shown to a collector that asks for a certificate: that, and its key.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// Why they will not do.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsFilesError {
+    /// The certificate or its key.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The authorities.
+    #[error(transparent)]
+    Authorities(#[from] TlsError),
+}
+
 impl Tls {
-    /// Reads the authorities that count.
+    /// Reads the files.
     ///
     /// # Errors
-    /// If they cannot be read, or there are none.
-    pub fn new(options: ClientOptions) -> Result<Self, TlsError> {
-        let config = options.build()?;
-        Ok(Self { options, config })
+    /// If one cannot be read, or is not in order.
+    pub fn read(files: TlsFiles) -> Result<Self, TlsFilesError> {
+        let identity = files.identity.as_ref().map(|(chain, key)| Identity::read(chain, key)).transpose()?;
+        let ca_files = files.ca_file.iter().cloned().collect();
+        let config = ClientOptions { ca_files, identity, alpn: &[] }.build()?;
+        Ok(Self { files, config })
+    }
+}
+
+impl Renew for Tls {
+    const WHAT: &'static str = "certificate, key or ca_file";
+
+    fn again(&self) -> Result<Self, String> {
+        Self::read(self.files.clone()).map_err(|error| Chain(&error).to_string())
     }
 }
 
 impl PartialEq for Tls {
     fn eq(&self, other: &Self) -> bool {
-        self.options == other.options
+        self.files == other.files
     }
 }
 
@@ -262,17 +394,37 @@ impl Eq for Tls {}
 
 impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.options.fmt(f)
+        self.files.fmt(f)
     }
 }
 
-impl Place {
+/// The way to a collector, for as long as its sink runs.
+pub(super) struct Way {
+    to: Target,
+    proxy: Option<Secret<String>>,
+    tls: Option<Renewed<Tls>>,
+    connect: Arc<dyn Connect>,
+}
+
+impl Way {
+    pub(super) fn new(place: Place, means: &Means) -> Self {
+        let Place { to, tls, proxy } = place;
+        let tls = tls.map(|tls| Renewed::new(tls, means.tasks.clone()));
+        Self { to, proxy, tls, connect: Arc::clone(&means.connect) }
+    }
+
+    /// Where it leads.
+    pub(super) fn to(&self) -> &Target {
+        &self.to
+    }
+
     /// A connection to it, with TLS where that is wanted.
-    pub(super) async fn reach(&self, connect: &dyn Connect) -> Result<Box<dyn Stream>, Failure> {
+    pub(super) async fn reach(&self) -> Result<Box<dyn Stream>, Failure> {
         let proxy = self.proxy.as_ref().map(|proxy| proxy.expose().as_str());
-        let stream = connect.connect(&self.to, proxy).await;
+        let stream = self.connect.connect(&self.to, proxy).await;
         let stream = stream.map_err(|error| Failure::new("connect_failed", Chain(&error)))?;
         let Some(tls) = &self.tls else { return Ok(stream) };
+        let tls = tls.read().await;
         match timeout(TLS_TIMEOUT, tls::connect(&tls.config, &self.to.host, stream)).await {
             Ok(Ok(stream)) => Ok(Box::new(stream)),
             Ok(Err(error)) => Err(Failure::new("tls_failed", Chain(&error))),
@@ -299,6 +451,39 @@ mod tests {
         assert_eq!(portion.fill(Bytes::from_static(b"4\n"), MOST), None);
         assert_eq!(portion.fill(Bytes::from_static(b"5\n"), MOST).as_deref(), Some(&b"5\n"[..]));
         assert_eq!((portion.records, portion.len()), (3, 10));
+    }
+
+    #[test]
+    fn halves_are_whole_lines_in_order() {
+        let all = |portion: &Portion| portion.lines().map(<[u8]>::to_vec).collect::<Vec<_>>();
+        let most = Most { records: 100, bytes: 1000, linger: Duration::ZERO };
+        for count in 2..12_usize {
+            for cut in 0..=count {
+                let lines: Vec<_> = (0..count).map(|number| format!("line {number}\n").into_bytes()).collect();
+                let mut portion = Portion::default();
+                for part in [&lines[..cut], &lines[cut..]] {
+                    assert_eq!(portion.fill(Bytes::from(part.concat()), most), None);
+                }
+                let (first, second) = portion.halves();
+                assert_eq!((first.records, second.records), (count / 2, count - count / 2));
+                assert_eq!([all(&first), all(&second)].concat(), lines);
+                for half in [&first, &second] {
+                    assert_eq!((all(half).len(), all(half).concat().len()), (half.records, half.len()));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_too_much_is_tried_again_after_a_while() {
+        let mut fits = Fits::default();
+        fits.refused(1000);
+        for _ in 1..SINK_TAKEN_BEFORE_MORE {
+            fits.taken();
+        }
+        assert_eq!(fits.most, Some(500));
+        fits.taken();
+        assert_eq!(fits.most, Some(1000));
     }
 
     #[test]

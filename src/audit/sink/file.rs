@@ -21,7 +21,7 @@ use rustix::fs::{FlockOperation, OFlags};
 use super::super::StartError;
 use super::super::chain::Linked;
 use super::super::record::{moment, time_of};
-use super::{Batch, Fsync, Output};
+use super::{Batch, Fsync, Output, Syncing};
 use crate::limits::{TRAIL_INDEX_CATCH_UP, TRAIL_INDEX_STEP, TRAIL_RECORD_MAX};
 
 /// An open file of a trail.
@@ -124,6 +124,11 @@ impl Output for Appended {
 
     fn sync(&mut self) -> io::Result<()> {
         self.file.sync_data()
+    }
+
+    fn syncing(&self) -> io::Result<Option<Syncing>> {
+        let file = self.file.try_clone()?;
+        Ok(Some(Box::new(move || file.sync_data())))
     }
 
     fn rotate(&mut self, first: u64) -> io::Result<()> {

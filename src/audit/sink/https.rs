@@ -2,7 +2,8 @@
 //!
 //! Promised: a record counts as written when the collector has answered 2xx to the request that holds it, and not before.
 //! Everything else is a failure, and the same request comes again: after a pause that grows, and not before a `Retry-After`
-//! is over. Each request names itself in `Idempotency-Key`, the same whenever it comes again, so that a collector can tell.
+//! is over. But an answer that says that the records themselves will not do (400, 413, 422 and the like) has them come in halves,
+//! as [`deliver`](super::deliver) says. Each request names itself in `Idempotency-Key`, the same whenever it comes again, so that a collector can tell.
 //! Redirects are never followed, since they would carry the token elsewhere; of an answer no more than its head counts, and
 //! no more than a little is read. The token is in no error and no `Debug`.
 //!
@@ -11,9 +12,9 @@
 use std::fmt;
 use std::future::Future;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::str::FromStr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,10 +26,12 @@ use hyper_util::rt::TokioIo;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use super::deliver::{Collector, Failure, Most, Place, Portion, deliver};
-use super::{Batches, Connect, Progress, Stream};
+use super::deliver::{Collector, Failure, Most, Place, Portion, Way, deliver};
+use super::renewed::{Renew, Renewed};
+use super::{Batches, Means, Progress, Stream};
 use crate::audit::ocsf;
 use crate::chain::Chain;
+use crate::document::{Faults, read_secret};
 use crate::limits::{HTTPS_ANSWER_MAX, HTTPS_BODY, HTTPS_HEADERS_MAX, HTTPS_REFUSED_PAUSE, HTTPS_RETRY_AFTER_MAX};
 use crate::secret::Secret;
 use crate::target::{Host, Target};
@@ -41,7 +44,7 @@ pub struct Config {
     /// What is asked for there: the path, with the query.
     pub path: Path,
     /// What shows who is asking, if the collector wants to know.
-    pub token: Option<Secret<String>>,
+    pub token: Option<Token>,
     /// What a body is.
     pub format: Format,
     /// How many records go into one request.
@@ -67,6 +70,52 @@ pub struct Path(Secret<String>);
 impl fmt::Debug for Path {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[hidden]")
+    }
+}
+
+/// What shows a collector who is asking. Two are equal if they are in the same file, whatever it holds.
+#[derive(Debug, Clone)]
+pub struct Token {
+    file: PathBuf,
+    value: Secret<String>,
+}
+
+/// Why a file holds no token. It repeats nothing of what it holds.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenError {
+    /// It cannot be read, or can be read by others.
+    #[error("token file {0}")]
+    Read(Faults),
+    /// It holds something else.
+    #[error("token file {} must hold one line, the token alone", .0.display())]
+    Form(PathBuf),
+}
+
+impl Token {
+    /// Reads a file of mode 0600 with one line.
+    ///
+    /// # Errors
+    /// If it cannot be read, others can read it, or it holds something else.
+    pub fn read(file: PathBuf) -> Result<Self, TokenError> {
+        let text = read_secret(&file).map_err(TokenError::Read)?;
+        let value = Secret::new(text.expose().trim_end_matches(['\r', '\n']).to_owned());
+        if is_token(value.expose()) { Ok(Self { file, value }) } else { Err(TokenError::Form(file)) }
+    }
+}
+
+impl PartialEq for Token {
+    fn eq(&self, other: &Self) -> bool {
+        self.file == other.file
+    }
+}
+
+impl Eq for Token {}
+
+impl Renew for Token {
+    const WHAT: &'static str = "token";
+
+    fn again(&self) -> Result<Self, String> {
+        Self::read(self.file.clone()).map_err(|error| error.to_string())
     }
 }
 
@@ -136,25 +185,33 @@ fn is_this_host(address: IpAddr) -> bool {
 }
 
 /// Whether a text can be a token: what a header takes, and no spaces.
-#[must_use]
-pub fn is_token(text: &str) -> bool {
+fn is_token(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
-/// Sends what there is until there will be no more, or `stop` fires.
+/// Sends what there is until there will be no more, or `stop` fires. What the collector will never take fails a sink that is
+/// `required`, and is lost to another.
 pub async fn run(
     config: Config,
     batches: Batches,
     progress: Progress,
-    connect: Arc<dyn Connect>,
+    means: Means,
+    required: bool,
     stop: CancellationToken,
 ) {
-    deliver(Https { config, connect }, batches, progress, stop).await;
+    let Config { place, path, token, format, records, linger } = config;
+    let way = Way::new(place, &means);
+    let token = token.map(|token| Renewed::new(token, means.tasks));
+    deliver(Https { way, path, token, format, records, linger }, batches, progress, required, stop).await;
 }
 
 struct Https {
-    config: Config,
-    connect: Arc<dyn Connect>,
+    way: Way,
+    path: Path,
+    token: Option<Renewed<Token>>,
+    format: Format,
+    records: usize,
+    linger: Duration,
 }
 
 /// A connection to a collector.
@@ -185,11 +242,15 @@ impl Collector for Https {
     type Session = Session;
 
     fn most(&self) -> Most {
-        Most { records: self.config.records, bytes: HTTPS_BODY, linger: self.config.linger }
+        Most { records: self.records, bytes: HTTPS_BODY, linger: self.linger }
     }
 
     async fn open(&self) -> Result<Session, Failure> {
-        let stream: Box<dyn Stream> = self.config.place.reach(&*self.connect).await?;
+        if let Some(token) = &self.token {
+            // What was renewed meanwhile counts from here on.
+            let _ = token.read().await;
+        }
+        let stream: Box<dyn Stream> = self.way.reach().await?;
         let made = http1::Builder::new()
             .max_buf_size(HTTPS_ANSWER_MAX)
             .max_headers(HTTPS_HEADERS_MAX)
@@ -211,7 +272,9 @@ impl Collector for Https {
             Failure::new(reason, Chain(&error))
         };
         let answer = answer.await.map_err(lost)?;
-        judge(&answer)?;
+        if let Err(failure) = judge(&answer) {
+            return Err(self.renewed(failure).await);
+        }
         // It has said that it has them; what else it says must only be out of the way of the next answer.
         let mut body = answer.into_body();
         let mut read = 0;
@@ -243,8 +306,16 @@ impl Collector for Https {
 }
 
 impl Https {
+    /// A failure, after which it goes on soon if it is about a token that has been renewed by now.
+    async fn renewed(&self, failure: Failure) -> Failure {
+        let Some(token) = self.token.as_ref().filter(|_| failure.reason == UNAUTHORISED) else { return failure };
+        let refused = token.last().value;
+        let pause = if token.read().await.value == refused { failure.pause } else { Duration::ZERO };
+        Failure { pause, ..failure }
+    }
+
     fn request(&self, portion: &Portion) -> Result<Request<Full<Bytes>>, Failure> {
-        let (kind, body) = match self.config.format {
+        let (kind, body) = match self.format {
             Format::Caponier => {
                 let mut body = Vec::with_capacity(portion.len());
                 portion.lines().for_each(|line| body.extend_from_slice(line));
@@ -252,8 +323,8 @@ impl Https {
             }
             Format::Ocsf => ("application/json", ocsf_array(portion)),
         };
-        let to = &self.config.place.to;
-        let mut request = Request::post(self.config.path.0.expose().as_str())
+        let to = self.way.to();
+        let mut request = Request::post(self.path.0.expose().as_str())
             .header(HOST, to.to_string())
             .header(USER_AGENT, concat!("caponier/", env!("CARGO_PKG_VERSION")))
             .header(CONTENT_TYPE, kind);
@@ -261,8 +332,8 @@ impl Https {
             // The digest of the record before stands for the trail and for the place in it.
             request = request.header("Idempotency-Key", format!("{}-{}-{}", first.prev, first.seq, last.seq));
         }
-        if let Some(token) = &self.config.token {
-            let header = Secret::new(format!("Bearer {}", token.expose()));
+        if let Some(token) = &self.token {
+            let header = Secret::new(format!("Bearer {}", token.last().value.expose()));
             let value = HeaderValue::from_str(header.expose());
             let mut value = value.map_err(|_| Failure::new("protocol", "the token does not fit into a header"))?;
             value.set_sensitive(true);
@@ -293,16 +364,35 @@ fn judge<B>(answer: &Response<B>) -> Result<(), Failure> {
     let (reason, pause) = match status {
         _ if status.is_success() => return Ok(()),
         // It asks for patience, and says how much.
-        StatusCode::TOO_MANY_REQUESTS => ("too_many_requests", retry_after(answer)),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::TOO_EARLY => ("too_many_requests", retry_after(answer)),
         _ if status.is_server_error() => ("server_failed", retry_after(answer)),
         StatusCode::REQUEST_TIMEOUT => ("timed_out", Duration::ZERO),
         // Nothing that time alone would mend.
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => ("unauthorised", HTTPS_REFUSED_PAUSE),
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::PROXY_AUTHENTICATION_REQUIRED => {
+            (UNAUTHORISED, HTTPS_REFUSED_PAUSE)
+        }
         _ if status.is_redirection() => ("redirected", HTTPS_REFUSED_PAUSE),
+        // Nobody is there who takes records, whatever they are: a wrong path, or a balancer without its collector.
+        StatusCode::NOT_FOUND
+        | StatusCode::METHOD_NOT_ALLOWED
+        | StatusCode::GONE
+        | StatusCode::MISDIRECTED_REQUEST
+        | StatusCode::PAYMENT_REQUIRED => ("refused", HTTPS_REFUSED_PAUSE),
+        // It would refuse the same again.
+        _ if status.is_client_error() => {
+            return Err(Failure { for_good: true, ..Failure::new("refused", answered(status)) });
+        }
         _ => ("refused", HTTPS_REFUSED_PAUSE),
     };
-    Err(Failure { pause, ..Failure::new(reason, format!("it answered {}", status.as_u16())) })
+    Err(Failure { pause, ..Failure::new(reason, answered(status)) })
 }
+
+fn answered(status: StatusCode) -> String {
+    format!("it answered {}", status.as_u16())
+}
+
+/// It wants to know who is asking.
+const UNAUTHORISED: &str = "unauthorised";
 
 /// How many seconds the collector asks for; a date is not read.
 fn retry_after<B>(answer: &Response<B>) -> Duration {

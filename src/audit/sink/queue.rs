@@ -47,6 +47,15 @@ pub(in crate::audit) struct Failure {
     pub(in crate::audit) detail: String,
 }
 
+/// Records that a sink will never get, because it would not take them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(in crate::audit) struct Losses {
+    pub(in crate::audit) records: u64,
+    /// Why not the last of them.
+    pub(in crate::audit) reason: &'static str,
+    pub(in crate::audit) detail: String,
+}
+
 /// Makes a queue for one sink: the writer's end, the sink's, and the sink's word on how far it is.
 pub(in crate::audit) fn pipe() -> (Feed, Batches, Progress) {
     let shared = Arc::new(Shared::default());
@@ -71,10 +80,23 @@ struct State {
     records: u64,
     written: Option<u64>,
     failure: Option<Failure>,
+    /// What the collector would not take, until the writer has heard of it.
+    losses: Option<Losses>,
     /// The writer gives no more.
     closed: bool,
     /// The sink takes no more.
     gone: bool,
+}
+
+impl State {
+    /// Nothing up to the record `last` waits any longer.
+    fn got_to(&mut self, last: u64) {
+        while let Some((_, bytes, records)) = self.outstanding.front().copied().filter(|(number, ..)| *number <= last) {
+            self.bytes = self.bytes.saturating_sub(bytes);
+            self.records = self.records.saturating_sub(records);
+            self.outstanding.pop_front();
+        }
+    }
 }
 
 impl Shared {
@@ -134,6 +156,11 @@ impl Feed {
         let state = self.0.state();
         let gone = || Failure { since: Instant::now(), reason: "ended", detail: String::new() };
         state.failure.clone().or_else(|| (state.gone && !state.closed).then(gone))
+    }
+
+    /// What it would not take since this was asked last.
+    pub(in crate::audit) fn losses(&self) -> Option<Losses> {
+        self.0.state().losses.take()
     }
 
     /// Waits until the sink has got to `last`, or fails, or `until` has come; whether it has got there.
@@ -255,12 +282,7 @@ impl Progress {
     pub fn written(&self, last: u64) {
         let mut state = self.0.state();
         state.written = state.written.max(Some(last));
-        while let Some((_, bytes, records)) = state.outstanding.front().copied().filter(|(number, ..)| *number <= last)
-        {
-            state.bytes = state.bytes.saturating_sub(bytes);
-            state.records = state.records.saturating_sub(records);
-            state.outstanding.pop_front();
-        }
+        state.got_to(last);
         state.failure = None;
         drop(state);
         self.0.changed.notify_all();
@@ -274,6 +296,17 @@ impl Progress {
         state.failure = Some(Failure { since, reason, detail });
         drop(state);
         self.0.changed.notify_all();
+    }
+
+    /// The record `last` will never be written, everything before it is or was told of: why, as in [`Progress::failed`]. Only for a
+    /// sink that is not required. It fails until something is written again.
+    pub fn lost(&self, last: u64, reason: &'static str, detail: String) {
+        let mut state = self.0.state();
+        let records = state.losses.as_ref().map_or(0, |losses| losses.records) + 1;
+        state.losses = Some(Losses { records, reason, detail: detail.clone() });
+        state.got_to(last);
+        drop(state);
+        self.failed(reason, detail);
     }
 
     /// It gets on again, before anything new is written.

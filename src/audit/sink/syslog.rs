@@ -9,15 +9,14 @@
 //! shows as a gap in `seq`; the sink `https` is the one that knows.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
-use super::deliver::{Collector, Failure, Most, Place, Portion, deliver};
-use super::{Batches, Connect, Progress, Stream};
+use super::deliver::{Collector, Failure, Most, Place, Portion, Way, deliver};
+use super::{Batches, Means, Progress, Stream};
 use crate::limits::{SYSLOG_PORTION, SYSLOG_RECORDS, TRAIL_RECORD_MAX};
 
 /// Where it is, and how it is spoken to.
@@ -100,21 +99,15 @@ impl std::str::FromStr for Hostname {
 }
 
 /// Sends what there is until there will be no more, or `stop` fires.
-pub async fn run(
-    config: Config,
-    batches: Batches,
-    progress: Progress,
-    connect: Arc<dyn Connect>,
-    stop: CancellationToken,
-) {
+pub async fn run(config: Config, batches: Batches, progress: Progress, means: Means, stop: CancellationToken) {
     let framer = Framer::new(&config);
-    deliver(Syslog { place: config.place, framer, connect }, batches, progress, stop).await;
+    // It takes everything, or is not there: whether it is required changes nothing here.
+    deliver(Syslog { way: Way::new(config.place, &means), framer }, batches, progress, true, stop).await;
 }
 
 struct Syslog {
-    place: Place,
+    way: Way,
     framer: Framer,
-    connect: Arc<dyn Connect>,
 }
 
 impl Collector for Syslog {
@@ -125,7 +118,7 @@ impl Collector for Syslog {
     }
 
     async fn open(&self) -> Result<Self::Session, Failure> {
-        self.place.reach(&*self.connect).await
+        self.way.reach().await
     }
 
     async fn send(&self, session: &mut Self::Session, portion: &Portion) -> Result<(), Failure> {

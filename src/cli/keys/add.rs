@@ -4,16 +4,16 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use clap::ValueEnum;
 use jiff::Timestamp;
 
 use super::super::{Exit, ExitWith, moment, print};
 use crate::identity::{AgentName, Pattern, PrincipalId, PublicKey};
 use crate::registry::Role;
-use crate::registry::edit::{Addition, Editor};
+use crate::registry::edit::{Addition, Editor, Signs};
 
-/// Register a public key for an agent or a principal. Nothing is overwritten, and a registry that would have faults then is
+/// Register a public key for an agent or a principal, or one that signs tokens. Nothing is overwritten, and a registry that would have faults then is
 /// left as it is.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -21,6 +21,7 @@ Example:
   caponier keys add --registry keys agent acme/prod-eu agent.key.pub --expires 2027-11-30T00:00:00Z
   caponier keys add --registry keys principal acme/ci ci.pub --comment 'runner 7'
   caponier keys add --registry keys principal acme/new ci.pub --new --agents 'prod-*'
+  caponier keys add --registry keys token-key acme/ci token.key.pub --principals 'ci-*'
 
 A gateway that follows this registry takes it up within seconds.")]
 pub(super) struct Add {
@@ -30,7 +31,7 @@ pub(super) struct Add {
     /// What the key is for.
     #[arg(value_enum)]
     kind: Kind,
-    /// Whose it is: ORGANISATION/NAME.
+    /// Whose it is: ORGANISATION/NAME; of a key that signs tokens, what it is to be called.
     #[arg(value_name = "ORG/NAME")]
     holder: AgentName,
     /// The public key (OpenSSH or PEM).
@@ -51,6 +52,9 @@ pub(super) struct Add {
     /// Agents that a new principal may use, '*' for any characters; left out, it may use none yet. May be given several times.
     #[arg(long, value_name = "PATTERN", requires = "new")]
     agents: Vec<Pattern>,
+    /// Principals that a key may sign tokens for, '*' for any characters. May be given several times.
+    #[arg(long, value_name = "PATTERN", required_if_eq("kind", "token-key"), conflicts_with = "agents")]
+    principals: Vec<Pattern>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -59,13 +63,21 @@ enum Kind {
     Agent,
     /// A key of a principal.
     Principal,
+    /// A key that signs tokens for principals (`caponier url --key`); Ed25519.
+    TokenKey,
 }
 
 impl Add {
     pub(super) fn run(self) -> anyhow::Result<ExitCode> {
         const WHAT: &str = "could not add the key";
         let key = PublicKey::read(&self.file).context(WHAT).exit_with(Exit::Usage)?;
+        if self.kind != Kind::TokenKey && !self.principals.is_empty() {
+            return Err(anyhow!("--principals is said of a token-key")).context(WHAT).exit_with(Exit::Usage);
+        }
+        let name = self.holder.agent.to_string();
+        let signs = (self.kind == Kind::TokenKey).then_some(Signs { name, principals: self.principals });
         let role = match self.kind {
+            Kind::TokenKey => Role::TokenKey,
             Kind::Agent => Role::Agent(self.holder.agent),
             Kind::Principal => {
                 let id: PrincipalId = self.holder.agent.as_str().parse().context(WHAT).exit_with(Exit::Usage)?;
@@ -80,6 +92,7 @@ impl Add {
             expires: self.expires,
             comment: self.comment,
             new: self.new.then_some(self.agents),
+            signs,
         };
         let mut editor = Editor::open(&self.registry).context(WHAT).exit_with(Exit::Usage)?;
         warn_of_others(&self.registry);

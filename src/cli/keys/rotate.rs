@@ -1,4 +1,5 @@
-//! `caponier keys rotate`: both halves of putting another host key in the place of an agent's.
+//! `caponier keys rotate`: both halves of putting another host key in the place of an agent's, and a key for tokens in the
+//! place of another.
 
 use std::collections::BTreeSet;
 use std::io::{self, Write};
@@ -19,7 +20,8 @@ use crate::limits;
 use crate::registry::Role;
 use crate::registry::edit::{Addition, Editor, KeyName};
 
-/// Put another host key in the place of an agent's, without a gap: at the agent (--config) and at the gateway (--registry).
+/// Put another host key in the place of an agent's, without a gap: at the agent (--config) and at the gateway (--registry); or,
+/// with --token-key, another key that signs tokens in the place of the old one.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Example:
@@ -27,6 +29,7 @@ Example:
   caponier keys rotate --registry keys acme/prod-eu agent.key.new.pub \\
       --admin /run/caponier/gateway.sock
   caponier keys rotate --config /etc/caponier/agent.toml --switch
+  caponier keys rotate --registry keys --token-key acme/ci token.key.new.pub --overlap 7d
 
 The first and the last are for the agent's host, the second is for the gateway's.
 
@@ -34,7 +37,10 @@ The first makes a key pair beside the old one. The second registers its public h
 that is linked has a link with it and nothing runs on the old links any more, and then revokes the old keys; if that does not come \
 to pass in time, both stay, and the exit code is 1. The third, meanwhile, puts the new key in the place of the old one, \
 which the running agent takes up by itself; the old one stays beside it as .old. Should the gateway not know the new key \
-yet, the agent keeps the link that it has and tries again.")]
+yet, the agent keeps the link that it has and tries again.\n\n\
+The last registers a key that signs tokens for the same principals as acme/ci does, and gives those that it replaces an end: \
+until then URLs by either count, and after it those by the old key do not, nor does what they have opened. Sign with the new \
+key from then on. The same command again, with a shorter --overlap, ends the old keys sooner.")]
 pub(super) struct Rotate {
     /// At the agent: its configuration.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["registry", "admin", "within", "expires", "cut", "agent"])]
@@ -45,10 +51,10 @@ pub(super) struct Rotate {
     /// At the gateway: the registry's folder.
     #[arg(long, value_name = "DIR", required_unless_present = "config", requires = "agent")]
     registry: Option<PathBuf>,
-    /// The agent, as ORGANISATION/AGENT.
+    /// The agent, as ORGANISATION/AGENT; with --token-key, the name of the key's file in token-keys in its place.
     #[arg(value_name = "ORG/AGENT", requires = "file")]
     agent: Option<AgentName>,
-    /// The agent's new public key (OpenSSH or PEM).
+    /// The new public key (OpenSSH or PEM).
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
     /// The gateway's admin socket; several, if several gateways on this host follow the registry.
@@ -63,20 +69,38 @@ pub(super) struct Rotate {
     /// Revoke the old keys as soon as the new links are good, which cuts what still runs on the old ones.
     #[arg(long)]
     cut: bool,
+    /// The key signs tokens.
+    #[arg(long, requires = "registry", conflicts_with_all = ["config", "admin", "within", "cut"])]
+    token_key: bool,
+    /// How long tokens by the old key still count: as 90s, 10m, 2h or 7d. As long as left out, none is cut short.
+    #[arg(long, value_name = "TIME", default_value = "30d", value_parser = overlap, requires = "token_key")]
+    overlap: Duration,
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || "a time such as 90s, 10m or 2h is wanted, a week at most".to_owned();
-    let at = text.find(|c: char| !c.is_ascii_digit()).ok_or_else(wrong)?;
-    let (number, unit) = text.split_at(at);
-    let number: u64 = number.parse().map_err(|_| wrong())?;
-    let seconds = match unit {
-        "s" => Some(number),
-        "m" => number.checked_mul(60),
-        "h" => number.checked_mul(3600),
-        _ => None,
+    let time = time(text).filter(|_| !text.ends_with('d'));
+    time.filter(|time| *time <= Duration::from_secs(7 * 24 * 3600)).ok_or_else(wrong)
+}
+
+fn overlap(text: &str) -> Result<Duration, String> {
+    let wrong =
+        || "a time such as 90s, 10m, 2h or 7d is wanted, 30 days at most: no token is good for longer".to_owned();
+    time(text).filter(|time| *time <= limits::TOKEN_LIFE_MAX).ok_or_else(wrong)
+}
+
+/// A whole number of seconds, minutes, hours or days, and no time that is none.
+fn time(text: &str) -> Option<Duration> {
+    let (number, unit) = text.split_at(text.find(|c: char| !c.is_ascii_digit())?);
+    let unit = match unit {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 24 * 3600,
+        _ => return None,
     };
-    seconds.filter(|seconds| (1..=7 * 24 * 3600).contains(seconds)).map(Duration::from_secs).ok_or_else(wrong)
+    let seconds = number.parse::<u64>().ok()?.checked_mul(unit)?;
+    (seconds > 0).then_some(Duration::from_secs(seconds))
 }
 
 impl Rotate {
@@ -84,12 +108,44 @@ impl Rotate {
         match (&self.config, &self.registry, &self.agent, &self.file) {
             (Some(config), ..) if self.switch => switch(config),
             (Some(config), ..) => prepare(config),
+            (None, Some(registry), Some(name), Some(file)) if self.token_key => self.for_tokens(registry, name, file),
             (None, Some(registry), Some(agent), Some(file)) => {
                 running::block_on(async |stop| self.at_gateway(registry, agent, file, &stop).await)
             }
             _ => Err(anyhow!("give --config at the agent, or --registry, ORG/AGENT and FILE at the gateway"))
                 .exit_with(Exit::Usage),
         }
+    }
+
+    fn for_tokens(&self, registry: &Path, name: &AgentName, file: &Path) -> anyhow::Result<ExitCode> {
+        const WHAT: &str = "could not rotate the key";
+        let key = PublicKey::read(file).context(WHAT).exit_with(Exit::Usage)?;
+        let now = Timestamp::now();
+        let until = now.checked_add(self.overlap).context(WHAT)?;
+        // What stands in a file is to the second.
+        let until = Timestamp::from_second(until.as_second()).context(WHAT)?;
+        let mut editor = Editor::open(registry).context(WHAT).exit_with(Exit::Usage)?;
+        super::add::warn_of_others(registry);
+        let fingerprint = key.fingerprint();
+        let addition = Addition {
+            organisation: name.organisation.clone(),
+            role: Role::TokenKey,
+            key,
+            not_before: None,
+            expires: self.expires,
+            comment: None,
+            new: None,
+            signs: None,
+        };
+        let done = editor.succeed(&addition, name.agent.as_str(), until, now).context(WHAT)?;
+        match done.file {
+            Some(file) => say(&format!("added key {fingerprint} as {}", file.display())),
+            None => say(&format!("key {fingerprint} is registered already")),
+        }
+        let old = done.replaced.iter();
+        let old = old.map(|(key, ends)| format!("replaced     {key}\n  counts until {ends}\n"));
+        print(&format!("signs now    {fingerprint}\n{}", old.collect::<String>()))?;
+        Ok(Exit::Done.into())
     }
 
     async fn at_gateway(
@@ -126,6 +182,7 @@ impl Rotate {
                     expires: self.expires,
                     comment: None,
                     new: None,
+                    signs: None,
                 };
                 let file = editor.add(&addition, now).context(WHAT)?;
                 say(&format!("added key {fingerprint} as {}", file.display()));
@@ -345,6 +402,11 @@ mod tests {
             ["", "10", "m", "0s", "-1m", "1.5h", "10 m", "1d", "169h", "99999999999999999999h", "9999999999999999h"]
         {
             assert!(duration(text).is_err(), "{text}");
+        }
+        assert_eq!(overlap("30d"), Ok(limits::TOKEN_LIFE_MAX));
+        assert_eq!(overlap("90s"), Ok(Duration::from_secs(90)));
+        for text in ["", "30", "0d", "31d", "1w", "721h", "d"] {
+            assert!(overlap(text).is_err(), "{text}");
         }
     }
 }

@@ -1,4 +1,8 @@
 //! HTTP CONNECT as a proxy on loopback hears it.
+//!
+//! This is another promise than that of [`crate::tunnel::http`], which reads what comes through balancers: here no byte behind
+//! the head is taken off the socket, which goes on bare; a `Host` is not asked for, because old clients send none; and a browser
+//! or a client that wants no tunnel is told so (403, 405), and not merely that its request is bad.
 
 use std::io;
 

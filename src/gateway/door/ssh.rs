@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use jiff::Timestamp;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::timeout_at;
 use tokio_util::sync::CancellationToken;
 use tracing::debug;
 
@@ -282,15 +282,14 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, adm
                 break;
             }
             () = stop.cancelled() => break,
-            () = spent(&gateway, &forwards) => {
+            () = gateway.drain.spent(&forwards) => {
                 goodbye = true;
                 break;
             }
         }
     }
-    if goodbye && server.disconnect("the gateway goes away").await {
-        // The client hangs up when it has read that; if it does not, the cut does.
-        drop(timeout(limits::GOODBYE_PATIENCE, gone.cancelled()).await);
+    if goodbye {
+        server.farewell("the gateway goes away").await;
     }
     switch.cut();
     server.misconduct.record(&gateway.trail, event).await;
@@ -301,12 +300,6 @@ pub(in crate::gateway) async fn serve(gateway: Arc<Gateway>, stream: Stream, adm
 async fn withdraw(withdrawn: &CancellationToken) {
     withdrawn.cancel();
     tokio::task::yield_now().await;
-}
-
-/// Waits until the gateway drains and the session's last forward has ended.
-async fn spent(gateway: &Gateway, forwards: &Count) {
-    gateway.drain.begun().cancelled().await;
-    forwards.none().await;
 }
 
 fn request(

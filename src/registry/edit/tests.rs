@@ -50,6 +50,7 @@ fn addition(key: &PublicKey, role: Role) -> Addition {
         expires: None,
         comment: None,
         new: None,
+        signs: None,
     }
 }
 
@@ -73,7 +74,7 @@ fn files(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 /// As [`Editor::open`], also where it was open a moment ago: a program that another test starts meanwhile shares the lock until
 /// it runs.
 fn open(dir: &Path) -> Editor {
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(120);
     loop {
         match Editor::open(dir) {
             Err(EditError::Lock { .. }) if std::time::Instant::now() < deadline => std::thread::yield_now(),
@@ -280,5 +281,144 @@ fn what_cannot_be_added_after_all_leaves_nothing() {
         assert!(!dir.path().join("organisations/globex").exists());
         list(dir.path()).expect("in order");
         std::fs::write(dir.path().join("stray"), "").expect("written");
+    }
+}
+
+fn signs(name: &str, principals: &[&str]) -> Option<Signs> {
+    let principals = principals.iter().map(|pattern| pattern.parse().expect("a pattern")).collect();
+    Some(Signs { name: name.into(), principals })
+}
+
+/// The keys of acme that sign tokens: the names of their files, for whom, and until when.
+fn signers(dir: &Path) -> Vec<(String, usize, Option<Timestamp>)> {
+    let (snapshot, files) = load_with_files(dir).expect("in order");
+    let (id, held) = snapshot.organisations().iter().next().expect("acme");
+    let signer = |signer: &crate::registry::TokenKey| {
+        let file = &files[id][&signer.registered.key.fingerprint()];
+        let name = file.file_stem().expect("a name").to_string_lossy().into_owned();
+        (name, signer.principals.len(), signer.registered.expires)
+    };
+    held.token_keys.iter().map(signer).collect()
+}
+
+#[test]
+fn a_key_for_tokens_is_registered_only_with_whom_it_signs_for() {
+    let (dir, _) = registry();
+    let before = files(dir.path());
+    let key = key();
+    let rsa = PublicKey::parse(&PrivateKey::generate(Algorithm::Rsa4096).public().to_openssh()).expect("a key");
+    let adding = addition(&key, Role::TokenKey);
+    for (case, addition, words) in [
+        ("nothing is said", adding.clone(), "may sign for nobody"),
+        ("nobody", Addition { signs: signs("ci", &[]), ..adding.clone() }, "may sign for nobody"),
+        ("RSA", Addition { signs: signs("ci", &["ci"]), ..addition(&rsa, Role::TokenKey) }, "Ed25519 keys alone"),
+        (
+            "no organisation",
+            Addition { organisation: "globex".parse().expect("an id"), signs: signs("ci", &["ci"]), ..adding.clone() },
+            "in globex: say --new",
+        ),
+    ] {
+        let error = open(dir.path()).add(&addition, now()).expect_err(case).to_string();
+        assert!(error.contains(words), "{case}: {error}");
+        assert_eq!(files(dir.path()), before, "{case}");
+    }
+    let good = Addition { signs: signs("ci", &["ci-*", "x"]), ..adding };
+    let file = open(dir.path()).add(&good, now()).expect("added");
+    assert_eq!(file, dir.path().join("organisations/acme/token-keys/ci.pub"));
+    assert_eq!(std::fs::read_to_string(file.with_extension("toml")).expect("read"), "principals = [\"ci-*\", \"x\"]\n");
+    // A second one of the name lies beside it.
+    let other = Addition { signs: signs("ci", &["ci-*"]), ..addition(&key_of_ci(), Role::TokenKey) };
+    open(dir.path()).add(&other, now()).expect("added");
+    let [first, second] = &signers(dir.path())[..] else { panic!("{:?}", signers(dir.path())) };
+    assert_eq!((first.0.as_str(), second.0.as_str()), ("ci", "ci-2026-11-21"));
+}
+
+#[test]
+fn a_key_for_tokens_takes_the_place_of_others_of_its_name_which_end_later_and_never_later_than_they_did() {
+    let (dir, _) = registry();
+    let folder = dir.path().join("organisations/acme/token-keys");
+    let at = |text: &str| -> Timestamp { text.parse().expect("a time") };
+    let [first, second, third, other] = std::array::from_fn(|_| key());
+    let with = |key: &PublicKey| addition(key, Role::TokenKey);
+    let succeed = |key: &PublicKey, name: &str, until: &str| {
+        open(dir.path()).succeed(&with(key), name, at(until), now()).map_err(|error| error.to_string())
+    };
+    assert!(succeed(&second, "ci", "2026-11-22T12:00:00Z").expect_err("none").contains("has no key ci"));
+    for (key, name, principals) in [(&first, "ci", &["ci-*"][..]), (&other, "ci-other", &["x"])] {
+        let adding = Addition { signs: signs(name, principals), ..with(key) };
+        open(dir.path()).add(&adding, now()).expect("added");
+    }
+    let about = folder.join("ci.toml");
+    let before = "principals = ['ci-*'] # them\nrevoked_tokens = []\ncomment = 'the first'";
+    std::fs::write(&about, before).expect("written");
+
+    let done = succeed(&second, "ci", "2026-11-22T12:00:00Z").expect("in its place");
+    assert_eq!(done.file, Some(folder.join("ci-2026-11-21.pub")));
+    assert_eq!(done.replaced, [(first.fingerprint(), at("2026-11-22T12:00:00Z"))]);
+    assert_eq!(std::fs::read_to_string(&about).expect("read"), format!("{before}\nexpires = 2026-11-22T12:00:00Z\n"));
+    // Again: later is never, sooner is.
+    let done = succeed(&second, "ci", "2026-11-23T12:00:00Z").expect("again");
+    assert_eq!((done.file, done.replaced[0].1), (None, at("2026-11-22T12:00:00Z")));
+    let done = succeed(&second, "ci", "2026-11-21T13:00:00Z").expect("sooner");
+    assert_eq!(done.replaced, [(first.fingerprint(), at("2026-11-21T13:00:00Z"))]);
+    // A third one: both have an end then, and the other name is not touched.
+    let done = succeed(&third, "ci", "2026-11-25T12:00:00Z").expect("the next");
+    assert_eq!(done.file, Some(folder.join("ci-2026-11-21-2.pub")));
+    let all = signers(dir.path());
+    let ends: Vec<_> = all.iter().map(|(name, number, end)| (name.as_str(), *number, *end)).collect();
+    assert_eq!(
+        ends,
+        [
+            ("ci", 1, Some(at("2026-11-21T13:00:00Z"))),
+            ("ci-2026-11-21", 1, Some(at("2026-11-25T12:00:00Z"))),
+            ("ci-2026-11-21-2", 1, None),
+            ("ci-other", 1, None),
+        ]
+    );
+    // What has another holder, or is over, takes nobody's place; and what is written in a way of its own is left to people.
+    assert!(
+        succeed(&other, "ci", "2026-11-25T12:00:00Z").expect_err("taken").contains("is registered in acme already")
+    );
+    std::fs::write(folder.join("ci-2026-11-21-2.toml"), "principals = ['ci-*', 'more']\n").expect("written");
+    assert!(
+        succeed(&key(), "ci", "2026-11-25T12:00:00Z").expect_err("differ").contains("sign for different principals")
+    );
+    std::fs::write(folder.join("ci-2026-11-21-2.toml"), "principals = ['ci-*']\nrevoked = true\n").expect("written");
+    assert!(succeed(&third, "ci", "2026-11-25T12:00:00Z").expect_err("revoked").contains("is revoked"));
+}
+
+#[test]
+fn a_sidecar_gets_an_end_however_it_is_written_or_none_at_all() {
+    let (path, ends) = (Path::new("x.toml"), "2026-11-22T12:00:00Z".parse().expect("a time"));
+    for (before, after) in [
+        ("", "expires = 2026-11-22T12:00:00Z\n"),
+        ("principals = ['x']", "principals = ['x']\nexpires = 2026-11-22T12:00:00Z\n"),
+        ("expires = 2027-01-01T00:00:00Z # then\n", "expires = 2026-11-22T12:00:00Z # then\n"),
+        ("expires=2027-01-01 00:00:00Z\r\ncomment = 'x'\r\n", "expires=2026-11-22T12:00:00Z\r\ncomment = 'x'\r\n"),
+    ] {
+        assert_eq!(with_expires(path, before, ends).as_deref(), Some(after), "{before:?}");
+    }
+    assert_eq!(with_expires(path, "[table]\n", ends), None);
+    assert_eq!(with_expires(path, "expires = ", ends), None);
+}
+
+#[test]
+fn a_name_is_that_of_a_file_and_of_what_came_in_its_place() {
+    for (stem, name, same) in [
+        ("ci", "ci", true),
+        ("ci-2026-11-21", "ci", true),
+        ("ci-2026-11-21-2", "ci", true),
+        ("ci-2026-11-21", "ci-2026-11-21", true),
+        ("ci-2026-11-21-x", "ci", false),
+        ("ci-2026-13-41", "ci", false),
+        ("ci-2026-11-2", "ci", false),
+        ("ci-other", "ci", false),
+        ("ci-", "ci", false),
+        ("cix", "ci", false),
+        ("ci", "ci-2026-11-21", false),
+        ("ci-2026-11-2ü", "ci", false),
+        ("", "ci", false),
+    ] {
+        assert_eq!(is_of(stem, name), same, "{stem} {name}");
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use tempfile::TempDir;
 use tokio::sync::mpsc;
 
-const DEADLINE: Duration = Duration::from_secs(20);
+const DEADLINE: Duration = Duration::from_secs(120);
 
 /// From where keys are shown, where it does not matter.
 const FROM: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
@@ -410,19 +410,21 @@ async fn a_revocation_that_a_faulty_state_holds_up_is_told_more_than_once() {
     let mut watched = Watched::reminding(tree.0.path(), false, Duration::from_millis(50));
     tree.write("organisations/acme/agents/prod-eu/2026-11.toml", "revoked = true");
     tree.write("organisations/stray.txt", "x");
+    // Between the two writes the revocation may have been taken over alone; and to read a file may take longer than the pace of
+    // the reminders, which is said as well.
+    let reminds =
+        |reload: Reload| matches!(reload, Reload::Rejected(faults) if faults.to_string().contains("stray.txt"));
     let mut told = 0;
     while told < 3 {
-        // Between the two writes the revocation may have been taken over alone.
-        if let Reload::Rejected(faults) = watched.next().await {
-            assert!(faults.to_string().contains("stray.txt"), "{faults}");
-            told += 1;
-        }
+        told += usize::from(reminds(watched.next().await));
     }
     std::fs::remove_file(tree.path("organisations/stray.txt")).expect("remove");
     watched.accepted().await;
     assert_eq!(knows(&watched.files, &key), Err(Refusal::Revoked));
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(watched.reports.try_recv().is_err(), "a good state needs no reminder");
+    while let Ok(report) = watched.reports.try_recv() {
+        assert!(!reminds(report), "a good state needs no reminder");
+    }
     watched.stop().await;
 }
 
@@ -510,7 +512,7 @@ async fn a_tree_swapped_by_a_link_is_one_change() {
 #[tokio::test]
 async fn an_expiry_counts_as_a_change() {
     let (tree, key) = Tree::good();
-    let soon = Timestamp::now() + Duration::from_millis(300);
+    let soon = Timestamp::now() + Duration::from_secs(2);
     tree.write("organisations/acme/agents/prod-eu/2026-11.toml", &format!("expires = {soon}"));
     let watched = Watched::start(tree.0.path(), false);
     let mut changed = watched.files.changed();

@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 
 use super::network;
 use crate::limits;
+use crate::network::Networks;
 use crate::rate::{Rate, Rates};
 
 /// What a connection without a login may have done.
@@ -63,6 +64,47 @@ impl Fault {
             Self::Timeout | Self::Flood => 10,
         };
         Duration::from_secs(seconds)
+    }
+}
+
+/// Whether, and to whom, an address is barred after too many failures, as an operator says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Terms {
+    /// Whether at all.
+    pub enabled: bool,
+    /// To whom nothing is held.
+    pub exempt: Exempt,
+}
+
+/// Addresses that nothing is held against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Exempt {
+    /// This host's own: what comes through a tunnel or a proxy on it is not its fault.
+    Loopback,
+    /// These, and not even loopback if it is not among them.
+    Networks(Option<Networks>),
+}
+
+impl Terms {
+    /// Whether faults are held against an address.
+    #[must_use]
+    pub fn hold(&self, address: IpAddr) -> bool {
+        self.enabled && !self.exempt.contain(address)
+    }
+}
+
+impl Exempt {
+    fn contain(&self, address: IpAddr) -> bool {
+        match self {
+            Self::Loopback => address.to_canonical().is_loopback(),
+            Self::Networks(networks) => networks.as_ref().is_some_and(|networks| networks.contain(address)),
+        }
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { enabled: true, exempt: Exempt::Loopback }
     }
 }
 

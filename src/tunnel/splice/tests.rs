@@ -2,21 +2,20 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use proptest::prelude::*;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::io::{AsyncReadExt, DuplexStream};
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 
 use super::*;
 use crate::identity::{Algorithm, PrivateKey, PublicKey};
 use crate::task::{Crew, Tasks, Threads, Worker};
-use crate::tunnel::ssh::{Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
+use crate::tunnel::ssh::{self, Client, ClientOptions, Flow, Login, Opening, Running, ServerOptions};
 use crate::tunnel::transport::Control;
 use crate::tunnel::wire;
 
-const DEADLINE: Duration = Duration::from_secs(60);
+const DEADLINE: Duration = Duration::from_secs(180);
 
 struct Everybody;
 
@@ -324,7 +323,7 @@ async fn regression_a_violation_waited_for_a_deaf_principal_on_another_thread() 
 #[tokio::test]
 async fn bounds_hold_for_a_forward_on_two_threads() {
     let (thread, _threads) = thread();
-    let short = Some(Duration::from_millis(300));
+    let short = Some(Duration::from_secs(2));
     for (bounds, expected) in
         [(Bounds { idle: short, life: None }, End::Idle), (Bounds { idle: None, life: short }, End::Expired)]
     {
@@ -465,7 +464,10 @@ async fn regression_last_words_read_nothing_a_broken_forward_blocks_nobody() {
     drop(broken.principal);
     broken.target.set_nodelay(true).expect("set");
     for _ in 0..limits::CHANNEL_QUEUE * 4 {
-        broken.target.write_all(b"small").await.expect("written");
+        // Until it is told, at the latest.
+        if broken.target.write_all(b"small").await.is_err() {
+            break;
+        }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let mut forward = session.forward().await;
@@ -848,7 +850,7 @@ async fn without_bounds_a_forward_idles_as_long_as_it_likes() {
 async fn a_forward_that_is_cut_for_its_age_looks_broken_and_what_came_is_a_prefix() {
     let (mut principal, near) = sockets().await;
     let (mut target, far) = sockets().await;
-    let bounds = Bounds { idle: None, life: Some(Duration::from_millis(300)) };
+    let bounds = Bounds { idle: None, life: Some(Duration::from_secs(2)) };
     let end = Tasks::new().spawn(async move {
         let stop = CancellationToken::new();
         let (end, remains) = splice(Side::Tcp(near), Side::Tcp(far), &Counters::default(), bounds, &stop).await;

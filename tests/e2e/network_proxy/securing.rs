@@ -7,7 +7,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::place::{Place, ask, head};
-use super::upstream::{Authority, NAME, Serves, Tap, Upstream, shake};
+use super::upstream::{Authority, NAME, Serves, Tap, Upstream, shake, shake_for};
 use crate::harness::{Site, caponier, connect, echo, echoes, eventually, free_port, read_to_end, run, within};
 use crate::squid::Squid;
 
@@ -90,6 +90,44 @@ async fn with_mutual_tls_both_legs_are_ciphertext_and_each_end_sees_its_own_cert
     let end = place.record(json!({"event": "forward.ended", "reason": "eof", "door": "mutual"})).await;
     assert_eq!((&end["to_target"], &end["from_target"]), (&json!(SECRET.len()), &json!(SECRET.len())), "{end}");
     assert!(end["client_certificate"].as_str().is_some_and(|mark| mark.starts_with("SHA256:")), "{end}");
+    place.stop().await;
+}
+
+#[tokio::test]
+async fn who_speaks_http2_alone_is_passed_on_with_mutual_tls_and_told_at_once_elsewhere() {
+    let mut place = Place::new();
+    let cast = Cast::new(&place);
+    let folder = place.path().to_owned();
+    let control = Upstream::start(&folder, &cast.servers, Some(&cast.proxies), Serves::Http2).await;
+    let reverse = listener("reverse", "tls_certificate = \"front.pem\"\ntls_key = \"front.key\"\n");
+    let listeners = format!("{}{reverse}{}", listener("mutual", &front("\"agent-a\"", "")), listener("reverse", ""));
+    place.write("", &format!("{}{listeners}", upstream(control.address, BACK)));
+    place.start(3).await;
+    let come = async |alpn: &'static [&'static [u8]], at: usize| {
+        let stream = connect(place.listeners[at]).await;
+        let identity = (at == 0).then_some("a");
+        shake_for(alpn, &folder, "servers-ca.pem", identity, "proxy.internal", stream).await
+    };
+    let mut stream = come(&[b"h2"], 0).await.expect("TLS");
+    assert_eq!(stream.alpn(), Some(&b"h2"[..]));
+    echoes(&mut stream, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await;
+    drop(stream);
+    // Whoever can do without it does; that the upstream cannot is then between the two.
+    let stream = come(&[b"h2", b"http/1.1"], 0).await.expect("TLS");
+    assert_eq!(stream.alpn(), Some(&b"http/1.1"[..]));
+    drop(stream);
+    // A reverse proxy says so in the handshake, before anything was sent in vain.
+    let refused = come(&[b"h2"], 1).await.expect_err("no such protocol there");
+    assert!(format!("{refused:?}").contains("NoApplicationProtocol"), "{refused:?}");
+    place.record(json!({"event": "auth.refused", "door": "reverse", "reason": "tls_failed"})).await;
+    let stream = come(&[b"h2", b"http/1.1"], 1).await.expect("TLS");
+    assert_eq!(stream.alpn(), Some(&b"http/1.1"[..]));
+    drop(stream);
+    // In clear there is no handshake: the preface of HTTP/2 ends the connection, and is on record.
+    let mut clear = connect(place.listeners[2]).await;
+    clear.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("written");
+    drop(read_to_end(&mut clear).await);
+    place.record(json!({"event": "auth.refused", "door": "reverse", "reason": "malformed_head"})).await;
     place.stop().await;
 }
 

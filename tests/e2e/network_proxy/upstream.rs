@@ -106,6 +106,8 @@ impl Authority {
 pub(crate) enum Serves {
     /// Sends back what it gets.
     Echo,
+    /// As that, to whoever agrees to speak HTTP/2 and to nobody else, as servers of gRPC are.
+    Http2,
     /// Answers HTTP requests: with the head of the request, or on `/upload` with the length of the body, or on `/socket` with
     /// another protocol that sends back what it gets.
     Web,
@@ -138,7 +140,10 @@ impl Upstream {
             }
             None => builder.with_no_client_auth(),
         };
-        let config = builder.with_single_cert(chain.collect(), key).expect("a configuration");
+        let mut config = builder.with_single_cert(chain.collect(), key).expect("a configuration");
+        if matches!(serves, Serves::Http2) {
+            config.alpn_protocols = vec![b"h2".to_vec()];
+        }
         let acceptor = TlsAcceptor::from(Arc::new(config));
         let shown: Arc<Mutex<Vec<_>>> = Arc::default();
         let showing = shown.clone();
@@ -150,6 +155,8 @@ impl Upstream {
                 showing.lock().expect("no panic").push(own.map(CertificateDer::into_owned));
                 match serves {
                     Serves::Echo => echo(stream).await,
+                    Serves::Http2 if stream.get_ref().1.alpn_protocol().is_none() => {}
+                    Serves::Http2 => echo(stream).await,
                     Serves::Web => web(stream).await,
                 }
             }
@@ -318,12 +325,23 @@ pub(crate) async fn shake(
     name: &str,
     stream: TcpStream,
 ) -> Result<TlsStream<TcpStream>, tls::ConnectError> {
+    shake_for(&[], folder, ca, identity, name, stream).await
+}
+
+/// As [`shake`], to speak one of these inside.
+pub(crate) async fn shake_for(
+    alpn: &'static [&'static [u8]],
+    folder: &Path,
+    ca: &str,
+    identity: Option<&str>,
+    name: &str,
+    stream: TcpStream,
+) -> Result<TlsStream<TcpStream>, tls::ConnectError> {
     let identity = identity.map(|file| {
         let at = |end: &str| folder.join(format!("{file}.{end}"));
         Identity::read(&at("pem"), &at("key")).expect("an identity")
     });
-    let config =
-        ClientOptions { ca_files: vec![folder.join(ca)], identity, alpn: &[] }.build().expect("a configuration");
+    let config = ClientOptions { ca_files: vec![folder.join(ca)], identity, alpn }.build().expect("a configuration");
     let name: Host = name.parse().expect("a host");
     within("a handshake", tls::connect(&config, &name, stream)).await
 }

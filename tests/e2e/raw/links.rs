@@ -63,7 +63,7 @@ impl World {
 
     /// The agent dials again, and serves.
     async fn served_again(&self, peer: &mut Peer) {
-        peer.ask(json!({"do": "accept", "within": 40})).await;
+        peer.ask(json!({"do": "accept", "within": 60})).await;
         self.log_in_to_agent(peer).await;
         let opened = peer.gateway_forward(&originator("provisioner"), "127.0.0.1", self.echo).await;
         peer.echoes(&opened).await;
@@ -608,7 +608,7 @@ async fn control_messages_that_are_none_of_an_agents_cost_its_link_at_most() {
             .await;
             let end = peer.ask(json!({"do": "closed", "within": 1})).await;
             if end["closed"] != true {
-                let works = timeout(Duration::from_secs(30), world.link_works(&mut client, &mut peer)).await;
+                let works = timeout(SOON, world.link_works(&mut client, &mut peer)).await;
                 assert!(works.is_ok(), "it lives and gets nothing: {:?}", &words[..words.len().min(80)]);
             }
             peer.ask(json!({"do": "drop"})).await;

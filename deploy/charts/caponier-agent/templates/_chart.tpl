@@ -121,3 +121,12 @@ public: {{ without (concat .Values.extraConfigMaps (list .Values.agent.proxy.ca.
 
 {{- define "chart.beside" -}}
 {{- end -}}
+
+{{- define "chart.mistakes" -}}
+{{- $config := include "caponier.config" . | fromYaml -}}
+{{- if and $config.listen .Values.metrics.enabled -}}
+{{- if eq (include "caponier.port" $config.listen.address) (toString (int .Values.metrics.port)) -}}
+{{- fail (printf "metrics.port is %d, where the agent listens for SSH" (int .Values.metrics.port)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

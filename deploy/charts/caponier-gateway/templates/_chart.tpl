@@ -208,3 +208,26 @@ spec:
           periodSeconds: {{ max 60 (int .Values.drainSeconds) | min 1800 }}
 {{- end }}
 {{- end -}}
+
+{{- define "chart.mistakes" -}}
+{{- if and .Values.metrics.enabled (eq (int .Values.metrics.port) (int .Values.gateway.port)) -}}
+{{- fail (printf "metrics.port and gateway.port are both %d" (int .Values.gateway.port)) -}}
+{{- end -}}
+{{- if hasKey .Values.gateway.listener "address" -}}
+{{- fail "gateway.listener has an address, which is made of gateway.port and gateway.ipv6" -}}
+{{- end -}}
+{{- if and .Values.registry.files .Values.registry.existingClaim -}}
+{{- fail "registry.files and registry.existingClaim are both given: which of them says who may come in?" -}}
+{{- end -}}
+{{- if and (ne .Values.service.type "LoadBalancer") (or .Values.service.loadBalancerClass .Values.service.loadBalancerSourceRanges) -}}
+{{- fail (printf "service.loadBalancerClass and service.loadBalancerSourceRanges do nothing where service.type is %s" .Values.service.type) -}}
+{{- end -}}
+{{- if .Values.autoscaling.enabled -}}
+{{- if gt (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas) -}}
+{{- fail (printf "autoscaling.minReplicas is %d, more than autoscaling.maxReplicas, %d" (int .Values.autoscaling.minReplicas) (int .Values.autoscaling.maxReplicas)) -}}
+{{- end -}}
+{{- if not (dig "requests" "cpu" "" .Values.resources) -}}
+{{- fail "autoscaling goes by a share of the requested processor time, and resources.requests.cpu is not given" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}

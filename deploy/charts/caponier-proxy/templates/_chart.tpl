@@ -63,11 +63,6 @@ public: {{ without (append .Values.extraConfigMaps .Values.upstreamProxy.ca.conf
 {{- end -}}
 
 {{- define "chart.beside" -}}
-{{- range .Values.listeners }}
-{{- if regexMatch "^(127\\.|\\[::1\\])" .address }}
-{{- fail (printf "the listener %s is on loopback, where nobody outside of the pod can reach it: 0.0.0.0 is wanted" .address) }}
-{{- end }}
-{{- end }}
 ---
 apiVersion: v1
 kind: Service
@@ -91,4 +86,22 @@ spec:
       port: {{ include "caponier.port" .address }}
       targetPort: {{ printf "port-%s" (include "caponier.port" .address) }}
     {{- end }}
+{{- end -}}
+
+{{- define "chart.mistakes" -}}
+{{- $ports := list -}}
+{{- if .Values.metrics.enabled }}{{ $ports = list (toString (int .Values.metrics.port)) }}{{ end -}}
+{{- range .Values.listeners -}}
+{{- $port := include "caponier.port" .address -}}
+{{- if regexMatch "^(127\\.|\\[::1\\])" .address -}}
+{{- fail (printf "the listener %s is on loopback, where nobody outside of the pod can reach it: 0.0.0.0 is wanted" .address) -}}
+{{- end -}}
+{{- if lt (int $port) 1024 -}}
+{{- fail (printf "the listener %s is on a port that the pod may not bind: one from 1024 on is wanted" .address) -}}
+{{- end -}}
+{{- if has $port $ports -}}
+{{- fail (printf "the port of the listener %s is that of another, or of the metrics" .address) -}}
+{{- end -}}
+{{- $ports = append $ports $port -}}
+{{- end -}}
 {{- end -}}

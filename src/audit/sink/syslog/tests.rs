@@ -1,19 +1,24 @@
 //! The frames, and collectors that are slow, gone or not who they should be.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::io::BufReader;
+use tokio::io::{AsyncRead, BufReader, DuplexStream};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::*;
 use crate::audit::chain::{Chain, Link, TrailId};
-use crate::audit::sink::{Batch, Connecting, pipe};
+use crate::audit::sink::deliver::{Tls, TlsFiles};
+use crate::audit::sink::{Batch, Connect, Connecting, pipe};
 use crate::target::Target;
 use crate::task::Tasks;
+use crate::tls::{Acceptor, Certificates, ClientPolicy, Identity};
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn config(to: SocketAddr) -> Config {
     let place = Place { to: to.to_string().parse().expect("a target"), tls: None, proxy: None };
@@ -28,6 +33,10 @@ impl Connect for Direct {
     fn connect<'a>(&'a self, to: &'a Target, _proxy: Option<&'a str>) -> Connecting<'a> {
         Box::pin(async move { Ok(Box::new(TcpStream::connect(to.to_string()).await?) as Box<dyn Stream>) })
     }
+}
+
+fn means(connect: impl Connect + 'static, tasks: &Tasks) -> Means {
+    Means { connect: Arc::new(connect), tasks: tasks.clone() }
 }
 
 /// Lines of a chain.
@@ -49,7 +58,7 @@ fn chain() -> Chain {
 }
 
 /// One frame, as a collector reads it.
-async fn frame(stream: &mut BufReader<TcpStream>) -> Option<String> {
+async fn frame(stream: &mut (impl AsyncRead + Unpin)) -> Option<String> {
     let mut len = 0;
     loop {
         match stream.read_u8().await.ok()? {
@@ -106,7 +115,7 @@ async fn what_arrives_is_the_chain() {
     let (feed, batches, progress) = pipe();
     let tasks = Tasks::new();
     let config = config(listener.local_addr().expect("an address"));
-    tasks.spawn(run(config, batches, progress, Arc::new(Direct), CancellationToken::new()));
+    tasks.spawn(run(config, batches, progress, means(Direct, &tasks), CancellationToken::new()));
     let mut chain = chain();
     feed.force(lines(&mut chain, 3));
     feed.force(lines(&mut chain, 2_000));
@@ -131,7 +140,7 @@ async fn a_connection_that_was_closed_is_made_anew() {
     let (feed, batches, progress) = pipe();
     let tasks = Tasks::new();
     let config = config(listener.local_addr().expect("an address"));
-    tasks.spawn(run(config, batches, progress, Arc::new(Direct), CancellationToken::new()));
+    tasks.spawn(run(config, batches, progress, means(Direct, &tasks), CancellationToken::new()));
     let mut chain = chain();
     for round in 0..3 {
         feed.force(lines(&mut chain, 1));
@@ -144,6 +153,97 @@ async fn a_connection_that_was_closed_is_made_anew() {
         stream.shutdown().await.expect("a goodbye");
         assert_eq!(timeout(PATIENCE, stream.read_u8()).await.expect("in time").ok(), None);
     }
+}
+
+/// A collector in memory: each connection comes out of a channel.
+#[derive(Debug)]
+struct Memory(mpsc::Sender<DuplexStream>);
+
+impl Connect for Memory {
+    fn connect<'a>(&'a self, _to: &'a Target, _proxy: Option<&'a str>) -> Connecting<'a> {
+        // Much smaller than what is sent at once, so that the sender is in the middle of it whenever the other end hangs up.
+        let (near, far) = tokio::io::duplex(1024);
+        Box::pin(async move {
+            self.0.send(far).await.map_err(std::io::Error::other)?;
+            Ok(Box::new(near) as Box<dyn Stream>)
+        })
+    }
+}
+
+/// TLS at both ends: whom the sink trusts, and the collector.
+fn tls(dir: &Path) -> (Tls, Acceptor) {
+    let mut params = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let key = || rcgen::KeyPair::generate().expect("a key");
+    let authority = rcgen::CertifiedIssuer::self_signed(params, key()).expect("an authority");
+    let own = key();
+    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).expect("a name");
+    let certificate = params.signed_by(&own, &authority).expect("a certificate");
+    let put = |name: &str, text: &str| {
+        let path = dir.join(name);
+        std::fs::write(&path, text).expect("written");
+        std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("a mode");
+        path
+    };
+    let ca_file = Some(put("ca.pem", &authority.pem()));
+    let identity = Identity::read(&put("own.pem", &certificate.pem()), &put("own.key", &own.serialize_pem()));
+    let certificates = Certificates::new(vec![identity.expect("an identity")]).expect("one");
+    let tls = Tls::read(TlsFiles { ca_file, identity: None }).expect("whom it trusts");
+    (tls, Acceptor::new(certificates, ClientPolicy::Off))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_frame_that_is_cut_within_tls_comes_again_whole() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let (tls, acceptor) = tls(dir.path());
+    let (sender, mut connections) = mpsc::channel(1);
+    let (feed, batches, progress) = pipe();
+    let (tasks, stop) = (Tasks::new(), CancellationToken::new());
+    let mut config = config("127.0.0.1:6514".parse().expect("an address"));
+    config.place.tls = Some(tls);
+    tasks.spawn(run(config, batches, progress, means(Memory(sender), &tasks), stop.clone()));
+    let mut chain = chain();
+    feed.force(lines(&mut chain, 3_000));
+
+    // What a collector keeps: whole messages, of each connection in order.
+    let mut kept: Vec<Vec<u64>> = Vec::new();
+    let seq = |text: &str| {
+        let line = format!("{}\n", text.split_once(" - ").expect("a header").1);
+        crate::audit::chain::Linked::read(line.as_bytes()).expect("a record, whole").seq
+    };
+    // Within the length, the header and the text of a message, and right at its end.
+    for cut in [Some(0), Some(1), Some(2), Some(20), Some(60), Some(150), None] {
+        let far = connections.recv().await.expect("a connection");
+        let accepted = acceptor.accept(far).await.map_err(|(error, _)| error).expect("TLS");
+        let mut stream = accepted.stream;
+        let mut numbers = Vec::new();
+        match cut {
+            Some(cut) => {
+                for _ in 0..200 {
+                    numbers.push(seq(&frame(&mut stream).await.expect("a frame")));
+                }
+                stream.read_exact(&mut vec![0; cut]).await.expect("a piece of the next");
+            }
+            None => {
+                while numbers.last() != Some(&2_999) {
+                    numbers.push(seq(&frame(&mut stream).await.expect("a frame")));
+                }
+                tasks.spawn(async move { while frame(&mut stream).await.is_some() {} });
+            }
+        }
+        assert!(numbers.windows(2).all(|pair| pair[0] + 1 == pair[1]), "{numbers:?}");
+        kept.push(numbers);
+    }
+    // The last connection begins no later than what was cut, so that all of them are there, whole.
+    let all: std::collections::BTreeSet<u64> = kept.into_iter().flatten().collect();
+    assert_eq!(all.into_iter().collect::<Vec<_>>(), (0..3_000).collect::<Vec<_>>());
+    let written = timeout(PATIENCE, async {
+        while feed.written() != Some(2_999) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    written.await.expect("it knows that all is taken");
+    stop.cancel();
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +262,7 @@ async fn a_collector_that_stalls_is_told_of() {
     let tasks = Tasks::new();
     let stop = CancellationToken::new();
     let config = config("127.0.0.1:1".parse().expect("an address"));
-    tasks.spawn(run(config, batches, progress, Arc::new(Stalling), stop.clone()));
+    tasks.spawn(run(config, batches, progress, means(Stalling, &tasks), stop.clone()));
     feed.force(lines(&mut chain(), 1));
     tokio::time::sleep(crate::limits::SINK_DELIVERY + Duration::from_secs(1)).await;
     assert_eq!(feed.failure().map(|failure| failure.reason), Some("timed_out"));
