@@ -284,6 +284,21 @@ impl Trail {
         self.shared.failed.subscribe()
     }
 
+    /// Has a head written that covers all that was accepted before, unless the last one does but for what trails say of
+    /// themselves and of each other. Returns the newest there is.
+    ///
+    /// # Errors
+    /// If it could not be written.
+    pub async fn head(&self) -> Result<Option<Head>, TrailError> {
+        let (answer, answered) = oneshot::channel();
+        match tokio::time::timeout(TRAIL_PATIENCE, self.queue.send(Message::Head { answer })).await {
+            Ok(Ok(())) => self.shared.accepted(answered, TRAIL_PATIENCE).await?,
+            Ok(Err(_)) => return Err(TrailError::Closed),
+            Err(_) => return Err(TrailError::Full),
+        }
+        Ok(*self.shared.heads.borrow())
+    }
+
     /// The sink because of which it fails, if it does: of several the first one. None where a write hangs.
     #[must_use]
     pub fn culprit(&self) -> Option<Culprit> {

@@ -172,7 +172,9 @@
 //!
 //! **Heads of the trail on a link** (`tunnel::anchors`), at both ends, beside whoever reads its control channel: waits for a new
 //! head of its own trail and the time at which it may be sent, for a head or an answer of the other end, for the trail to
-//! have on record what it heard, and ends with the control channel.
+//! have on record what it heard, and ends with the control channel. Where the link ends in order, the gateway has it wait first
+//! for the trail to write a head of what happened last and for the agent's answer to that, two seconds at the most; an agent
+//! that goes away, or has been told that the gateway does, waits for a head of its own trail before it answers.
 //!
 //! **Gateway: a door session** (`gateway::door`): waits for the login under a deadline, then for opens, for the
 //! registry to drop the guest or the clock to end its certificate, for the configuration to drop its network, for its

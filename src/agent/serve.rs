@@ -505,6 +505,12 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
             .replica(&session.replica)
             .detail(&shared.gateway)
     });
+    let anchors = anchors.leaving_if({
+        let session = session.clone();
+        move || session.agent.drain.begun().is_cancelled() || session.departure.is_told()
+    });
+    let anchors = anchors.run();
+    tokio::pin!(anchors);
     let speak = async {
         let mut told = false;
         loop {
@@ -526,10 +532,13 @@ async fn converse(shared: Arc<Shared>, channel: oneshot::Receiver<ControlChannel
         }
     };
     tokio::select! {
-        () = speak => {}
-        () = anchors.run() => {}
+        () = speak => return,
+        () = &mut anchors => return,
         () = listen(&shared, reader, ear, &reports) => {}
     }
+    drop(said);
+    // What the gateway has said of the trails at last is put on record.
+    drop(timeout(limits::ANCHOR_FAREWELL, anchors).await);
 }
 
 /// What this agent can do beyond the major version, as its configuration has it now.

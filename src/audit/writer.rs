@@ -48,6 +48,8 @@ pub(super) enum Message {
     Record { line: Vec<u8>, answer: Answer },
     /// Something that nobody waits for; counted if it cannot be written.
     Stranger { line: Vec<u8>, reason: &'static str },
+    /// See to it that a head covers all that comes before this, if any of that is news.
+    Head { answer: Answer },
     /// Time has passed.
     Tick,
     /// Write what there is, and end.
@@ -67,6 +69,8 @@ pub(super) struct Writer {
     open: HashMap<Arc<str>, Option<u64>>,
     failing: Option<Failing>,
     heads: HeadClock,
+    /// Those who wait for a head.
+    asked: Vec<Answer>,
 }
 
 /// When the next head is due, and what it is signed with.
@@ -131,7 +135,8 @@ impl Writer {
         let heads = HeadClock { policy, signer, since: chain.next(), last: Instant::now(), news: true, made: None };
         let pending = first.iter().map(|record| Item { line: record.line(), fate: Fate::Forget }).collect();
         let open = HashMap::new();
-        let mut writer = Self { trail, chain, lanes, queue, shared, pending, open, failing: None, heads };
+        let (failing, asked) = (None, Vec::new());
+        let mut writer = Self { trail, chain, lanes, queue, shared, pending, open, failing, heads, asked };
         // Not yet time for a rotation: what the first records say is about the files as they are.
         let items = std::mem::take(&mut writer.pending);
         writer.commit(items).map_err(StartError::Write)?;
@@ -223,6 +228,10 @@ impl Writer {
             }
             Message::Record { line, answer } => (line, Fate::Refuse(answer, None)),
             Message::Stranger { line, reason } => (line, Fate::Count(reason)),
+            Message::Head { answer } => {
+                self.asked.push(answer);
+                return None;
+            }
             Message::Tick => {
                 self.look_around();
                 return None;
@@ -261,8 +270,17 @@ impl Writer {
         self.pending.push_back(Item { line: record.line(), fate: Fate::Uncount(counts) });
     }
 
-    /// Brings all that is pending to the sinks, if need be after what they lack, and tells everybody concerned.
+    /// Brings all that is pending to the sinks, with a head if somebody asks for one, and tells everybody concerned.
     fn flush(&mut self) -> Result<(), Arc<io::Error>> {
+        let result = self.write_out();
+        for answer in std::mem::take(&mut self.asked) {
+            let _ = answer.send(result.clone());
+        }
+        result
+    }
+
+    /// Brings all that is pending to the sinks, if need be after what they lack.
+    fn write_out(&mut self) -> Result<(), Arc<io::Error>> {
         if let Some(failing) = &self.failing {
             let since = failing.since;
             if let Err((culprit, error)) = self.settle(Instant::now() + TRAIL_RETRY / 4) {
@@ -286,7 +304,8 @@ impl Writer {
             self.commit(items)
         });
         let Err(error) = result else {
-            if self.heads_due() {
+            let new = self.heads.news && self.chain.next() > self.heads.since;
+            if self.heads_due() || (new && !self.asked.is_empty()) {
                 let line = self.head().line();
                 return self.commit([Item { line, fate: Fate::Forget }].into());
             }

@@ -9,7 +9,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::BytesMut;
 use jiff::Timestamp;
@@ -35,7 +35,7 @@ use crate::task::{Load, Worker};
 use crate::tls::judge::Flaw;
 use crate::tunnel::admit::penalty::Fault;
 use crate::tunnel::admit::{Full, Greeted, Place, Seat};
-use crate::tunnel::anchors::{self, Ear};
+use crate::tunnel::anchors::{self, Ear, Leave};
 use crate::tunnel::listen;
 use crate::tunnel::ssh::{self, Channel, ClientOptions, Reader, Violation, Writer};
 use crate::tunnel::stream::Stream;
@@ -289,20 +289,28 @@ async fn link(gateway: Arc<Gateway>, worker: Worker, stream: Stream, admitted: A
         Event::new(kind).organisation(&peer.name.organisation).agent(&peer.name.agent).replica(&peer.replica)
     });
     ear.greeted(&features);
+    // Where it ends in order, with the reason for that: whatever becomes of it while it is kept for the last anchors.
+    let (leave, ending) = (anchors.leave(), OnceLock::new());
     // In this order: what is taken back is not merely lost, and a session that is gone has not broken the protocol.
-    let (reason, in_order) = tokio::select! {
+    let reason = tokio::select! {
         biased;
-        () = no_longer_registered(&gateway, &link) => ("revoked", false),
-        flaw = visitor.unwelcome(&gateway) => (flaw.as_str(), false),
-        () = gateway.state.until(|state| !state.serves(&peer.name.organisation)) => ("revoked", false),
-        () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => ("revoked", false),
-        () = gone.cancelled() => ("lost", false),
-        () = stop.cancelled() => ("stopped", false),
-        reason = last_forward(&link, &told) => (reason, true),
-        () = listen(reader, &link, ear) => ("protocol_violation", false),
-        () = speak(&gateway, &link, login, (writer, said), &told) => ("drained", true),
-        () = anchors.run() => ("lost", false),
+        () = no_longer_registered(&gateway, &link) => "revoked",
+        flaw = visitor.unwelcome(&gateway) => flaw.as_str(),
+        () = gateway.state.until(|state| !state.serves(&peer.name.organisation)) => "revoked",
+        () = gateway.state.until(|state| !state.accepts(listener, address.ip())) => "revoked",
+        () = gone.cancelled() => "lost",
+        () = stop.cancelled() => "stopped",
+        reason = async {
+            let reason = last_forward(&link, &told).await;
+            let reason = *ending.get_or_init(|| reason);
+            leave.take().await;
+            reason
+        } => reason,
+        () = listen(reader, &link, ear) => "protocol_violation",
+        () = speak(&gateway, &link, login, (writer, said), &told, (&leave, &ending)) => "drained",
+        () = anchors.run() => "lost",
     };
+    let (reason, in_order) = ending.get().map_or((reason, false), |reason| (*reason, true));
     link.ends(reason);
     gateway.roster.remove(&link);
     if in_order {
@@ -545,11 +553,20 @@ async fn speak(
     login: Credential,
     (mut writer, mut said): (Writer, mpsc::Receiver<Box<Control>>),
     told: &CancellationToken,
+    (leave, ending): (&Leave, &OnceLock<&'static str>),
 ) {
     let Linked { name, replica, .. } = &link.peer;
     let differs = |now: &Login| now.credential(Timestamp::now()) != login;
     let (mut moves, mut drains, mut retires) = (false, false, false);
     let mut noticed = None;
+    // What has been accepted may still need the link; when nothing does, it ends with its last forward.
+    let over = async {
+        gateway.drain.all_opened().await;
+        link.idle().await;
+        let _ = ending.set("drained");
+        leave.take().await;
+    };
+    tokio::pin!(over);
     loop {
         let message = tokio::select! {
             biased;
@@ -569,8 +586,7 @@ async fn speak(
             notice = expiries::notice(gateway, link, &mut noticed) => Some(notice),
             Some(message) = said.recv() => Some(*message),
             () = link.examination().asked() => Some(Control::Examine),
-            // What has been accepted may still need the link; when nothing does, it ends with its last forward.
-            () = async { gateway.drain.all_opened().await; link.idle().await }, if drains => return,
+            () = &mut over, if drains => return,
         };
         let sent = match message {
             // In a box: it is said once in hours, and room for it would be kept all that time.

@@ -70,8 +70,16 @@ pub const TRAIL_RECORD_MAX: usize = 64 * 1024;
 /// both trails a record: thirty a second at a gateway with ten thousand links.
 pub const ANCHOR_EVERY: Duration = Duration::from_secs(300);
 
-/// Anchors that may follow one another without that: at the beginning of a link, and when it ends.
+/// Anchors that may follow one another without that: at the beginning of a link. As many may be sent beside them when an end goes
+/// away, so that what happened last is not left out.
 pub const ANCHORS_SENT_BURST: u32 = 4;
+
+/// How long the answer to an anchor is awaited: as long as until the next anchor at the latest. What comes later is passed over.
+pub const ANCHOR_ANSWER: Duration = ANCHOR_EVERY;
+
+/// How long a link that ends in order is kept for the last anchors: a few round trips to most places and a write at both ends. With
+/// [`super::GOODBYE_PATIENCE`] after it, it stays well within the time that a stop has anyway.
+pub const ANCHOR_FAREWELL: Duration = Duration::from_secs(2);
 
 /// Anchors that an end takes before the other counts as breaking the protocol: twice what it may send.
 pub const ANCHORS_BURST: u32 = 2 * ANCHORS_SENT_BURST;

@@ -89,6 +89,71 @@ async fn trails_of_both_sides_verify_vouch_for_each_other_and_agree_until_somebo
     assert_eq!(said.code(), 2, "{said:?}");
 }
 
+/// No head falls due by itself here, so that only what is told at the end covers what happened last.
+#[tokio::test]
+async fn a_stop_in_order_leaves_what_happened_before_it_anchored_at_the_other_side() {
+    for (leaves, stays) in [(Side::Agent, Side::Gateway), (Side::Gateway, Side::Agent)] {
+        // Nobody waits long for the last anchors: where the machine was held up just then, it is tried again.
+        let mut attempts = 0;
+        let (mut site, ours, other) = loop {
+            attempts += 1;
+            let (site, files, last, told) = stopped(leaves, stays).await;
+            if last.is_ok() {
+                break (site, files.0, files.1);
+            }
+            assert!(attempts < 10, "{leaves:?} ended at {last:?}: {told:#}");
+        };
+        if leaves == Side::Agent {
+            deleted_and_begun_anew(&mut site, &ours, &other).await;
+        }
+    }
+}
+
+/// A site of which one side was stopped after a forward, that side's trail and what the other's was then, whether the end of
+/// the forward was anchored there (or what was), and what `audit verify` says.
+async fn stopped(leaves: Side, stays: Side) -> (Site, (PathBuf, PathBuf), Result<(), (u64, Option<u64>)>, Value) {
+    let target = echo().await;
+    let plan = Site::plan().allow(target).door(target).audit_setting("signing_key = \"{}-audit\"");
+    let plan = plan.audit_setting("head_s = 3600").audit_setting("head_records = 100000");
+    for key in ["gateway-audit", "agent-audit"] {
+        plan.key(key);
+    }
+    let mut site = plan.start().await;
+    echoes(connect(site.doors[0]).await, b"there and back").await;
+    let end = seq(&site.record(leaves, json!({"event": "forward.ended"})).await);
+    site.record(stays, json!({"event": "forward.ended"})).await;
+    assert_eq!(site.program(leaves).stop().await, Some(0));
+    // The other side's goes on.
+    let other = site.path().join("other.jsonl");
+    fs::copy(site.path().join(format!("{}.jsonl", stays.name())), &other).expect("copied");
+    let ours = site.path().join(format!("{}.jsonl", leaves.name()));
+    let (code, told) = verify(&[text(&ours), "--anchors", text(&other), "--compare", text(&other)]).await;
+    assert_eq!(code, 0, "{told:#}");
+    let by = |range: &&Value| range["by"] == text(&other);
+    let anchored = told["trails"][0]["anchored"].as_array().expect("ranges").iter().find(by).cloned();
+    let last = anchored.as_ref().and_then(|range| range["last"].as_u64());
+    let covered = if last >= Some(end) { Ok(()) } else { Err((end, last)) };
+    (site, (ours, other), covered, told)
+}
+
+/// The trail of an agent that was stopped is deleted, and the agent begins another.
+async fn deleted_and_begun_anew(site: &mut Site, ours: &Path, other: &Path) {
+    let old = site.path().join("old.jsonl");
+    fs::rename(ours, &old).expect("moved");
+    site.restart_agent().await;
+    site.record(Side::Agent, json!({"event": "link.up"})).await;
+    let given = [text(ours), "--anchors", text(other)];
+    let (code, told) = verify(&given).await;
+    assert_eq!((code, &told["findings"][0]["kind"]), (1, &json!("absent")), "{told:#}");
+    let absent = &told["absent"][0];
+    assert_eq!((&absent["missed"], &told["absent"][1]), (&json!(true), &Value::Null), "{told:#}");
+    let id = absent["trail"].as_str().expect("an id");
+    let (code, told) = verify(&[&given[..], &["--elsewhere", id]].concat()).await;
+    assert_eq!((code, &told["absent"][0]["missed"]), (0, &json!(false)), "{told:#}");
+    let (code, told) = verify(&[&given[..], &[text(&old)]].concat()).await;
+    assert_eq!((code, &told["absent"]), (0, &json!([])), "{told:#}");
+}
+
 /// What is done to a trail shows, and where; afterwards it is as it was.
 async fn tampered(path: &Path, given: &[&str]) {
     let good = fs::read(path).expect("a trail");

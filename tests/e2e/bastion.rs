@@ -16,8 +16,8 @@ use tokio::process::Command;
 use tokio::time::Instant;
 
 use crate::harness::{
-    PATIENCE, Program, Said, caponier, connect, echo, echoes, eventually, free_port, listen, read_to_end, run, web,
-    within,
+    PATIENCE, Program, Said, caponier, checked_record, connect, echo, echoes, eventually, free_port, listen,
+    read_to_end, run, web, within,
 };
 use crate::postgres::{Postgres, SUPERUSER_PASSWORD, bin_directories};
 
@@ -92,7 +92,7 @@ impl Bastion {
     fn trail(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path("agent.jsonl")).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
+        whole.lines().map(checked_record).collect()
     }
 
     /// Waits for a record with these fields.

@@ -832,7 +832,7 @@ impl Site {
     pub(crate) fn trail_in(&self, file: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path().join(file)).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        whole.lines().map(checked_record).collect()
     }
 
     /// The records that have all the fields of `like`, with the same values.
@@ -947,6 +947,13 @@ pub(crate) fn assert_balanced(side: Side, trail: &[Value]) {
     }
     assert!(open.is_empty(), "{}: never closed: {open:?}", side.name());
     assert_eq!(trail.last().expect("a record")["event"], "trail.stopped", "{}", side.name());
+}
+
+/// A line of a trail, held to the schema.
+pub(crate) fn checked_record(line: &str) -> Value {
+    let record = serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"));
+    caponier::audit::schema::check(&record).unwrap_or_else(|why| panic!("{why}: {line}"));
+    record
 }
 
 fn is_like(record: &Value, like: &Value) -> bool {

@@ -33,6 +33,8 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::harness::checked_record;
+
 const PATIENCE: Duration = Duration::from_secs(120);
 
 async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
@@ -113,7 +115,7 @@ impl Site {
 
     fn trail(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path("trail")).expect("a trail");
-        text.lines().map(|line| serde_json::from_str(line).expect("a record")).collect()
+        text.lines().map(checked_record).collect()
     }
 
     fn events(&self, event: &str) -> Vec<Value> {

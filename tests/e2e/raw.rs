@@ -22,6 +22,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::{sleep, timeout};
 
+use crate::harness::checked_record;
 use crate::kinds::{self, hex, string};
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -354,7 +355,7 @@ impl World {
     fn trail(&self, side: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path(&format!("{side}.jsonl"))).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|_| panic!("not JSON: {line:?}"))).collect()
+        whole.lines().map(checked_record).collect()
     }
 
     /// The first record that `wanted` holds for.
@@ -1664,6 +1665,34 @@ async fn garbage_on_the_control_channel_costs_the_link_at_most() {
             }
             peer.ask(json!({"do": "drop"})).await;
         }
+        world.link(&mut peer).await;
+        world.assert_well();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_agent_that_tells_of_its_trail_without_end_is_cut_and_little_of_it_recorded() {
+    limited(120, async {
+        let mut world = World::with_gateway().await;
+        let mut peer = Peer::start();
+        let before = world.trail("gateway").len();
+        let control = world.link(&mut peer).await;
+        let mut said = Vec::new();
+        for number in 0..200_u8 {
+            let digest = format!("{}{}{}", "B".repeat(40), char::from(b'A' + number % 26), "wc");
+            let body = format!("{{\"trail\":\"{number:032x}\",\"anchor\":\"{digest}\"}}");
+            let length = u32::try_from(body.len() + 2).expect("short");
+            said.extend_from_slice(&[&length.to_be_bytes()[..], &[0, 6], body.as_bytes()].concat());
+        }
+        peer.ask(json!({"do": "send", "id": control, "hex": hex(&said)})).await;
+        assert_eq!(peer.ask(json!({"do": "closed", "within": 30})).await["closed"], true);
+        let down = world.entry("gateway", |it| it["event"] == "link.down").await;
+        assert_eq!(down["reason"], "protocol_violation", "{down}");
+        let trail = world.trail("gateway");
+        let anchored = trail[before..].iter().filter(|it| it["event"] == "trail.anchored").count();
+        assert!(anchored <= limits::ANCHORS_BURST as usize, "{anchored}");
+        // It may come back.
         world.link(&mut peer).await;
         world.assert_well();
     })

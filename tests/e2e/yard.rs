@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 
-use crate::harness::{DOOR, LISTENING, Program, Registry, caponier, eventually, make_key, public};
+use crate::harness::{DOOR, LISTENING, Program, Registry, caponier, checked_record, eventually, make_key, public};
 use crate::raw::{GATEWAY_LINE, Peer};
 
 /// A folder and the programs that run in it. Dropped in this order: they end before it goes.
@@ -115,7 +115,7 @@ impl Yard {
     pub(crate) fn trail(&self, name: &str) -> Vec<Value> {
         let text = fs::read_to_string(self.path(&format!("{name}.jsonl"))).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        whole.lines().map(checked_record).collect()
     }
 
     /// The first record from the `from`th on that `wanted` holds for.

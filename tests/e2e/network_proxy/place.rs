@@ -9,7 +9,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::harness::{self, LISTENING, Program, Side, caponier, connect, eventually, within};
+use crate::harness::{self, LISTENING, Program, Side, caponier, checked_record, connect, eventually, within};
 
 /// A folder, and what runs in it.
 pub(crate) struct Place {
@@ -79,7 +79,7 @@ impl Place {
     pub(crate) fn trail(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path().join("trail.jsonl")).unwrap_or_default();
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        whole.lines().map(checked_record).collect()
     }
 
     pub(crate) fn records(&self, like: &Value) -> Vec<Value> {
