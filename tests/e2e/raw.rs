@@ -2395,7 +2395,8 @@ async fn messages_without_sense_from_a_gateway_do_not_end_the_agent() {
             // A link that goes on carries the next forward. Where it ended, a new agent dials without a wait.
             if seen["open"] == false || allowed(&world, &mut peer, false).await["message"] != 91 {
                 peer.ask(json!({"do": "drop"})).await;
-                world.agent = None;
+                // Until it has ended it holds its trail, which the next one wants.
+                world.agent.take().expect("an agent").child.kill().await.expect("it ended");
                 // On another port, because the last agent may have dialled this one again before it ended.
                 let listening = peer.ask(json!({"do": "listen"})).await;
                 world.port = u16::try_from(listening["port"].as_u64().expect("a port")).expect("a port");

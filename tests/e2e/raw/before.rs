@@ -74,6 +74,8 @@ async fn a_stranger_makes_the_gateway_hold_little_however_much_it_sends() {
                     let _ = timeout(Duration::from_millis(20), stream.write_all(&bytes)).await;
                 }
                 most = most.max(world.resident());
+                // Answers what the gateway asks to learn whether it is still there.
+                client.ask(json!({"do": "next", "messages": [1], "within": 0})).await;
             }
             while began.elapsed() < Duration::from_secs(3) {
                 most = most.max(world.resident());
