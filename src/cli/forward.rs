@@ -200,7 +200,8 @@ fn certificate(
         Err(error) if asked_for => Err(error).exit_with(Exit::Usage),
         Err(error) => {
             eprintln!("caponier: warning: passed over, and the plain key shown: {}", Chain(&error));
-            Ok(None)
+            // It may be renewed before the next login.
+            Ok(Some(certified))
         }
     }
 }

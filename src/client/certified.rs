@@ -2,21 +2,27 @@
 //!
 //! Promised: one that nobody could accept, whoever is trusted there, is told before anything is dialled, with what is wrong
 //! with it. Its file is read at each login, so that a certificate of a few hours can be renewed in place under a session that
-//! lasts.
+//! lasts. One that nobody has asked for, and that merely lies beside the key, keeps the key from nothing when it is of no use.
 //!
 //! Absent: whether the CA is trusted there. Only the server knows that, and tells nobody.
 
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
+use tracing::warn;
 
 use super::Server;
+use crate::chain::Chain;
 use crate::identity::certificate::{CertificateError, Flaw, Use};
 use crate::identity::{Certificate, Fingerprint, PrincipalId, PublicKey};
 
 /// Where the certificate lies.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Certified(PathBuf);
+pub struct Certified {
+    path: PathBuf,
+    /// Nobody has named it.
+    beside: bool,
+}
 
 /// Why a certificate is of no use for a login.
 #[derive(Debug, thiserror::Error)]
@@ -68,7 +74,7 @@ impl Certified {
     /// The certificate in this file.
     #[must_use]
     pub fn at(path: PathBuf) -> Self {
-        Self(path)
+        Self { path, beside: false }
     }
 
     /// The one that lies beside a private key, where `ssh-keygen` puts it and `ssh` looks: `KEY-cert.pub`.
@@ -77,7 +83,26 @@ impl Certified {
         let mut name = key.file_name()?.to_owned();
         name.push("-cert.pub");
         let path = key.with_file_name(name);
-        path.is_file().then_some(Self(path))
+        path.is_file().then_some(Self { path, beside: true })
+    }
+
+    /// The certificate to show at a login; none, which is told, where one that lies beside the key is of no use by now.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read), if it was asked for.
+    pub(super) fn show(
+        &self,
+        key: &PublicKey,
+        server: &Server,
+        now: Timestamp,
+    ) -> Result<Option<Certificate>, CertifiedError> {
+        match self.read(key, server, now) {
+            Err(error) if self.beside => {
+                warn!("passed over, and the plain key shown: {}", Chain(&error));
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
     }
 
     /// The certificate as the file has it now, if it could let the holder of `key` in at `server`.
@@ -85,8 +110,8 @@ impl Certified {
     /// # Errors
     /// If it could not, whichever CA is trusted there.
     pub fn read(&self, key: &PublicKey, server: &Server, now: Timestamp) -> Result<Certificate, CertifiedError> {
-        let path = || self.0.clone();
-        let certificate = Certificate::read(&self.0)?;
+        let path = || self.path.clone();
+        let certificate = Certificate::read(&self.path)?;
         if certificate.subject() != key {
             let (subject, key) = (certificate.subject().fingerprint(), key.fingerprint());
             return Err(CertifiedError::OtherKey { path: path(), subject, key });
@@ -224,6 +249,27 @@ mod tests {
         assert_eq!(Certified::beside(&key), None);
         let path = dir.path().join("id_ed25519-cert.pub");
         std::fs::write(&path, "").expect("written");
-        assert_eq!(Certified::beside(&key), Some(Certified::at(path)));
+        assert_eq!(Certified::beside(&key), Some(Certified { path, beside: true }));
+    }
+
+    #[test]
+    fn a_certificate_that_only_lies_beside_the_key_does_not_keep_it_from_being_shown() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let path = dir.path().join("key-cert.pub");
+        let forge = Forge::new(&PrivateKey::generate(Algorithm::Ed25519), &["ci"]);
+        std::fs::write(&path, forge.sign().as_ssh().to_openssh().expect("a line")).expect("written");
+        let (beside, given) = (Certified::beside(&dir.path().join("key")).expect("found"), Certified::at(path.clone()));
+        let show = |certified: &Certified, second| {
+            certified.show(&forge.subject, &gateway(), Timestamp::from_second(second).expect("a time"))
+        };
+        for certified in [&beside, &given] {
+            assert!(matches!(show(certified, 1500), Ok(Some(_))), "{certified:?}");
+        }
+        let late = i64::try_from(forge.valid_before).expect("a time");
+        assert!(matches!(show(&beside, late), Ok(None)));
+        assert!(matches!(show(&given, late), Err(CertifiedError::Expired { .. })));
+        std::fs::remove_file(path).expect("removed");
+        assert!(matches!(show(&beside, 1500), Ok(None)));
+        assert!(matches!(show(&given, 1500), Err(CertifiedError::Read(_))));
     }
 }

@@ -211,9 +211,9 @@ pub async fn connect(config: &Config, tasks: &Tasks) -> Result<Session, SessionE
 async fn certificate(config: &Config, tasks: &Tasks) -> Result<Option<Certificate>, SessionError> {
     let Some(certified) = config.certificate.clone() else { return Ok(None) };
     let (key, server) = (config.key.public(), config.server.clone());
-    let read = tasks.spawn_blocking(move || certified.read(&key, &server, Timestamp::now())).await;
+    let read = tasks.spawn_blocking(move || certified.show(&key, &server, Timestamp::now())).await;
     match read {
-        Ok(Ok(certificate)) => Ok(Some(certificate)),
+        Ok(Ok(certificate)) => Ok(certificate),
         Ok(Err(source)) => Err(SessionError::Certificate { server: config.server.clone(), source: Box::new(source) }),
         // The runtime is being shut down.
         Err(_) => Ok(None),

@@ -26,11 +26,11 @@ pub(super) fn proxy(root: &Table<'_>) -> Option<(Config, Log)> {
     let mut names = Once::new("upstream");
     let tables = root.required_tables("upstream", "no [[upstream]]: the proxy would have nowhere to lead to");
     let spoken_to = spoken_to(root);
-    let upstreams: Option<Vec<_>> = tables.iter().map(|table| upstream(table, &mut names, &spoken_to)).collect();
+    let upstreams = all(tables.iter().map(|table| upstream(table, &mut names, &spoken_to)));
     let tables = root.required_tables("listener", "no [[listener]]: nobody could connect");
     let mut addresses = Once::new("address");
     let known = upstreams.as_deref();
-    let listeners: Option<Vec<_>> = tables.iter().map(|table| listener(table, &mut addresses, known)).collect();
+    let listeners = all(tables.iter().map(|table| listener(table, &mut addresses, known)));
     for (what, count) in [("upstream", upstreams.as_ref().map_or(0, Vec::len)), ("listener", tables.len())] {
         if count > limits::PROXY_PARTS {
             root.fault(what, format!("at most {} of these are accepted", limits::PROXY_PARTS));
@@ -50,6 +50,12 @@ pub(super) fn proxy(root: &Table<'_>) -> Option<(Config, Log)> {
         limits: limits?,
     };
     Some((config, log?))
+}
+
+/// All of them, if each is in order. Every one is read, also after one that is not: what nobody reads counts as unknown.
+fn all<T>(read: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
+    let each: Vec<_> = read.collect();
+    each.into_iter().collect()
 }
 
 /// The names of the upstreams with which the proxy itself speaks TLS. Faults in the tables are told where they are read.

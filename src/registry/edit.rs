@@ -319,8 +319,9 @@ impl Editor {
     /// again, and so can whoever wants them to end sooner.
     ///
     /// # Errors
-    /// If there are none, they sign for different principals, the key may not be registered, or the file system refuses; then
-    /// both count as before.
+    /// If there are none, they or the new key sign for different principals, one of them would never count then, or the key may
+    /// not be registered: nothing is changed. If the file system refuses, or a file is written in a way of its own, keys before it
+    /// may have their end already, and the new one counts beside them.
     pub fn succeed(
         &mut self,
         addition: &Addition,
@@ -339,9 +340,23 @@ impl Editor {
         if present.as_ref().is_some_and(|present| !present.key.counts(now)) {
             return Err(EditError::Unfit("the new key is revoked, has expired, or does not count yet"));
         }
+        let ends = present.as_ref().map_or(addition.expires, |present| present.key.expires);
+        if ends.is_some_and(|ends| ends <= until) {
+            return Err(EditError::Unfit(
+                "the new key has an end of its own before the overlap is over, so that none would be left: take another key, or a \
+                 shorter overlap",
+            ));
+        }
         ours.retain(|it| !it.key.revoked && it.key.expires.is_none_or(|expires| expires > now));
-        let held = self.snapshot.organisations().get(organisation).into_iter().flat_map(|held| &held.token_keys);
+        if ours.iter().any(|old| old.key.not_before.is_some_and(|begins| begins >= until)) {
+            return Err(EditError::Unfit(
+                "one of the keys that are to be replaced does not count before the overlap is over: revoke it first",
+            ));
+        }
+        let held: Vec<_> =
+            self.snapshot.organisations().get(organisation).into_iter().flat_map(|held| &held.token_keys).collect();
         let mut principals: Vec<_> = held
+            .iter()
             .filter(|signer| ours.iter().any(|it| it.key.key == signer.registered.key))
             .map(|signer| &signer.principals)
             .collect();
@@ -356,6 +371,13 @@ impl Editor {
                 ));
             }
         };
+        let differs = held.iter().any(|signer| signer.registered.key == *key && signer.principals != principals);
+        if present.is_some() && differs {
+            return Err(EditError::Unfit(
+                "the new key is registered already, and signs for other principals than those that it is to replace: let its .toml \
+                 say the same, or take another key",
+            ));
+        }
         let file = match present {
             Some(_) => None,
             None => {

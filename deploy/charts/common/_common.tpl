@@ -173,6 +173,9 @@ in its chart.mistakes.
 {{- fail (printf "podLabels has %s, which is one of those by which pods are found" $label) -}}
 {{- end -}}
 {{- end -}}
+{{- if hasKey .Values.podAnnotations "caponier/restart" -}}
+{{- fail "podAnnotations has caponier/restart, by which the chart rolls the pods for what only a restart takes up" -}}
+{{- end -}}
 {{- range .Values.env -}}
 {{- if or (contains "PRIVATE KEY" (toString .value)) (regexMatch "://[^/\"' ]*@" (toString .value)) -}}
 {{- fail (printf "env has a private key or credentials in a URL as %s: put them into a Secret" .name) -}}
@@ -182,7 +185,7 @@ in its chart.mistakes.
 {{- $mounted := list -}}
 {{- range $named.secrets }}{{ $mounted = append $mounted (printf "/etc/caponier/secrets/%s" .) }}{{ end -}}
 {{- range $named.public }}{{ $mounted = append $mounted (printf "/etc/caponier/public/%s" .) }}{{ end -}}
-{{- range regexFindAll "/etc/caponier/(secrets|public)/[^/\" ]+" (toYaml $config) -1 | uniq -}}
+{{- range regexFindAll "/etc/caponier/(secrets|public)/[a-z0-9.-]+" (toYaml $config) -1 | uniq -}}
 {{- if not (has . $mounted) -}}
 {{- fail (printf "the configuration names files in %s, where nothing is mounted: give %s" . (ternary "extraSecrets" "extraConfigMaps" (contains "/secrets/" .))) -}}
 {{- end -}}

@@ -31,7 +31,7 @@ Example:
   caponier keys rotate --config /etc/caponier/agent.toml --switch
   caponier keys rotate --registry keys --token-key acme/ci token.key.new.pub --overlap 7d
 
-The first and the last are for the agent's host, the second is for the gateway's.
+The first and the third are for the agent's host, the others for the gateway's.
 
 The first makes a key pair beside the old one. The second registers its public half, waits until each replica of the agent \
 that is linked has a link with it and nothing runs on the old links any more, and then revokes the old keys; if that does not come \

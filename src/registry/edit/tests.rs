@@ -383,6 +383,19 @@ fn a_key_for_tokens_takes_the_place_of_others_of_its_name_which_end_later_and_ne
     assert!(
         succeed(&key(), "ci", "2026-11-25T12:00:00Z").expect_err("differ").contains("sign for different principals")
     );
+    // Nothing is changed for a key that signs for others, that has an end before theirs, or where one would never count.
+    let unchanged = |key: &PublicKey, words: &str| {
+        let before = files(dir.path());
+        let error = succeed(key, "ci", "2026-11-25T12:00:00Z").expect_err(words);
+        assert!(error.contains(words), "{error}");
+        assert_eq!(files(dir.path()), before, "{words}");
+    };
+    unchanged(&third, "signs for other principals");
+    std::fs::write(folder.join("ci-2026-11-21-2.toml"), "principals = ['ci-*']\n").expect("written");
+    unchanged(&second, "an end of its own");
+    let later = "principals = ['ci-*']\nnot_before = 2026-12-01T00:00:00Z\n";
+    std::fs::write(folder.join("ci-2026-11-21-2.toml"), later).expect("written");
+    unchanged(&key(), "does not count before");
     std::fs::write(folder.join("ci-2026-11-21-2.toml"), "principals = ['ci-*']\nrevoked = true\n").expect("written");
     assert!(succeed(&third, "ci", "2026-11-25T12:00:00Z").expect_err("revoked").contains("is revoked"));
 }

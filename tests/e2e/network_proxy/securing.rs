@@ -367,6 +367,13 @@ async fn what_is_not_safe_is_a_fault_and_nothing_starts() {
         assert_eq!(said.code(), 2, "{said:?}");
     };
     check(&good, "in order").await;
+    // What is wrong with one upstream makes nothing of another's unknown.
+    let address = upstream("10.0.0.1:443", &format!("within = [\"10.0.0.0/8\"]\n{BACK}"));
+    let other = "[[upstream]]\nname = \"other\"\nto = \"other.example.com:443\"\n";
+    place.write("", &format!("{address}{other}{}", listener("mutual", &front("\"agent-a\"", ""))));
+    let said = run(caponier().arg("check").arg(place.config())).await;
+    let told = format!("{}{}", said.stdout, said.stderr);
+    assert!(told.contains("within belongs to a name") && !told.contains("unknown key"), "{told}");
     check(&good.replace("client_ca = [\"clients-ca.pem\"]\n", ""), "client_auth is strict, and no CA is named").await;
     check(&good.replace("client_names = [\"agent-a\"]\n", ""), "say in client_names whom it must name").await;
     check(&good.replace("client_ca", "client_auth = \"loose\"\nclient_ca"), "strict is the only choice").await;
