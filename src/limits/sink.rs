@@ -16,7 +16,8 @@ pub const SINK_DELIVERY: Duration = Duration::from_secs(15);
 /// How long a collector may take to hang up when all is sent.
 pub const SINK_GOODBYE: Duration = Duration::from_secs(2);
 
-/// The longest pause after the first failure of a collector: most are gone for as long as a restart takes.
+/// The longest pause after the first failure of a collector: most are gone for as long as a restart takes. Also that
+/// between records that it refuses for what they are and the halves of them.
 pub const SINK_RETRY_FIRST: Duration = Duration::from_millis(250);
 
 /// The longest pause between two attempts to reach a collector: where it is required, nothing opens meanwhile.
