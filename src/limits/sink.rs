@@ -16,15 +16,17 @@ pub const SINK_DELIVERY: Duration = Duration::from_secs(15);
 /// How long a collector may take to hang up when all is sent.
 pub const SINK_GOODBYE: Duration = Duration::from_secs(2);
 
-/// The longest pause after the first failure of a collector: most are gone for as long as a restart takes.
+/// The longest pause after the first failure of a collector: most are gone for as long as a restart takes. Also that
+/// between records that it refuses for what they are and the halves of them.
 pub const SINK_RETRY_FIRST: Duration = Duration::from_millis(250);
 
 /// The longest pause between two attempts to reach a collector: where it is required, nothing opens meanwhile.
 pub const SINK_RETRY_CAP: Duration = Duration::from_secs(5);
 
-/// How long a new connection to a collector waits for its token and certificates to be read again: a disk takes
-/// milliseconds, and what was read before will do.
-pub const SINK_FILES: Duration = Duration::from_secs(5);
+/// How long a new connection to a collector waits for its token, and for its certificates, to be read again: a disk
+/// takes milliseconds, and what was read before will do. Both together are less than
+/// [`TRAIL_PATIENCE`](super::TRAIL_PATIENCE), so that a disk that hangs fails no sink that is required.
+pub const SINK_FILES: Duration = Duration::from_secs(2);
 
 /// How often a collector must refuse a record by itself until a sink that is not required goes on without it: what
 /// stands before a collector may refuse once what it takes the next time.

@@ -7,8 +7,9 @@
 //! its reason, and between attempts there is a pause that grows, with jitter.
 //!
 //! What a collector refuses because of what it is, and not because of when or by whom it was sent, is never sent again as it was:
-//! it goes in halves, down to one record. A record that is refused alone, [`SINK_REFUSALS`] times, is lost to a sink that is not
-//! required, which is counted, and what comes after it goes on; a sink that is required fails until the collector takes it.
+//! it goes in halves, down to one record, after short pauses. A record that is refused alone, [`SINK_REFUSALS`] times, is lost to a
+//! sink that is not required, which is counted, and what comes after it goes on; a sink that is required fails until the collector
+//! takes it.
 //!
 //! Waits for a batch, for the far end to hang up meanwhile, for a connection, for what is sent to be taken, for a pause to
 //! be over, and for the stop at any time.
@@ -212,15 +213,19 @@ impl<C: Collector> Delivery<C> {
                 refusals = 0;
                 continue;
             };
-            let pause = self.backoff.fail(random_u32()).max(failure.pause);
             if failure.for_good && portion.records > 1 {
-                // Nothing to be told yet: the pieces may be taken.
+                // Nothing to be told yet: the pieces may be taken. It is there, and they are few, so that they come soon: what
+                // waits behind them is not to be lost because of one record, nor a required sink to fail meanwhile.
                 let (records, bytes) = (portion.records, portion.len());
                 tracing::debug!(records, bytes, detail = failure.detail, "a collector wants less at once");
                 self.fits.refused(bytes);
                 let (first, second) = portion.halves();
                 left.extend([second, first]);
-            } else if failure.for_good {
+                sleep(SINK_RETRY_FIRST).await;
+                continue;
+            }
+            let pause = self.backoff.fail(random_u32()).max(failure.pause);
+            if failure.for_good {
                 refusals += 1;
                 let (number, bytes) = (last.seq, portion.len());
                 let refused = format!("{} to record {number} alone ({bytes} bytes)", failure.detail);

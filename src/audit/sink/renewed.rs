@@ -2,8 +2,8 @@
 //!
 //! Promised: they are read again before each new connection, so that what was renewed is used without a restart. What cannot
 //! be read, or does not fit together, changes nothing: what was read in order before stays in use, and that is said once for
-//! each thing that is wrong, not at every attempt. The files are read on a thread that may block, one at a time, and nobody
-//! waits for it longer than [`SINK_FILES`].
+//! each thing that is wrong, not at every attempt. The files are read on a thread that may block, one at a time, and each reading
+//! is waited for once, no longer than [`SINK_FILES`]: while it hangs, connections are made with what was read before.
 
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -55,14 +55,24 @@ impl<T: Renew> Renewed<T> {
     pub(super) async fn read(&self) -> T {
         let mut reading = {
             let mut state = self.state();
-            let last = state.last.clone();
-            state.reading.take().unwrap_or_else(|| self.tasks.spawn_blocking(move || last.again()))
+            match state.reading.take() {
+                Some(reading) if !reading.is_finished() => {
+                    // Whoever began it has waited for it, and has told so.
+                    state.reading = Some(reading);
+                    return state.last.clone();
+                }
+                Some(reading) => reading,
+                None => {
+                    let last = state.last.clone();
+                    self.tasks.spawn_blocking(move || last.again())
+                }
+            }
         };
         let read = match timeout(SINK_FILES, &mut reading).await {
             Ok(Ok(read)) => read,
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => {
-                // It goes on, and is waited for the next time.
+                // It goes on, and is heard of when it is over.
                 self.state().reading = Some(reading);
                 Err(format!("not read within {} s", SINK_FILES.as_secs()))
             }
@@ -150,22 +160,29 @@ mod tests {
     async fn a_file_system_that_hangs_is_asked_once_and_not_waited_for() {
         let (barrier, asked) = (Arc::new(Barrier::new(2)), Arc::new(AtomicU32::new(0)));
         let renewed = Renewed::new(Stuck(Arc::clone(&barrier), Arc::clone(&asked)), Tasks::new());
+        // The clock does not run ahead by itself while a thread is busy.
+        let ahead = async {
+            tokio::time::advance(SINK_FILES + SINK_FILES).await;
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            biased;
+            _ = renewed.read() => {}
+            () = ahead => {}
+        }
         for _ in 0..3 {
-            // The clock does not run ahead by itself while a thread is busy.
-            let ahead = async {
-                tokio::time::advance(SINK_FILES + SINK_FILES).await;
-                std::future::pending::<()>().await;
-            };
+            assert!(renewed.state().told.is_some());
             tokio::select! {
                 biased;
                 _ = renewed.read() => {}
-                () = ahead => {}
+                () = std::future::ready(()) => panic!("it is waited for again"),
             }
-            assert!(renewed.state().told.is_some());
         }
         barrier.wait();
-        let _ = renewed.read().await;
-        assert_eq!(renewed.state().told, None);
+        while renewed.state().told.is_some() {
+            let _ = renewed.read().await;
+            tokio::task::yield_now().await;
+        }
         assert_eq!(asked.load(Ordering::Relaxed), 1, "readings at once");
     }
 }

@@ -9,7 +9,7 @@ use tokio::time::{Instant, timeout};
 use super::*;
 use crate::audit::chain::{self, TrailId};
 use crate::audit::sink::{Batch, Connect, Connecting, Feed, pipe};
-use crate::limits::SINK_REFUSALS;
+use crate::limits::{SINK_REFUSALS, SINK_RETRY_CAP, SINK_RETRY_FIRST};
 use crate::task::Tasks;
 
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -303,6 +303,19 @@ async fn a_collector_that_takes_nothing_is_not_asked_without_a_pause() {
     assert_eq!(feed.losses().map(|losses| losses.records), Some(64));
     assert!(collector.taken().is_empty());
     stop.cancel();
+}
+
+#[tokio::test(start_paused = true)]
+async fn halves_come_soon_however_long_the_collector_was_away() {
+    let collector = Judging::new(|_, _| 503);
+    let (feed, _stop) = delivering(&collector, false);
+    assert!(feed.offer(lines(64)));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    collector.judge_by(|numbers, _| if numbers.contains(&0) { 422 } else { 200 });
+    let since = Instant::now();
+    until("it comes alone", || collector.asked().iter().any(|(numbers, _)| numbers == &[0])).await;
+    // What is left of the pause after the last failure, and six short ones.
+    assert!(since.elapsed() < SINK_RETRY_CAP + 7 * SINK_RETRY_FIRST, "{:?}", since.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
