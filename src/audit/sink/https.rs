@@ -372,16 +372,11 @@ fn judge<B>(answer: &Response<B>) -> Result<(), Failure> {
             (UNAUTHORISED, HTTPS_REFUSED_PAUSE)
         }
         _ if status.is_redirection() => ("redirected", HTTPS_REFUSED_PAUSE),
-        // Nobody is there who takes records, whatever they are: a wrong path, or a balancer without its collector.
-        StatusCode::NOT_FOUND
-        | StatusCode::METHOD_NOT_ALLOWED
-        | StatusCode::GONE
-        | StatusCode::MISDIRECTED_REQUEST
-        | StatusCode::PAYMENT_REQUIRED => ("refused", HTTPS_REFUSED_PAUSE),
-        // It would refuse the same again.
-        _ if status.is_client_error() => {
+        // It speaks of the records, and would refuse the same again.
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE | StatusCode::UNPROCESSABLE_ENTITY => {
             return Err(Failure { for_good: true, ..Failure::new("refused", answered(status)) });
         }
+        // It says nothing of them: a wrong path, a balancer without its collector, headers that are too long.
         _ => ("refused", HTTPS_REFUSED_PAUSE),
     };
     Err(Failure { pause, ..Failure::new(reason, answered(status)) })

@@ -110,14 +110,15 @@ fn answers() {
         (425, Some("2"), ("too_many_requests", 2)),
         (400, None, ("refused for good", 0)),
         (413, Some("30"), ("refused for good", 0)),
-        (415, None, ("refused for good", 0)),
         (422, None, ("refused for good", 0)),
-        // Nobody there has looked at the records.
+        // Whoever answers so has not looked at the records.
         (402, None, ("refused", refused)),
         (404, None, ("refused", refused)),
         (405, None, ("refused", refused)),
         (410, None, ("refused", refused)),
+        (415, None, ("refused", refused)),
         (421, None, ("refused", refused)),
+        (431, None, ("refused", refused)),
         (101, None, ("refused", refused)),
         (302, None, ("redirected", refused)),
         (308, None, ("redirected", refused)),
