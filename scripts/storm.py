@@ -135,9 +135,10 @@ def trail(path):
             seq, prev = int(link[1]), link[2].decode()
             record = json.loads(line)
             if before is None:
-                # Nothing was before the storm: the first one names nothing, and says that a trail begins.
-                if (seq, prev) != (0, digest(b"")):
-                    faults.append("%s: begins with record %d: those before it are missing" % (name, seq))
+                # Nothing was before the storm: the first one names the trail itself, and says that it begins.
+                origin = digest(("caponier-trail-1:%s" % record.get("trail")).encode())
+                if (seq, prev) != (0, origin):
+                    faults.append("%s: record %d, the first one, is not what a trail begins with" % (name, seq))
                 if record["event"] != "trail.started":
                     faults.append("%s: begins with %s" % (name, record["event"]))
             elif (seq, prev) != (before[0] + 1, before[1]):
@@ -168,7 +169,8 @@ def check(accepts, gateway, agent):
                 state[forward] = [record, None]
             elif forward in state and event in ("forward.denied", "forward.failed", "forward.ended", "forward.abandoned"):
                 if state[forward][1]:
-                    result["faults"].append("%s: %s has two ends" % (side, forward))
+                    ends = ["%s %s (%d)" % (it["event"], it.get("reason"), it["seq"]) for it in (state[forward][1], record)]
+                    result["faults"].append("%s: %s has two ends: %s" % (side, forward, " and ".join(ends)))
                 state[forward][1] = record
         never = [forward for forward, (_, end) in state.items() if not end]
         if never:
