@@ -79,10 +79,11 @@ fn first(side: Side, trail: TrailId, last: Option<u64>, opened: &mut [Opened<'_>
             records.push(Record { detail: text("when the process before this one ended"), ..record });
         }
     }
-    // Of the copies, the longest one has all openings and all ends that any of them has.
+    // Of the copies, the longest one has all openings and all ends that any of them has, unless it lacks records: one that was
+    // behind when an earlier process was killed goes on with the others, and has openings whose ends it never got.
     let number = |file: &Opened<'_>| file.found.last.filter(|has| has.trail == trail).map(|has| has.seq);
     let whole = |file: &&mut Opened<'_>| file.config.only == Content::All;
-    let longest = opened.iter_mut().filter(whole).max_by_key(|file| number(file));
+    let longest = opened.iter_mut().filter(whole).max_by_key(|file| (number(file), !file.found.gap));
     let open = longest.map(|file| std::mem::take(&mut file.found.open)).unwrap_or_default();
     let closed = open.len() as u64;
     for opening in open {

@@ -29,6 +29,8 @@ pub(super) struct Found {
     /// What is known of the forwards that were left open, in the order of their openings.
     #[expect(clippy::vec_box, reason = "they come boxed out of the map in which they were looked for")]
     pub(super) open: Vec<Box<Record>>,
+    /// Whether records are missing among those that were read: the ends of what is taken for open may be among them.
+    pub(super) gap: bool,
     /// An unfinished line at the end.
     pub(super) torn: Option<Torn>,
     /// Lines that are no records and that nobody has named yet, and where the first begins.
@@ -152,6 +154,8 @@ struct Scan {
     /// The last line that is linked, if `linked`.
     last: Vec<u8>,
     linked: Option<u64>,
+    /// Whether one of the lines that are linked does not follow the one before.
+    gap: bool,
     /// How many lines have been read.
     lines: u64,
     torn: Option<Torn>,
@@ -247,6 +251,7 @@ impl Scan {
             self.trail = Some(trail);
         }
         if let Some(linked) = Linked::read(line) {
+            self.gap |= self.linked.is_some_and(|before| before.checked_add(1) != Some(linked.seq));
             self.linked = Some(linked.seq);
             std::mem::swap(&mut self.last, line);
         }
@@ -265,6 +270,7 @@ impl Scan {
         Found {
             last: last.map(|(trail, seq)| Last { trail, seq, line: Link::of(&self.last) }),
             open: open.into_iter().map(|(_, record)| record).collect(),
+            gap: self.gap,
             torn: self.torn,
             unreadable: self.unreadable,
             unreadable_at: self.unreadable_at,

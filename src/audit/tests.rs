@@ -859,22 +859,21 @@ async fn a_trail_goes_on_wherever_its_last_record_was_cut() {
     }
 }
 
+/// Two files that are both required, named as they are called.
+fn copies(paths: [&Path; 2]) -> Sinks {
+    let file =
+        |path: &Path| SinkKind::File { path: path.to_owned(), fsync: Fsync::default(), rotate: Rotation::default() };
+    let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    Sinks::new(paths.map(|path| SinkConfig::required(&name(path), file(path))).to_vec())
+}
+
 /// After a crash one copy is longer than the other: the trail goes on from there, and says what the other one lacks.
 #[tokio::test]
 async fn of_two_copies_the_longest_counts_and_the_other_ones_gap_is_named() {
     let directory = tempfile::tempdir().expect("a directory");
     let (one, other) = (directory.path().join("one"), directory.path().join("other"));
-    let sinks = |paths: [&Path; 2]| {
-        let file = |path: &Path| SinkKind::File {
-            path: path.to_owned(),
-            fsync: Fsync::default(),
-            rotate: Rotation::default(),
-        };
-        let name = |path: &Path| path.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
-        Sinks::new(paths.map(|path| SinkConfig::required(&name(path), file(path))).to_vec())
-    };
     let tasks = Tasks::new();
-    let trail = begun(sinks([&one, &other]), Side::Agent, &tasks).await.expect("starts");
+    let trail = begun(copies([&one, &other]), Side::Agent, &tasks).await.expect("starts");
     for _ in 0..5 {
         trail.note(Event::new(Kind::LinkUp)).await.expect("recorded");
     }
@@ -884,7 +883,7 @@ async fn of_two_copies_the_longest_counts_and_the_other_ones_gap_is_named() {
     let short: String = text.split_inclusive('\n').take(3).collect();
     fs::write(&one, &short).expect("cut");
     let tasks = Tasks::new();
-    let trail = begun(sinks([&one, &other]), Side::Agent, &tasks).await.expect("starts");
+    let trail = begun(copies([&one, &other]), Side::Agent, &tasks).await.expect("starts");
     stop(trail, tasks).await.expect("closes");
     let long = fs::read_to_string(&other).expect("readable");
     let records = linked(&long);
@@ -892,6 +891,39 @@ async fn of_two_copies_the_longest_counts_and_the_other_ones_gap_is_named() {
     let missing = (text.lines().count() - 3) as u64;
     assert_eq!((&works["sink"], &works["lost"]), (&"one".into(), &missing.into()));
     assert_eq!(fs::read_to_string(&one).expect("readable"), format!("{short}{}", &long[text.len()..]));
+}
+
+/// A copy that was behind when a process was killed lacks the end of a forward for good, and is as long as the other one again.
+#[tokio::test]
+async fn regression_an_end_that_one_copy_lacks_is_not_written_again() {
+    for lacking in [0, 1] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let paths = ["one", "other"].map(|name| directory.path().join(name));
+        let tasks = Tasks::new();
+        let trail = begun(copies([&paths[0], &paths[1]]), Side::Agent, &tasks).await.expect("starts");
+        trail.open(opening("f1")).await.expect("opens").finish(Counters::default().ended("closed"));
+        let left = trail.open(opening("f2")).await.expect("opens");
+        trail.note(Event::new(Kind::LinkUp)).await.expect("recorded");
+        let killed = fs::read_to_string(&paths[0]).expect("readable");
+        drop(left);
+        stop(trail, tasks).await.expect("closes");
+        for (index, path) in paths.iter().enumerate() {
+            let is_end = |line: &str| line.contains("\"f1\"") && line.contains(ENDED);
+            let kept = |line: &&str| index != lacking || !is_end(line);
+            let text: String = killed.split_inclusive('\n').filter(kept).collect();
+            assert_eq!(text.len() < killed.len(), index == lacking);
+            fs::write(path, text).expect("as it was left");
+        }
+        let tasks = Tasks::new();
+        let trail = begun(copies([&paths[0], &paths[1]]), Side::Agent, &tasks).await.expect("starts");
+        stop(trail, tasks).await.expect("closes");
+        let whole = fs::read_to_string(&paths[1 - lacking]).expect("readable");
+        let closed = |forward: &str| {
+            let of = |record: &&Value| record["forward"] == forward && record["event"] != OPEN;
+            linked(&whole).iter().filter(of).map(|record| record["event"].clone()).collect::<Vec<_>>()
+        };
+        assert_eq!((closed("f1"), closed("f2")), (vec![ENDED.into()], vec![ABANDONED.into()]), "{lacking}");
+    }
 }
 
 #[tokio::test]
